@@ -1,1 +1,30 @@
-//! domain
+//! What is true about firmware, devices, rings, campaigns, updates and rollbacks, whoever stores or transports it.
+//!
+//! Everything here is a value or a pure function: no clock, no randomness, no I/O. A transition consumes a state
+//! and returns the next one or a typed error; the [`planner`] turns a campaign and its counts into actions and
+//! leaves the execution no choices.
+//!
+//! # How to add …
+//! * **a reason why a device waits**: a variant in [`why::Why`], its text beside it, and the place that finds it.
+//! * **a campaign action**: a variant in [`planner::Action`], the rule in [`planner::plan`], its execution in the
+//!   engine's `dispatch` module; nothing is decided there.
+#![deny(missing_docs)]
+
+pub mod campaign;
+pub mod device;
+pub mod event;
+pub mod firmware;
+pub mod ids;
+pub mod page;
+pub mod planner;
+pub mod ring;
+pub mod rollback;
+pub mod update;
+pub mod why;
+
+pub use campaign::{Campaign, CampaignSpec, CampaignState};
+pub use device::{Device, DeviceKey};
+pub use firmware::Firmware;
+pub use ids::{CampaignId, DeviceId, FirmwareId, IdError, RollbackId, UpdateId};
+pub use rollback::RollbackTrigger;
+pub use update::{Update, UpdateState};

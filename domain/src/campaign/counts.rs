@@ -1,0 +1,134 @@
+//! Where a campaign's devices stand, kept by deltas and always equal to a `GROUP BY` over its rows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::CampaignId;
+use crate::update::Action;
+
+/// The five groups that a campaign counts (PRD, FR-8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// Waits for its turn.
+    Pending,
+    /// Holds a slot.
+    InFlight,
+    /// Runs the offered version.
+    Completed,
+    /// Ended without it.
+    Failed,
+    /// Withdrawn.
+    Cancelled,
+}
+
+/// Devices in each group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Tally {
+    /// See [`Group::Pending`].
+    pub pending: u64,
+    /// See [`Group::InFlight`].
+    pub in_flight: u64,
+    /// See [`Group::Completed`].
+    pub completed: u64,
+    /// See [`Group::Failed`].
+    pub failed: u64,
+    /// See [`Group::Cancelled`].
+    pub cancelled: u64,
+}
+
+impl Tally {
+    /// Devices of all groups.
+    pub fn total(&self) -> u64 {
+        self.pending + self.in_flight + self.completed + self.failed + self.cancelled
+    }
+
+    /// Devices that ended with a result: completed or failed.
+    pub fn settled(&self) -> u64 {
+        self.completed + self.failed
+    }
+
+    /// Devices that have not ended.
+    pub fn open(&self) -> u64 {
+        self.pending + self.in_flight
+    }
+
+    /// `failed / (completed + failed)` in percent; `None` before the first result.
+    pub fn failure_percent(&self) -> Option<f64> {
+        percent(self.failed, self.settled())
+    }
+
+    /// The number of one group.
+    pub fn of(&self, group: Group) -> u64 {
+        match group {
+            Group::Pending => self.pending,
+            Group::InFlight => self.in_flight,
+            Group::Completed => self.completed,
+            Group::Failed => self.failed,
+            Group::Cancelled => self.cancelled,
+        }
+    }
+
+    /// The number of one group, to change it.
+    pub fn of_mut(&mut self, group: Group) -> &mut u64 {
+        match group {
+            Group::Pending => &mut self.pending,
+            Group::InFlight => &mut self.in_flight,
+            Group::Completed => &mut self.completed,
+            Group::Failed => &mut self.failed,
+            Group::Cancelled => &mut self.cancelled,
+        }
+    }
+
+    /// Both tallies added up.
+    #[must_use]
+    pub fn plus(self, other: &Self) -> Self {
+        Self {
+            pending: self.pending + other.pending,
+            in_flight: self.in_flight + other.in_flight,
+            completed: self.completed + other.completed,
+            failed: self.failed + other.failed,
+            cancelled: self.cancelled + other.cancelled,
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "device counts are far below 2^52")]
+    (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
+}
+
+/// A campaign's tallies: of its updates by stage (in stage order), and of its rollbacks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    /// One tally a stage; a stage without devices has a tally of zeros.
+    pub stages: Vec<Tally>,
+    /// Its rollbacks, all stages together.
+    pub rollbacks: Tally,
+}
+
+impl Counts {
+    /// The updates of all stages together.
+    pub fn updates(&self) -> Tally {
+        self.stages.iter().fold(Tally::default(), Tally::plus)
+    }
+
+    /// Slots in use, by updates and rollbacks.
+    pub fn in_flight(&self) -> u64 {
+        self.updates().in_flight + self.rollbacks.in_flight
+    }
+}
+
+/// One row's move from group to group, or its birth (`from` is `None`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Delta {
+    /// Whose count.
+    pub campaign: CampaignId,
+    /// Update or rollback.
+    pub action: Action,
+    /// Stage of the row.
+    pub stage: u16,
+    /// Group it leaves.
+    pub from: Option<Group>,
+    /// Group it joins.
+    pub to: Group,
+}

@@ -1,0 +1,137 @@
+//! Devices: who they are (registered) and how they are (last reported).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::DeviceId;
+use crate::ring::Ring;
+
+/// The registry's own number of a device; short, stable, never shown outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct DeviceKey(pub i64);
+
+/// Longest plain text of a registration (type, model, group, tag …), in bytes.
+pub const MAX_TEXT_BYTES: usize = 128;
+/// Most groups of one device.
+pub const MAX_GROUPS: usize = 32;
+/// Most tags of one device.
+pub const MAX_TAGS: usize = 64;
+
+/// What is said of a device when it is registered (DESIGN.md, *HTTP*).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// Its identity.
+    pub device_id: DeviceId,
+    /// Kind of device, e.g. `smart_frame`.
+    #[serde(default)]
+    pub device_type: Option<String>,
+    /// Model; decides which firmware fits.
+    pub device_model: String,
+    /// Maker.
+    #[serde(default)]
+    pub manufacturer: Option<String>,
+    /// Hardware revision.
+    #[serde(default)]
+    pub hw_revision: Option<String>,
+    /// Version it is known to run.
+    #[serde(default)]
+    pub firmware_version: Option<String>,
+    /// Groups it belongs to.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Free key–value pairs.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The ring it is pinned to, instead of its bucket's.
+    #[serde(default)]
+    pub ring: Option<Ring>,
+}
+
+/// Why a registration was refused; names the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistrationError {
+    /// A required text is empty.
+    #[error("{0} must not be empty")]
+    Empty(&'static str),
+    /// A text is over [`MAX_TEXT_BYTES`] or holds a control character.
+    #[error("{0} must be at most {MAX_TEXT_BYTES} bytes without control characters")]
+    Text(&'static str),
+    /// Too many groups or tags.
+    #[error("{0} has too many entries, at most {1}")]
+    Many(&'static str, usize),
+}
+
+impl Registration {
+    /// Checks the bounds on every text and list.
+    pub fn check(&self) -> Result<(), RegistrationError> {
+        let optional = |name, text: &Option<String>| text.as_deref().map_or(Ok(()), |t| text_ok(name, t));
+        text_ok("device_model", &self.device_model)?;
+        optional("device_type", &self.device_type)?;
+        optional("manufacturer", &self.manufacturer)?;
+        optional("hw_revision", &self.hw_revision)?;
+        optional("firmware_version", &self.firmware_version)?;
+        if self.groups.len() > MAX_GROUPS {
+            return Err(RegistrationError::Many("groups", MAX_GROUPS));
+        }
+        if self.tags.len() > MAX_TAGS {
+            return Err(RegistrationError::Many("tags", MAX_TAGS));
+        }
+        self.groups.iter().try_for_each(|group| text_ok("groups", group))?;
+        self.tags.iter().try_for_each(|(key, value)| {
+            text_ok("tags", key)?;
+            if value.is_empty() { Ok(()) } else { text_ok("tags", value) }
+        })
+    }
+}
+
+/// A text of a registration: 1 to [`MAX_TEXT_BYTES`] bytes, no control characters.
+pub fn text_ok(field: &'static str, text: &str) -> Result<(), RegistrationError> {
+    if text.is_empty() {
+        Err(RegistrationError::Empty(field))
+    } else if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+        Err(RegistrationError::Text(field))
+    } else {
+        Ok(())
+    }
+}
+
+/// A device as the registry knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Device {
+    /// The registry's number.
+    pub key: DeviceKey,
+    /// What was registered.
+    pub registration: Registration,
+    /// Place on the wheel (see [`crate::ring`]).
+    pub bucket: u16,
+    /// When it was registered.
+    pub registered_at: Timestamp,
+    /// How it was when last heard.
+    pub latest: Latest,
+}
+
+/// How a device was when last heard; what it never said is `None`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Latest {
+    /// A session is open (or, with an external broker, it has not said good-bye).
+    pub online: bool,
+    /// Any message.
+    pub last_seen: Option<Timestamp>,
+    /// Running version.
+    pub version: Option<String>,
+    /// Running slot, `a` or `b`.
+    pub slot: Option<String>,
+    /// The running image passed its own health check.
+    pub confirmed: Option<bool>,
+    /// Battery, 0–100.
+    pub battery_percent: Option<f64>,
+    /// Free bytes for an image.
+    pub free_storage_bytes: Option<i64>,
+    /// Lowest `security_version` it still takes.
+    pub security_floor: Option<i64>,
+    /// The model it says it is; an offer waits when that is not the registered one.
+    pub reported_model: Option<String>,
+}

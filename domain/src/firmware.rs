@@ -1,0 +1,229 @@
+//! Firmware: what an image is, and what may be uploaded.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::device::{RegistrationError, text_ok};
+use crate::ids::FirmwareId;
+
+/// Largest image, in bytes (PRD, FR-1: 500 MB).
+pub const MAX_IMAGE_BYTES: u64 = 500 * 1_000_000;
+
+/// Formats an image may come in (PRD, FR-1), told by the suffix of the file's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// `.bin`
+    #[serde(rename = "bin")]
+    Bin,
+    /// `.hex`
+    #[serde(rename = "hex")]
+    Hex,
+    /// `.elf`
+    #[serde(rename = "elf")]
+    Elf,
+    /// `.tar.gz`
+    #[serde(rename = "tar.gz")]
+    TarGz,
+    /// `.zip`
+    #[serde(rename = "zip")]
+    Zip,
+}
+
+impl Format {
+    /// All formats.
+    pub const ALL: [Self; 5] = [Self::Bin, Self::Hex, Self::Elf, Self::TarGz, Self::Zip];
+
+    /// The name without the dot.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bin => "bin",
+            Self::Hex => "hex",
+            Self::Elf => "elf",
+            Self::TarGz => "tar.gz",
+            Self::Zip => "zip",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// The format that a file's name ends with; upper or lower case.
+    ///
+    /// ```
+    /// # use device_ota_domain::firmware::Format;
+    /// assert_eq!(Format::of_file_name("u-boot.BIN"), Some(Format::Bin));
+    /// assert_eq!(Format::of_file_name("rootfs.tar.gz"), Some(Format::TarGz));
+    /// assert_eq!(Format::of_file_name("setup.exe"), None);
+    /// assert_eq!(Format::of_file_name(".bin"), None);
+    /// ```
+    pub fn of_file_name(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        Self::ALL
+            .into_iter()
+            .find(|format| name.strip_suffix(format.name()).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.')))
+    }
+}
+
+/// What the uploader says of an image (PRD, E1-US1; DESIGN.md, *HTTP*).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UploadMetadata {
+    /// Product name.
+    pub name: String,
+    /// Semantic version.
+    pub version: String,
+    /// The model it runs on.
+    pub device_model: String,
+    /// Maker.
+    #[serde(default)]
+    pub manufacturer: Option<String>,
+    /// Free text.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Not for everybody.
+    #[serde(default)]
+    pub is_beta: bool,
+    /// Fixes a vulnerability.
+    #[serde(default)]
+    pub is_security_update: bool,
+    /// Devices never go below the highest they confirmed.
+    #[serde(default)]
+    pub security_version: u32,
+    /// Hardware revisions it runs on; empty: all.
+    #[serde(default)]
+    pub hw_revisions: Vec<String>,
+    /// A device with less battery waits.
+    #[serde(default)]
+    pub min_battery_percent: Option<u8>,
+    /// A device with less free storage waits.
+    #[serde(default)]
+    pub min_free_storage_bytes: Option<i64>,
+    /// Free text for people.
+    #[serde(default)]
+    pub release_notes: Option<String>,
+    /// Checked against the bytes when given.
+    #[serde(default)]
+    pub checksum_md5: Option<String>,
+    /// Checked against the bytes when given.
+    #[serde(default)]
+    pub checksum_sha256: Option<String>,
+}
+
+/// Longest free text of an upload (description, release notes), in bytes.
+pub const MAX_NOTES_BYTES: usize = 16 * 1024;
+
+/// Why upload metadata were refused; names the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// A plain text is out of bounds.
+    #[error(transparent)]
+    Text(#[from] RegistrationError),
+    /// `version` is no semantic version.
+    #[error("version {0:?} is not a semantic version such as 2.1.0")]
+    Version(String),
+    /// A free text is over [`MAX_NOTES_BYTES`].
+    #[error("{0} must be at most {MAX_NOTES_BYTES} bytes")]
+    Notes(&'static str),
+    /// A number is out of its range.
+    #[error("{0} is out of range")]
+    Range(&'static str),
+    /// A given checksum is not hex of the right length.
+    #[error("{0} must be {1} hex digits")]
+    Checksum(&'static str, usize),
+}
+
+impl UploadMetadata {
+    /// Checks every field's form.
+    pub fn check(&self) -> Result<(), MetadataError> {
+        text_ok("name", &self.name)?;
+        text_ok("device_model", &self.device_model)?;
+        text_ok("version", &self.version)?;
+        if let Some(manufacturer) = &self.manufacturer {
+            text_ok("manufacturer", manufacturer)?;
+        }
+        semver::Version::parse(&self.version).map_err(|_| MetadataError::Version(self.version.clone()))?;
+        self.hw_revisions.iter().try_for_each(|r| text_ok("hw_revisions", r))?;
+        if self.hw_revisions.len() > 64 {
+            return Err(MetadataError::Range("hw_revisions"));
+        }
+        if self.min_battery_percent.is_some_and(|p| p > 100) {
+            return Err(MetadataError::Range("min_battery_percent"));
+        }
+        if self.min_free_storage_bytes.is_some_and(|b| b < 0) {
+            return Err(MetadataError::Range("min_free_storage_bytes"));
+        }
+        let long = |text: &Option<String>| text.as_ref().is_some_and(|t| t.len() > MAX_NOTES_BYTES);
+        if long(&self.description) {
+            return Err(MetadataError::Notes("description"));
+        }
+        if long(&self.release_notes) {
+            return Err(MetadataError::Notes("release_notes"));
+        }
+        checksum_ok("checksum_md5", self.checksum_md5.as_deref(), 32)?;
+        checksum_ok("checksum_sha256", self.checksum_sha256.as_deref(), 64)
+    }
+
+    /// The deterministic id (PRD, FR-3).
+    pub fn firmware_id(&self) -> FirmwareId {
+        FirmwareId::of(&self.name, &self.version, &self.device_model)
+    }
+}
+
+fn checksum_ok(field: &'static str, text: Option<&str>, digits: usize) -> Result<(), MetadataError> {
+    match text {
+        Some(t) if t.len() != digits || !t.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Err(MetadataError::Checksum(field, digits))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An uploaded image. `metadata`'s checksums are filled in from the bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Firmware {
+    /// Deterministic id.
+    pub id: FirmwareId,
+    /// What the uploader said; both checksums are set, lower-case hex, calculated from the bytes.
+    pub metadata: UploadMetadata,
+    /// Format, from the file's name.
+    pub format: Format,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the bytes, lower-case hex; also the name of the object in the store.
+    pub sha256: String,
+    /// MD5 of the bytes, lower-case hex.
+    pub md5: String,
+    /// The signed release, a DSSE envelope as JSON text.
+    pub release: String,
+    /// SHA-256 of the release payload's bytes, lower-case hex; assignments name it.
+    pub release_sha256: String,
+    /// Downloads begun.
+    pub download_count: u64,
+    /// No longer offered; kept for the record (PRD, FR-20).
+    pub deprecated_at: Option<Timestamp>,
+    /// When it was uploaded.
+    pub created_at: Timestamp,
+    /// Last change.
+    pub updated_at: Timestamp,
+    /// Who uploaded it.
+    pub created_by: String,
+}
+
+/// Filters of a firmware list (PRD, FR-17); `None` takes all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FirmwareFilter {
+    /// Exact model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_model: Option<String>,
+    /// Exact manufacturer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// Beta or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_beta: Option<bool>,
+    /// Security update or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_security_update: Option<bool>,
+}

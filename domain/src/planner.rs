@@ -1,0 +1,220 @@
+//! The planner: what a campaign does next.
+//!
+//! Pure and total: the same inputs give the same plan, and every input gives one. The engine carries the actions out
+//! in their order, idempotently, and leaves none of them out; after a crash the next pass plans afresh from the
+//! database. A plan is a value that can be printed.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::campaign::{Campaign, CampaignState, Counts, Running, Tally};
+use crate::rollback::RollbackTrigger;
+use crate::update::Action as UpdateAction;
+use crate::why::Why;
+
+/// What the engine shall do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Open this stage.
+    OpenStage(u16),
+    /// Claim up to `count` due devices of the stages up to `up_to_stage` and offer them their update.
+    Claim {
+        /// Forward or back.
+        action: UpdateAction,
+        /// Highest stage to take from.
+        up_to_stage: u16,
+        /// Devices at most.
+        count: u32,
+    },
+    /// The failure threshold is passed: roll back.
+    RollBack {
+        /// For people and the log.
+        reason: String,
+    },
+    /// The failure threshold is passed or a gate cannot pass any more: stop and ask.
+    Pause {
+        /// For people and the log.
+        reason: String,
+    },
+    /// Cancel every update that waits.
+    CancelPending,
+    /// Ask the devices that have an update in flight, and can still leave it, to do so.
+    CancelInFlight,
+    /// Make a rollback for every completed update that has none.
+    MakeRollbacks,
+    /// Everything has ended.
+    Finish,
+}
+
+/// What to do, and why there is nothing more to do.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// In this order.
+    pub actions: Vec<Action>,
+    /// Why the campaign does not go on by itself.
+    pub waits: Vec<Why>,
+}
+
+impl Plan {
+    fn act(action: Action) -> Self {
+        Self { actions: vec![action], waits: Vec::new() }
+    }
+
+    fn wait(why: Why) -> Self {
+        Self { actions: Vec::new(), waits: vec![why] }
+    }
+}
+
+/// Decides what `campaign`, standing at `counts`, does next.
+///
+/// ```
+/// # use device_ota_domain::{planner::{plan, Action}, campaign::*, *};
+/// # fn campaign(state: CampaignState) -> Campaign { let json = r#"{"name":"a","firmware_id":"00000000000000000000000000000000"}"#;
+/// #   let spec = serde_json::from_str::<CampaignDraft>(json).unwrap().into_spec(10.0, 0).unwrap(); let t = jiff::Timestamp::UNIX_EPOCH;
+/// #   Campaign { id: CampaignId::from_entropy([0; 8]), spec, state, target_count: 100, revision: 0, created_at: t, updated_at: t, created_by: "a".into() } }
+/// let now = jiff::Timestamp::UNIX_EPOCH;
+/// let running = campaign(CampaignState::Created.start(now).unwrap());
+/// let canary_done = Counts {
+///     stages: vec![Tally { completed: 5, ..Tally::default() }, Tally { pending: 20, ..Tally::default() }],
+///     rollbacks: Tally::default(),
+/// };
+/// assert_eq!(plan(now, &running, &canary_done).actions, [Action::OpenStage(1)]);
+/// ```
+pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
+    match &campaign.state {
+        CampaignState::Created => Plan::wait(Why::NotStarted),
+        CampaignState::InProgress(running) => forward(now, campaign, running, counts),
+        CampaignState::Paused { .. } => Plan::wait(Why::Paused),
+        CampaignState::RollingBack { .. } => back(campaign, counts),
+        CampaignState::Cancelled { .. } => stop(counts),
+        CampaignState::RolledBack { .. } | CampaignState::Completed { .. } => Plan::wait(Why::Ended),
+    }
+}
+
+/// The failure that stops the campaign, if its threshold is passed (PRD, E4-US1 AC2).
+fn breach(campaign: &Campaign, all: &Tally) -> Option<String> {
+    let spec = &campaign.spec;
+    let rate = all.failure_percent()?;
+    (all.settled() >= spec.failure_min_samples && rate > spec.failure_threshold_percent).then(|| {
+        format!(
+            "failure rate {rate:.1} % of {} results is above the threshold of {} %",
+            all.settled(),
+            spec.failure_threshold_percent
+        )
+    })
+}
+
+fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
+    let spec = &campaign.spec;
+    let all = counts.updates();
+    if let Some(reason) = breach(campaign, &all) {
+        return Plan::act(if spec.auto_rollback { Action::RollBack { reason } } else { Action::Pause { reason } });
+    }
+    if all.open() == 0 {
+        return Plan::act(Action::Finish);
+    }
+    let last = u16::try_from(spec.stages.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    let mut waits = Vec::new();
+    if running.open_stage < last {
+        match gate(now, campaign, running, counts) {
+            Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
+            Err(Why::GateSuccess) if open_stages(counts, running.open_stage).open() == 0 => {
+                let name = spec.stages.get(usize::from(running.open_stage)).map_or("", |s| s.name.as_str());
+                let reason = format!("stage {name} ended with too few successes to open the next");
+                return Plan::act(Action::Pause { reason });
+            }
+            Err(why) => waits.push(why),
+        }
+    }
+    let mut plan = Plan { actions: Vec::new(), waits };
+    if open_stages(counts, running.open_stage).pending > 0 {
+        plan.claim(campaign, counts, UpdateAction::Update, running.open_stage);
+    }
+    plan
+}
+
+fn back(campaign: &Campaign, counts: &Counts) -> Plan {
+    let all = counts.updates();
+    let mut plan = Plan::default();
+    if all.pending > 0 {
+        plan.actions.push(Action::CancelPending);
+    }
+    if all.in_flight > 0 {
+        plan.actions.push(Action::CancelInFlight);
+    }
+    if counts.rollbacks.total() < all.completed {
+        plan.actions.push(Action::MakeRollbacks);
+    }
+    if counts.rollbacks.pending > 0 {
+        plan.claim(campaign, counts, UpdateAction::Rollback, u16::MAX);
+    }
+    if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed {
+        plan.actions.push(Action::Finish);
+    }
+    plan
+}
+
+fn stop(counts: &Counts) -> Plan {
+    let all = counts.updates();
+    let mut plan = Plan::wait(Why::Ended);
+    if all.pending > 0 {
+        plan.actions.push(Action::CancelPending);
+    }
+    if all.in_flight > 0 {
+        plan.actions.push(Action::CancelInFlight);
+    }
+    plan
+}
+
+impl Plan {
+    fn claim(&mut self, campaign: &Campaign, counts: &Counts, action: UpdateAction, up_to_stage: u16) {
+        let slots = u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
+        let count = slots.min(u64::from(campaign.spec.batch_size));
+        match u32::try_from(count) {
+            Ok(0) | Err(_) => self.waits.push(Why::NoSlot),
+            Ok(count) => self.actions.push(Action::Claim { action, up_to_stage, count }),
+        }
+    }
+}
+
+fn open_stages(counts: &Counts, open_stage: u16) -> Tally {
+    counts.stages.iter().take(usize::from(open_stage) + 1).fold(Tally::default(), Tally::plus)
+}
+
+/// Whether the stage after the open one may open.
+fn gate(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Result<(), Why> {
+    let index = usize::from(running.open_stage);
+    let (Some(stage), Some(tally)) = (campaign.spec.stages.get(index), counts.stages.get(index)) else {
+        return Ok(()); // a stage that has no devices and no tally holds nobody up
+    };
+    let devices = tally.total() - tally.cancelled;
+    if devices == 0 {
+        return Ok(());
+    }
+    let gate = &stage.gate;
+    let share = share_of(devices, gate.min_success_percent);
+    let need = gate.min_samples.unwrap_or(share).clamp(1, devices);
+    if tally.settled() < need {
+        return Err(Why::GateSamples { have: tally.settled(), need });
+    }
+    if tally.completed < share_of(tally.settled(), gate.min_success_percent) {
+        return Err(Why::GateSuccess);
+    }
+    let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));
+    let ripe = running.stage_opened_at.checked_add(soak).is_ok_and(|at| at <= now);
+    if ripe { Ok(()) } else { Err(Why::GateSoak) }
+}
+
+/// `percent` of `devices`, rounded up.
+fn share_of(devices: u64, percent: f64) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "device counts are far below 2^52 and percent lies in 0..=100"
+    )]
+    let share = (devices as f64 * percent / 100.0 - 1e-9).ceil().max(0.0) as u64;
+    share
+}
+
+/// Why `RollBack` was decided: by the threshold, never by a person.
+pub const AUTOMATIC: RollbackTrigger = RollbackTrigger::FailureThreshold;

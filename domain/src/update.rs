@@ -1,0 +1,123 @@
+//! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
+
+mod failure;
+mod report;
+mod state;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use failure::{Failure, Retry, back_off};
+pub use report::{Report, Reported};
+pub use state::{CancelError, Expiry, OfferTerms, Outcome, Phase, RetryError, UpdateState};
+
+use crate::campaign::{Group, Priority};
+use crate::device::DeviceKey;
+use crate::ids::{CampaignId, DeviceId, FirmwareId, UpdateId};
+
+/// Forward or back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// To the campaign's version.
+    Update,
+    /// To what the device ran before.
+    Rollback,
+}
+
+impl Action {
+    /// The name on the wire and in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Update => "update",
+            Self::Rollback => "rollback",
+        }
+    }
+}
+
+/// How far a device is, as it last said.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Of the phase, 0–100.
+    pub percent: f64,
+    /// Bytes of the image so far.
+    pub bytes_done: u64,
+    /// Bytes of the image.
+    pub bytes_total: u64,
+    /// Bytes a second.
+    pub speed_bps: u64,
+}
+
+/// One update of one device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// Its id.
+    pub id: UpdateId,
+    /// Whose.
+    pub device: DeviceKey,
+    /// Whose, as the device knows itself.
+    pub device_id: DeviceId,
+    /// For which campaign; `None` for a single device.
+    pub campaign: Option<CampaignId>,
+    /// Forward or back.
+    pub action: Action,
+    /// What is offered; `None` only for a rollback whose image is not in the registry, which is born failed.
+    pub firmware: Option<FirmwareId>,
+    /// What the device ran when it was offered.
+    pub from_version: Option<String>,
+    /// What it shall run.
+    pub to_version: String,
+    /// Stage of the campaign.
+    pub stage: u16,
+    /// Before whom.
+    pub priority: Priority,
+    /// 0 before the first offer; strictly rises.
+    pub attempt: u32,
+    /// Highest `seq` seen of this attempt's reports.
+    pub last_seq: u64,
+    /// Retries so far.
+    pub retries: u32,
+    /// Retries at most.
+    pub max_retries: u32,
+    /// Longest that one attempt may take, in seconds.
+    pub timeout_seconds: u64,
+    /// How far.
+    pub progress: Progress,
+    /// Where it stands.
+    pub state: UpdateState,
+    /// First offer.
+    pub started_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Last change.
+    pub updated_at: Timestamp,
+}
+
+impl Update {
+    /// The group it is counted in.
+    pub fn group(&self) -> Group {
+        match self.state {
+            UpdateState::Pending { .. } => Group::Pending,
+            UpdateState::InFlight { .. } => Group::InFlight,
+            UpdateState::Completed { .. } => Group::Completed,
+            UpdateState::Failed { .. } => Group::Failed,
+            UpdateState::Cancelled { .. } => Group::Cancelled,
+        }
+    }
+
+    /// `scheduled`, a phase's name, `completed`, `failed` or `cancelled` (PRD, FR-10).
+    pub fn status(&self) -> &'static str {
+        match &self.state {
+            UpdateState::Pending { .. } => "scheduled",
+            UpdateState::InFlight { phase, .. } => phase.name(),
+            UpdateState::Completed { .. } => "completed",
+            UpdateState::Failed { .. } => "failed",
+            UpdateState::Cancelled { .. } => "cancelled",
+        }
+    }
+
+    /// It has ended; terminal states never change (but for an admin's retry of a failed one).
+    pub fn is_terminal(&self) -> bool {
+        !matches!(self.state, UpdateState::Pending { .. } | UpdateState::InFlight { .. })
+    }
+}

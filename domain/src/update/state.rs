@@ -1,0 +1,355 @@
+//! The states of an update and the only ways between them. Transitions consume the update and return it changed.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::failure::{Failure, Retry, back_off};
+use super::report::{Report, Reported};
+use super::{Progress, Update};
+
+/// Longest that a device may put an update off, in seconds: a week.
+const MAX_DEFER_SECONDS: u64 = 7 * 24 * 3_600;
+/// How long a deferred update waits when the device does not say, in seconds.
+const DEFAULT_DEFER_SECONDS: u64 = 900;
+
+/// Phases of an update in flight, in order (PROTOCOL.md, *progress*); `Offered` is the service's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Sent, or about to be; the device has not answered.
+    Offered,
+    /// The device took it.
+    Accepted,
+    /// It reads the image.
+    Downloading,
+    /// It checks the image.
+    Verifying,
+    /// It writes the slot.
+    Installing,
+    /// It waits for `activate`.
+    Staged,
+    /// It restarts.
+    Rebooting,
+}
+
+impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Self; 7] = [
+        Self::Offered,
+        Self::Accepted,
+        Self::Downloading,
+        Self::Verifying,
+        Self::Installing,
+        Self::Staged,
+        Self::Rebooting,
+    ];
+
+    /// The name on the wire and in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Offered => "offered",
+            Self::Accepted => "accepted",
+            Self::Downloading => "downloading",
+            Self::Verifying => "verifying",
+            Self::Installing => "installing",
+            Self::Staged => "staged",
+            Self::Rebooting => "rebooting",
+        }
+    }
+
+    /// The phase of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.name() == name)
+    }
+
+    /// A cancel still helps (PRD, E3-US3: not once it installs).
+    pub fn can_cancel(self) -> bool {
+        self < Self::Installing || self == Self::Staged
+    }
+}
+
+/// Where an update stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum UpdateState {
+    /// Waits for its turn.
+    Pending {
+        /// Not offered before this.
+        due_at: Timestamp,
+        /// Set when a device that had taken the offer fell silent and lost its slot: the end of the attempt's time,
+        /// at which the device counts as lost.
+        lost_at: Option<Timestamp>,
+        /// Why the attempt before it ended, if one did.
+        last_failure: Option<Failure>,
+    },
+    /// Holds a slot.
+    InFlight {
+        /// How far.
+        phase: Phase,
+        /// Since when in this phase.
+        since: Timestamp,
+        /// Silence up to here loses the slot.
+        lease_until: Timestamp,
+        /// The attempt's time ends here.
+        deadline: Timestamp,
+        /// A cancel was asked for and not answered.
+        cancel_requested: bool,
+    },
+    /// Runs the offered version.
+    Completed {
+        /// Since when.
+        at: Timestamp,
+    },
+    /// Ended without it.
+    Failed {
+        /// When.
+        at: Timestamp,
+        /// Why.
+        failure: Failure,
+    },
+    /// Withdrawn.
+    Cancelled {
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// The terms of an offer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OfferTerms {
+    /// Now.
+    pub now: Timestamp,
+    /// Silence longer than this loses the slot.
+    pub lease: SignedDuration,
+    /// What the device runs.
+    pub running: Option<String>,
+}
+
+/// What a report did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It changed the update.
+    Changed(Box<Update>),
+    /// It repeats, comes late, or goes backwards: nothing changed.
+    Ignored(Box<Update>, &'static str),
+}
+
+impl Outcome {
+    /// The update, changed or not.
+    pub fn into_update(self) -> Update {
+        match self {
+            Self::Changed(update) | Self::Ignored(update, _) => *update,
+        }
+    }
+}
+
+/// What is known of the device when its time runs out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expiry {
+    /// Now.
+    pub now: Timestamp,
+    /// Any message of the device.
+    pub last_seen: Option<Timestamp>,
+    /// Silence longer than this loses the slot.
+    pub lease: SignedDuration,
+}
+
+/// A cancel came too late.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an update that is {0} cannot be cancelled")]
+pub struct CancelError(pub &'static str);
+
+/// Only failed updates can be retried (PRD, E3-US4).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an update that is {0} cannot be retried; only a failed one can")]
+pub struct RetryError(pub &'static str);
+
+impl Update {
+    /// Pending → in flight, with the next attempt number. `None` when it is not pending.
+    pub fn offer(mut self, terms: &OfferTerms) -> Option<Self> {
+        let UpdateState::Pending { .. } = self.state else { return None };
+        let now = terms.now;
+        self.attempt += 1;
+        self.last_seq = 0;
+        self.progress = Progress::default();
+        if terms.running.is_some() {
+            self.from_version.clone_from(&terms.running);
+        }
+        self.started_at = self.started_at.or(Some(now));
+        self.state = UpdateState::InFlight {
+            phase: Phase::Offered,
+            since: now,
+            lease_until: later(now, terms.lease),
+            deadline: later(now, seconds(self.timeout_seconds)),
+            cancel_requested: false,
+        };
+        self.updated_at = now;
+        Some(self)
+    }
+
+    /// Takes a device's report. A lower attempt, a `seq` not above the last one, a phase before the present one and
+    /// anything after the end change nothing.
+    pub fn report(mut self, report: &Report, now: Timestamp, lease: SignedDuration) -> Outcome {
+        if self.is_terminal() {
+            return Outcome::Ignored(Box::new(self), "ended");
+        }
+        if report.attempt != self.attempt || self.attempt == 0 {
+            return Outcome::Ignored(Box::new(self), "other_attempt");
+        }
+        if report.seq <= self.last_seq {
+            return Outcome::Ignored(Box::new(self), "repeated");
+        }
+        match &report.said {
+            Reported::In(phase) => return self.advance(*phase, report, now, lease),
+            Reported::Completed if report.version.as_deref() == Some(self.to_version.as_str()) => {
+                self.state = UpdateState::Completed { at: now };
+                self.progress.percent = 100.0;
+            }
+            Reported::Completed => {
+                let runs = report.version.as_deref().unwrap_or("nothing");
+                let message = format!("says it completed but runs {runs} instead of {}", self.to_version);
+                self = self.fail(Failure::new("version_mismatch", message, Retry::Never), now);
+            }
+            Reported::Deferred { failure, retry_after_seconds } => {
+                self = self.defer(failure.clone(), *retry_after_seconds, now);
+            }
+            Reported::Failed(failure) => self = self.fail(failure.clone(), now),
+            Reported::Cancelled => self.state = UpdateState::Cancelled { at: now },
+        }
+        self.last_seq = report.seq;
+        self.updated_at = now;
+        Outcome::Changed(Box::new(self))
+    }
+
+    fn advance(mut self, to: Phase, report: &Report, now: Timestamp, lease: SignedDuration) -> Outcome {
+        let UpdateState::InFlight { phase, since, lease_until, .. } = &mut self.state else {
+            return Outcome::Ignored(Box::new(self), "no_slot"); // fell silent, lost its slot; waits for a new one
+        };
+        if to < *phase {
+            return Outcome::Ignored(Box::new(self), "backwards");
+        }
+        if to > *phase {
+            *since = now;
+            self.progress.percent = 0.0;
+        }
+        *phase = to;
+        *lease_until = later(now, lease);
+        self.progress.percent = report.percent.unwrap_or(self.progress.percent);
+        self.progress.bytes_done = report.bytes_done.unwrap_or(self.progress.bytes_done);
+        self.progress.bytes_total = report.bytes_total.unwrap_or(self.progress.bytes_total);
+        self.progress.speed_bps = report.speed_bps.unwrap_or(self.progress.speed_bps);
+        self.last_seq = report.seq;
+        self.updated_at = now;
+        Outcome::Changed(Box::new(self))
+    }
+
+    /// A heartbeat or check shows what the device runs: the old version after `rebooting` means that it fell back
+    /// (PROTOCOL.md, *progress*). `None` when that says nothing about this update.
+    pub fn observe_version(self, running: &str, now: Timestamp) -> Option<Self> {
+        let UpdateState::InFlight { phase: Phase::Rebooting, .. } = self.state else { return None };
+        if running == self.to_version {
+            return None; // the device's own word that it completed follows
+        }
+        let message = format!("came back with {running} instead of {}", self.to_version);
+        let mut update = self.fail(Failure::new("reverted", message, Retry::Never), now);
+        update.updated_at = now;
+        Some(update)
+    }
+
+    /// Time has run out: of the attempt, of the lease, or of a lost device. `None` when nothing is due.
+    pub fn expire(mut self, at: &Expiry) -> Option<Self> {
+        let heard = at.last_seen.is_some_and(|seen| later(seen, at.lease) > at.now);
+        match self.state.clone() {
+            UpdateState::InFlight { deadline, .. } if deadline <= at.now => {
+                let failure = if heard {
+                    Failure::new("timeout", "the attempt took too long", Retry::Backoff)
+                } else {
+                    lost()
+                };
+                self = self.fail(failure, at.now);
+            }
+            UpdateState::InFlight { phase, since, lease_until, deadline, cancel_requested }
+                if lease_until <= at.now =>
+            {
+                self.state = if heard {
+                    let lease_until = later(at.now, at.lease);
+                    UpdateState::InFlight { phase, since, lease_until, deadline, cancel_requested }
+                } else if cancel_requested {
+                    UpdateState::Cancelled { at: at.now }
+                } else {
+                    let lost_at = (phase > Phase::Offered).then_some(deadline);
+                    UpdateState::Pending { due_at: at.now, lost_at, last_failure: None }
+                };
+            }
+            UpdateState::Pending { lost_at: Some(lost_at), .. } if lost_at <= at.now => {
+                self = self.fail(lost(), at.now);
+            }
+            _ => return None,
+        }
+        self.updated_at = at.now;
+        Some(self)
+    }
+
+    /// Withdraws it: at once when it only waits, by a command when the device has it. `Ok` with
+    /// `cancel_requested` set means that the device must be told.
+    pub fn cancel(mut self, now: Timestamp) -> Result<Self, CancelError> {
+        match &mut self.state {
+            UpdateState::Pending { .. } => self.state = UpdateState::Cancelled { at: now },
+            UpdateState::InFlight { phase, cancel_requested, .. } if phase.can_cancel() => *cancel_requested = true,
+            _ => return Err(CancelError(self.status())),
+        }
+        self.updated_at = now;
+        Ok(self)
+    }
+
+    /// An admin's retry of a failed update.
+    pub fn retry(mut self, now: Timestamp) -> Result<Self, RetryError> {
+        let UpdateState::Failed { failure, .. } = self.state else { return Err(RetryError(self.status())) };
+        self.retries += 1;
+        self.max_retries = self.max_retries.max(self.retries);
+        self.state = UpdateState::Pending { due_at: now, lost_at: None, last_failure: Some(failure) };
+        self.updated_at = now;
+        Ok(self)
+    }
+
+    fn defer(mut self, failure: Failure, retry_after: Option<u64>, now: Timestamp) -> Self {
+        self.state = if self.cancel_requested() {
+            UpdateState::Cancelled { at: now }
+        } else {
+            let pause = retry_after.unwrap_or(DEFAULT_DEFER_SECONDS).min(MAX_DEFER_SECONDS);
+            UpdateState::Pending { due_at: later(now, seconds(pause)), lost_at: None, last_failure: Some(failure) }
+        };
+        self
+    }
+
+    fn fail(mut self, failure: Failure, now: Timestamp) -> Self {
+        let again = failure.retry != Retry::Never && self.retries < self.max_retries && !self.cancel_requested();
+        self.state = if again {
+            self.retries += 1;
+            let pause = match failure.retry {
+                Retry::Now => 0,
+                _ => back_off(self.retries, self.device.0.unsigned_abs()),
+            };
+            UpdateState::Pending { due_at: later(now, seconds(pause)), lost_at: None, last_failure: Some(failure) }
+        } else {
+            UpdateState::Failed { at: now, failure }
+        };
+        self
+    }
+
+    fn cancel_requested(&self) -> bool {
+        matches!(self.state, UpdateState::InFlight { cancel_requested: true, .. })
+    }
+}
+
+fn lost() -> Failure {
+    Failure::new("device_lost", "the device took the offer and was not heard of again", Retry::Never)
+}
+
+fn seconds(seconds: u64) -> SignedDuration {
+    SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX))
+}
+
+/// `at + by`, held at the end of time instead of overflowing.
+fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}

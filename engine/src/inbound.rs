@@ -1,0 +1,116 @@
+//! What comes up from devices, and the queue it waits in until it is in the database.
+//!
+//! The MQTT ends parse topic and payload, then [`Uplinks::submit`]. The queue is bounded: when the database is
+//! slow, `submit` waits, the socket is not read, and the device's own TCP window closes. Nothing grows.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use device_ota_domain::{DeviceId, DeviceKey};
+use device_ota_protocol::messages::Report;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+/// Messages that may wait for the database, over all devices; some ten batches.
+pub const QUEUE_MESSAGES: usize = 32_768;
+
+/// A device as a session knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRef {
+    /// The registry's number.
+    pub key: DeviceKey,
+    /// Its id.
+    pub id: DeviceId,
+}
+
+/// One message of one device.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Who sent it: proved by the connection (gateway) or by the broker's rules (external).
+    pub device: DeviceRef,
+    /// When it came.
+    pub at: Timestamp,
+    /// What it says.
+    pub uplink: Uplink,
+    /// Whom to tell once it is committed; `None` for QoS 0.
+    pub ack: Option<Ack>,
+}
+
+/// What a message says.
+#[derive(Debug)]
+pub enum Uplink {
+    /// A session opened. Session numbers rise with time.
+    Online {
+        /// Which.
+        session: i64,
+    },
+    /// A session ended, or the device's will said so.
+    Offline {
+        /// Which.
+        session: i64,
+    },
+    /// A valid report and the bytes it was read from.
+    Report(Box<Report>, Bytes),
+    /// A report that was dropped as invalid; it passes through only so that acknowledgements keep their order.
+    Discarded,
+}
+
+/// Told, once, when a message is committed. A message that is never committed is never acknowledged.
+pub trait AckSink: Send + Sync + 'static {
+    /// The message with this token is in the database.
+    fn committed(&self, token: u64);
+}
+
+/// One message's acknowledgement to come.
+#[derive(Clone)]
+pub struct Ack {
+    sink: Arc<dyn AckSink>,
+    token: u64,
+}
+
+impl Ack {
+    /// The sink's token for one message.
+    pub fn new(sink: Arc<dyn AckSink>, token: u64) -> Self {
+        Self { sink, token }
+    }
+
+    /// The message is in the database.
+    pub fn committed(self) {
+        self.sink.committed(self.token);
+    }
+}
+
+impl std::fmt::Debug for Ack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ack({})", self.token)
+    }
+}
+
+/// The service is shutting down; nothing more is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the service is shutting down")]
+pub struct Closed;
+
+/// The way in for the MQTT ends.
+#[derive(Debug, Clone)]
+pub struct Uplinks {
+    queue: mpsc::Sender<Inbound>,
+}
+
+impl Uplinks {
+    /// A queue and its far end, which [`crate::ingest`] empties.
+    pub fn channel() -> (Self, mpsc::Receiver<Inbound>) {
+        let (queue, far_end) = mpsc::channel(QUEUE_MESSAGES);
+        (Self { queue }, far_end)
+    }
+
+    /// Hands a message over; waits while the queue is full.
+    pub async fn submit(&self, message: Inbound) -> Result<(), Closed> {
+        self.queue.send(message).await.map_err(|_| Closed)
+    }
+
+    /// Messages that wait now.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+}

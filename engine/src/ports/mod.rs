@@ -1,0 +1,13 @@
+//! The ports: what the engine needs of the world, as traits that adapters implement.
+
+pub mod clock;
+pub mod downlink;
+pub mod events;
+pub mod objects;
+pub mod store;
+
+pub use clock::{Clock, Entropy};
+pub use downlink::{Delivery, Downlink};
+pub use events::{EventSink, SinkError};
+pub use objects::{ObjectError, ObjectStream, ObjectWriter, Objects};
+pub use store::{Store, StoreError, Tx};

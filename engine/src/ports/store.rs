@@ -1,0 +1,312 @@
+//! The database: reads on [`Store`], changes in a [`Tx`].
+//!
+//! A transaction is all or nothing and sees its own writes. Everything that decides stays above: the store keeps
+//! rows, it has no opinion. Counters are changed only by deltas, in the transaction that moves the rows.
+
+use async_trait::async_trait;
+use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Priority, Requires};
+use device_ota_domain::device::{Device, DeviceKey, Registration};
+use device_ota_domain::event::{Event, StoredEvent};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter};
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::update::{Action, Update};
+use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use jiff::Timestamp;
+
+/// Why the database did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, timed out, is full or failed; trying again may help.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Somebody else was first: a unique key is taken, or the row has a newer revision.
+    #[error("{0} was changed by somebody else at the same time")]
+    Conflict(&'static str),
+    /// A row cannot be read as what it should be.
+    #[error("a row of {table} is corrupt: {detail}")]
+    Corrupt {
+        /// Which table.
+        table: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// What the gateway checks a connection against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The device's number.
+    pub key: DeviceKey,
+    /// A verifier of its secret (see `engine::secrets`).
+    pub verifier: String,
+}
+
+/// A device to register.
+#[derive(Debug, Clone)]
+pub struct NewDevice {
+    /// What is said of it.
+    pub registration: Registration,
+    /// Its place on the wheel.
+    pub bucket: u16,
+    /// A verifier of its secret.
+    pub verifier: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What became of a registration, in the order asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// A new device.
+    Created(DeviceKey),
+    /// That id was registered before; nothing changed.
+    Exists,
+}
+
+/// Filters of a campaign list (PRD, FR-18).
+#[derive(Debug, Clone, Default)]
+pub struct CampaignFilter {
+    /// One of [`device_ota_domain::CampaignState::STATUSES`].
+    pub status: Option<String>,
+    /// Exact priority.
+    pub priority: Option<Priority>,
+}
+
+/// Filters of an update list; newest first.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateFilter {
+    /// Of this campaign.
+    pub campaign: Option<CampaignId>,
+    /// Of this device.
+    pub device: Option<DeviceId>,
+    /// In this group.
+    pub group: Option<Group>,
+    /// Forward or back.
+    pub action: Option<Action>,
+}
+
+/// Filters of the rollback log; newest first.
+#[derive(Debug, Clone, Default)]
+pub struct RollbackFilter {
+    /// Of this campaign.
+    pub campaign: Option<CampaignId>,
+    /// Of this device.
+    pub device: Option<DeviceId>,
+}
+
+/// Which updates may be offered now.
+#[derive(Debug, Clone)]
+pub struct ClaimQuery {
+    /// Whose; `None`: those of single devices.
+    pub campaign: Option<CampaignId>,
+    /// Forward or back.
+    pub action: Action,
+    /// Highest stage.
+    pub up_to_stage: u16,
+    /// Rows at most.
+    pub limit: u32,
+    /// Due at or before this.
+    pub now: Timestamp,
+    /// What the device must have, by its last heartbeat; what it never said does not hold it back.
+    pub requires: Requires,
+}
+
+/// An update that may be offered, and what its device runs.
+#[derive(Debug, Clone)]
+pub struct Claimable {
+    /// The row, locked until the transaction ends.
+    pub update: Update,
+    /// The device's running version.
+    pub running: Option<String>,
+}
+
+/// What an assignment to a device is built on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferGround {
+    /// The device.
+    pub device: DeviceKey,
+    /// Its id.
+    pub device_id: DeviceId,
+    /// The `seq` drawn for this assignment: higher than all before it.
+    pub seq: i64,
+    /// The nonce of the device's last check.
+    pub nonce: Option<String>,
+}
+
+/// What a batch of reports says of one device's present state. `None` leaves what is there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Touch {
+    /// The device.
+    pub device: DeviceKey,
+    /// When it was last heard.
+    pub last_seen: Option<Timestamp>,
+    /// Whether it is connected, and the session that says so: ignored when the row knows a later session.
+    pub online: Option<(bool, i64)>,
+    /// Running version.
+    pub version: Option<String>,
+    /// Running slot.
+    pub slot: Option<String>,
+    /// The running image has confirmed itself.
+    pub confirmed: Option<bool>,
+    /// Battery, percent.
+    pub battery_percent: Option<f64>,
+    /// Free storage, bytes.
+    pub free_storage_bytes: Option<i64>,
+    /// Lowest `security_version` it takes.
+    pub security_floor: Option<i64>,
+    /// The model it says it is.
+    pub reported_model: Option<String>,
+    /// Nonce of its last check.
+    pub nonce: Option<String>,
+}
+
+/// A heartbeat for the history.
+#[derive(Debug, Clone)]
+pub struct HeartbeatRow {
+    /// The device.
+    pub device: DeviceKey,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// As sent: JSON text.
+    pub payload: String,
+}
+
+/// The last state of a device that offers depend on, read in one go (chunks and re-offers).
+#[derive(Debug, Clone)]
+pub struct InFlight {
+    /// Its update in flight.
+    pub update: Update,
+    /// Any message of the device.
+    pub last_seen: Option<Timestamp>,
+}
+
+/// Reads. Each is one statement of its own and sees what is committed.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
+    async fn begin(&self) -> Result<Box<dyn Tx>>;
+    /// The database answers.
+    async fn ping(&self) -> Result<()>;
+
+    /// What a connecting device is checked against.
+    async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>>;
+    /// All verifiers after this id, in id order; for a broker's password file.
+    async fn verifiers(&self, after: Option<&DeviceId>, limit: u32) -> Result<Vec<(DeviceId, String)>>;
+    /// One device.
+    async fn device(&self, device: &DeviceId) -> Result<Option<Device>>;
+    /// Devices in id order.
+    async fn devices(&self, page: Page) -> Result<Vec<Device>>;
+
+    /// One firmware, deprecated or not.
+    async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
+    /// Firmware that is not deprecated, newest first.
+    async fn firmware_list(&self, filter: &FirmwareFilter, page: Page) -> Result<Vec<Firmware>>;
+    /// Whether any firmware, deprecated or not, has these bytes.
+    async fn object_is_used(&self, sha256: &str) -> Result<bool>;
+
+    /// One campaign.
+    async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>>;
+    /// Campaigns, newest first.
+    async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>>;
+    /// Campaigns that are active, or cancelled with updates still open; highest priority first, then oldest.
+    async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>>;
+    /// A campaign's counters.
+    async fn counts(&self, campaign: &CampaignId) -> Result<Counts>;
+    /// The same counted from the rows, for tests and `/health/detailed`.
+    async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts>;
+    /// Devices that the campaign would mean if it started now.
+    async fn count_targets(&self, campaign: &Campaign, firmware: &Firmware) -> Result<u64>;
+
+    /// One update.
+    async fn update(&self, update: &UpdateId) -> Result<Option<Update>>;
+    /// Updates, newest first.
+    async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>>;
+    /// The device's update in flight: at most one.
+    async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>>;
+    /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
+    /// cancel has not been answered since; oldest first.
+    async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
+    /// Updates whose lease, deadline or loss has come due.
+    async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
+    /// The rollback log.
+    async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>>;
+    /// Events behind the sink's place, in order.
+    async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>>;
+}
+
+/// One transaction.
+#[async_trait]
+pub trait Tx: Send {
+    /// Makes it durable.
+    async fn commit(self: Box<Self>) -> Result<()>;
+
+    /// Registers devices; one answer for each, in order.
+    async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;
+    /// Replaces a device's verifier; false when there is no such device.
+    async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
+    /// Every device is offline: a gateway that has just started has no sessions.
+    async fn reset_presence(&mut self) -> Result<()>;
+    /// Applies what a batch says of devices' present states; one entry a device.
+    async fn touch(&mut self, touches: &[Touch]) -> Result<()>;
+    /// Appends to the heartbeat history.
+    async fn insert_heartbeats(&mut self, rows: &[HeartbeatRow]) -> Result<()>;
+    /// Draws the next `seq` for each device, once a device, in no particular order.
+    async fn draw_seqs(&mut self, devices: &[DeviceKey]) -> Result<Vec<OfferGround>>;
+
+    /// Inserts a firmware; `Conflict` when the id is taken.
+    async fn insert_firmware(&mut self, firmware: &Firmware) -> Result<()>;
+    /// Adds downloads to a firmware's count.
+    async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()>;
+
+    /// Inserts a campaign.
+    async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()>;
+    /// One campaign, locked until the transaction ends.
+    async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
+    /// Writes `state`, `target_count` and `updated_at`, and raises the revision; `Conflict` when `campaign.revision`
+    /// is no longer the row's.
+    async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()>;
+    /// The campaign's counters, within this transaction.
+    async fn counts(&mut self, campaign: &CampaignId) -> Result<Counts>;
+    /// Makes one pending update for every device that the campaign means (of the firmware's model, not already
+    /// running its version, hardware revision among the firmware's, inside the rollout share), its stage by ring pin
+    /// or turned bucket, in one `INSERT … SELECT`, and sets the counters. Answers how many.
+    async fn make_updates(&mut self, campaign: &Campaign, firmware: &Firmware, at: Timestamp) -> Result<u64>;
+    /// Makes one rollback, and its log entry, for every completed update of the campaign that has none: pending when
+    /// the version it came from is in the registry (not deprecated, same model), failed with code
+    /// `no_previous_firmware` when not. Sets the counters. Answers how many.
+    async fn make_rollbacks(
+        &mut self,
+        campaign: &Campaign,
+        trigger: RollbackTrigger,
+        reason: &str,
+        at: Timestamp,
+    ) -> Result<u64>;
+    /// Cancels every pending update (not rollback) of the campaign and moves the counters. Answers how many.
+    async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64>;
+
+    /// Inserts one update outside of any campaign, with its log entry when it is a rollback.
+    async fn insert_update(&mut self, update: &Update, log: Option<(RollbackTrigger, &str)>) -> Result<()>;
+    /// Pending updates that may be offered: due, in an open stage, of devices that are online, fit by their last
+    /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
+    /// lock; lowest stage first, then oldest due.
+    async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>>;
+    /// Updates by id, locked; unknown ids are left out.
+    async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
+    /// The updates in flight of these devices, locked.
+    async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// Updates of the campaign in flight whose cancel has not been asked for and still helps, locked.
+    async fn cancellable(&mut self, campaign: &CampaignId, limit: u32) -> Result<Vec<Update>>;
+    /// Writes attempt, seq, retries, progress, versions, state and times of existing rows, in bulk.
+    async fn save_updates(&mut self, updates: &[Update]) -> Result<()>;
+    /// Moves counters: each delta as many times as its number.
+    async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()>;
+
+    /// Appends to the outbox; ids rise in the order of commits.
+    async fn append_events(&mut self, events: &[Event]) -> Result<()>;
+    /// Moves the sink's place in the outbox.
+    async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()>;
+}
