@@ -11,8 +11,9 @@ use jiff::Timestamp;
 
 pub use counts::{Counts, Delta, Group, Tally};
 pub use spec::{
-    CampaignDraft, CampaignSpec, Gate, MAX_CONCURRENT, MAX_STAGES, MAX_TARGET_DEVICES, MAX_TARGET_GROUPS,
-    MAX_TIMEOUT_MINUTES, Priority, Requires, SpecError, Stage, StageDraft, Strategy, Targets,
+    CampaignDraft, CampaignSpec, Gate, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES,
+    MAX_TARGET_DEVICES, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, Priority, Requires, SpecError,
+    Stage, StageDraft, Strategy, Targets,
 };
 pub use state::{CampaignState, Running, TransitionError};
 

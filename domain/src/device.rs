@@ -67,7 +67,8 @@ pub enum RegistrationError {
 impl Registration {
     /// Checks the bounds on every text and list.
     pub fn check(&self) -> Result<(), RegistrationError> {
-        let optional = |name, text: &Option<String>| text.as_deref().map_or(Ok(()), |t| text_ok(name, t));
+        let optional =
+            |name, text: &Option<String>| text.as_deref().map_or(Ok(()), |t| text_ok(name, t));
         text_ok("device_model", &self.device_model)?;
         optional("device_type", &self.device_type)?;
         optional("manufacturer", &self.manufacturer)?;
@@ -79,10 +80,16 @@ impl Registration {
         if self.tags.len() > MAX_TAGS {
             return Err(RegistrationError::Many("tags", MAX_TAGS));
         }
-        self.groups.iter().try_for_each(|group| text_ok("groups", group))?;
+        self.groups
+            .iter()
+            .try_for_each(|group| text_ok("groups", group))?;
         self.tags.iter().try_for_each(|(key, value)| {
             text_ok("tags", key)?;
-            if value.is_empty() { Ok(()) } else { text_ok("tags", value) }
+            if value.is_empty() {
+                Ok(())
+            } else {
+                text_ok("tags", value)
+            }
         })
     }
 }

@@ -60,11 +60,15 @@ impl Format {
     /// ```
     pub fn of_file_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .find(|format| name.strip_suffix(format.name()).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.')))
+        Self::ALL.into_iter().find(|format| {
+            name.strip_suffix(format.name())
+                .is_some_and(|stem| stem.len() > 1 && stem.ends_with('.'))
+        })
     }
 }
+
+/// Most hardware revisions of one image; what a signed release may name.
+pub const MAX_HW_REVISIONS: usize = 32;
 
 /// What the uploader says of an image (PRD, E1-US1; DESIGN.md, *HTTP*).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,9 +80,8 @@ pub struct UploadMetadata {
     pub version: String,
     /// The model it runs on.
     pub device_model: String,
-    /// Maker.
-    #[serde(default)]
-    pub manufacturer: Option<String>,
+    /// Maker; devices compare it with their own.
+    pub manufacturer: String,
     /// Free text.
     #[serde(default)]
     pub description: Option<String>,
@@ -140,12 +143,13 @@ impl UploadMetadata {
         text_ok("name", &self.name)?;
         text_ok("device_model", &self.device_model)?;
         text_ok("version", &self.version)?;
-        if let Some(manufacturer) = &self.manufacturer {
-            text_ok("manufacturer", manufacturer)?;
-        }
-        semver::Version::parse(&self.version).map_err(|_| MetadataError::Version(self.version.clone()))?;
-        self.hw_revisions.iter().try_for_each(|r| text_ok("hw_revisions", r))?;
-        if self.hw_revisions.len() > 64 {
+        text_ok("manufacturer", &self.manufacturer)?;
+        semver::Version::parse(&self.version)
+            .map_err(|_| MetadataError::Version(self.version.clone()))?;
+        self.hw_revisions
+            .iter()
+            .try_for_each(|r| text_ok("hw_revisions", r))?;
+        if self.hw_revisions.len() > MAX_HW_REVISIONS {
             return Err(MetadataError::Range("hw_revisions"));
         }
         if self.min_battery_percent.is_some_and(|p| p > 100) {
@@ -171,7 +175,11 @@ impl UploadMetadata {
     }
 }
 
-fn checksum_ok(field: &'static str, text: Option<&str>, digits: usize) -> Result<(), MetadataError> {
+fn checksum_ok(
+    field: &'static str,
+    text: Option<&str>,
+    digits: usize,
+) -> Result<(), MetadataError> {
     match text {
         Some(t) if t.len() != digits || !t.bytes().all(|b| b.is_ascii_hexdigit()) => {
             Err(MetadataError::Checksum(field, digits))

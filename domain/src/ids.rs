@@ -174,7 +174,10 @@ fn hex<'a>(bytes: impl Iterator<Item = &'a u8>) -> String {
 fn is_device_id(text: &str) -> bool {
     let tail_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'-');
     text.len() <= MAX_ID_BYTES
-        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric())
         && text.bytes().all(tail_ok)
 }
 
@@ -187,11 +190,13 @@ fn is_firmware_id(text: &str) -> bool {
 }
 
 fn is_campaign_id(text: &str) -> bool {
-    text.strip_prefix("camp_").is_some_and(|d| is_hex(d, 16..=16))
+    text.strip_prefix("camp_")
+        .is_some_and(|d| is_hex(d, 16..=16))
 }
 
 fn is_update_id(text: &str) -> bool {
-    text.strip_prefix("upd_").is_some_and(|d| is_hex(d, 16..=40))
+    text.strip_prefix("upd_")
+        .is_some_and(|d| is_hex(d, 16..=40))
 }
 
 fn is_rollback_id(text: &str) -> bool {

@@ -18,13 +18,18 @@ pub struct Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self { limit: DEFAULT_LIMIT, offset: 0 }
+        Self {
+            limit: DEFAULT_LIMIT,
+            offset: 0,
+        }
     }
 }
 
 impl Page {
     /// `None` when `limit` is outside 1 to [`MAX_LIMIT`].
     pub fn new(limit: u32, offset: u32) -> Option<Self> {
-        (1..=MAX_LIMIT).contains(&limit).then_some(Self { limit, offset })
+        (1..=MAX_LIMIT)
+            .contains(&limit)
+            .then_some(Self { limit, offset })
     }
 }

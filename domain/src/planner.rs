@@ -56,11 +56,17 @@ pub struct Plan {
 
 impl Plan {
     fn act(action: Action) -> Self {
-        Self { actions: vec![action], waits: Vec::new() }
+        Self {
+            actions: vec![action],
+            waits: Vec::new(),
+        }
     }
 
     fn wait(why: Why) -> Self {
-        Self { actions: Vec::new(), waits: vec![why] }
+        Self {
+            actions: Vec::new(),
+            waits: vec![why],
+        }
     }
 }
 
@@ -86,7 +92,9 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
         CampaignState::Paused { .. } => Plan::wait(Why::Paused),
         CampaignState::RollingBack { .. } => back(campaign, counts),
         CampaignState::Cancelled { .. } => stop(counts),
-        CampaignState::RolledBack { .. } | CampaignState::Completed { .. } => Plan::wait(Why::Ended),
+        CampaignState::RolledBack { .. } | CampaignState::Completed { .. } => {
+            Plan::wait(Why::Ended)
+        }
     }
 }
 
@@ -94,20 +102,26 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
 fn breach(campaign: &Campaign, all: &Tally) -> Option<String> {
     let spec = &campaign.spec;
     let rate = all.failure_percent()?;
-    (all.settled() >= spec.failure_min_samples && rate > spec.failure_threshold_percent).then(|| {
-        format!(
-            "failure rate {rate:.1} % of {} results is above the threshold of {} %",
-            all.settled(),
-            spec.failure_threshold_percent
-        )
-    })
+    (all.settled() >= spec.failure_min_samples && rate > spec.failure_threshold_percent).then(
+        || {
+            format!(
+                "failure rate {rate:.1} % of {} results is above the threshold of {} %",
+                all.settled(),
+                spec.failure_threshold_percent
+            )
+        },
+    )
 }
 
 fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
     let spec = &campaign.spec;
     let all = counts.updates();
     if let Some(reason) = breach(campaign, &all) {
-        return Plan::act(if spec.auto_rollback { Action::RollBack { reason } } else { Action::Pause { reason } });
+        return Plan::act(if spec.auto_rollback {
+            Action::RollBack { reason }
+        } else {
+            Action::Pause { reason }
+        });
     }
     if all.open() == 0 {
         return Plan::act(Action::Finish);
@@ -118,18 +132,24 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         match gate(now, campaign, running, counts) {
             Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
             Err(Why::GateSuccess) if open_stages(counts, running.open_stage).open() == 0 => {
-                let name = spec.stages.get(usize::from(running.open_stage)).map_or("", |s| s.name.as_str());
+                let name = spec
+                    .stages
+                    .get(usize::from(running.open_stage))
+                    .map_or("", |s| s.name.as_str());
                 let reason = format!("stage {name} ended with too few successes to open the next");
                 return Plan::act(Action::Pause { reason });
             }
             Err(why) => waits.push(why),
         }
     }
-    let mut plan = Plan { actions: Vec::new(), waits };
+    let mut plan = Plan {
+        actions: Vec::new(),
+        waits,
+    };
     if open_stages(counts, running.open_stage).pending > 0 {
         plan.claim(campaign, counts, UpdateAction::Update, running.open_stage);
     }
-    plan
+    plan.or_wait_for_answers()
 }
 
 fn back(campaign: &Campaign, counts: &Counts) -> Plan {
@@ -147,10 +167,11 @@ fn back(campaign: &Campaign, counts: &Counts) -> Plan {
     if counts.rollbacks.pending > 0 {
         plan.claim(campaign, counts, UpdateAction::Rollback, u16::MAX);
     }
-    if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed {
+    if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed
+    {
         plan.actions.push(Action::Finish);
     }
-    plan
+    plan.or_wait_for_answers()
 }
 
 fn stop(counts: &Counts) -> Plan {
@@ -166,27 +187,56 @@ fn stop(counts: &Counts) -> Plan {
 }
 
 impl Plan {
-    fn claim(&mut self, campaign: &Campaign, counts: &Counts, action: UpdateAction, up_to_stage: u16) {
-        let slots = u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
+    fn claim(
+        &mut self,
+        campaign: &Campaign,
+        counts: &Counts,
+        action: UpdateAction,
+        up_to_stage: u16,
+    ) {
+        let slots =
+            u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
         let count = slots.min(u64::from(campaign.spec.batch_size));
         match u32::try_from(count) {
             Ok(0) | Err(_) => self.waits.push(Why::NoSlot),
-            Ok(count) => self.actions.push(Action::Claim { action, up_to_stage, count }),
+            Ok(count) => self.actions.push(Action::Claim {
+                action,
+                up_to_stage,
+                count,
+            }),
         }
+    }
+
+    /// A plan that neither acts nor says what it waits for waits for the devices that hold a slot.
+    fn or_wait_for_answers(mut self) -> Self {
+        if self.actions.is_empty() && self.waits.is_empty() {
+            self.waits.push(Why::Answers);
+        }
+        self
     }
 }
 
 fn open_stages(counts: &Counts, open_stage: u16) -> Tally {
-    counts.stages.iter().take(usize::from(open_stage) + 1).fold(Tally::default(), Tally::plus)
+    counts
+        .stages
+        .iter()
+        .take(usize::from(open_stage) + 1)
+        .fold(Tally::default(), Tally::plus)
 }
 
 /// Whether the stage after the open one may open.
-fn gate(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Result<(), Why> {
+fn gate(
+    now: Timestamp,
+    campaign: &Campaign,
+    running: &Running,
+    counts: &Counts,
+) -> Result<(), Why> {
     let index = usize::from(running.open_stage);
-    let (Some(stage), Some(tally)) = (campaign.spec.stages.get(index), counts.stages.get(index)) else {
+    let (Some(stage), Some(tally)) = (campaign.spec.stages.get(index), counts.stages.get(index))
+    else {
         return Ok(()); // a stage that has no devices and no tally holds nobody up
     };
-    let devices = tally.total() - tally.cancelled;
+    let devices = tally.settled().saturating_add(tally.open());
     if devices == 0 {
         return Ok(());
     }
@@ -194,13 +244,19 @@ fn gate(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts)
     let share = share_of(devices, gate.min_success_percent);
     let need = gate.min_samples.unwrap_or(share).clamp(1, devices);
     if tally.settled() < need {
-        return Err(Why::GateSamples { have: tally.settled(), need });
+        return Err(Why::GateSamples {
+            have: tally.settled(),
+            need,
+        });
     }
     if tally.completed < share_of(tally.settled(), gate.min_success_percent) {
         return Err(Why::GateSuccess);
     }
     let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));
-    let ripe = running.stage_opened_at.checked_add(soak).is_ok_and(|at| at <= now);
+    let ripe = running
+        .stage_opened_at
+        .checked_add(soak)
+        .is_ok_and(|at| at <= now);
     if ripe { Ok(()) } else { Err(Why::GateSoak) }
 }
 

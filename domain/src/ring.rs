@@ -56,11 +56,14 @@ impl Ring {
 pub fn bucket(device_id: &str) -> u16 {
     use sha2::Digest as _;
     let digest = sha2::Sha256::digest(device_id);
-    let number = digest.iter().take(8).fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
+    let number = digest
+        .iter()
+        .take(8)
+        .fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
     u16::try_from(number % u64::from(BUCKETS)).unwrap_or(0) // always below BUCKETS
 }
 
 /// The bucket as a campaign with this offset sees it.
 pub fn turned(bucket: u16, offset: u16) -> u16 {
-    (bucket + offset) % BUCKETS
+    (bucket % BUCKETS + offset % BUCKETS) % BUCKETS
 }

@@ -29,7 +29,9 @@ impl RollbackTrigger {
 
     /// The trigger of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::FailureThreshold, Self::Manual].into_iter().find(|t| t.name() == name)
+        [Self::FailureThreshold, Self::Manual]
+            .into_iter()
+            .find(|t| t.name() == name)
     }
 }
 

@@ -118,6 +118,9 @@ impl Update {
 
     /// It has ended; terminal states never change (but for an admin's retry of a failed one).
     pub fn is_terminal(&self) -> bool {
-        !matches!(self.state, UpdateState::Pending { .. } | UpdateState::InFlight { .. })
+        !matches!(
+            self.state,
+            UpdateState::Pending { .. } | UpdateState::InFlight { .. }
+        )
     }
 }

@@ -30,6 +30,8 @@ pub enum Why {
     GateSoak,
     /// All slots are taken.
     NoSlot,
+    /// Every device whose turn it is holds a slot and has not ended.
+    Answers,
     /// The device is not connected.
     Offline,
     /// The last attempt failed or was deferred; the next comes later.
@@ -51,10 +53,13 @@ impl std::fmt::Display for Why {
             Self::Paused => f.write_str("the campaign is paused"),
             Self::Ended => f.write_str("the campaign offers nothing any more"),
             Self::StageClosed { stage } => write!(f, "stage {stage} has not opened"),
-            Self::GateSamples { have, need } => write!(f, "the stage has {have} results and needs {need}"),
+            Self::GateSamples { have, need } => {
+                write!(f, "the stage has {have} results and needs {need}")
+            }
             Self::GateSuccess => f.write_str("the stage's share of successes is too low"),
             Self::GateSoak => f.write_str("the stage has not been open long enough"),
             Self::NoSlot => f.write_str("all slots are taken"),
+            Self::Answers => f.write_str("the devices that hold a slot have not ended"),
             Self::Offline => f.write_str("the device is not connected"),
             Self::BackOff => f.write_str("the device tries again later"),
             Self::Battery => f.write_str("the device's battery is too low"),

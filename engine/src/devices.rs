@@ -1,22 +1,178 @@
 //! Devices: registration, credentials, and the check of a connection.
 
-use device_ota_domain::DeviceId;
+use std::collections::HashSet;
+
+use device_ota_domain::device::{Device, Registration};
+use device_ota_domain::page::Page;
+use device_ota_domain::{DeviceId, ring};
 
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
-use crate::{Engine, secrets};
+use crate::ports::store::{NewDevice, Registered};
+use crate::{Engine, Error, Result, secrets};
+
+/// Most devices of one registration (DESIGN.md, *HTTP*).
+pub const MAX_REGISTRATIONS: usize = 1_000;
+
+/// What became of one registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRegistered {
+    /// Which device.
+    pub device_id: DeviceId,
+    /// New or known.
+    pub outcome: RegistrationOutcome,
+}
+
+/// New or known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistrationOutcome {
+    /// New; its secret is shown this once.
+    Created {
+        /// The MQTT password.
+        secret: String,
+    },
+    /// Registered before; nothing changed.
+    Exists,
+}
 
 impl Engine {
+    /// Registers devices, all in one transaction; one answer for each, in order. An id that comes twice exists the
+    /// second time.
+    pub async fn register_devices(
+        &self,
+        registrations: Vec<Registration>,
+    ) -> Result<Vec<DeviceRegistered>> {
+        if registrations.len() > MAX_REGISTRATIONS {
+            return Err(Error::invalid(
+                "too_many_devices",
+                format!("at most {MAX_REGISTRATIONS} devices can be registered at once"),
+            ));
+        }
+        registrations.iter().try_for_each(Registration::check)?;
+        let at = self.clock.now();
+        let ids: Vec<DeviceId> = registrations.iter().map(|r| r.device_id.clone()).collect();
+        let mut first = HashSet::new();
+        let mut secrets_made = Vec::new();
+        let mut new = Vec::new();
+        for registration in registrations {
+            if first.insert(registration.device_id.clone()) {
+                let secret = secrets::new_secret(self.entropy.as_ref());
+                new.push(NewDevice {
+                    bucket: ring::bucket(registration.device_id.as_str()),
+                    verifier: secrets::verifier(&secret, self.entropy.as_ref()),
+                    registration,
+                    at,
+                });
+                secrets_made.push(secret);
+            }
+        }
+        let mut tx = self.store.begin().await?;
+        let outcomes = tx.register(&new).await?;
+        tx.commit().await?;
+        self.credentials_changed();
+        let mut made: std::collections::HashMap<DeviceId, String> = new
+            .into_iter()
+            .zip(secrets_made)
+            .zip(outcomes)
+            .filter(|(_, outcome)| matches!(outcome, Registered::Created(_)))
+            .map(|((device, secret), _)| (device.registration.device_id, secret))
+            .collect();
+        let answer = |device_id: DeviceId| {
+            let outcome = made
+                .remove(&device_id)
+                .map_or(RegistrationOutcome::Exists, |secret| {
+                    RegistrationOutcome::Created { secret }
+                });
+            DeviceRegistered { device_id, outcome }
+        };
+        Ok(ids.into_iter().map(answer).collect())
+    }
+
+    /// Makes a new secret, which ends the old one's session.
+    pub async fn new_credentials(&self, id: &DeviceId) -> Result<String> {
+        let secret = secrets::new_secret(self.entropy.as_ref());
+        let mut tx = self.store.begin().await?;
+        if !tx
+            .set_verifier(id, &secrets::verifier(&secret, self.entropy.as_ref()))
+            .await?
+        {
+            return Err(Error::not_found("device", id));
+        }
+        tx.commit().await?;
+        self.downlink.disconnect(id).await;
+        self.credentials_changed();
+        Ok(secret)
+    }
+
+    /// Notified after every change of a device's credentials; for a broker's password file.
+    pub fn on_credentials(&self) -> &tokio::sync::Notify {
+        &self.credentials
+    }
+
+    fn credentials_changed(&self) {
+        self.credentials.notify_one();
+    }
+
+    /// All `(device id, verifier)` pairs, in id order; for a broker's password file.
+    pub async fn verifiers(&self) -> Result<Vec<(DeviceId, String)>> {
+        const PIECE: u32 = 10_000;
+        let mut all: Vec<(DeviceId, String)> = Vec::new();
+        loop {
+            let piece = self
+                .store
+                .verifiers(all.last().map(|(id, _)| id), PIECE)
+                .await?;
+            if piece.is_empty() {
+                return Ok(all);
+            }
+            all.extend(piece);
+        }
+    }
+
+    /// One device.
+    pub async fn device(&self, id: &DeviceId) -> Result<Device> {
+        self.store
+            .device(id)
+            .await?
+            .ok_or_else(|| Error::not_found("device", id))
+    }
+
+    /// Devices in id order.
+    pub async fn devices(&self, page: Page) -> Result<Vec<Device>> {
+        Ok(self.store.devices(page).await?)
+    }
+
     /// The device that `id` and `secret` prove, or `None`: unknown id and wrong secret look the same.
-    pub async fn authenticate(&self, id: &str, secret: &[u8]) -> std::result::Result<Option<DeviceRef>, StoreError> {
-        let Ok(id) = id.parse::<DeviceId>() else { return Ok(None) };
+    pub async fn authenticate(
+        &self,
+        id: &str,
+        secret: &[u8],
+    ) -> std::result::Result<Option<DeviceRef>, StoreError> {
+        let Ok(id) = id.parse::<DeviceId>() else {
+            return Ok(None);
+        };
         let known = self.store.credentials(&id).await?;
-        Ok(known.filter(|c| secrets::matches(secret, &c.verifier)).map(|c| DeviceRef { key: c.key, id }))
+        Ok(known
+            .filter(|c| secrets::matches(secret, &c.verifier))
+            .map(|c| DeviceRef { key: c.key, id }))
     }
 
     /// The device of that id, for an external broker, which has checked the secret itself.
-    pub async fn resolve(&self, id: &DeviceId) -> std::result::Result<Option<DeviceRef>, StoreError> {
+    pub async fn resolve(
+        &self,
+        id: &DeviceId,
+    ) -> std::result::Result<Option<DeviceRef>, StoreError> {
         let known = self.store.credentials(id).await?;
-        Ok(known.map(|c| DeviceRef { key: c.key, id: id.clone() }))
+        Ok(known.map(|c| DeviceRef {
+            key: c.key,
+            id: id.clone(),
+        }))
+    }
+
+    /// No device is connected: a gateway that has just started has no sessions.
+    pub async fn reset_presence(&self) -> Result<()> {
+        let mut tx = self.store.begin().await?;
+        tx.reset_presence().await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -22,6 +22,14 @@ pub enum Error {
         /// For people.
         detail: String,
     },
+    /// 403: known, and not allowed.
+    #[error("{detail}")]
+    Forbidden {
+        /// Stable code.
+        code: &'static str,
+        /// For people.
+        detail: String,
+    },
     /// 404.
     #[error("{what} {id} does not exist")]
     NotFound {
@@ -60,28 +68,51 @@ pub enum Error {
 impl Error {
     /// 400.
     pub fn invalid(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::Invalid { code, detail: detail.into() }
+        Self::Invalid {
+            code,
+            detail: detail.into(),
+        }
+    }
+
+    /// 403.
+    pub fn forbidden(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::Forbidden {
+            code,
+            detail: detail.into(),
+        }
     }
 
     /// 404.
     pub fn not_found(what: &'static str, id: impl ToString) -> Self {
-        Self::NotFound { what, id: id.to_string() }
+        Self::NotFound {
+            what,
+            id: id.to_string(),
+        }
     }
 
     /// 409.
     pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::Conflict { code, detail: detail.into() }
+        Self::Conflict {
+            code,
+            detail: detail.into(),
+        }
     }
 
     /// 422.
     pub fn unprocessable(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::Unprocessable { code, detail: detail.into() }
+        Self::Unprocessable {
+            code,
+            detail: detail.into(),
+        }
     }
 
     /// The stable code of the error body.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Invalid { code, .. } | Self::Conflict { code, .. } | Self::Unprocessable { code, .. } => code,
+            Self::Invalid { code, .. }
+            | Self::Forbidden { code, .. }
+            | Self::Conflict { code, .. }
+            | Self::Unprocessable { code, .. } => code,
             Self::NotFound { .. } => "not_found",
             Self::Store(_) => "database_unavailable",
             Self::Objects(_) => "storage_unavailable",
@@ -93,9 +124,10 @@ impl Error {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Conflict(what) => {
-                Self::conflict("changed_meanwhile", format!("{what} was changed by somebody else; read it and try again"))
-            }
+            StoreError::Conflict(what) => Self::conflict(
+                "changed_meanwhile",
+                format!("{what} was changed by somebody else; read it and try again"),
+            ),
             StoreError::Unavailable(_) => Self::Store(error),
             StoreError::Corrupt { .. } => Self::Internal(Box::new(error)),
         }

@@ -2,21 +2,74 @@
 //!
 //! The database says who should get what (level-triggered): messages only hint, and anything lost is said again.
 //! The domain decides, the engine carries out.
+//!
+//! # How to add …
+//! * **a use case**: an `impl Engine` block in the file of its resource; refusals are variants of [`Error`].
+//! * **a background loop**: a file with a `run`, started in [`Engine::run`].
+//! * **a port**: a trait in [`ports`], an adapter crate, a field of [`Parts`].
 
-pub mod error;
-pub mod inbound;
-pub mod metrics;
-pub mod ports;
-pub mod secrets;
-
+mod campaigns;
+mod changes;
+mod chunks;
 mod devices;
+mod dispatch;
+mod downloads;
+mod error;
+mod firmware;
+mod health;
+pub mod inbound;
+mod ingest;
+pub mod keyring;
+pub mod metrics;
+mod offers;
+pub mod ports;
+mod relay;
+pub mod secrets;
+mod settings;
+mod trust;
+mod updates;
+mod wire;
 
 use std::sync::Arc;
 
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use campaigns::CampaignView;
+pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};
+pub use downloads::{Download, DownloadGrant, Grants};
 pub use error::{Error, Result};
-use inbound::Uplinks;
+pub use firmware::{Upload, Uploaded};
+pub use health::Health;
+use inbound::{Inbound, Uplinks};
+use keyring::Keyring;
 use metrics::Metrics;
-use ports::{Clock, Downlink, Entropy, Objects, Store};
+use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
+pub use settings::Settings;
+pub use updates::{UpdateRequest, UpdateView};
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// Firmware bytes.
+    pub objects: Arc<dyn Objects>,
+    /// The way down to devices.
+    pub downlink: Arc<dyn Downlink>,
+    /// Receivers of events.
+    pub sinks: Vec<Arc<dyn EventSink>>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// Keys and roots.
+    pub keyring: Keyring,
+    /// Signs download URLs.
+    pub grants: Grants,
+    /// Settings.
+    pub settings: Settings,
+}
 
 /// Everything the use cases work with.
 pub struct Engine {
@@ -25,11 +78,103 @@ pub struct Engine {
     downlink: Arc<dyn Downlink>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    keyring: Keyring,
+    grants: Grants,
+    settings: Settings,
     uplinks: Uplinks,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
+    offers: offers::OfferCache,
+    rebooting: ingest::Rebooting,
+    dispatch: Notify,
+    credentials: Notify,
+    chunks: mpsc::Sender<chunks::Wanted>,
+}
+
+/// The far ends of the engine's queues; [`Engine::run`] empties them.
+pub struct Work {
+    uplinks: mpsc::Receiver<Inbound>,
+    chunks: mpsc::Receiver<chunks::Wanted>,
+    sinks: Vec<Arc<dyn EventSink>>,
 }
 
 impl Engine {
+    /// Puts the parts together; nothing runs before [`Engine::run`].
+    pub fn new(parts: Parts) -> (Arc<Self>, Work) {
+        let (uplinks, uplinks_end) = Uplinks::channel();
+        let (chunks, chunks_end) = mpsc::channel(chunks::QUEUE);
+        let engine = Self {
+            store: parts.store,
+            objects: parts.objects,
+            downlink: parts.downlink,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            keyring: parts.keyring,
+            grants: parts.grants,
+            settings: parts.settings,
+            uplinks,
+            metrics: Metrics::default(),
+            offers: offers::OfferCache::default(),
+            rebooting: ingest::Rebooting::default(),
+            dispatch: Notify::new(),
+            credentials: Notify::new(),
+            chunks,
+        };
+        let work = Work {
+            uplinks: uplinks_end,
+            chunks: chunks_end,
+            sinks: parts.sinks,
+        };
+        (Arc::new(engine), work)
+    }
+
+    /// Runs the background loops until `shutdown`, then lets ingest finish what it has taken. Returns early, with
+    /// the loop's name, when a loop ends by itself: that is a defect, and the caller should stop the process.
+    pub async fn run(
+        self: Arc<Self>,
+        work: Work,
+        shutdown: CancellationToken,
+    ) -> std::result::Result<(), &'static str> {
+        let mut loops: JoinSet<&'static str> = JoinSet::new();
+        let Work {
+            uplinks,
+            chunks,
+            sinks,
+        } = work;
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            ingest::run(engine, uplinks, stop).await;
+            "ingest"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            dispatch::run(engine, stop).await;
+            "dispatch"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = chunks::run(engine, chunks) => {}
+            }
+            "chunks"
+        });
+        for sink in sinks {
+            let (engine, stop) = (self.clone(), shutdown.clone());
+            loops.spawn(async move {
+                relay::run(engine, sink, stop).await;
+                "relay"
+            });
+        }
+        let ended = loops.join_next().await;
+        if shutdown.is_cancelled() {
+            while loops.join_next().await.is_some() {}
+            return Ok(());
+        }
+        Err(ended
+            .and_then(std::result::Result::ok)
+            .unwrap_or("a loop that panicked"))
+    }
+
     /// The way in for device messages.
     pub fn uplinks(&self) -> &Uplinks {
         &self.uplinks

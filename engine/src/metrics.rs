@@ -25,6 +25,9 @@ impl Metrics {
     /// All counters, in name order.
     pub fn snapshot(&self) -> Vec<(&'static str, &'static str, u64)> {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.iter().map(|((name, label), value)| (*name, *label, *value)).collect()
+        counters
+            .iter()
+            .map(|((name, label), value)| (*name, *label, *value))
+            .collect()
     }
 }

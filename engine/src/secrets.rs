@@ -28,12 +28,18 @@ pub fn new_secret(entropy: &dyn Entropy) -> String {
 pub fn verifier(secret: &str, entropy: &dyn Entropy) -> String {
     let salt = random::<SALT_BYTES>(entropy);
     let hash = derive(secret.as_bytes(), &salt, ITERATIONS);
-    format!("$7${ITERATIONS}${}${}", BASE64.encode(salt), BASE64.encode(hash))
+    format!(
+        "$7${ITERATIONS}${}${}",
+        BASE64.encode(salt),
+        BASE64.encode(hash)
+    )
 }
 
 /// Whether the secret belongs to the verifier; in constant time for a given verifier.
 pub fn matches(secret: &[u8], verifier: &str) -> bool {
-    let Some((iterations, salt, expected)) = parse(verifier) else { return false };
+    let Some((iterations, salt, expected)) = parse(verifier) else {
+        return false;
+    };
     let hash = derive(secret, &salt, iterations);
     bool::from(hash.as_slice().ct_eq(&expected))
 }
@@ -46,7 +52,11 @@ fn derive(secret: &[u8], salt: &[u8], iterations: u32) -> [u8; HASH_BYTES] {
 
 fn parse(verifier: &str) -> Option<(u32, Vec<u8>, Vec<u8>)> {
     let mut parts = verifier.strip_prefix("$7$")?.split('$');
-    let iterations = parts.next()?.parse().ok().filter(|n| (1..=MAX_ITERATIONS).contains(n))?;
+    let iterations = parts
+        .next()?
+        .parse()
+        .ok()
+        .filter(|n| (1..=MAX_ITERATIONS).contains(n))?;
     let salt = BASE64.decode(parts.next()?).ok()?;
     let hash = BASE64.decode(parts.next()?).ok()?;
     parts.next().is_none().then_some((iterations, salt, hash))
@@ -70,12 +80,23 @@ mod tests {
         assert!(verifier.starts_with("$7$1$"));
         assert!(matches(secret.as_bytes(), &verifier));
         assert!(!matches(b"", &verifier));
-        assert!(!matches(secret.to_uppercase().as_bytes(), &verifier.replace("$7$1$", "$7$2$")));
+        assert!(!matches(
+            secret.to_uppercase().as_bytes(),
+            &verifier.replace("$7$1$", "$7$2$")
+        ));
     }
 
     #[test]
     fn a_broken_verifier_knows_no_secret() {
-        for text in ["", "$6$1$aa$bb", "$7$0$aa$bb", "$7$999999$aa$bb", "$7$1$aa", "$7$1$!!$bb", "$7$1$YQ==$YQ==$x"] {
+        for text in [
+            "",
+            "$6$1$aa$bb",
+            "$7$0$aa$bb",
+            "$7$999999$aa$bb",
+            "$7$1$aa",
+            "$7$1$!!$bb",
+            "$7$1$YQ==$YQ==$x",
+        ] {
             assert!(!matches(b"", text), "{text}");
         }
     }

@@ -39,17 +39,19 @@ pub struct Tally {
 impl Tally {
     /// Devices of all groups.
     pub fn total(&self) -> u64 {
-        self.pending + self.in_flight + self.completed + self.failed + self.cancelled
+        self.settled()
+            .saturating_add(self.open())
+            .saturating_add(self.cancelled)
     }
 
     /// Devices that ended with a result: completed or failed.
     pub fn settled(&self) -> u64 {
-        self.completed + self.failed
+        self.completed.saturating_add(self.failed)
     }
 
     /// Devices that have not ended.
     pub fn open(&self) -> u64 {
-        self.pending + self.in_flight
+        self.pending.saturating_add(self.in_flight)
     }
 
     /// `failed / (completed + failed)` in percent; `None` before the first result.
@@ -83,17 +85,20 @@ impl Tally {
     #[must_use]
     pub fn plus(self, other: &Self) -> Self {
         Self {
-            pending: self.pending + other.pending,
-            in_flight: self.in_flight + other.in_flight,
-            completed: self.completed + other.completed,
-            failed: self.failed + other.failed,
-            cancelled: self.cancelled + other.cancelled,
+            pending: self.pending.saturating_add(other.pending),
+            in_flight: self.in_flight.saturating_add(other.in_flight),
+            completed: self.completed.saturating_add(other.completed),
+            failed: self.failed.saturating_add(other.failed),
+            cancelled: self.cancelled.saturating_add(other.cancelled),
         }
     }
 }
 
 fn percent(part: u64, whole: u64) -> Option<f64> {
-    #[expect(clippy::cast_precision_loss, reason = "device counts are far below 2^52")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "device counts are far below 2^52"
+    )]
     (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
 }
 
@@ -114,7 +119,9 @@ impl Counts {
 
     /// Slots in use, by updates and rollbacks.
     pub fn in_flight(&self) -> u64 {
-        self.updates().in_flight + self.rollbacks.in_flight
+        self.updates()
+            .in_flight
+            .saturating_add(self.rollbacks.in_flight)
     }
 }
 

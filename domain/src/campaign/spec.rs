@@ -17,6 +17,9 @@ pub const MAX_CONCURRENT: u32 = 1_000_000;
 /// Longest time that one attempt may take, in minutes: 30 days.
 pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
 
+/// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
+pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
+
 /// How the fleet is divided (PRD, FR-6). `scheduled` and `blue_green` are recognised and refused until they are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -47,7 +50,9 @@ impl Strategy {
 }
 
 /// Which campaign goes first when two want the same slot or device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Last.
@@ -284,27 +289,51 @@ pub enum SpecError {
     #[error("stages: {0}")]
     Stages(&'static str),
     /// A strategy that is not served.
-    #[error("deployment_strategy {0} is not served by this version; use immediate, staged or canary")]
+    #[error(
+        "deployment_strategy {0} is not served by this version; use immediate, staged or canary"
+    )]
     Strategy(&'static str),
 }
 
 fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecError> {
-    if ok { Ok(()) } else { Err(SpecError::Range { field, rule }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(SpecError::Range { field, rule })
+    }
 }
 
 impl CampaignDraft {
     /// The spec that this draft means. `default_threshold` is the service's setting; `entropy` turns the wheel.
-    pub fn into_spec(self, default_threshold: f64, entropy: u16) -> Result<CampaignSpec, SpecError> {
+    pub fn into_spec(
+        self,
+        default_threshold: f64,
+        entropy: u16,
+    ) -> Result<CampaignSpec, SpecError> {
         self.check()?;
         let threshold = self.failure_threshold_percent.unwrap_or(default_threshold);
-        range((0.0..=100.0).contains(&threshold), "failure_threshold_percent", "0 to 100")?;
-        let gate = Gate { min_success_percent: 100.0 - threshold, min_samples: None, soak_seconds: 0 };
+        range(
+            (0.0..=100.0).contains(&threshold),
+            "failure_threshold_percent",
+            "0 to 100",
+        )?;
+        let gate = Gate {
+            min_success_percent: 100.0 - threshold,
+            min_samples: None,
+            soak_seconds: 0,
+        };
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
             (Strategy::Scheduled | Strategy::BlueGreen, _) => {
                 return Err(SpecError::Strategy(self.deployment_strategy.name()));
             }
-            (Strategy::Immediate, true) => vec![Stage { name: "all".into(), end_bucket: BUCKETS, gate }],
-            (Strategy::Immediate, false) => return Err(SpecError::Stages("immediate has none; use staged")),
+            (Strategy::Immediate, true) => vec![Stage {
+                name: "all".into(),
+                end_bucket: BUCKETS,
+                gate,
+            }],
+            (Strategy::Immediate, false) => {
+                return Err(SpecError::Stages("immediate has none; use staged"));
+            }
             (Strategy::Staged | Strategy::Canary, true) => rings(gate),
             (Strategy::Staged | Strategy::Canary, false) => given(&self.stages, gate)?,
         };
@@ -312,7 +341,10 @@ impl CampaignDraft {
             name: self.name,
             description: self.description,
             firmware_id: self.firmware_id,
-            targets: Targets { devices: self.target_devices, groups: self.target_groups },
+            targets: Targets {
+                devices: self.target_devices,
+                groups: self.target_groups,
+            },
             strategy: self.deployment_strategy,
             priority: self.priority,
             rollout_buckets: buckets(self.rollout_percentage),
@@ -332,18 +364,42 @@ impl CampaignDraft {
     fn check(&self) -> Result<(), SpecError> {
         text_ok("name", &self.name)?;
         range(
-            self.description.as_ref().is_none_or(|d| d.len() <= crate::firmware::MAX_NOTES_BYTES),
+            self.description
+                .as_ref()
+                .is_none_or(|d| d.len() <= crate::firmware::MAX_NOTES_BYTES),
             "description",
             "at most 16384 bytes",
         )?;
-        range(self.target_devices.len() <= MAX_TARGET_DEVICES, "target_devices", "at most 200000 ids")?;
-        range(self.target_groups.len() <= MAX_TARGET_GROUPS, "target_groups", "at most 1000 names")?;
-        self.target_groups.iter().try_for_each(|g| text_ok("target_groups", g))?;
+        range(
+            self.target_devices.len() <= MAX_TARGET_DEVICES,
+            "target_devices",
+            "at most 200000 ids",
+        )?;
+        range(
+            self.target_groups.len() <= MAX_TARGET_GROUPS,
+            "target_groups",
+            "at most 1000 names",
+        )?;
+        self.target_groups
+            .iter()
+            .try_for_each(|g| text_ok("target_groups", g))?;
         let pc = self.rollout_percentage;
-        range(pc > 0.0 && pc <= 100.0, "rollout_percentage", "above 0 and at most 100")?;
+        range(
+            pc > 0.0 && pc <= 100.0,
+            "rollout_percentage",
+            "above 0 and at most 100",
+        )?;
         let slots = 1..=MAX_CONCURRENT;
-        range(slots.contains(&self.max_concurrent_updates), "max_concurrent_updates", "1 to 1000000")?;
-        range(slots.contains(&self.batch_size), "batch_size", "1 to 1000000")?;
+        range(
+            slots.contains(&self.max_concurrent_updates),
+            "max_concurrent_updates",
+            "1 to 1000000",
+        )?;
+        range(
+            slots.contains(&self.batch_size),
+            "batch_size",
+            "1 to 1000000",
+        )?;
         let minutes = self.timeout_minutes;
         range(
             minutes * 60.0 >= 1.0 && minutes <= MAX_TIMEOUT_MINUTES,
@@ -368,7 +424,11 @@ impl CampaignDraft {
 fn rings(gate: Gate) -> Vec<Stage> {
     Ring::ALL
         .into_iter()
-        .map(|ring| Stage { name: ring.name().into(), end_bucket: ring.end_bucket(), gate })
+        .map(|ring| Stage {
+            name: ring.name().into(),
+            end_bucket: ring.end_bucket(),
+            gate,
+        })
         .collect()
 }
 
@@ -378,29 +438,55 @@ fn given(drafts: &[StageDraft], default_gate: Gate) -> Result<Vec<Stage>, SpecEr
         let (name, end_bucket) = match (draft.ring, draft.percent) {
             (Some(ring), None) => (ring.name().to_owned(), ring.end_bucket()),
             (None, Some(pc)) if pc > 0.0 && pc <= 100.0 => (format!("{pc}%"), buckets(pc)),
-            _ => return Err(SpecError::Stages("each has either a ring or a percent above 0 and at most 100")),
+            _ => {
+                return Err(SpecError::Stages(
+                    "each has either a ring or a percent above 0 and at most 100",
+                ));
+            }
         };
         let gate = draft.gate.unwrap_or(default_gate);
         if !(0.0..=100.0).contains(&gate.min_success_percent) {
             return Err(SpecError::Stages("min_success_percent must be 0 to 100"));
         }
-        if stages.last().is_some_and(|last| last.end_bucket >= end_bucket) {
+        if gate.soak_seconds > MAX_SOAK_SECONDS {
+            return Err(SpecError::Stages("soak_seconds must be at most 2592000"));
+        }
+        if stages
+            .last()
+            .is_some_and(|last| last.end_bucket >= end_bucket)
+        {
             return Err(SpecError::Stages("shares are cumulative and must rise"));
         }
-        stages.push(Stage { name, end_bucket, gate });
+        stages.push(Stage {
+            name,
+            end_bucket,
+            gate,
+        });
     }
     if stages.last().is_some_and(|last| last.end_bucket < BUCKETS) {
-        stages.push(Stage { name: "100%".into(), end_bucket: BUCKETS, gate: default_gate });
+        stages.push(Stage {
+            name: "100%".into(),
+            end_bucket: BUCKETS,
+            gate: default_gate,
+        });
     }
     Ok(stages)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie in 0..=100")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to lie in 0..=100"
+)]
 fn buckets(percent: f64) -> u16 {
     ((percent * 100.0).round() as u16).max(1)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie in 1 s ..= 30 days")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to lie in 1 s ..= 30 days"
+)]
 fn seconds(minutes: f64) -> u64 {
     (minutes * 60.0).round() as u64
 }

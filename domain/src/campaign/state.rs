@@ -93,20 +93,32 @@ impl CampaignState {
     }
 
     /// All statuses, for filters.
-    pub const STATUSES: [&'static str; 7] =
-        ["created", "in_progress", "paused", "rolling_back", "rolled_back", "completed", "cancelled"];
+    pub const STATUSES: [&'static str; 7] = [
+        "created",
+        "in_progress",
+        "paused",
+        "rolling_back",
+        "rolled_back",
+        "completed",
+        "cancelled",
+    ];
 
     /// The planner still has something to do with it.
     pub const fn is_active(&self) -> bool {
-        matches!(self, Self::InProgress(_) | Self::Paused { .. } | Self::RollingBack { .. })
+        matches!(
+            self,
+            Self::InProgress(_) | Self::Paused { .. } | Self::RollingBack { .. }
+        )
     }
 
     /// Admin: begin.
     pub fn start(self, now: Timestamp) -> Transition {
         match self {
-            Self::Created => {
-                Ok(Self::InProgress(Running { started_at: now, open_stage: 0, stage_opened_at: now }))
-            }
+            Self::Created => Ok(Self::InProgress(Running {
+                started_at: now,
+                open_stage: 0,
+                stage_opened_at: now,
+            })),
             other => Err(other.refuse("started", "")),
         }
     }
@@ -114,7 +126,11 @@ impl CampaignState {
     /// Admin, or the planner when a gate or threshold says so.
     pub fn pause(self, now: Timestamp, reason: impl Into<String>) -> Transition {
         match self {
-            Self::InProgress(running) => Ok(Self::Paused { running, paused_at: now, reason: reason.into() }),
+            Self::InProgress(running) => Ok(Self::Paused {
+                running,
+                paused_at: now,
+                reason: reason.into(),
+            }),
             other => Err(other.refuse("paused", "")),
         }
     }
@@ -130,7 +146,9 @@ impl CampaignState {
     /// Admin: stop for good.
     pub fn cancel(self, now: Timestamp) -> Transition {
         match self {
-            Self::Created | Self::InProgress(_) | Self::Paused { .. } => Ok(Self::Cancelled { ended_at: now }),
+            Self::Created | Self::InProgress(_) | Self::Paused { .. } => {
+                Ok(Self::Cancelled { ended_at: now })
+            }
             other => Err(other.refuse("cancelled", "")),
         }
     }
@@ -138,19 +156,33 @@ impl CampaignState {
     /// The planner: the next stage's gate has passed.
     pub fn open_stage(self, stage: u16, now: Timestamp) -> Transition {
         match self {
-            Self::InProgress(running) if stage == running.open_stage + 1 => {
-                Ok(Self::InProgress(Running { open_stage: stage, stage_opened_at: now, ..running }))
+            Self::InProgress(running) if running.open_stage.checked_add(1) == Some(stage) => {
+                Ok(Self::InProgress(Running {
+                    open_stage: stage,
+                    stage_opened_at: now,
+                    ..running
+                }))
             }
             other => Err(other.refuse("opened further", "")),
         }
     }
 
     /// The planner (threshold), or an admin: take back what completed.
-    pub fn roll_back(self, now: Timestamp, trigger: RollbackTrigger, reason: impl Into<String>) -> Transition {
+    pub fn roll_back(
+        self,
+        now: Timestamp,
+        trigger: RollbackTrigger,
+        reason: impl Into<String>,
+    ) -> Transition {
         match self {
-            Self::InProgress(_) | Self::Paused { .. } | Self::Completed { .. } | Self::Cancelled { .. } => {
-                Ok(Self::RollingBack { rollback_started_at: now, trigger, reason: reason.into() })
-            }
+            Self::InProgress(_)
+            | Self::Paused { .. }
+            | Self::Completed { .. }
+            | Self::Cancelled { .. } => Ok(Self::RollingBack {
+                rollback_started_at: now,
+                trigger,
+                reason: reason.into(),
+            }),
             other => Err(other.refuse("rolled back", "")),
         }
     }
@@ -159,12 +191,22 @@ impl CampaignState {
     pub fn finish(self, now: Timestamp) -> Transition {
         match self {
             Self::InProgress(_) => Ok(Self::Completed { ended_at: now }),
-            Self::RollingBack { trigger, reason, .. } => Ok(Self::RolledBack { ended_at: now, trigger, reason }),
+            Self::RollingBack {
+                trigger, reason, ..
+            } => Ok(Self::RolledBack {
+                ended_at: now,
+                trigger,
+                reason,
+            }),
             other => Err(other.refuse("finished", "")),
         }
     }
 
     fn refuse(&self, verb: &'static str, hint: &'static str) -> TransitionError {
-        TransitionError { from: self.status(), verb, hint }
+        TransitionError {
+            from: self.status(),
+            verb,
+            hint,
+        }
     }
 }

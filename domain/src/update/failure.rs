@@ -28,7 +28,11 @@ pub struct Failure {
 impl Failure {
     /// A failure that the service found by itself.
     pub fn new(code: &str, message: impl Into<String>, retry: Retry) -> Self {
-        Self { code: code.to_owned(), message: message.into(), retry }
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+            retry,
+        }
     }
 }
 

@@ -166,7 +166,9 @@ pub struct RetryError(pub &'static str);
 impl Update {
     /// Pending → in flight, with the next attempt number. `None` when it is not pending.
     pub fn offer(mut self, terms: &OfferTerms) -> Option<Self> {
-        let UpdateState::Pending { .. } = self.state else { return None };
+        let UpdateState::Pending { .. } = self.state else {
+            return None;
+        };
         let now = terms.now;
         self.attempt += 1;
         self.last_seq = 0;
@@ -187,7 +189,8 @@ impl Update {
     }
 
     /// Takes a device's report. A lower attempt, a `seq` not above the last one, a phase before the present one and
-    /// anything after the end change nothing.
+    /// anything after the end change nothing. An attempt fails or is put off once, however often the device says so;
+    /// that it completed after all is always taken.
     pub fn report(mut self, report: &Report, now: Timestamp, lease: SignedDuration) -> Outcome {
         if self.is_terminal() {
             return Outcome::Ignored(Box::new(self), "ended");
@@ -198,18 +201,29 @@ impl Update {
         if report.seq <= self.last_seq {
             return Outcome::Ignored(Box::new(self), "repeated");
         }
+        let completed = report.said == Reported::Completed
+            && report.version.as_deref() == Some(&self.to_version);
+        if self.attempt_is_over() && !completed {
+            return Outcome::Ignored(Box::new(self), "attempt_over");
+        }
         match &report.said {
             Reported::In(phase) => return self.advance(*phase, report, now, lease),
-            Reported::Completed if report.version.as_deref() == Some(self.to_version.as_str()) => {
+            Reported::Completed if completed => {
                 self.state = UpdateState::Completed { at: now };
                 self.progress.percent = 100.0;
             }
             Reported::Completed => {
                 let runs = report.version.as_deref().unwrap_or("nothing");
-                let message = format!("says it completed but runs {runs} instead of {}", self.to_version);
+                let message = format!(
+                    "says it completed but runs {runs} instead of {}",
+                    self.to_version
+                );
                 self = self.fail(Failure::new("version_mismatch", message, Retry::Never), now);
             }
-            Reported::Deferred { failure, retry_after_seconds } => {
+            Reported::Deferred {
+                failure,
+                retry_after_seconds,
+            } => {
                 self = self.defer(failure.clone(), *retry_after_seconds, now);
             }
             Reported::Failed(failure) => self = self.fail(failure.clone(), now),
@@ -220,8 +234,20 @@ impl Update {
         Outcome::Changed(Box::new(self))
     }
 
-    fn advance(mut self, to: Phase, report: &Report, now: Timestamp, lease: SignedDuration) -> Outcome {
-        let UpdateState::InFlight { phase, since, lease_until, .. } = &mut self.state else {
+    fn advance(
+        mut self,
+        to: Phase,
+        report: &Report,
+        now: Timestamp,
+        lease: SignedDuration,
+    ) -> Outcome {
+        let UpdateState::InFlight {
+            phase,
+            since,
+            lease_until,
+            ..
+        } = &mut self.state
+        else {
             return Outcome::Ignored(Box::new(self), "no_slot"); // fell silent, lost its slot; waits for a new one
         };
         if to < *phase {
@@ -245,7 +271,13 @@ impl Update {
     /// A heartbeat or check shows what the device runs: the old version after `rebooting` means that it fell back
     /// (PROTOCOL.md, *progress*). `None` when that says nothing about this update.
     pub fn observe_version(self, running: &str, now: Timestamp) -> Option<Self> {
-        let UpdateState::InFlight { phase: Phase::Rebooting, .. } = self.state else { return None };
+        let UpdateState::InFlight {
+            phase: Phase::Rebooting,
+            ..
+        } = self.state
+        else {
+            return None;
+        };
         if running == self.to_version {
             return None; // the device's own word that it completed follows
         }
@@ -257,9 +289,13 @@ impl Update {
 
     /// Time has run out: of the attempt, of the lease, or of a lost device. `None` when nothing is due.
     pub fn expire(mut self, at: &Expiry) -> Option<Self> {
-        let heard = at.last_seen.is_some_and(|seen| later(seen, at.lease) > at.now);
+        let heard = at
+            .last_seen
+            .is_some_and(|seen| later(seen, at.lease) > at.now);
         match self.state.clone() {
-            UpdateState::InFlight { deadline, .. } if deadline <= at.now => {
+            UpdateState::InFlight {
+                deadline, phase, ..
+            } if deadline <= at.now && (heard || phase > Phase::Offered) => {
                 let failure = if heard {
                     Failure::new("timeout", "the attempt took too long", Retry::Backoff)
                 } else {
@@ -267,21 +303,48 @@ impl Update {
                 };
                 self = self.fail(failure, at.now);
             }
-            UpdateState::InFlight { phase, since, lease_until, deadline, cancel_requested }
-                if lease_until <= at.now =>
-            {
+            UpdateState::InFlight {
+                phase,
+                since,
+                lease_until,
+                deadline,
+                cancel_requested,
+            } if lease_until <= at.now => {
                 self.state = if heard {
                     let lease_until = later(at.now, at.lease);
-                    UpdateState::InFlight { phase, since, lease_until, deadline, cancel_requested }
+                    UpdateState::InFlight {
+                        phase,
+                        since,
+                        lease_until,
+                        deadline,
+                        cancel_requested,
+                    }
                 } else if cancel_requested {
                     UpdateState::Cancelled { at: at.now }
                 } else {
                     let lost_at = (phase > Phase::Offered).then_some(deadline);
-                    UpdateState::Pending { due_at: at.now, lost_at, last_failure: None }
+                    UpdateState::Pending {
+                        due_at: at.now,
+                        lost_at,
+                        last_failure: None,
+                    }
                 };
             }
-            UpdateState::Pending { lost_at: Some(lost_at), .. } if lost_at <= at.now => {
-                self = self.fail(lost(), at.now);
+            UpdateState::Pending {
+                due_at,
+                lost_at: Some(lost_at),
+                last_failure,
+            } if lost_at <= at.now => {
+                if heard {
+                    // It came back and waits for a slot: not lost.
+                    self.state = UpdateState::Pending {
+                        due_at,
+                        lost_at: None,
+                        last_failure,
+                    };
+                } else {
+                    self = self.fail(lost(), at.now);
+                }
             }
             _ => return None,
         }
@@ -294,7 +357,11 @@ impl Update {
     pub fn cancel(mut self, now: Timestamp) -> Result<Self, CancelError> {
         match &mut self.state {
             UpdateState::Pending { .. } => self.state = UpdateState::Cancelled { at: now },
-            UpdateState::InFlight { phase, cancel_requested, .. } if phase.can_cancel() => *cancel_requested = true,
+            UpdateState::InFlight {
+                phase,
+                cancel_requested,
+                ..
+            } if phase.can_cancel() => *cancel_requested = true,
             _ => return Err(CancelError(self.status())),
         }
         self.updated_at = now;
@@ -303,10 +370,16 @@ impl Update {
 
     /// An admin's retry of a failed update.
     pub fn retry(mut self, now: Timestamp) -> Result<Self, RetryError> {
-        let UpdateState::Failed { failure, .. } = self.state else { return Err(RetryError(self.status())) };
+        let UpdateState::Failed { failure, .. } = self.state else {
+            return Err(RetryError(self.status()));
+        };
         self.retries += 1;
         self.max_retries = self.max_retries.max(self.retries);
-        self.state = UpdateState::Pending { due_at: now, lost_at: None, last_failure: Some(failure) };
+        self.state = UpdateState::Pending {
+            due_at: now,
+            lost_at: None,
+            last_failure: Some(failure),
+        };
         self.updated_at = now;
         Ok(self)
     }
@@ -315,34 +388,67 @@ impl Update {
         self.state = if self.cancel_requested() {
             UpdateState::Cancelled { at: now }
         } else {
-            let pause = retry_after.unwrap_or(DEFAULT_DEFER_SECONDS).min(MAX_DEFER_SECONDS);
-            UpdateState::Pending { due_at: later(now, seconds(pause)), lost_at: None, last_failure: Some(failure) }
+            let pause = retry_after
+                .unwrap_or(DEFAULT_DEFER_SECONDS)
+                .min(MAX_DEFER_SECONDS);
+            UpdateState::Pending {
+                due_at: later(now, seconds(pause)),
+                lost_at: None,
+                last_failure: Some(failure),
+            }
         };
         self
     }
 
     fn fail(mut self, failure: Failure, now: Timestamp) -> Self {
-        let again = failure.retry != Retry::Never && self.retries < self.max_retries && !self.cancel_requested();
+        let again = failure.retry != Retry::Never
+            && self.retries < self.max_retries
+            && !self.cancel_requested();
         self.state = if again {
             self.retries += 1;
             let pause = match failure.retry {
                 Retry::Now => 0,
                 _ => back_off(self.retries, self.device.0.unsigned_abs()),
             };
-            UpdateState::Pending { due_at: later(now, seconds(pause)), lost_at: None, last_failure: Some(failure) }
+            UpdateState::Pending {
+                due_at: later(now, seconds(pause)),
+                lost_at: None,
+                last_failure: Some(failure),
+            }
         } else {
             UpdateState::Failed { at: now, failure }
         };
         self
     }
 
+    /// The present attempt has failed or was put off; the next one waits for its time.
+    fn attempt_is_over(&self) -> bool {
+        matches!(
+            self.state,
+            UpdateState::Pending {
+                last_failure: Some(_),
+                ..
+            }
+        )
+    }
+
     fn cancel_requested(&self) -> bool {
-        matches!(self.state, UpdateState::InFlight { cancel_requested: true, .. })
+        matches!(
+            self.state,
+            UpdateState::InFlight {
+                cancel_requested: true,
+                ..
+            }
+        )
     }
 }
 
 fn lost() -> Failure {
-    Failure::new("device_lost", "the device took the offer and was not heard of again", Retry::Never)
+    Failure::new(
+        "device_lost",
+        "the device took the offer and was not heard of again",
+        Retry::Never,
+    )
 }
 
 fn seconds(seconds: u64) -> SignedDuration {

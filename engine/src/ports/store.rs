@@ -195,7 +195,11 @@ pub trait Store: Send + Sync + 'static {
     /// What a connecting device is checked against.
     async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>>;
     /// All verifiers after this id, in id order; for a broker's password file.
-    async fn verifiers(&self, after: Option<&DeviceId>, limit: u32) -> Result<Vec<(DeviceId, String)>>;
+    async fn verifiers(
+        &self,
+        after: Option<&DeviceId>,
+        limit: u32,
+    ) -> Result<Vec<(DeviceId, String)>>;
     /// One device.
     async fn device(&self, device: &DeviceId) -> Result<Option<Device>>;
     /// Devices in id order.
@@ -205,6 +209,12 @@ pub trait Store: Send + Sync + 'static {
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
     /// Firmware that is not deprecated, newest first.
     async fn firmware_list(&self, filter: &FirmwareFilter, page: Page) -> Result<Vec<Firmware>>;
+    /// The newest firmware of that model and version, deprecated or not.
+    async fn firmware_of_version(
+        &self,
+        device_model: &str,
+        version: &str,
+    ) -> Result<Option<Firmware>>;
     /// Whether any firmware, deprecated or not, has these bytes.
     async fn object_is_used(&self, sha256: &str) -> Result<bool>;
 
@@ -230,6 +240,8 @@ pub trait Store: Send + Sync + 'static {
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
     /// cancel has not been answered since; oldest first.
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
+    /// Whether any pending update outside of campaigns is due, of a device that is online.
+    async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
     /// Updates whose lease, deadline or loss has come due.
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
     /// The rollback log.
@@ -274,7 +286,12 @@ pub trait Tx: Send {
     /// Makes one pending update for every device that the campaign means (of the firmware's model, not already
     /// running its version, hardware revision among the firmware's, inside the rollout share), its stage by ring pin
     /// or turned bucket, in one `INSERT … SELECT`, and sets the counters. Answers how many.
-    async fn make_updates(&mut self, campaign: &Campaign, firmware: &Firmware, at: Timestamp) -> Result<u64>;
+    async fn make_updates(
+        &mut self,
+        campaign: &Campaign,
+        firmware: &Firmware,
+        at: Timestamp,
+    ) -> Result<u64>;
     /// Makes one rollback, and its log entry, for every completed update of the campaign that has none: pending when
     /// the version it came from is in the registry (not deprecated, same model), failed with code
     /// `no_previous_firmware` when not. Sets the counters. Answers how many.
@@ -289,7 +306,11 @@ pub trait Tx: Send {
     async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64>;
 
     /// Inserts one update outside of any campaign, with its log entry when it is a rollback.
-    async fn insert_update(&mut self, update: &Update, log: Option<(RollbackTrigger, &str)>) -> Result<()>;
+    async fn insert_update(
+        &mut self,
+        update: &Update,
+        log: Option<(RollbackTrigger, &str)>,
+    ) -> Result<()>;
     /// Pending updates that may be offered: due, in an open stage, of devices that are online, fit by their last
     /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
     /// lock; lowest stage first, then oldest due.

@@ -1,0 +1,252 @@
+//! Campaigns: created, started, paused, resumed, cancelled and rolled back by admins. What a running campaign does
+//! by itself is in [`crate::dispatch`].
+
+use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Counts};
+use device_ota_domain::event::Event;
+use device_ota_domain::page::Page;
+use device_ota_domain::planner::{self, Action};
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::why::Why;
+use device_ota_domain::{CampaignId, Firmware};
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::ports::clock::random;
+use crate::ports::store::{CampaignFilter, Tx};
+use crate::{Engine, Error, Result};
+
+/// A campaign with what people want to see beside it.
+#[derive(Debug, Clone)]
+pub struct CampaignView {
+    /// The campaign.
+    pub campaign: Campaign,
+    /// Where its devices stand.
+    pub counts: Counts,
+    /// What it rolls out.
+    pub firmware: Firmware,
+    /// Why it does not go on by itself.
+    pub waits: Vec<Why>,
+}
+
+impl Engine {
+    /// Creates a campaign; nothing is sent before it is started. 404 for an unknown or deprecated firmware.
+    pub async fn create_campaign(&self, draft: CampaignDraft, by: &str) -> Result<CampaignView> {
+        let firmware = self.firmware(&draft.firmware_id).await?;
+        let turn = u16::from_le_bytes(random(self.entropy.as_ref()));
+        let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
+        let asked = crate::offers::firmware_requires(&firmware);
+        spec.requires.min_battery_percent = spec
+            .requires
+            .min_battery_percent
+            .max(asked.min_battery_percent);
+        spec.requires.min_free_storage_bytes = spec
+            .requires
+            .min_free_storage_bytes
+            .max(asked.min_free_storage_bytes);
+        let now = self.clock.now();
+        let mut campaign = Campaign {
+            id: CampaignId::from_entropy(random(self.entropy.as_ref())),
+            spec,
+            state: CampaignState::Created,
+            target_count: 0,
+            revision: 0,
+            created_at: now,
+            updated_at: now,
+            created_by: by.to_owned(),
+        };
+        campaign.target_count = self.store.count_targets(&campaign, &firmware).await?;
+        let mut tx = self.store.begin().await?;
+        tx.insert_campaign(&campaign).await?;
+        tx.append_events(&[event("campaign.created", &campaign, now, by)])
+            .await?;
+        tx.commit().await?;
+        self.campaign(&campaign.id).await
+    }
+
+    /// One campaign.
+    pub async fn campaign(&self, id: &CampaignId) -> Result<CampaignView> {
+        let campaign = self
+            .store
+            .campaign(id)
+            .await?
+            .ok_or_else(|| Error::not_found("campaign", id))?;
+        self.view(campaign).await
+    }
+
+    /// Campaigns, newest first.
+    pub async fn campaigns(
+        &self,
+        filter: &CampaignFilter,
+        page: Page,
+    ) -> Result<Vec<CampaignView>> {
+        let mut views = Vec::new();
+        for campaign in self.store.campaigns(filter, page).await? {
+            views.push(self.view(campaign).await?);
+        }
+        Ok(views)
+    }
+
+    async fn view(&self, campaign: Campaign) -> Result<CampaignView> {
+        let counts = self.store.counts(&campaign.id).await?;
+        let firmware = self.cached_firmware(campaign.firmware()).await?;
+        let firmware = firmware.ok_or_else(|| Error::not_found("firmware", campaign.firmware()))?;
+        let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
+        Ok(CampaignView {
+            campaign,
+            counts,
+            firmware: (*firmware).clone(),
+            waits,
+        })
+    }
+
+    /// Starts it: one pending update for each device it means.
+    pub async fn start_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        let firmware = self.firmware(campaign.firmware()).await?;
+        campaign.state = campaign.state.start(now)?;
+        campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
+        self.settle(tx, campaign, "campaign.started", now, by).await
+    }
+
+    /// Stops new offers; what is in flight may end.
+    pub async fn pause_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        campaign.state = campaign.state.pause(now, format!("by {by}"))?;
+        self.settle(tx, campaign, "campaign.paused", now, by).await
+    }
+
+    /// Goes on where it paused.
+    pub async fn resume_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        campaign.state = campaign.state.resume()?;
+        self.settle(tx, campaign, "campaign.resumed", now, by).await
+    }
+
+    /// Stops for good: what waits is cancelled now, what is in flight is asked to stop where it still can.
+    pub async fn cancel_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        campaign.state = campaign.state.cancel(now)?;
+        tx.cancel_pending(id, now).await?;
+        self.settle(tx, campaign, "campaign.cancelled", now, by)
+            .await
+    }
+
+    /// Takes back what completed (PRD, E4-US3), under the campaign's own limits.
+    pub async fn roll_back_campaign(
+        &self,
+        id: &CampaignId,
+        reason: &str,
+        by: &str,
+    ) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        campaign.state = campaign
+            .state
+            .roll_back(now, RollbackTrigger::Manual, reason)?;
+        self.settle(tx, campaign, "rollback.initiated", now, by)
+            .await
+    }
+
+    async fn settle(
+        &self,
+        mut tx: Box<dyn Tx>,
+        campaign: Campaign,
+        event_type: &'static str,
+        now: Timestamp,
+        by: &str,
+    ) -> Result<CampaignView> {
+        let campaign = Campaign {
+            updated_at: now,
+            ..campaign
+        };
+        tx.save_campaign(&campaign).await?;
+        tx.append_events(&[event(event_type, &campaign, now, by)])
+            .await?;
+        tx.commit().await?;
+        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by, event_type);
+        self.wake();
+        self.campaign(&campaign.id).await
+    }
+}
+
+async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<Campaign> {
+    tx.campaign(id)
+        .await?
+        .ok_or_else(|| Error::not_found("campaign", id))
+}
+
+/// An event of a campaign's life (PRD, E6-US2, E6-US3).
+pub(crate) fn event(
+    event_type: &'static str,
+    campaign: &Campaign,
+    at: Timestamp,
+    by: &str,
+) -> Event {
+    let (trigger, reason) = match &campaign.state {
+        CampaignState::RollingBack {
+            trigger, reason, ..
+        }
+        | CampaignState::RolledBack {
+            trigger, reason, ..
+        } => (Some(trigger.name()), Some(reason.as_str())),
+        CampaignState::Paused { reason, .. } => (None, Some(reason.as_str())),
+        _ => (None, None),
+    };
+    Event {
+        event_type,
+        entity: campaign.id.to_string(),
+        data: json!({
+            "campaign_id": campaign.id,
+            "name": campaign.spec.name,
+            "firmware_id": campaign.spec.firmware_id,
+            "status": campaign.state.status(),
+            "target_device_count": campaign.target_count,
+            "trigger": trigger,
+            "reason": reason,
+            "by": by,
+            "timestamp": at,
+        }),
+        at,
+    }
+}
+
+/// The state that a planner's decision leads to, and its event. `None` for actions that change no state.
+pub(crate) fn decided(
+    state: CampaignState,
+    action: &Action,
+    now: Timestamp,
+) -> std::result::Result<
+    Option<(CampaignState, &'static str)>,
+    device_ota_domain::campaign::TransitionError,
+> {
+    Ok(match action {
+        Action::OpenStage(stage) => Some((state.open_stage(*stage, now)?, "campaign.stage_opened")),
+        Action::RollBack { reason } => Some((
+            state.roll_back(now, planner::AUTOMATIC, reason)?,
+            "rollback.initiated",
+        )),
+        Action::Pause { reason } => Some((state.pause(now, reason)?, "campaign.paused")),
+        Action::Finish => {
+            let next = state.finish(now)?;
+            let event = if matches!(next, CampaignState::Completed { .. }) {
+                "campaign.completed"
+            } else {
+                "campaign.rolled_back"
+            };
+            Some((next, event))
+        }
+        Action::Claim { .. }
+        | Action::CancelPending
+        | Action::CancelInFlight
+        | Action::MakeRollbacks => None,
+    })
+}

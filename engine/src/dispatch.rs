@@ -1,0 +1,343 @@
+//! The dispatcher: carries out what the planner decides, and says again what nobody answered.
+//!
+//! A pass over a campaign is one transaction: lock it, read its counters, plan, act, commit, then send. It decides
+//! nothing by itself. Whatever a crash interrupts, the next pass finds in the database.
+
+use std::sync::Arc;
+
+use device_ota_domain::campaign::{Campaign, Group};
+use device_ota_domain::planner::{self, Action};
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms};
+use device_ota_domain::{CampaignId, CampaignState};
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::campaigns::{decided, event};
+use crate::changes::Changes;
+use crate::offers::{Due, pair};
+use crate::ports::StoreError;
+use crate::ports::store::{ClaimQuery, Tx};
+use crate::{Engine, Result};
+
+/// Updates claimed in one transaction; keeps it below some tens of milliseconds.
+const MAX_CLAIM: u32 = 1_000;
+/// Rows looked at in one pass of the reaper, of re-offers, and of cancel requests.
+const MAX_ROWS: u32 = 1_000;
+/// Slots of updates outside of campaigns that one pass hands out.
+const SINGLE_CLAIM: u32 = 500;
+/// Who the log names for what the service does by itself.
+const SERVICE: &str = "ota_service";
+
+/// Runs until `shutdown`: woken by changes, and by the tick.
+pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(engine.settings.tick);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let timed = tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = engine.dispatch.notified() => false,
+            _ = tick.tick() => true,
+        };
+        if timed && let Err(error) = engine.keep_time().await {
+            log(&error, "expiry");
+        }
+        if let Err(error) = engine.dispatch_all().await {
+            log(&error, "dispatch");
+        }
+    }
+}
+
+fn log(error: &crate::Error, during: &str) {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    tracing::warn!(%error, cause, during, "a pass failed; the next one tries again");
+}
+
+impl Engine {
+    /// The planner may have something to do.
+    pub fn wake(&self) {
+        self.dispatch.notify_one();
+    }
+
+    /// One pass over every campaign that may have something to do, highest priority first, and over single devices.
+    pub async fn dispatch_all(&self) -> Result<()> {
+        for campaign in self.store.campaigns_to_plan().await? {
+            while self.dispatch_one(&campaign.id).await? {}
+        }
+        self.dispatch_singles().await
+    }
+
+    /// One pass; true when there may be more to do at once.
+    async fn dispatch_one(&self, id: &CampaignId) -> Result<bool> {
+        let Some(campaign) = self.store.campaign(id).await? else {
+            return Ok(false);
+        };
+        let now = self.clock.now();
+        if planner::plan(now, &campaign, &self.store.counts(id).await?)
+            .actions
+            .is_empty()
+        {
+            return Ok(false);
+        }
+        let mut tx = self.store.begin().await?;
+        let Some(campaign) = tx.campaign(id).await? else {
+            return Ok(false);
+        };
+        let plan = planner::plan(now, &campaign, &tx.counts(id).await?);
+        let mut pass = Pass {
+            engine: self,
+            tx: tx.as_mut(),
+            campaign,
+            now,
+            due: Vec::new(),
+            more: false,
+        };
+        for action in plan.actions {
+            pass.carry_out(action).await?;
+        }
+        let (due, more) = (pass.due, pass.more);
+        tx.commit().await?;
+        self.send_due(due).await;
+        Ok(more)
+    }
+
+    /// Updates outside of campaigns.
+    async fn dispatch_singles(&self) -> Result<()> {
+        for action in [UpdateAction::Rollback, UpdateAction::Update] {
+            let now = self.clock.now();
+            let query = ClaimQuery {
+                campaign: None,
+                action,
+                up_to_stage: u16::MAX,
+                limit: SINGLE_CLAIM,
+                now,
+                requires: device_ota_domain::campaign::Requires::default(),
+            };
+            if !self.store.has_due_singles(now).await? {
+                return Ok(());
+            }
+            let mut tx = self.store.begin().await?;
+            let (due, _) = claim(self, tx.as_mut(), &query).await?;
+            tx.commit().await?;
+            self.send_due(due).await;
+        }
+        Ok(())
+    }
+
+    /// What falls due with time: leases, deadlines, lost devices, unanswered offers, download counts.
+    pub async fn keep_time(&self) -> Result<()> {
+        while self.expire().await? == MAX_ROWS as usize {}
+        self.say_again().await?;
+        self.write_download_counts().await
+    }
+
+    async fn expire(&self) -> Result<usize> {
+        let now = self.clock.now();
+        let ripe = self.store.expired(now, MAX_ROWS).await?;
+        if ripe.is_empty() {
+            return Ok(0);
+        }
+        let seen: std::collections::HashMap<_, _> = ripe
+            .iter()
+            .map(|r| (r.update.id.clone(), r.last_seen))
+            .collect();
+        let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
+        let mut tx = self.store.begin().await?;
+        let mut changes = Changes::default();
+        for update in tx.updates(&ids).await? {
+            let last_seen = seen.get(&update.id).copied().flatten();
+            let before = update.group();
+            if let Some(update) = update.expire(&Expiry {
+                now,
+                last_seen,
+                lease: self.settings.lease,
+            }) {
+                self.rebooting.note(&update);
+                changes.record(before, update, now);
+            }
+        }
+        let moved = changes.moves_counters();
+        changes.write(tx.as_mut()).await?;
+        tx.commit().await?;
+        if moved {
+            self.wake();
+        }
+        Ok(ripe.len())
+    }
+
+    /// Offers and cancels that nobody answered, of devices that are online.
+    async fn say_again(&self) -> Result<()> {
+        let before = earlier(self.clock.now(), self.settings.offer_again);
+        let updates = self.store.unanswered(before, MAX_ROWS).await?;
+        if updates.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
+        let mut tx = self.store.begin().await?;
+        let now = self.clock.now();
+        let mut updates = tx.updates(&ids).await?;
+        updates.retain(|u| u.group() == Group::InFlight);
+        updates.iter_mut().for_each(|u| u.updated_at = now);
+        tx.save_updates(&updates).await?;
+        let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
+        let grounds = tx.draw_seqs(&devices).await?;
+        tx.commit().await?;
+        self.metrics
+            .add("offers_again", "unanswered", updates.len() as u64);
+        self.send_due(pair(updates, grounds)).await;
+        Ok(())
+    }
+
+    async fn write_download_counts(&self) -> Result<()> {
+        let counts = self.grants.take_counts();
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.store.begin().await?;
+        for (firmware, downloads) in counts {
+            tx.count_downloads(&firmware, downloads).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}
+
+/// One campaign's pass.
+struct Pass<'p> {
+    engine: &'p Engine,
+    tx: &'p mut dyn Tx,
+    campaign: Campaign,
+    now: Timestamp,
+    due: Vec<Due>,
+    more: bool,
+}
+
+impl Pass<'_> {
+    async fn carry_out(&mut self, action: Action) -> Result<()> {
+        match decided(self.campaign.state.clone(), &action, self.now)? {
+            Some((state, event_type)) => self.change(state, event_type).await,
+            None => self.act(action).await,
+        }
+    }
+
+    async fn change(&mut self, state: CampaignState, event_type: &'static str) -> Result<()> {
+        self.campaign.state = state;
+        self.campaign.updated_at = self.now;
+        self.tx.save_campaign(&self.campaign).await?;
+        self.tx
+            .append_events(&[event(event_type, &self.campaign, self.now, SERVICE)])
+            .await?;
+        tracing::info!(campaign.id = %self.campaign.id, campaign.status = self.campaign.state.status(), event_type);
+        self.more = true;
+        Ok(())
+    }
+
+    async fn act(&mut self, action: Action) -> Result<()> {
+        match action {
+            Action::Claim {
+                action,
+                up_to_stage,
+                count,
+            } => self.claim(action, up_to_stage, count).await,
+            Action::CancelPending => {
+                self.more |= self.tx.cancel_pending(&self.campaign.id, self.now).await? > 0;
+                Ok(())
+            }
+            Action::CancelInFlight => self.cancel_in_flight().await,
+            Action::MakeRollbacks => self.make_rollbacks().await,
+            Action::OpenStage(_)
+            | Action::RollBack { .. }
+            | Action::Pause { .. }
+            | Action::Finish => Ok(()),
+        }
+    }
+
+    async fn claim(&mut self, action: UpdateAction, up_to_stage: u16, count: u32) -> Result<()> {
+        let query = ClaimQuery {
+            campaign: Some(self.campaign.id.clone()),
+            action,
+            up_to_stage,
+            limit: count.min(MAX_CLAIM),
+            now: self.now,
+            requires: self.campaign.spec.requires,
+        };
+        let (due, claimed) = claim(self.engine, self.tx, &query).await?;
+        self.due.extend(due);
+        self.more |= claimed == query.limit as usize;
+        Ok(())
+    }
+
+    async fn cancel_in_flight(&mut self) -> Result<()> {
+        let updates = self.tx.cancellable(&self.campaign.id, MAX_ROWS).await?;
+        if updates.is_empty() {
+            return Ok(());
+        }
+        self.more |= updates.len() == MAX_ROWS as usize;
+        let mut changes = Changes::default();
+        let mut told = Vec::with_capacity(updates.len());
+        for update in updates {
+            let before = update.group();
+            if let Ok(update) = update.cancel(self.now) {
+                changes.record(before, update.clone(), self.now);
+                told.push(update);
+            }
+        }
+        changes.write(self.tx).await?;
+        let devices: Vec<_> = told.iter().map(|u| u.device).collect();
+        let grounds = self.tx.draw_seqs(&devices).await?;
+        self.due.extend(pair(told, grounds));
+        Ok(())
+    }
+
+    async fn make_rollbacks(&mut self) -> Result<()> {
+        let (trigger, reason) = match &self.campaign.state {
+            CampaignState::RollingBack {
+                trigger, reason, ..
+            } => (*trigger, reason.clone()),
+            _ => (RollbackTrigger::Manual, String::new()),
+        };
+        let made = self
+            .tx
+            .make_rollbacks(&self.campaign, trigger, &reason, self.now)
+            .await?;
+        self.more |= made > 0;
+        Ok(())
+    }
+}
+
+/// Claims updates: in flight from here on, with a lease, the next attempt number and a fresh `seq`.
+async fn claim(
+    engine: &Engine,
+    tx: &mut dyn Tx,
+    query: &ClaimQuery,
+) -> std::result::Result<(Vec<Due>, usize), StoreError> {
+    let claimable = tx.claimable(query).await?;
+    let claimed = claimable.len();
+    if claimed == 0 {
+        return Ok((Vec::new(), 0));
+    }
+    let mut changes = Changes::default();
+    let mut updates = Vec::with_capacity(claimed);
+    for found in claimable {
+        let before = found.update.group();
+        let terms = OfferTerms {
+            now: query.now,
+            lease: engine.settings.lease,
+            running: found.running,
+        };
+        if let Some(update) = found.update.offer(&terms) {
+            changes.record(before, update.clone(), query.now);
+            updates.push(update);
+        }
+    }
+    changes.write(tx).await?;
+    let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
+    let grounds = tx.draw_seqs(&devices).await?;
+    engine
+        .metrics
+        .add("updates_claimed", query.action.name(), updates.len() as u64);
+    Ok((pair(updates, grounds), claimed))
+}
+
+fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.checked_sub(by).unwrap_or(Timestamp::MIN)
+}

@@ -1,0 +1,195 @@
+//! Time-limited downloads: a URL that needs no header and stops serving at its expiry (PRD, E1-US4).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use device_ota_domain::{DeviceId, Firmware, FirmwareId};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use jiff::Timestamp;
+use sha2::Sha256;
+
+use crate::ports::ObjectStream;
+use crate::{Engine, Error, Result};
+
+/// Who stands in a token that no device asked for. No device id starts with a dash.
+const ADMIN: &str = "-";
+
+/// Signs tokens of the form `firmware.expiry.holder.mac`.
+pub struct Grants {
+    key: [u8; 32],
+    begun: Mutex<HashMap<FirmwareId, u64>>,
+}
+
+/// A granted download.
+#[derive(Debug, Clone)]
+pub struct DownloadGrant {
+    /// Absolute, needs no header, serves ranges.
+    pub url: String,
+    /// When it stops serving.
+    pub expires_at: Timestamp,
+    /// What it serves.
+    pub firmware: Firmware,
+}
+
+/// A redeemed token.
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// What to serve.
+    pub firmware: Firmware,
+    /// File name for people.
+    pub file_name: String,
+}
+
+impl Grants {
+    /// Grants signed with this key; it must outlive a restart, or running downloads break.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self {
+            key,
+            begun: Mutex::default(),
+        }
+    }
+
+    fn mac(&self, text: &str) -> Option<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
+        mac.update(text.as_bytes());
+        Some(mac)
+    }
+
+    fn token(&self, firmware: &FirmwareId, expires_at: Timestamp, holder: &str) -> String {
+        let text = format!("{firmware}.{}.{holder}", expires_at.as_second());
+        let mac = self
+            .mac(&text)
+            .map(|mac| hex::encode(mac.finalize().into_bytes()))
+            .unwrap_or_default();
+        format!("{text}.{mac}")
+    }
+
+    fn check(&self, token: &str, now: Timestamp) -> Option<FirmwareId> {
+        let (text, mac) = token.rsplit_once('.')?;
+        self.mac(text)?.verify_slice(&hex::decode(mac).ok()?).ok()?;
+        let mut parts = text.splitn(3, '.');
+        let firmware = parts.next()?.parse().ok()?;
+        let expires: i64 = parts.next()?.parse().ok()?;
+        (expires > now.as_second()).then_some(firmware)
+    }
+
+    fn count(&self, firmware: &FirmwareId) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun.entry(firmware.clone()).or_default() += 1;
+    }
+
+    pub(crate) fn take_counts(&self) -> HashMap<FirmwareId, u64> {
+        std::mem::take(&mut self.begun.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Engine {
+    /// A URL for this device, and its expiry.
+    pub(crate) fn device_url(
+        &self,
+        firmware: &FirmwareId,
+        device: &DeviceId,
+        now: Timestamp,
+    ) -> (String, Timestamp) {
+        self.url(firmware, device.as_str(), now)
+    }
+
+    fn url(&self, firmware: &FirmwareId, holder: &str, now: Timestamp) -> (String, Timestamp) {
+        let expires_at = now
+            .checked_add(self.settings.url_lifetime)
+            .unwrap_or(Timestamp::MAX);
+        let token = self.grants.token(firmware, expires_at, holder);
+        (
+            format!("{}/api/v1/ota/objects/{token}", self.settings.public_url),
+            expires_at,
+        )
+    }
+
+    /// An admin's download of an image that is not deprecated.
+    pub async fn grant_download(&self, id: &FirmwareId) -> Result<DownloadGrant> {
+        let firmware = self.firmware(id).await?;
+        let (url, expires_at) = self.url(id, ADMIN, self.clock.now());
+        Ok(DownloadGrant {
+            url,
+            expires_at,
+            firmware,
+        })
+    }
+
+    /// What a URL's token is good for: 403 when it is forged or has expired.
+    pub async fn redeem(&self, token: &str) -> Result<Download> {
+        let refused = || {
+            Error::forbidden(
+                "download_refused",
+                "the download link is not valid or has expired; ask for a new one",
+            )
+        };
+        let id = self
+            .grants
+            .check(token, self.clock.now())
+            .ok_or_else(refused)?;
+        let firmware = self.firmware(&id).await?;
+        let metadata = &firmware.metadata;
+        let file_name = format!(
+            "{}-{}.{}",
+            metadata.device_model,
+            metadata.version,
+            firmware.format.name()
+        )
+        .replace(
+            |c: char| !(c.is_ascii_alphanumeric() || ".-_".contains(c)),
+            "_",
+        );
+        Ok(Download {
+            firmware,
+            file_name,
+        })
+    }
+
+    /// Bytes of a redeemed download. A read from the first byte counts as a download.
+    pub async fn read_download(
+        &self,
+        download: &Download,
+        range: Range<u64>,
+    ) -> Result<ObjectStream> {
+        if range.start == 0 {
+            self.grants.count(&download.firmware.id);
+        }
+        Ok(self.objects.open(&download.firmware.sha256, range).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_serves_until_it_expires_and_only_unchanged()
+    -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let grants = Grants::new([7; 32]);
+        let firmware = FirmwareId::of("a", "1.0.0", "m");
+        let expires = Timestamp::from_second(1_000)?;
+        let token = grants.token(&firmware, expires, "dev.1:x-");
+        assert_eq!(
+            grants.check(&token, Timestamp::from_second(999)?),
+            Some(firmware)
+        );
+        assert_eq!(grants.check(&token, expires), None);
+        assert_eq!(
+            grants.check(
+                &token.replace(".1000.", ".9000."),
+                Timestamp::from_second(1)?
+            ),
+            None
+        );
+        assert_eq!(
+            Grants::new([8; 32]).check(&token, Timestamp::from_second(1)?),
+            None
+        );
+        for junk in ["", ".", "...", "a.b.c.d"] {
+            assert_eq!(grants.check(junk, Timestamp::from_second(1)?), None);
+        }
+        Ok(())
+    }
+}

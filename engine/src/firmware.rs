@@ -1,0 +1,366 @@
+//! Firmware: uploads that leave all or nothing, and the registry of images.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use device_ota_domain::FirmwareId;
+use device_ota_domain::event::Event;
+use device_ota_domain::firmware::{
+    Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, UploadMetadata,
+};
+use device_ota_domain::page::Page;
+use device_ota_protocol::digest::Digest;
+use device_ota_protocol::dsse::Envelope;
+use device_ota_protocol::objects::{self, Kind, Release};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::ports::{ObjectWriter, StoreError};
+use crate::{Engine, Error, Result};
+
+/// Pieces that wait for the hasher; with pieces of the socket's size this bounds memory to a few MiB.
+const HASH_QUEUE: usize = 32;
+
+/// An upload under way. Dropped before [`Upload::finish`], it leaves nothing behind.
+pub struct Upload {
+    engine: Arc<Engine>,
+    format: Format,
+    size: u64,
+    writer: Box<dyn ObjectWriter>,
+    hasher: Hasher,
+}
+
+/// What became of an upload.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Uploaded {
+    /// A new record.
+    Created(Firmware),
+    /// The same bytes under the same name, version and model were there before (PRD, NFR-4).
+    Existing(Firmware),
+}
+
+/// Both checksums, calculated beside the writing.
+struct Hasher {
+    pieces: mpsc::Sender<Bytes>,
+    sums: tokio::task::JoinHandle<Sums>,
+}
+
+struct Sums {
+    md5: String,
+    sha256: [u8; 32],
+}
+
+impl Hasher {
+    fn start() -> Self {
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(HASH_QUEUE);
+        let sums = tokio::task::spawn_blocking(move || {
+            use sha2::Digest as _;
+            let (mut md5, mut sha256) = (md5::Md5::new(), sha2::Sha256::new());
+            while let Some(piece) = queue.blocking_recv() {
+                md5.update(&piece);
+                sha256.update(&piece);
+            }
+            Sums {
+                md5: hex::encode(md5.finalize()),
+                sha256: sha256.finalize().into(),
+            }
+        });
+        Self { pieces, sums }
+    }
+
+    async fn finish(self) -> Result<Sums> {
+        drop(self.pieces);
+        self.sums
+            .await
+            .map_err(|error| Error::Internal(Box::new(error)))
+    }
+}
+
+impl Engine {
+    /// Begins an upload; 400 when the file's suffix is none of PRD FR-1's.
+    pub async fn begin_upload(self: &Arc<Self>, file_name: &str) -> Result<Upload> {
+        let format = Format::of_file_name(file_name).ok_or_else(|| {
+            Error::invalid(
+                "unsupported_format",
+                "the file's name must end with .bin, .hex, .elf, .tar.gz or .zip",
+            )
+        })?;
+        let writer = self.objects.create().await?;
+        Ok(Upload {
+            engine: self.clone(),
+            format,
+            size: 0,
+            writer,
+            hasher: Hasher::start(),
+        })
+    }
+
+    /// One firmware that is not deprecated.
+    pub async fn firmware(&self, id: &FirmwareId) -> Result<Firmware> {
+        let found = self
+            .store
+            .firmware(id)
+            .await?
+            .filter(|f| f.deprecated_at.is_none());
+        found.ok_or_else(|| Error::not_found("firmware", id))
+    }
+
+    /// Firmware, newest first.
+    pub async fn firmware_list(
+        &self,
+        filter: &FirmwareFilter,
+        page: Page,
+    ) -> Result<Vec<Firmware>> {
+        Ok(self.store.firmware_list(filter, page).await?)
+    }
+
+    /// Removes objects that no firmware row names: an upload that died between its object and its row leaves one.
+    /// Runs at the start, before uploads are taken.
+    pub async fn reconcile_objects(&self) -> Result<()> {
+        for name in self.objects.names().await? {
+            if !self.store.object_is_used(&name).await? {
+                tracing::info!(object.name = %name, "removing an object that no firmware uses");
+                self.objects.remove(&name).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Upload {
+    /// Takes the next bytes; 400 as soon as the image is too large.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.size += bytes.len() as u64;
+        if self.size > MAX_IMAGE_BYTES {
+            return Err(Error::invalid(
+                "image_too_large",
+                format!("the image is larger than {MAX_IMAGE_BYTES} bytes, the most that is taken"),
+            ));
+        }
+        let hashing = async { self.hasher.pieces.send(bytes.clone()).await };
+        let (hashed, written) =
+            futures_util::future::join(hashing, self.writer.write(bytes.clone())).await;
+        hashed.map_err(|error| Error::Internal(Box::new(error)))?;
+        Ok(written?)
+    }
+
+    /// Ends it: 400 when it is empty, 422 when a given checksum is not the bytes', 409 when other bytes have this
+    /// name, version and model. `release` is a release envelope signed elsewhere.
+    pub async fn finish(
+        self,
+        metadata: UploadMetadata,
+        release: Option<String>,
+        by: &str,
+    ) -> Result<Uploaded> {
+        let Self {
+            engine,
+            format,
+            size,
+            writer,
+            hasher,
+        } = self;
+        metadata.check()?;
+        if size == 0 {
+            return Err(Error::invalid("empty_image", "the image is empty"));
+        }
+        let sums = hasher.finish().await?;
+        let sha256 = hex::encode(sums.sha256);
+        compare("checksum_md5", metadata.checksum_md5.as_deref(), &sums.md5)?;
+        compare(
+            "checksum_sha256",
+            metadata.checksum_sha256.as_deref(),
+            &sha256,
+        )?;
+        let id = metadata.firmware_id();
+        if let Some(known) = engine.store.firmware(&id).await? {
+            return same_bytes(known, &sha256);
+        }
+        let firmware = engine.sign(metadata, format, size, &sums, release, by)?;
+        writer.commit(&sha256).await?;
+        let inserted = engine.insert_firmware(&firmware).await;
+        match inserted {
+            Ok(()) => Ok(Uploaded::Created(firmware)),
+            Err(StoreError::Conflict(_)) => match engine.store.firmware(&id).await? {
+                Some(known) => same_bytes(known, &sha256),
+                None => Err(Error::conflict(
+                    "changed_meanwhile",
+                    "the firmware was changed at the same time; try again",
+                )),
+            },
+            Err(error) => {
+                engine.forget_object(&sha256).await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+fn compare(field: &str, given: Option<&str>, found: &str) -> Result<()> {
+    match given {
+        Some(given) if !given.eq_ignore_ascii_case(found) => Err(Error::unprocessable(
+            "checksum_mismatch",
+            format!("{field} is {given} but the uploaded bytes have {found}; nothing was stored"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn same_bytes(known: Firmware, sha256: &str) -> Result<Uploaded> {
+    let metadata = &known.metadata;
+    if known.deprecated_at.is_some() {
+        return Err(Error::conflict(
+            "firmware_deprecated",
+            format!(
+                "{} {} for {} was deprecated; upload it under a new version",
+                metadata.name, metadata.version, metadata.device_model
+            ),
+        ));
+    }
+    if known.sha256 == sha256 {
+        return Ok(Uploaded::Existing(known));
+    }
+    Err(Error::conflict(
+        "other_content",
+        format!(
+            "{} {} for {} exists with other content; give the new image a new version",
+            metadata.name, metadata.version, metadata.device_model
+        ),
+    ))
+}
+
+impl Engine {
+    fn sign(
+        &self,
+        mut metadata: UploadMetadata,
+        format: Format,
+        size: u64,
+        sums: &Sums,
+        signed_elsewhere: Option<String>,
+        by: &str,
+    ) -> Result<Firmware> {
+        let now = self.clock.now();
+        let expected = release(&metadata, format, size, sums, now);
+        let envelope = match signed_elsewhere {
+            Some(text) => self.check_release(&text, &expected)?,
+            None => {
+                let key = self.keyring.release().ok_or_else(|| {
+                    Error::invalid(
+                        "release_missing",
+                        "this service holds no release key; send a release envelope signed elsewhere in the form part `release`",
+                    )
+                })?;
+                objects::seal(&expected, key).map_err(|error| Error::Internal(Box::new(error)))?
+            }
+        };
+        let opened = objects::open::<Release>(&envelope, self.keyring.root());
+        let (_, payload) = opened.map_err(|error| Error::Internal(Box::new(error)))?;
+        let (sha256, md5) = (hex::encode(sums.sha256), sums.md5.clone());
+        metadata.checksum_sha256 = Some(sha256.clone());
+        metadata.checksum_md5 = Some(md5.clone());
+        Ok(Firmware {
+            id: metadata.firmware_id(),
+            metadata,
+            format,
+            size,
+            sha256,
+            md5,
+            release: String::from_utf8_lossy(&envelope.to_json()).into_owned(),
+            release_sha256: Digest::of(&payload).to_string(),
+            download_count: 0,
+            deprecated_at: None,
+            created_at: now,
+            updated_at: now,
+            created_by: by.to_owned(),
+        })
+    }
+
+    /// A release signed elsewhere must be signed by the release role and say what was uploaded.
+    fn check_release(&self, text: &str, expected: &Release) -> Result<Envelope> {
+        let envelope = Envelope::from_json(text.as_bytes()).map_err(|error| {
+            Error::invalid(
+                "release_malformed",
+                format!("release is no signed envelope: {error}"),
+            )
+        })?;
+        let (given, _) =
+            objects::open::<Release>(&envelope, self.keyring.root()).map_err(|error| {
+                Error::unprocessable(
+                    "release_refused",
+                    format!("release is not acceptable: {error}"),
+                )
+            })?;
+        let expected = Release {
+            issued_at: given.issued_at,
+            ..expected.clone()
+        };
+        if given == expected {
+            Ok(envelope)
+        } else {
+            Err(Error::unprocessable(
+                "release_mismatch",
+                "release does not say what was uploaded; nothing was stored",
+            ))
+        }
+    }
+
+    async fn insert_firmware(&self, firmware: &Firmware) -> std::result::Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        tx.insert_firmware(firmware).await?;
+        tx.append_events(&[uploaded_event(firmware)]).await?;
+        tx.commit().await
+    }
+
+    async fn forget_object(&self, sha256: &str) {
+        if let Ok(false) = self.store.object_is_used(sha256).await
+            && let Err(error) = self.objects.remove(sha256).await
+        {
+            tracing::warn!(%error, "an object of a failed upload stays until the next start");
+        }
+    }
+}
+
+fn release(
+    metadata: &UploadMetadata,
+    format: Format,
+    size: u64,
+    sums: &Sums,
+    now: jiff::Timestamp,
+) -> Release {
+    Release {
+        firmware_id: metadata.firmware_id().to_string(),
+        name: metadata.name.clone(),
+        version: metadata.version.clone(),
+        security_version: metadata.security_version.into(),
+        device_model: metadata.device_model.clone(),
+        manufacturer: metadata.manufacturer.clone(),
+        hw_revisions: metadata.hw_revisions.clone(),
+        format: format.name().to_owned(),
+        size,
+        sha256: Digest::from_bytes(sums.sha256),
+        kind: if metadata.is_security_update {
+            Kind::Security
+        } else {
+            Kind::Feature
+        },
+        issued_at: now,
+    }
+}
+
+fn uploaded_event(firmware: &Firmware) -> Event {
+    let metadata = &firmware.metadata;
+    Event {
+        event_type: "firmware.uploaded",
+        entity: firmware.id.to_string(),
+        data: json!({
+            "firmware_id": firmware.id,
+            "name": metadata.name,
+            "version": metadata.version,
+            "device_model": metadata.device_model,
+            "file_size": firmware.size,
+            "is_security_update": metadata.is_security_update,
+            "uploaded_by": firmware.created_by,
+            "timestamp": firmware.created_at,
+        }),
+        at: firmware.created_at,
+    }
+}

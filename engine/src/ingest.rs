@@ -1,0 +1,162 @@
+//! Ingest: from the bounded queue into the database, a batch a transaction, then the acknowledgements.
+//!
+//! While one batch is being committed the next one gathers, so batches grow with the load and stay small without
+//! it. Nothing is acknowledged before its transaction has committed; while the database is away the batch is kept
+//! and tried again, and the queue behind it pushes back on the sockets.
+
+mod batch;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::update::{Phase, UpdateState};
+use device_ota_domain::{DeviceId, Update};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::Engine;
+use crate::inbound::Inbound;
+use crate::offers::Due;
+use crate::ports::StoreError;
+use batch::Batch;
+
+/// Messages in one transaction at most; keeps a transaction below some tens of milliseconds.
+const MAX_BATCH: usize = 4_096;
+/// Room a batch begins with; it grows with the load.
+const FIRST_ROOM: usize = 64;
+/// First pause before a failed batch is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause before a failed batch is tried again.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Batches whose answers may wait to be sent; beyond that answers are dropped, and asked for again.
+const ANSWER_QUEUE: usize = 16;
+
+/// Devices whose last word was `rebooting`: their next heartbeat may show that they fell back. A hint only; a
+/// check is always compared, and the attempt's deadline ends what nobody noticed.
+#[derive(Default)]
+pub(crate) struct Rebooting(Mutex<HashSet<DeviceKey>>);
+
+impl Rebooting {
+    fn contains(&self, device: DeviceKey) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&device)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    pub(crate) fn note(&self, update: &Update) {
+        let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(
+            update.state,
+            UpdateState::InFlight {
+                phase: Phase::Rebooting,
+                ..
+            }
+        ) {
+            devices.insert(update.device);
+        } else {
+            devices.remove(&update.device);
+        }
+    }
+}
+
+/// What follows from a committed batch.
+#[derive(Default)]
+pub(crate) struct Answers {
+    replies: Vec<(DeviceId, Option<String>, bool)>,
+    due: Vec<Due>,
+    chunks: Vec<crate::chunks::Wanted>,
+}
+
+impl Answers {
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.due.is_empty() && self.chunks.is_empty()
+    }
+}
+
+/// Empties the queue until `shutdown`, then what it still holds. While the service shuts down a database that is
+/// away is not waited for: what is not committed is not acknowledged either.
+pub(crate) async fn run(
+    engine: Arc<Engine>,
+    mut queue: mpsc::Receiver<Inbound>,
+    shutdown: CancellationToken,
+) {
+    let (answers, answering) = mpsc::channel(ANSWER_QUEUE);
+    let answerer = tokio::spawn(answer(engine.clone(), answering));
+    while let Some(batch) = next(&mut queue, &shutdown).await {
+        let Some(outcome) = until_committed(&engine, &batch, &shutdown).await else {
+            break;
+        };
+        batch.acknowledge();
+        if !outcome.answers.is_empty() && answers.try_send(outcome.answers).is_err() {
+            engine.metrics.add("answers_dropped", "queue_full", 1);
+        }
+        if outcome.moved {
+            engine.wake();
+        }
+    }
+    drop(answers);
+    if let Err(error) = answerer.await {
+        tracing::error!(%error, "the answering task failed");
+    }
+}
+
+/// All that waits, up to a batch. `None` once the queue has closed and is empty.
+async fn next(queue: &mut mpsc::Receiver<Inbound>, shutdown: &CancellationToken) -> Option<Batch> {
+    let mut messages = Vec::with_capacity(FIRST_ROOM);
+    let taken = tokio::select! {
+        taken = queue.recv_many(&mut messages, MAX_BATCH) => Some(taken),
+        () = shutdown.cancelled(), if !queue.is_closed() => None,
+    };
+    if taken.is_none() {
+        queue.close();
+        queue.recv_many(&mut messages, MAX_BATCH).await;
+    }
+    (!messages.is_empty()).then(|| Batch::new(messages))
+}
+
+/// Tries until the batch is in the database. `None` when told to give up: then nothing of it is acknowledged.
+async fn until_committed(
+    engine: &Engine,
+    batch: &Batch,
+    shutdown: &CancellationToken,
+) -> Option<batch::Outcome> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match batch.commit(engine).await {
+            Ok(outcome) => return Some(outcome),
+            Err(error) => report(engine, &error, batch.len()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
+            () = shutdown.cancelled() => return None,
+        }
+    }
+}
+
+fn report(engine: &Engine, error: &StoreError, messages: usize) {
+    engine.metrics.add("ingest_retries", "database", 1);
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    tracing::warn!(%error, cause, batch.messages = messages, "a batch of reports waits for the database");
+}
+
+async fn answer(engine: Arc<Engine>, mut queue: mpsc::Receiver<Answers>) {
+    while let Some(answers) = queue.recv().await {
+        for (device, nonce, offer) in answers.replies {
+            engine.send_reply(&device, nonce, offer).await;
+        }
+        engine.send_due(answers.due).await;
+        for wanted in answers.chunks {
+            engine.want_chunks(wanted);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Offers, commands and replies: built from what the database says, signed, and sent. Sending promises nothing;
+//! what must arrive is said again until the device answers.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use device_ota_domain::campaign::Requires;
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::update::UpdateState;
+use device_ota_domain::{CampaignId, DeviceId, Firmware, FirmwareId, Update};
+use device_ota_protocol::messages::Reply;
+use device_ota_protocol::objects::{
+    self, Assignment, Command, CommandKind, Mode, TimeStatement, Timeouts,
+};
+use device_ota_protocol::topics::Down;
+use jiff::Timestamp;
+
+use crate::ports::store::OfferGround;
+use crate::ports::{Delivery, StoreError};
+use crate::{Engine, wire};
+
+/// Firmware rows kept at hand for building offers.
+const CACHED_FIRMWARE: usize = 256;
+/// Campaign requirements kept at hand.
+const CACHED_CAMPAIGNS: usize = 1_024;
+
+/// What offers are built from, kept at hand. Firmware rows never change but for counts and deprecation, a started
+/// campaign's spec never changes at all.
+#[derive(Default)]
+pub(crate) struct OfferCache {
+    firmware: Mutex<HashMap<FirmwareId, std::sync::Arc<Firmware>>>,
+    requires: Mutex<HashMap<CampaignId, Requires>>,
+}
+
+/// An update in flight, and what its offer is built on.
+pub(crate) struct Due {
+    pub(crate) update: Update,
+    pub(crate) ground: OfferGround,
+}
+
+/// Pairs updates with the grounds drawn for their devices.
+pub(crate) fn pair(updates: Vec<Update>, grounds: Vec<OfferGround>) -> Vec<Due> {
+    let mut by_device: HashMap<DeviceKey, OfferGround> =
+        grounds.into_iter().map(|g| (g.device, g)).collect();
+    updates
+        .into_iter()
+        .filter_map(|update| {
+            by_device
+                .remove(&update.device)
+                .map(|ground| Due { update, ground })
+        })
+        .collect()
+}
+
+impl Engine {
+    /// Sends each its offer, or the cancel command that is due instead.
+    pub(crate) async fn send_due(&self, due: Vec<Due>) {
+        for Due { update, ground } in due {
+            let UpdateState::InFlight {
+                cancel_requested, ..
+            } = update.state
+            else {
+                continue;
+            };
+            let sent = if cancel_requested {
+                self.send_command(&update, &ground).await
+            } else {
+                self.send_offer(&update, &ground).await
+            };
+            if let Err(error) = sent {
+                tracing::error!(update.id = %update.id, %error, "an offer could not be built; it is tried again");
+            }
+        }
+    }
+
+    async fn send_offer(&self, update: &Update, ground: &OfferGround) -> Result<(), BuildError> {
+        let id = update.firmware.as_ref().ok_or(BuildError::NoFirmware)?;
+        let firmware = self
+            .cached_firmware(id)
+            .await?
+            .ok_or(BuildError::NoFirmware)?;
+        let requires = self
+            .cached_requires(update.campaign.as_ref(), &firmware)
+            .await?;
+        let now = self.clock.now();
+        let assignment = self.assignment(update, ground, &firmware, requires, now)?;
+        let envelope = objects::seal(&assignment, self.keyring.dispatch())?.to_json();
+        let payload = [
+            br#"{"release":"#,
+            firmware.release.as_bytes(),
+            br#","assignment":"#,
+            &envelope,
+            b"}",
+        ]
+        .concat();
+        self.deliver(&ground.device_id, Down::Offer, payload.into(), "offer")
+            .await;
+        Ok(())
+    }
+
+    fn assignment(
+        &self,
+        update: &Update,
+        ground: &OfferGround,
+        firmware: &Firmware,
+        requires: Requires,
+        now: Timestamp,
+    ) -> Result<Assignment, BuildError> {
+        let (url, urls_expire_at) = self.device_url(&firmware.id, &ground.device_id, now);
+        let UpdateState::InFlight { deadline, .. } = update.state else {
+            return Err(BuildError::NotInFlight);
+        };
+        Ok(Assignment {
+            device_id: wire::device_id(&ground.device_id).ok_or(BuildError::DeviceId)?,
+            update_id: update.id.to_string(),
+            campaign_id: update.campaign.as_ref().map(ToString::to_string),
+            attempt: update.attempt,
+            action: wire::action(update),
+            seq: ground.seq.unsigned_abs(),
+            release_sha256: firmware
+                .release_sha256
+                .parse()
+                .map_err(|_| BuildError::Digest)?,
+            urls: vec![url],
+            urls_expire_at: Some(urls_expire_at),
+            not_before: None,
+            expires_at: deadline,
+            nonce: ground.nonce.clone(),
+            mode: Mode::Install,
+            requires: objects::Requires {
+                min_battery_percent: requires.min_battery_percent,
+                min_free_storage_bytes: requires.min_free_storage_bytes.map(i64::unsigned_abs),
+            },
+            timeouts: Timeouts {
+                download_s: update.timeout_seconds,
+                install_s: update.timeout_seconds,
+                total_s: update.timeout_seconds,
+            },
+        })
+    }
+
+    async fn send_command(&self, update: &Update, ground: &OfferGround) -> Result<(), BuildError> {
+        let UpdateState::InFlight { deadline, .. } = update.state else {
+            return Err(BuildError::NotInFlight);
+        };
+        let command = Command {
+            device_id: wire::device_id(&ground.device_id).ok_or(BuildError::DeviceId)?,
+            update_id: update.id.to_string(),
+            seq: ground.seq.unsigned_abs(),
+            command: CommandKind::Cancel,
+            expires_at: deadline,
+        };
+        let envelope = objects::seal(&command, self.keyring.dispatch())?.to_json();
+        self.deliver(&ground.device_id, Down::Command, envelope.into(), "command")
+            .await;
+        Ok(())
+    }
+
+    /// Answers a check.
+    pub(crate) async fn send_reply(&self, device: &DeviceId, nonce: Option<String>, offer: bool) {
+        let next = self.settings.next_check_seconds;
+        let time = nonce.clone().and_then(|nonce| {
+            let statement = TimeStatement {
+                now: self.clock.now(),
+                nonce,
+            };
+            objects::seal(&statement, self.keyring.dispatch()).ok()
+        });
+        let reply = if offer {
+            Reply::offer_follows(nonce, next)
+        } else {
+            Reply::nothing(nonce, next)
+        };
+        let reply = match time {
+            Some(time) => reply.with_time(time),
+            None => reply,
+        };
+        self.deliver(device, Down::Reply, reply.to_bytes().into(), "reply")
+            .await;
+    }
+
+    async fn deliver(&self, device: &DeviceId, to: Down, payload: Bytes, kind: &'static str) {
+        match self.downlink.send(device, &to, payload).await {
+            Delivery::Queued => self.metrics.add("downlink_queued", kind, 1),
+            Delivery::NotConnected => self.metrics.add("downlink_not_connected", kind, 1),
+            Delivery::Busy => self.metrics.add("downlink_busy", kind, 1),
+        }
+    }
+
+    /// A firmware row, from memory when it has been read before.
+    pub(crate) async fn cached_firmware(
+        &self,
+        id: &FirmwareId,
+    ) -> Result<Option<std::sync::Arc<Firmware>>, StoreError> {
+        let known = self
+            .offers
+            .firmware
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let Some(read) = self.store.firmware(id).await?.map(std::sync::Arc::new) else {
+            return Ok(None);
+        };
+        let mut cache = self
+            .offers
+            .firmware
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= CACHED_FIRMWARE {
+            cache.clear();
+        }
+        cache.insert(id.clone(), read.clone());
+        Ok(Some(read))
+    }
+
+    /// What the campaign asks of a device; for a single device, what the firmware asks.
+    async fn cached_requires(
+        &self,
+        id: Option<&CampaignId>,
+        firmware: &Firmware,
+    ) -> Result<Requires, StoreError> {
+        let Some(id) = id else {
+            return Ok(firmware_requires(firmware));
+        };
+        let known = self
+            .offers
+            .requires
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let read = self
+            .store
+            .campaign(id)
+            .await?
+            .map_or_else(Requires::default, |c| c.spec.requires);
+        let mut cache = self
+            .offers
+            .requires
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= CACHED_CAMPAIGNS {
+            cache.clear();
+        }
+        cache.insert(id.clone(), read);
+        Ok(read)
+    }
+}
+
+/// What an image asks of a device.
+pub(crate) fn firmware_requires(firmware: &Firmware) -> Requires {
+    Requires {
+        min_battery_percent: firmware.metadata.min_battery_percent,
+        min_free_storage_bytes: firmware.metadata.min_free_storage_bytes,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BuildError {
+    #[error("the firmware is not in the registry")]
+    NoFirmware,
+    #[error("the update is not in flight")]
+    NotInFlight,
+    #[error("the device id has no form on the wire")]
+    DeviceId,
+    #[error("the release's digest is malformed")]
+    Digest,
+    #[error("signing failed")]
+    Seal(#[from] objects::ObjectError),
+    #[error("the database did not answer")]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,75 @@
+//! The relay: events from the outbox to their receivers, in order and at least once, each receiver at its own pace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::Engine;
+use crate::ports::{EventSink, StoreError};
+
+/// Events read at once.
+const PIECE: u32 = 256;
+/// Pause when there is nothing to relay.
+const IDLE: Duration = Duration::from_millis(500);
+/// Longest pause after a receiver failed.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Serves one receiver until `shutdown`.
+pub(crate) async fn run(
+    engine: Arc<Engine>,
+    sink: Arc<dyn EventSink>,
+    shutdown: CancellationToken,
+) {
+    let mut pause = IDLE;
+    loop {
+        match relay(&engine, sink.as_ref()).await {
+            Ok(0) => pause = IDLE,
+            Ok(_) => {
+                pause = IDLE;
+                continue;
+            }
+            Err(error) => {
+                engine.metrics.add("events_delayed", sink.name(), 1);
+                tracing::debug!(sink = sink.name(), %error, "events wait for their receiver");
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error("the database did not answer")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Sink(#[from] crate::ports::SinkError),
+}
+
+async fn relay(engine: &Engine, sink: &dyn EventSink) -> Result<usize, RelayError> {
+    let events = engine.store.events_for(sink.name(), PIECE).await?;
+    let mut delivered = None;
+    let mut failed = None;
+    for event in &events {
+        match sink.deliver(event).await {
+            Ok(()) => delivered = Some(event.id),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    if let Some(up_to) = delivered {
+        let mut tx = engine.store.begin().await?;
+        tx.events_delivered(sink.name(), up_to).await?;
+        tx.commit().await?;
+    }
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(events.len()),
+    }
+}

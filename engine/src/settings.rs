@@ -1,0 +1,36 @@
+//! Settings of the engine, checked before they come here.
+
+use jiff::SignedDuration;
+
+/// How the engine behaves; every figure has its unit.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What devices see in download URLs, without a slash at the end.
+    pub public_url: String,
+    /// Threshold of a campaign that names none, in percent.
+    pub failure_threshold_percent: f64,
+    /// A device that is silent for longer loses its slot.
+    pub lease: SignedDuration,
+    /// An offer that nobody answered is said again after this.
+    pub offer_again: SignedDuration,
+    /// How long a download URL serves (PRD, E1-US4: one hour).
+    pub url_lifetime: SignedDuration,
+    /// When a device with nothing to do shall ask again, in seconds.
+    pub next_check_seconds: u64,
+    /// How often the planner looks without being woken.
+    pub tick: std::time::Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            public_url: String::new(),
+            failure_threshold_percent: 10.0,
+            lease: SignedDuration::from_mins(5),
+            offer_again: SignedDuration::from_secs(30),
+            url_lifetime: SignedDuration::from_hours(1),
+            next_check_seconds: 3_600,
+            tick: std::time::Duration::from_secs(1),
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! Updates of single devices: made, cancelled, retried and taken back by admins; and the rollback log.
+
+use device_ota_domain::campaign::Priority;
+use device_ota_domain::device::Device;
+use device_ota_domain::event::Event;
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::update::{Action, Progress, UpdateState};
+use device_ota_domain::why::Why;
+use device_ota_domain::{
+    Campaign, CampaignState, DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId,
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::changes::Changes;
+use crate::ports::clock::random;
+use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
+use crate::{Engine, Error, Result};
+
+/// Pages looked through for a version that a device once ran.
+const HISTORY_PAGE: Page = Page {
+    limit: 200,
+    offset: 0,
+};
+
+/// A request to update one device (PRD, E3-US1).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// What to install.
+    pub firmware_id: FirmwareId,
+    /// Default `normal`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Also when the device already runs that version.
+    #[serde(default)]
+    pub force_update: bool,
+    /// Default 3.
+    #[serde(default = "three")]
+    pub max_retries: u32,
+    /// Default 60; fractions are taken.
+    #[serde(default = "hour")]
+    pub timeout_minutes: f64,
+}
+
+fn three() -> u32 {
+    3
+}
+fn hour() -> f64 {
+    60.0
+}
+
+/// An update, and why it waits if it does.
+#[derive(Debug, Clone)]
+pub struct UpdateView {
+    /// The update.
+    pub update: Update,
+    /// The last reason why it waits.
+    pub why: Option<Why>,
+}
+
+impl Engine {
+    /// One update.
+    pub async fn update(&self, id: &UpdateId) -> Result<UpdateView> {
+        let update = self
+            .store
+            .update(id)
+            .await?
+            .ok_or_else(|| Error::not_found("update", id))?;
+        let why = match update.state {
+            UpdateState::Pending { due_at, .. } => self.why(&update, due_at).await?,
+            _ => None,
+        };
+        Ok(UpdateView { update, why })
+    }
+
+    /// Updates, newest first.
+    pub async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
+        Ok(self.store.updates(filter, page).await?)
+    }
+
+    /// The rollback log, newest first.
+    pub async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>> {
+        Ok(self.store.rollbacks(filter, page).await?)
+    }
+
+    /// Why a pending update has not been offered.
+    async fn why(&self, update: &Update, due_at: Timestamp) -> Result<Option<Why>> {
+        let campaign = match &update.campaign {
+            Some(id) => self.store.campaign(id).await?,
+            None => None,
+        };
+        if let Some(why) = campaign.as_ref().and_then(|c| held_by_campaign(c, update)) {
+            return Ok(Some(why));
+        }
+        let Some(device) = self.store.device(&update.device_id).await? else {
+            return Ok(None);
+        };
+        if let Some(why) = self
+            .held_by_device(&device, campaign.as_ref(), update)
+            .await?
+        {
+            return Ok(Some(why));
+        }
+        let other = self.store.in_flight(update.device).await?;
+        Ok(Some(match other {
+            Some(other) if other.id != update.id => Why::OtherUpdate,
+            _ if due_at > self.clock.now() => Why::BackOff,
+            _ => Why::NoSlot,
+        }))
+    }
+
+    async fn held_by_device(
+        &self,
+        device: &Device,
+        campaign: Option<&Campaign>,
+        update: &Update,
+    ) -> Result<Option<Why>> {
+        let firmware = match &update.firmware {
+            Some(id) => self.cached_firmware(id).await?,
+            None => None,
+        };
+        let requires = match (campaign, &firmware) {
+            (Some(campaign), _) => campaign.spec.requires,
+            (None, Some(firmware)) => crate::offers::firmware_requires(firmware),
+            (None, None) => return Ok(None),
+        };
+        let latest = &device.latest;
+        let low_battery = requires
+            .min_battery_percent
+            .zip(latest.battery_percent)
+            .is_some_and(|(min, is)| is < f64::from(min));
+        let low_storage = requires
+            .min_free_storage_bytes
+            .zip(latest.free_storage_bytes)
+            .is_some_and(|(min, is)| is < min);
+        let other_model = latest
+            .reported_model
+            .as_ref()
+            .is_some_and(|m| *m != device.registration.device_model);
+        Ok(if !latest.online {
+            Some(Why::Offline)
+        } else if low_battery {
+            Some(Why::Battery)
+        } else if low_storage {
+            Some(Why::Storage)
+        } else if other_model {
+            Some(Why::Model)
+        } else {
+            None
+        })
+    }
+
+    /// Makes an update for one device, outside of any campaign. 409 when the device is not of the firmware's model
+    /// or already runs that version.
+    pub async fn update_device(
+        &self,
+        id: &DeviceId,
+        request: UpdateRequest,
+        by: &str,
+    ) -> Result<UpdateView> {
+        let device = self.device(id).await?;
+        let firmware = self.firmware(&request.firmware_id).await?;
+        fits(&device, &firmware)?;
+        let version = &firmware.metadata.version;
+        if !request.force_update && device.latest.version.as_ref() == Some(version) {
+            return Err(Error::conflict(
+                "already_installed",
+                format!("device {id} already runs {version}; set force_update to install it again"),
+            ));
+        }
+        let update = self.single(&device, &firmware, Action::Update, &request)?;
+        let mut tx = self.store.begin().await?;
+        tx.insert_update(&update, None).await?;
+        tx.append_events(&[scheduled_event(&update, "update.scheduled", by)])
+            .await?;
+        tx.commit().await?;
+        self.wake();
+        self.update(&update.id).await
+    }
+
+    /// Takes one device back to a version that it once ran and confirmed (PRD, E4-US2).
+    pub async fn roll_back_device(
+        &self,
+        id: &DeviceId,
+        to_version: &str,
+        reason: &str,
+        by: &str,
+    ) -> Result<Rollback> {
+        let device = self.device(id).await?;
+        let firmware = self.previous_firmware(&device, to_version).await?;
+        if device.latest.version.as_deref() == Some(to_version) {
+            return Err(Error::conflict(
+                "already_installed",
+                format!("device {id} already runs {to_version}"),
+            ));
+        }
+        let request = UpdateRequest {
+            firmware_id: firmware.id.clone(),
+            priority: Priority::High,
+            force_update: false,
+            max_retries: three(),
+            timeout_minutes: hour(),
+        };
+        let update = self.single(&device, &firmware, Action::Rollback, &request)?;
+        let mut tx = self.store.begin().await?;
+        tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
+            .await?;
+        tx.append_events(&[scheduled_event(&update, "rollback.initiated", by)])
+            .await?;
+        tx.commit().await?;
+        self.wake();
+        let filter = RollbackFilter {
+            campaign: None,
+            device: Some(id.clone()),
+        };
+        let log = self.store.rollbacks(&filter, HISTORY_PAGE).await?;
+        let made = RollbackId::of(&update.id);
+        log.into_iter()
+            .find(|entry| entry.rollback_id == made)
+            .ok_or_else(|| Error::not_found("rollback", made))
+    }
+
+    /// The firmware of a version that the device has run: it completed an update to it, or came from it.
+    async fn previous_firmware(&self, device: &Device, to_version: &str) -> Result<Firmware> {
+        let id = &device.registration.device_id;
+        let filter = UpdateFilter {
+            device: Some(id.clone()),
+            ..UpdateFilter::default()
+        };
+        let history = self.store.updates(&filter, HISTORY_PAGE).await?;
+        let completed = |u: &Update| matches!(u.state, UpdateState::Completed { .. });
+        let once_ran = device.registration.firmware_version.as_deref() == Some(to_version)
+            || history.iter().filter(|u| completed(u)).any(|u| {
+                u.to_version == to_version || u.from_version.as_deref() == Some(to_version)
+            });
+        if !once_ran {
+            return Err(Error::conflict(
+                "never_installed",
+                format!("device {id} is not known to have run {to_version}"),
+            ));
+        }
+        let installed = history
+            .iter()
+            .find(|u| completed(u) && u.to_version == to_version)
+            .and_then(|u| u.firmware.as_ref());
+        let by_history = match installed {
+            Some(firmware) => self.store.firmware(firmware).await?,
+            None => None,
+        };
+        let found = match by_history {
+            Some(firmware) => Some(firmware),
+            None => {
+                self.store
+                    .firmware_of_version(&device.registration.device_model, to_version)
+                    .await?
+            }
+        };
+        found.filter(|f| f.deprecated_at.is_none()).ok_or_else(|| {
+            Error::conflict(
+                "no_previous_firmware",
+                format!("no image of version {to_version} is in the registry; upload it first"),
+            )
+        })
+    }
+
+    fn single(
+        &self,
+        device: &Device,
+        firmware: &Firmware,
+        action: Action,
+        request: &UpdateRequest,
+    ) -> Result<Update> {
+        let seconds = request.timeout_minutes * 60.0;
+        if !(1.0..=device_ota_domain::campaign::MAX_TIMEOUT_MINUTES * 60.0).contains(&seconds) {
+            return Err(Error::invalid(
+                "invalid_update",
+                "timeout_minutes must be at least one second and at most 43200",
+            ));
+        }
+        if request.max_retries > 100 {
+            return Err(Error::invalid(
+                "invalid_update",
+                "max_retries must be at most 100",
+            ));
+        }
+        let now = self.clock.now();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked to lie in 1 s ..= 30 days"
+        )]
+        let timeout_seconds = seconds.round() as u64;
+        Ok(Update {
+            id: UpdateId::from_entropy(random(self.entropy.as_ref())),
+            device: device.key,
+            device_id: device.registration.device_id.clone(),
+            campaign: None,
+            action,
+            firmware: Some(firmware.id.clone()),
+            from_version: device
+                .latest
+                .version
+                .clone()
+                .or_else(|| device.registration.firmware_version.clone()),
+            to_version: firmware.metadata.version.clone(),
+            stage: 0,
+            priority: request.priority,
+            attempt: 0,
+            last_seq: 0,
+            retries: 0,
+            max_retries: request.max_retries,
+            timeout_seconds,
+            progress: Progress::default(),
+            state: UpdateState::Pending {
+                due_at: now,
+                lost_at: None,
+                last_failure: None,
+            },
+            started_at: None,
+            created_at: now,
+            updated_at: now,
+        })
+    }
+
+    /// Withdraws an update: at once when it only waits, by a signed command when the device has it; 409 once it
+    /// installs.
+    pub async fn cancel_update(&self, id: &UpdateId, by: &str) -> Result<UpdateView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let update = locked(tx.as_mut(), id).await?;
+        let before = update.group();
+        let update = update.cancel(now)?;
+        let (device, told) = (
+            update.device,
+            matches!(update.state, UpdateState::InFlight { .. }),
+        );
+        let mut changes = Changes::default();
+        changes.record(before, update.clone(), now);
+        changes.write(tx.as_mut()).await?;
+        let grounds = if told {
+            tx.draw_seqs(&[device]).await?
+        } else {
+            Vec::new()
+        };
+        tx.commit().await?;
+        tracing::info!(update.id = %id, by, "update cancelled");
+        self.send_due(crate::offers::pair(vec![update], grounds))
+            .await;
+        self.wake();
+        self.update(id).await
+    }
+
+    /// Schedules a failed update once more. 409 when it has not failed or its campaign has ended.
+    pub async fn retry_update(&self, id: &UpdateId, by: &str) -> Result<UpdateView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let campaign = match self.store.update(id).await?.and_then(|u| u.campaign) {
+            Some(campaign) => tx.campaign(&campaign).await?,
+            None => None,
+        };
+        let update = locked(tx.as_mut(), id).await?;
+        let open = campaign.as_ref().is_none_or(|c| match update.action {
+            Action::Update => matches!(
+                c.state,
+                CampaignState::InProgress(_) | CampaignState::Paused { .. }
+            ),
+            Action::Rollback => matches!(c.state, CampaignState::RollingBack { .. }),
+        });
+        if !open {
+            return Err(Error::conflict(
+                "campaign_ended",
+                "the update's campaign has ended; update the device by itself",
+            ));
+        }
+        if update.firmware.is_none() {
+            return Err(Error::conflict(
+                "no_previous_firmware",
+                "the previous image is not in the registry; roll the device back by itself after uploading it",
+            ));
+        }
+        let before = update.group();
+        let mut changes = Changes::default();
+        changes.record(before, update.retry(now)?, now);
+        changes.write(tx.as_mut()).await?;
+        tx.commit().await?;
+        tracing::info!(update.id = %id, by, "update retried");
+        self.wake();
+        self.update(id).await
+    }
+}
+
+async fn locked(tx: &mut dyn Tx, id: &UpdateId) -> Result<Update> {
+    let found = tx.updates(std::slice::from_ref(id)).await?;
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::not_found("update", id))
+}
+
+fn held_by_campaign(campaign: &Campaign, update: &Update) -> Option<Why> {
+    match &campaign.state {
+        CampaignState::Created => Some(Why::NotStarted),
+        CampaignState::Paused { .. } => Some(Why::Paused),
+        CampaignState::InProgress(running) if update.stage > running.open_stage => {
+            let stage = campaign.spec.stages.get(usize::from(update.stage));
+            Some(Why::StageClosed {
+                stage: stage.map_or_else(String::new, |s| s.name.clone()),
+            })
+        }
+        CampaignState::InProgress(_) => None,
+        CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
+        _ => Some(Why::Ended),
+    }
+}
+
+fn fits(device: &Device, firmware: &Firmware) -> Result<()> {
+    let (registered, image) = (&device.registration, &firmware.metadata);
+    if registered.device_model != image.device_model {
+        return Err(Error::conflict(
+            "wrong_model",
+            format!(
+                "device {} is a {} and the firmware is for {}",
+                registered.device_id, registered.device_model, image.device_model
+            ),
+        ));
+    }
+    let revision_fits = image.hw_revisions.is_empty()
+        || registered
+            .hw_revision
+            .as_ref()
+            .is_none_or(|r| image.hw_revisions.contains(r));
+    if revision_fits {
+        Ok(())
+    } else {
+        Err(Error::conflict(
+            "wrong_hw_revision",
+            format!(
+                "the firmware does not run on hardware revision {:?}",
+                registered.hw_revision
+            ),
+        ))
+    }
+}
+
+fn scheduled_event(update: &Update, event_type: &'static str, by: &str) -> Event {
+    Event {
+        event_type,
+        entity: update.device_id.to_string(),
+        data: json!({
+            "update_id": update.id,
+            "device_id": update.device_id,
+            "from_version": update.from_version,
+            "to_version": update.to_version,
+            "trigger": "manual",
+            "by": by,
+            "timestamp": update.created_at,
+        }),
+        at: update.created_at,
+    }
+}

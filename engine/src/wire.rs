@@ -1,0 +1,111 @@
+//! Between the protocol's words and the domain's.
+
+use device_ota_domain::update::{Action, Failure, Phase, Report, Reported, Retry};
+use device_ota_domain::{DeviceId, Update};
+use device_ota_protocol::messages::{self, Progress, ReportedError};
+use device_ota_protocol::{ids, objects};
+
+/// The domain's view of a progress report.
+pub(crate) fn report(progress: &Progress) -> Report {
+    Report {
+        attempt: progress.attempt,
+        seq: progress.seq,
+        version: progress.version.clone(),
+        percent: progress.percent,
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        speed_bps: progress.speed_bps,
+        said: said(progress),
+    }
+}
+
+fn said(progress: &Progress) -> Reported {
+    match progress.phase {
+        messages::Phase::Accepted => Reported::In(Phase::Accepted),
+        messages::Phase::Downloading => Reported::In(Phase::Downloading),
+        messages::Phase::Verifying => Reported::In(Phase::Verifying),
+        messages::Phase::Installing => Reported::In(Phase::Installing),
+        messages::Phase::Staged => Reported::In(Phase::Staged),
+        messages::Phase::Rebooting => Reported::In(Phase::Rebooting),
+        messages::Phase::Completed => Reported::Completed,
+        messages::Phase::Cancelled => Reported::Cancelled,
+        messages::Phase::Failed => Reported::Failed(failure(progress.error.as_ref(), None)),
+        messages::Phase::Rejected => {
+            Reported::Failed(failure(progress.error.as_ref(), Some(Retry::Never)))
+        }
+        messages::Phase::Deferred => Reported::Deferred {
+            failure: failure(progress.error.as_ref(), None),
+            retry_after_seconds: progress.retry_after_s,
+        },
+    }
+}
+
+fn failure(error: Option<&ReportedError>, retry: Option<Retry>) -> Failure {
+    // A valid report of these phases carries an error; see `Progress::validate`.
+    let internal = ReportedError {
+        code: messages::ErrorCode::Internal,
+        message: String::new(),
+    };
+    let error = error.unwrap_or(&internal);
+    let by_code = match error.code.retry() {
+        messages::Retry::Now => Retry::Now,
+        messages::Retry::Backoff => Retry::Backoff,
+        messages::Retry::Never => Retry::Never,
+    };
+    // A rejection for a reason that passes (an expired or replayed offer) is worth a fresh offer.
+    let retry = if by_code == Retry::Now {
+        by_code
+    } else {
+        retry.unwrap_or(by_code)
+    };
+    Failure {
+        code: error.code.as_str().to_owned(),
+        message: error.message.clone(),
+        retry,
+    }
+}
+
+/// The protocol's form of a device id. Both rules are the same; a test holds them together.
+pub(crate) fn device_id(id: &DeviceId) -> Option<ids::DeviceId> {
+    id.as_str().parse().ok()
+}
+
+/// The protocol's form of an action.
+pub(crate) fn action(update: &Update) -> objects::Action {
+    match update.action {
+        Action::Update => objects::Action::Update,
+        Action::Rollback => objects::Action::Rollback,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_crates_take_the_same_device_ids() {
+        for text in [
+            "a",
+            "A9_.:-",
+            "0",
+            "",
+            "-a",
+            ".a",
+            "a/b",
+            "a+",
+            "a#",
+            "$a",
+            "ä",
+            "a b",
+            "a\n",
+            &"x".repeat(64),
+            &"x".repeat(65),
+        ] {
+            assert_eq!(
+                text.parse::<DeviceId>().is_ok(),
+                text.parse::<ids::DeviceId>().is_ok(),
+                "{text:?}"
+            );
+        }
+    }
+}
