@@ -1,0 +1,137 @@
+//! Campaigns: their rows, as spec and state in JSON beside the few columns that lists look at.
+
+use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::Campaign;
+use device_ota_domain::page::Page;
+use device_ota_engine::ports::store::CampaignFilter;
+
+use crate::counts;
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, Record, statements, to_json};
+
+macro_rules! select_campaign {
+    ($rest:literal) => {
+        concat!(
+            "SELECT c.campaign_id, c.spec, c.state, c.target_count, c.revision, c.created_at, c.updated_at, \
+             c.created_by FROM update_campaigns c ",
+            $rest
+        )
+    };
+}
+
+statements! {
+    CAMPAIGN = select_campaign!("WHERE c.campaign_id = $1");
+    CAMPAIGN_LOCKED = select_campaign!("WHERE c.campaign_id = $1 {for_update}");
+    CAMPAIGNS = select_campaign!(
+        "WHERE (CAST($3 AS TEXT) IS NULL OR c.status = $3) AND (CAST($4 AS BIGINT) IS NULL OR c.priority = $4) \
+         ORDER BY c.number DESC LIMIT $1 OFFSET $2"
+    );
+    CAMPAIGNS_TO_PLAN = select_campaign!(
+        "WHERE c.status IN ('in_progress', 'paused', 'rolling_back') OR (c.status = 'cancelled' AND EXISTS ( \
+         SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight > 0)) \
+         ORDER BY c.priority DESC, c.number"
+    );
+    INSERT_CAMPAIGN = "INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, \
+         target_count, revision, created_at, updated_at, created_by) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    SAVE_CAMPAIGN = "UPDATE update_campaigns SET status = $3, state = $4, target_count = $5, updated_at = $6, \
+         revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
+}
+
+/// One campaign.
+pub(crate) async fn campaign<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &CampaignId,
+) -> Result<Option<Campaign>, DbError> {
+    sql::fetch_optional(
+        conn,
+        &CAMPAIGN,
+        Args::<D>::new().text(id.as_str()),
+        read_campaign,
+    )
+    .await
+}
+
+/// One campaign, locked until the transaction ends.
+pub(crate) async fn locked<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &CampaignId,
+) -> Result<Option<Campaign>, DbError> {
+    let args = Args::<D>::new().text(id.as_str());
+    sql::fetch_optional(conn, &CAMPAIGN_LOCKED, args, read_campaign).await
+}
+
+/// Campaigns, newest first.
+pub(crate) async fn list<D: Dialect>(
+    conn: &mut D::Connection,
+    filter: &CampaignFilter,
+    page: Page,
+) -> Result<Vec<Campaign>, DbError> {
+    let args = Args::<D>::new()
+        .page(page)
+        .text(filter.status.as_deref())
+        .int(filter.priority.map(|priority| i64::from(priority.rank())));
+    sql::fetch_all(conn, &CAMPAIGNS, args, read_campaign).await
+}
+
+/// Campaigns that the planner still has something to do with.
+pub(crate) async fn to_plan<D: Dialect>(
+    conn: &mut D::Connection,
+) -> Result<Vec<Campaign>, DbError> {
+    sql::fetch_all(conn, &CAMPAIGNS_TO_PLAN, Args::<D>::new(), read_campaign).await
+}
+
+/// Inserts a campaign and its stages, with counters of zero.
+pub(crate) async fn insert<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+) -> Result<(), DbError> {
+    let (spec, state) = (to_json(&campaign.spec)?, to_json(&campaign.state)?);
+    let args = Args::new()
+        .text(campaign.id.as_str())
+        .text(campaign.spec.firmware_id.as_str())
+        .text(campaign.state.status())
+        .int(i64::from(campaign.spec.priority.rank()))
+        .text(spec.as_str())
+        .text(state.as_str())
+        .uint(campaign.target_count)
+        .int(campaign.revision)
+        .time(campaign.created_at)
+        .time(campaign.updated_at)
+        .text(campaign.created_by.as_str());
+    sql::execute::<D>(conn, &INSERT_CAMPAIGN, args).await?;
+    counts::insert_stages::<D>(conn, campaign).await
+}
+
+/// Writes what changes of a campaign, and raises its revision.
+pub(crate) async fn save<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+) -> Result<(), DbError> {
+    let state = to_json(&campaign.state)?;
+    let args = Args::new()
+        .text(campaign.id.as_str())
+        .int(campaign.revision)
+        .text(campaign.state.status())
+        .text(state.as_str())
+        .uint(campaign.target_count)
+        .time(campaign.updated_at);
+    match sql::execute::<D>(conn, &SAVE_CAMPAIGN, args).await? {
+        0 => Err(DbError::Conflict("the campaign")),
+        _ => Ok(()),
+    }
+}
+
+fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
+    Ok(Campaign {
+        id: row.parse("campaign_id")?,
+        spec: row.json("spec")?,
+        state: row.json("state")?,
+        target_count: row.uint("target_count")?,
+        revision: row.int("revision")?,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
+        created_by: row.string("created_by")?,
+    })
+}

@@ -1,0 +1,192 @@
+//! A campaign's counters: one row a stage and action, moved only by deltas, and the same counted from the rows.
+
+use std::collections::BTreeMap;
+
+use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Tally};
+use device_ota_domain::update::Action;
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, Record, statements};
+
+statements! {
+    INSERT_STAGES[Text, Text, Int, Int, Int] =
+        "INSERT INTO campaign_stages (campaign_id, action, stage, start_bucket, end_bucket) VALUES {rows}";
+    COUNTS = "SELECT action, stage, pending, in_flight, completed, failed, cancelled FROM campaign_stages \
+         WHERE campaign_id = $1 ORDER BY action, stage";
+    COUNTS_BY_ROWS = "SELECT action, stage, state, COUNT(*) AS devices FROM device_updates \
+         WHERE campaign_id = $1 AND number > $2 GROUP BY action, stage, state";
+    ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
+         completed = completed + $6, failed = failed + $7, cancelled = cancelled + $8 \
+         WHERE campaign_id = $1 AND action = $2 AND stage = $3";
+}
+
+/// The groups in the order of [`ADD_COUNTS`]'s parameters.
+const GROUPS: [Group; 5] = [
+    Group::Pending,
+    Group::InFlight,
+    Group::Completed,
+    Group::Failed,
+    Group::Cancelled,
+];
+
+/// The group's name in the database.
+pub(crate) const fn group_name(group: Group) -> &'static str {
+    match group {
+        Group::Pending => "pending",
+        Group::InFlight => "in_flight",
+        Group::Completed => "completed",
+        Group::Failed => "failed",
+        Group::Cancelled => "cancelled",
+    }
+}
+
+fn group_of(name: &str) -> Option<Group> {
+    GROUPS.into_iter().find(|group| group_name(*group) == name)
+}
+
+/// The action of that name.
+pub(crate) fn action_of(name: &str) -> Option<Action> {
+    [Action::Update, Action::Rollback]
+        .into_iter()
+        .find(|action| action.name() == name)
+}
+
+/// A row for every stage, for updates and for rollbacks.
+pub(crate) async fn insert_stages<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+) -> Result<(), DbError> {
+    let mut rows = Vec::with_capacity(campaign.spec.stages.len() * 2);
+    for action in [Action::Update, Action::Rollback] {
+        let mut start = 0;
+        for (stage, spec) in (0_i64..).zip(&campaign.spec.stages) {
+            rows.push((action, stage, start, spec.end_bucket));
+            start = spec.end_bucket;
+        }
+    }
+    sql::execute_rows::<D, _>(
+        conn,
+        &INSERT_STAGES,
+        &rows,
+        |args, (action, stage, start, end)| {
+            args.text(campaign.id.as_str())
+                .text(action.name())
+                .int(*stage)
+                .int(i64::from(*start))
+                .int(i64::from(*end))
+        },
+    )
+    .await
+    .map(drop)
+}
+
+/// The counters as they are kept.
+pub(crate) async fn counts<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+) -> Result<Counts, DbError> {
+    let args = Args::<D>::new().text(campaign.as_str());
+    let rows = sql::fetch_all(conn, &COUNTS, args, read_counter).await?;
+    let mut counts = Counts::default();
+    for (action, _, tally) in rows {
+        match action {
+            Action::Update => counts.stages.push(tally),
+            Action::Rollback => counts.rollbacks = counts.rollbacks.plus(&tally),
+        }
+    }
+    Ok(counts)
+}
+
+/// The same, counted from the updates.
+pub(crate) async fn counts_by_rows<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+) -> Result<Counts, DbError> {
+    let kept = counts::<D>(conn, campaign).await?;
+    let mut counted = Counts {
+        stages: vec![Tally::default(); kept.stages.len()],
+        rollbacks: Tally::default(),
+    };
+    for (delta, devices) in count_rows::<D>(conn, campaign, 0).await? {
+        let stage = counted.stages.get_mut(usize::from(delta.stage));
+        let tally = match (delta.action, stage) {
+            (Action::Rollback, _) => &mut counted.rollbacks,
+            (Action::Update, Some(tally)) => tally,
+            (Action::Update, None) => {
+                return Err(DbError::corrupt("an update of a stage that is not there"));
+            }
+        };
+        *tally.of_mut(delta.to) += devices;
+    }
+    Ok(counted)
+}
+
+/// The campaign's updates with a number above `after`, counted, as births.
+pub(crate) async fn count_rows<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    after: i64,
+) -> Result<Vec<(Delta, u64)>, DbError> {
+    let args = Args::new().text(campaign.as_str()).int(after);
+    sql::fetch_all::<D, _>(conn, &COUNTS_BY_ROWS, args, |row| {
+        let delta = Delta {
+            campaign: campaign.clone(),
+            action: sql::present("action", action_of(row.text("action")?))?,
+            stage: row.uint("stage")?,
+            from: None,
+            to: sql::present("state", group_of(row.text("state")?))?,
+        };
+        Ok((delta, row.uint("devices")?))
+    })
+    .await
+}
+
+fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally), DbError> {
+    let tally = Tally {
+        pending: row.uint("pending")?,
+        in_flight: row.uint("in_flight")?,
+        completed: row.uint("completed")?,
+        failed: row.uint("failed")?,
+        cancelled: row.uint("cancelled")?,
+    };
+    let action = sql::present("action", action_of(row.text("action")?))?;
+    Ok((action, row.int("stage")?, tally))
+}
+
+/// Moves counters: each delta as many times as its number.
+pub(crate) async fn add<D: Dialect>(
+    conn: &mut D::Connection,
+    deltas: &[(Delta, u64)],
+) -> Result<(), DbError> {
+    // Summed and in key order: one statement a counter row, and the same order of locks in every transaction.
+    let mut rows: BTreeMap<(&str, &str, u16), BTreeMap<Group, i64>> = BTreeMap::new();
+    for (delta, times) in deltas {
+        let times = i64::try_from(*times).unwrap_or(i64::MAX);
+        let row = rows
+            .entry((delta.campaign.as_str(), delta.action.name(), delta.stage))
+            .or_default();
+        if let Some(from) = delta.from {
+            *row.entry(from).or_default() -= times;
+        }
+        *row.entry(delta.to).or_default() += times;
+    }
+    for ((campaign, action, stage), moves) in rows {
+        let args = Args::new()
+            .text(campaign)
+            .text(action)
+            .int(i64::from(stage));
+        let args = GROUPS.iter().fold(args, |args, group| {
+            args.int(moves.get(group).copied().unwrap_or(0))
+        });
+        if moves.values().any(|by| *by != 0)
+            && sql::execute::<D>(conn, &ADD_COUNTS, args).await? == 0
+        {
+            return Err(DbError::corrupt(format!(
+                "campaign {campaign} has no counter for stage {stage}"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! Devices as they were registered: look-ups, lists, registration and credentials.
+
+use std::collections::HashMap;
+
+use device_ota_domain::DeviceId;
+use device_ota_domain::device::{Device, DeviceKey, Latest, Registration};
+use device_ota_domain::page::Page;
+use device_ota_domain::ring::Ring;
+use device_ota_engine::ports::store::{Credentials, NewDevice, Registered};
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, Record, statements, to_json};
+
+macro_rules! select_device {
+    ($rest:literal) => {
+        concat!(
+            "SELECT d.device_key, d.device_id, d.device_type, d.device_model, d.manufacturer, d.hw_revision, \
+             d.firmware_version, d.group_names, d.tags, d.ring, d.bucket, d.registered_at, l.online, l.last_seen, \
+             l.version, l.slot, l.confirmed, l.battery_percent, l.free_storage_bytes, l.security_floor, \
+             l.reported_model FROM devices d JOIN device_latest l ON l.device_key = d.device_key ",
+            $rest
+        )
+    };
+}
+
+statements! {
+    CREDENTIALS = "SELECT device_key, verifier FROM devices WHERE device_id = $1";
+    VERIFIERS = "SELECT device_id, verifier FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
+    DEVICE = select_device!("WHERE d.device_id = $1");
+    DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
+    KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1}";
+    INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Int, Text, Int] =
+        "INSERT INTO devices (device_id, device_type, device_model, manufacturer, hw_revision, firmware_version, \
+         group_names, tags, ring, ring_position, bucket, verifier, registered_at) VALUES {rows} \
+         ON CONFLICT (device_id) DO NOTHING RETURNING device_key, device_id";
+    INSERT_LATEST[Int] = "INSERT INTO device_latest (device_key) VALUES {rows}";
+    INSERT_SEQS[Int] = "INSERT INTO device_seqs (device_key) VALUES {rows}";
+    INSERT_GROUPS[Text, Int] =
+        "INSERT INTO device_groups (group_name, device_key) VALUES {rows} ON CONFLICT DO NOTHING";
+    SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1";
+}
+
+/// What a connecting device is checked against.
+pub(crate) async fn credentials<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &DeviceId,
+) -> Result<Option<Credentials>, DbError> {
+    sql::fetch_optional::<D, _>(
+        conn,
+        &CREDENTIALS,
+        Args::new().text(device.as_str()),
+        |row| {
+            Ok(Credentials {
+                key: DeviceKey(row.int("device_key")?),
+                verifier: row.string("verifier")?,
+            })
+        },
+    )
+    .await
+}
+
+/// Verifiers in id order, after an id.
+pub(crate) async fn verifiers<D: Dialect>(
+    conn: &mut D::Connection,
+    after: Option<&DeviceId>,
+    limit: u32,
+) -> Result<Vec<(DeviceId, String)>, DbError> {
+    // No id is empty, so the empty text is before all of them.
+    let after = after.map_or("", DeviceId::as_str);
+    let args = Args::new().text(after).int(i64::from(limit));
+    sql::fetch_all::<D, _>(conn, &VERIFIERS, args, |row| {
+        Ok((row.parse("device_id")?, row.string("verifier")?))
+    })
+    .await
+}
+
+/// One device.
+pub(crate) async fn device<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &DeviceId,
+) -> Result<Option<Device>, DbError> {
+    sql::fetch_optional(
+        conn,
+        &DEVICE,
+        Args::<D>::new().text(device.as_str()),
+        read_device,
+    )
+    .await
+}
+
+/// Devices in id order.
+pub(crate) async fn devices<D: Dialect>(
+    conn: &mut D::Connection,
+    page: Page,
+) -> Result<Vec<Device>, DbError> {
+    sql::fetch_all(conn, &DEVICES, Args::<D>::new().page(page), read_device).await
+}
+
+fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
+    let ring = row.text_opt("ring")?;
+    let ring = ring
+        .map(|name| sql::present("ring", Ring::from_name(name)))
+        .transpose()?;
+    Ok(Device {
+        key: DeviceKey(row.int("device_key")?),
+        registration: Registration {
+            device_id: row.parse("device_id")?,
+            device_type: row.string_opt("device_type")?,
+            device_model: row.string("device_model")?,
+            manufacturer: row.string_opt("manufacturer")?,
+            hw_revision: row.string_opt("hw_revision")?,
+            firmware_version: row.string_opt("firmware_version")?,
+            groups: row.json("group_names")?,
+            tags: row.json("tags")?,
+            ring,
+        },
+        bucket: row.uint("bucket")?,
+        registered_at: row.time("registered_at")?,
+        latest: Latest {
+            online: row.flag("online")?,
+            last_seen: row.time_opt("last_seen")?,
+            version: row.string_opt("version")?,
+            slot: row.string_opt("slot")?,
+            confirmed: row.flag_opt("confirmed")?,
+            battery_percent: row.real_opt("battery_percent")?,
+            free_storage_bytes: row.int_opt("free_storage_bytes")?,
+            security_floor: row.int_opt("security_floor")?,
+            reported_model: row.string_opt("reported_model")?,
+        },
+    })
+}
+
+/// Registers devices; one answer for each, in order.
+pub(crate) async fn register<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[NewDevice],
+) -> Result<Vec<Registered>, DbError> {
+    let mut fresh = unknown::<D>(conn, devices).await?;
+    let inserted = insert_devices::<D>(conn, &fresh).await?;
+    fresh.retain(|new| inserted.contains_key(new.device.registration.device_id.as_str()));
+    let keys: Vec<i64> = inserted.values().copied().collect();
+    sql::execute_rows::<D, _>(conn, &INSERT_LATEST, &keys, |args, key| args.int(*key)).await?;
+    sql::execute_rows::<D, _>(conn, &INSERT_SEQS, &keys, |args, key| args.int(*key)).await?;
+    let groups: Vec<(&str, i64)> = fresh
+        .iter()
+        .filter_map(|new| {
+            Some((
+                new,
+                *inserted.get(new.device.registration.device_id.as_str())?,
+            ))
+        })
+        .flat_map(|(new, key)| {
+            let groups = &new.device.registration.groups;
+            groups.iter().map(move |group| (group.as_str(), key))
+        })
+        .collect();
+    sql::execute_rows::<D, _>(conn, &INSERT_GROUPS, &groups, |args, (group, key)| {
+        args.text(*group).int(*key)
+    })
+    .await?;
+    let mut inserted = inserted;
+    Ok(devices
+        .iter()
+        // Taken out: an id that is named twice is created once.
+        .map(|new| inserted.remove(new.registration.device_id.as_str()))
+        .map(|key| {
+            key.map_or(Registered::Exists, |key| {
+                Registered::Created(DeviceKey(key))
+            })
+        })
+        .collect())
+}
+
+/// A device to insert and its JSON columns.
+struct Fresh<'d> {
+    device: &'d NewDevice,
+    groups: String,
+    tags: String,
+}
+
+/// The devices whose ids are not registered, each id once. Asked first so that repeats do not use up device numbers.
+async fn unknown<'d, D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &'d [NewDevice],
+) -> Result<Vec<Fresh<'d>>, DbError> {
+    let ids: Vec<&str> = devices
+        .iter()
+        .map(|new| new.registration.device_id.as_str())
+        .collect();
+    let known = sql::fetch_all::<D, _>(conn, &KNOWN, Args::new().texts(&ids), |row| {
+        row.string("device_id")
+    });
+    let mut seen: std::collections::HashSet<String> = known.await?.into_iter().collect();
+    devices
+        .iter()
+        .filter(|new| seen.insert(new.registration.device_id.as_str().to_owned()))
+        .map(|device| {
+            Ok(Fresh {
+                device,
+                groups: to_json(&device.registration.groups)?,
+                tags: to_json(&device.registration.tags)?,
+            })
+        })
+        .collect()
+}
+
+/// Inserts what nobody else has inserted meanwhile; answers ids and numbers.
+async fn insert_devices<D: Dialect>(
+    conn: &mut D::Connection,
+    fresh: &[Fresh<'_>],
+) -> Result<HashMap<String, i64>, DbError> {
+    let bind = |args: Args<D>, new: &Fresh<'_>| {
+        let said = &new.device.registration;
+        args.text(said.device_id.as_str())
+            .text(said.device_type.as_deref())
+            .text(said.device_model.as_str())
+            .text(said.manufacturer.as_deref())
+            .text(said.hw_revision.as_deref())
+            .text(said.firmware_version.as_deref())
+            .text(new.groups.as_str())
+            .text(new.tags.as_str())
+            .text(said.ring.map(Ring::name))
+            .int(said.ring.map(ring_start))
+            .int(i64::from(new.device.bucket))
+            .text(new.device.verifier.as_str())
+            .time(new.device.at)
+    };
+    let rows = sql::fetch_rows(conn, &INSERT_DEVICES, fresh, bind, |row| {
+        Ok((row.string("device_id")?, row.int("device_key")?))
+    });
+    Ok(rows.await?.into_iter().collect())
+}
+
+/// Where a pinned device stands on the wheel: at the beginning of its ring, whatever its bucket and the campaign's turn.
+fn ring_start(ring: Ring) -> i64 {
+    let before = Ring::ALL.into_iter().take_while(|other| *other < ring);
+    before.last().map_or(0, |last| i64::from(last.end_bucket()))
+}
+
+/// Replaces a device's verifier; false when there is no such device.
+pub(crate) async fn set_verifier<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &DeviceId,
+    verifier: &str,
+) -> Result<bool, DbError> {
+    let args = Args::new().text(device.as_str()).text(verifier);
+    Ok(sql::execute::<D>(conn, &SET_VERIFIER, args).await? > 0)
+}

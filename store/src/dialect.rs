@@ -1,0 +1,229 @@
+//! Everything in which SQLite and PostgreSQL differ, behind one trait.
+//!
+//! The rest of the crate is written once against [`Dialect`]: how a value is bound or read, how a statement is run, and
+//! the few words of SQL that the two databases spell differently. A third database would be one more `dialect!` block
+//! and one more folder of migrations.
+
+use std::future::Future;
+
+use sqlx::error::BoxDynError;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{
+    Arguments, AssertSqlSafe, Database, Executor, Postgres, Row, SqlSafeStr, SqlStr, Sqlite,
+};
+
+/// What the store needs to know of a database.
+///
+/// Integers, times (microseconds since the epoch) and booleans (0 or 1) are 64-bit integers on both databases, JSON is
+/// text: so one statement text and one row reader serve both.
+pub trait Dialect: Database {
+    /// Which of the per-database caches of a statement's text is this database's.
+    const SLOT: usize;
+    /// Starts a transaction that will write. SQLite takes the write lock at once: a read that is upgraded later could
+    /// only fail.
+    const BEGIN_WRITE: &'static str;
+    /// Ends a `SELECT` that claims rows of the table it calls `u`: other claimants pass over them.
+    const SKIP_LOCKED: &'static str;
+    /// Ends a `SELECT` whose row is about to be changed: other writers wait.
+    const FOR_UPDATE: &'static str;
+    /// Whether several rows' values are numbered (`$1`) or counted (`?`). SQLite looks a numbered parameter up by
+    /// walking a list, which makes large statements quadratic.
+    const NUMBERED_ROWS: bool;
+
+    /// Makes the commits of transactions that hold this statement's lock follow each other; `None` where they do anyway.
+    const COMMIT_ORDER: Option<&'static str>;
+
+    /// The comparison "is one of the texts bound at `parameter`", to stand after an expression; fit for an index.
+    fn any_of(parameter: &str) -> String;
+    /// The same for integers.
+    fn any_int(parameter: &str) -> String;
+    /// The same for texts, hashed: fit for many texts beside an `OR`.
+    fn within(parameter: &str) -> String;
+    /// Sixteen hex digits of an integer expression.
+    fn hex(expression: &str) -> String;
+
+    /// Binds an integer.
+    fn bind_int(args: &mut Self::Arguments, value: Option<i64>) -> Result<(), BoxDynError>;
+    /// Binds a floating-point number.
+    fn bind_real(args: &mut Self::Arguments, value: Option<f64>) -> Result<(), BoxDynError>;
+    /// Binds a text.
+    fn bind_text(args: &mut Self::Arguments, value: Option<&str>) -> Result<(), BoxDynError>;
+    /// Binds a list of texts for [`Dialect::any_of`] and [`Dialect::within`].
+    fn bind_texts(args: &mut Self::Arguments, values: &[&str]) -> Result<(), BoxDynError>;
+    /// Binds a list of integers for [`Dialect::any_int`].
+    fn bind_ints(args: &mut Self::Arguments, values: &[i64]) -> Result<(), BoxDynError>;
+
+    /// Reads an integer column.
+    fn int(row: &Self::Row, column: &str) -> Result<Option<i64>, sqlx::Error>;
+    /// Reads a floating-point column.
+    fn real(row: &Self::Row, column: &str) -> Result<Option<f64>, sqlx::Error>;
+    /// Reads a text column.
+    fn text<'r>(row: &'r Self::Row, column: &str) -> Result<Option<&'r str>, sqlx::Error>;
+
+    /// Runs a statement and returns how many rows it changed.
+    fn execute(
+        conn: &mut Self::Connection,
+        sql: SqlStr,
+        args: Self::Arguments,
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+    /// Runs a statement and returns its rows.
+    fn fetch_all(
+        conn: &mut Self::Connection,
+        sql: SqlStr,
+        args: Self::Arguments,
+    ) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
+    /// Prepares a statement without running it; the error says what the database dislikes.
+    fn prepare(
+        conn: &mut Self::Connection,
+        sql: SqlStr,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Runs statements that take no values, several at once if need be.
+    fn batch(
+        conn: &mut Self::Connection,
+        sql: String,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Brings the schema up to date.
+    fn migrate(
+        conn: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), MigrateError>> + Send;
+    /// The migrations of this database, oldest first.
+    fn migrator() -> Migrator;
+}
+
+/// Implements the parts of [`Dialect`] whose Rust text is the same for every database, but for its types.
+macro_rules! shared {
+    () => {
+        fn bind_int(args: &mut Self::Arguments, value: Option<i64>) -> Result<(), BoxDynError> {
+            args.add(value)
+        }
+        fn bind_real(args: &mut Self::Arguments, value: Option<f64>) -> Result<(), BoxDynError> {
+            args.add(value)
+        }
+        fn bind_text(args: &mut Self::Arguments, value: Option<&str>) -> Result<(), BoxDynError> {
+            args.add(value)
+        }
+        fn int(row: &Self::Row, column: &str) -> Result<Option<i64>, sqlx::Error> {
+            row.try_get(column)
+        }
+        fn real(row: &Self::Row, column: &str) -> Result<Option<f64>, sqlx::Error> {
+            row.try_get(column)
+        }
+        fn text<'r>(row: &'r Self::Row, column: &str) -> Result<Option<&'r str>, sqlx::Error> {
+            row.try_get(column)
+        }
+        async fn execute(
+            conn: &mut Self::Connection,
+            sql: SqlStr,
+            args: Self::Arguments,
+        ) -> Result<u64, sqlx::Error> {
+            let done = conn.execute(sqlx::query_with::<Self, _>(sql, args)).await?;
+            Ok(done.rows_affected())
+        }
+        async fn fetch_all(
+            conn: &mut Self::Connection,
+            sql: SqlStr,
+            args: Self::Arguments,
+        ) -> Result<Vec<Self::Row>, sqlx::Error> {
+            conn.fetch_all(sqlx::query_with::<Self, _>(sql, args)).await
+        }
+        async fn prepare(conn: &mut Self::Connection, sql: SqlStr) -> Result<(), sqlx::Error> {
+            Executor::prepare(conn, sql).await.map(drop)
+        }
+        async fn batch(conn: &mut Self::Connection, sql: String) -> Result<(), sqlx::Error> {
+            conn.execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+                .await
+                .map(drop)
+        }
+        async fn migrate(conn: &mut Self::Connection) -> Result<(), MigrateError> {
+            // Not `run`: its bound on `Acquire` is not general enough for a future that must be `Send`.
+            Self::migrator().run_direct(None, conn, false).await
+        }
+    };
+}
+
+impl Dialect for Sqlite {
+    const SLOT: usize = 0;
+    const BEGIN_WRITE: &'static str = "BEGIN IMMEDIATE";
+    // One writer at a time: there is nobody to pass over or to wait for.
+    const SKIP_LOCKED: &'static str = "";
+    const FOR_UPDATE: &'static str = "";
+    const NUMBERED_ROWS: bool = false;
+    const COMMIT_ORDER: Option<&'static str> = None;
+
+    fn any_of(parameter: &str) -> String {
+        format!("IN (SELECT value FROM json_each({parameter}))")
+    }
+
+    fn any_int(parameter: &str) -> String {
+        Self::any_of(parameter)
+    }
+
+    fn within(parameter: &str) -> String {
+        Self::any_of(parameter)
+    }
+
+    fn hex(expression: &str) -> String {
+        format!("printf('%016x', {expression})")
+    }
+
+    fn bind_texts(args: &mut Self::Arguments, values: &[&str]) -> Result<(), BoxDynError> {
+        args.add(serde_json::to_string(values)?)
+    }
+
+    fn bind_ints(args: &mut Self::Arguments, values: &[i64]) -> Result<(), BoxDynError> {
+        args.add(serde_json::to_string(values)?)
+    }
+
+    fn migrator() -> Migrator {
+        crate::migrations::sqlite()
+    }
+
+    shared!();
+}
+
+impl Dialect for Postgres {
+    const SLOT: usize = 1;
+    const BEGIN_WRITE: &'static str = "BEGIN";
+    const SKIP_LOCKED: &'static str = "FOR UPDATE OF u SKIP LOCKED";
+    const FOR_UPDATE: &'static str = "FOR UPDATE";
+    const NUMBERED_ROWS: bool = true;
+    // The number is arbitrary; it names this lock alone.
+    const COMMIT_ORDER: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock(7306085894296925282)");
+
+    fn any_of(parameter: &str) -> String {
+        format!("= ANY(CAST({parameter} AS TEXT[]))")
+    }
+
+    fn any_int(parameter: &str) -> String {
+        format!("= ANY(CAST({parameter} AS BIGINT[]))")
+    }
+
+    fn within(parameter: &str) -> String {
+        format!("IN (SELECT UNNEST(CAST({parameter} AS TEXT[])))")
+    }
+
+    fn hex(expression: &str) -> String {
+        format!("LPAD(TO_HEX({expression}), 16, '0')")
+    }
+
+    fn bind_texts(args: &mut Self::Arguments, values: &[&str]) -> Result<(), BoxDynError> {
+        args.add(values)
+    }
+
+    fn bind_ints(args: &mut Self::Arguments, values: &[i64]) -> Result<(), BoxDynError> {
+        args.add(values)
+    }
+
+    fn migrator() -> Migrator {
+        crate::migrations::postgres()
+    }
+
+    shared!();
+}
+
+/// The text of a statement as sqlx wants it.
+pub(crate) fn safe(text: std::sync::Arc<str>) -> SqlStr {
+    // Statement texts are made from constants of this crate alone; values are always bound.
+    AssertSqlSafe(text).into_sql_str()
+}

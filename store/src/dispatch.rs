@@ -1,0 +1,166 @@
+//! The look-ups that the dispatcher and the reaper live on: what may be offered, what is in flight, what ran out of time.
+
+use std::collections::HashSet;
+
+use device_ota_domain::CampaignId;
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::update::Update;
+use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight};
+use jiff::Timestamp;
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, statements};
+use crate::updates::{read_update, select_update};
+
+/// What may be offered, of a campaign or of single devices. What a device never said does not hold it back.
+macro_rules! claimable {
+    ($campaign:literal) => {
+        select_update!(
+            ", COALESCE(l.version, d.firmware_version) AS running FROM device_updates u \
+             JOIN device_latest l ON l.device_key = u.device_key JOIN devices d ON d.device_key = u.device_key \
+             WHERE u.state = 'pending' AND ",
+            $campaign,
+            " AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 AND l.online = 1 \
+             AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
+             AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) \
+             AND (l.reported_model IS NULL OR l.reported_model = d.device_model) \
+             AND NOT EXISTS (SELECT 1 FROM device_updates o \
+                 WHERE o.device_key = u.device_key AND o.state = 'in_flight') \
+             ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+        )
+    };
+}
+
+statements! {
+    CLAIMABLE = claimable!("u.campaign_id = $1");
+    CLAIMABLE_SINGLE = claimable!("u.campaign_id IS NULL AND CAST($1 AS TEXT) IS NULL");
+    DUE_SINGLE = "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+         WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.due_at <= $1 AND l.online = 1 LIMIT 1";
+    IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
+    IN_FLIGHT_LOCKED = select_update!(
+        " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
+         ORDER BY u.device_key, u.number {for_update}"
+    );
+    CANCELLABLE = select_update!(
+        " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = 'update' \
+         AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
+         ORDER BY u.number LIMIT $2 {for_update}"
+    );
+    UNANSWERED = select_update!(
+        " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+         WHERE u.nudge_at < $1 AND l.online = 1 ORDER BY u.nudge_at, u.number LIMIT $2"
+    );
+    EXPIRED = select_update!(
+        ", l.last_seen FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+         WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
+    );
+}
+
+/// Pending updates that may be offered, locked; at most one a device.
+pub(crate) async fn claimable<D: Dialect>(
+    conn: &mut D::Connection,
+    query: &ClaimQuery,
+) -> Result<Vec<Claimable>, DbError> {
+    let args = Args::<D>::new()
+        .text(query.campaign.as_ref().map(CampaignId::as_str))
+        .text(query.action.name())
+        .int(i64::from(query.up_to_stage))
+        .time(query.now)
+        .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
+        .int(query.requires.min_free_storage_bytes.unwrap_or(0))
+        .int(i64::from(query.limit));
+    let statement = if query.campaign.is_some() {
+        &CLAIMABLE
+    } else {
+        &CLAIMABLE_SINGLE
+    };
+    let mut rows = sql::fetch_all(conn, statement, args, |row| {
+        Ok(Claimable {
+            update: read_update(row)?,
+            running: row.string_opt("running")?,
+        })
+    })
+    .await?;
+    // A single device may have several updates that wait; only the first may take its one place in flight.
+    let mut devices = HashSet::with_capacity(rows.len());
+    rows.retain(|row| devices.insert(row.update.device));
+    Ok(rows)
+}
+
+/// Whether a single device's update is due.
+pub(crate) async fn has_due_singles<D: Dialect>(
+    conn: &mut D::Connection,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    let args = Args::<D>::new().time(now);
+    let due = sql::fetch_optional(conn, &DUE_SINGLE, args, |_| Ok(())).await?;
+    Ok(due.is_some())
+}
+
+/// The device's update in flight.
+pub(crate) async fn in_flight<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+) -> Result<Option<Update>, DbError> {
+    sql::fetch_optional(
+        conn,
+        &IN_FLIGHT,
+        Args::<D>::new().int(device.0),
+        read_update,
+    )
+    .await
+}
+
+/// The updates in flight of these devices, locked.
+pub(crate) async fn in_flight_locked<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<Update>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    sql::fetch_all(
+        conn,
+        &IN_FLIGHT_LOCKED,
+        Args::<D>::new().ints(&keys),
+        read_update,
+    )
+    .await
+}
+
+/// Updates of the campaign in flight that a cancel would still help, locked.
+pub(crate) async fn cancellable<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    limit: u32,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new()
+        .text(campaign.as_str())
+        .int(i64::from(limit));
+    sql::fetch_all(conn, &CANCELLABLE, args, read_update).await
+}
+
+/// Offers and cancels that online devices have not answered.
+pub(crate) async fn unanswered<D: Dialect>(
+    conn: &mut D::Connection,
+    before: Timestamp,
+    limit: u32,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new().time(before).int(i64::from(limit));
+    sql::fetch_all(conn, &UNANSWERED, args, read_update).await
+}
+
+/// Updates whose lease, deadline or loss has come due.
+pub(crate) async fn expired<D: Dialect>(
+    conn: &mut D::Connection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<InFlight>, DbError> {
+    let args = Args::<D>::new().time(now).int(i64::from(limit));
+    sql::fetch_all(conn, &EXPIRED, args, |row| {
+        Ok(InFlight {
+            update: read_update(row)?,
+            last_seen: row.time_opt("last_seen")?,
+        })
+    })
+    .await
+}

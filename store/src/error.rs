@@ -1,0 +1,76 @@
+//! What can go wrong between a statement and the port: sqlx's errors and rows that do not read.
+
+use device_ota_engine::ports::StoreError;
+
+/// An error of this crate, on its way to a [`StoreError`].
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DbError {
+    /// The database or its driver.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// A row that is not what it should be.
+    #[error("{statement}: {detail}")]
+    Corrupt {
+        /// The statement that read it.
+        statement: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Somebody else was first.
+    #[error("{0} was changed by somebody else")]
+    Conflict(&'static str),
+}
+
+impl DbError {
+    /// A row that is not what it should be.
+    pub(crate) fn corrupt(detail: impl Into<String>) -> Self {
+        Self::Corrupt {
+            statement: "",
+            detail: detail.into(),
+        }
+    }
+
+    /// Says which statement read the row.
+    pub(crate) fn read_by(self, name: &'static str) -> Self {
+        match self {
+            Self::Sql(
+                error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_)),
+            ) => Self::Corrupt {
+                statement: name,
+                detail: error.to_string(),
+            },
+            Self::Corrupt { detail, .. } => Self::Corrupt {
+                statement: name,
+                detail,
+            },
+            other => other,
+        }
+    }
+}
+
+/// What a unique key protects, by the table that the database names.
+const PROTECTED: [(&str, &str); 5] = [
+    ("firmware.", "the firmware"),
+    ("firmware_pkey", "the firmware"),
+    ("update_campaigns", "the campaign"),
+    ("device_updates", "the device's update"),
+    ("devices", "the device"),
+];
+
+impl From<DbError> for StoreError {
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::Conflict(what) => Self::Conflict(what),
+            DbError::Corrupt { statement, detail } => Self::Corrupt {
+                table: statement,
+                detail,
+            },
+            DbError::Sql(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                let text = error.constraint().unwrap_or_else(|| error.message());
+                let known = PROTECTED.iter().find(|(table, _)| text.contains(table));
+                Self::Conflict(known.map_or("the row", |(_, what)| what))
+            }
+            DbError::Sql(error) => Self::Unavailable(Box::new(error)),
+        }
+    }
+}

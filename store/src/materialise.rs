@@ -1,0 +1,204 @@
+//! Whole campaigns at a stroke: making every update or rollback in one `INSERT … SELECT`, and cancelling what waits.
+
+use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::{Campaign, Delta, Group};
+use device_ota_domain::firmware::Firmware;
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::Action;
+use jiff::Timestamp;
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, statements};
+use crate::{campaigns, counts, rollbacks};
+
+/// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
+macro_rules! position {
+    () => {
+        "COALESCE(d.ring_position, (d.bucket + $5) % 10000)"
+    };
+}
+
+/// The devices that a campaign means; `$1` to `$9` are bound by [`bind_targets`].
+macro_rules! targets {
+    () => {
+        concat!(
+            "d.device_model = $1 AND COALESCE(l.version, d.firmware_version, '') <> $2 \
+             AND ($3 = 1 OR d.hw_revision {within:$4}) AND ",
+            position!(),
+            " < $6 AND ($7 = 1 OR d.device_id {within:$8} OR d.device_key IN \
+             (SELECT g.device_key FROM device_groups g WHERE g.group_name {any:$9}))"
+        )
+    };
+}
+
+statements! {
+    COUNT_TARGETS = concat!(
+        "SELECT COUNT(*) AS devices FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE ",
+        targets!()
+    );
+    // The id is made of the campaign's number and the device's: unique without randomness, and the same again.
+    MAKE_UPDATES = concat!(
+        "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
+         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
+         updated_at) \
+         SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, c.campaign_id, \
+         'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $11, $12, \
+         'pending', $13, $13, $13 \
+         FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
+         JOIN update_campaigns c ON c.campaign_id = $10 \
+         JOIN campaign_stages s ON s.campaign_id = c.campaign_id AND s.action = 'update' AND s.start_bucket <= ",
+        position!(),
+        " AND s.end_bucket > ",
+        position!(),
+        " WHERE ",
+        targets!(),
+        " ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
+    );
+    LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
+    // The image to go back to: of the same model and version, best of the same name, else the newest.
+    MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
+         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, ended_at, \
+         failure_code, failure_message, failure_retry, created_at, updated_at) \
+         SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
+         p.device_id, p.campaign_id, 'rollback', p.previous, p.to_version, COALESCE(p.from_version, ''), p.stage, \
+         p.priority, p.max_retries, p.timeout_seconds, \
+         CASE WHEN p.previous IS NULL THEN 'failed' ELSE 'pending' END, \
+         CASE WHEN p.previous IS NULL THEN NULL ELSE CAST($2 AS BIGINT) END, \
+         CASE WHEN p.previous IS NULL THEN CAST($2 AS BIGINT) ELSE NULL END, \
+         CASE WHEN p.previous IS NULL THEN 'no_previous_firmware' ELSE NULL END, \
+         CASE WHEN p.previous IS NULL THEN 'the version that ran before is not in the registry' ELSE NULL END, \
+         CASE WHEN p.previous IS NULL THEN 'never' ELSE NULL END, $2, $2 \
+         FROM (SELECT c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
+             u.priority, u.max_retries, u.timeout_seconds, \
+             (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
+                 AND f.version = u.from_version AND f.deprecated_at IS NULL \
+                 ORDER BY CASE WHEN f.name = now.name THEN 0 ELSE 1 END, f.created_at DESC, f.firmware_id LIMIT 1 \
+             ) AS previous \
+             FROM device_updates u JOIN update_campaigns c ON c.campaign_id = u.campaign_id \
+             JOIN firmware now ON now.firmware_id = c.firmware_id \
+             WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \
+             AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
+                 AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
+         ) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING";
+    CANCEL_STAGE = "UPDATE device_updates SET state = 'cancelled', ended_at = $3, updated_at = $3, check_at = NULL \
+         WHERE campaign_id = $1 AND action = 'update' AND stage = $2 AND state = 'pending'";
+}
+
+/// Binds `$1` to `$9` of [`targets!`].
+fn bind_targets<D: Dialect>(campaign: &Campaign, firmware: &Firmware) -> Args<D> {
+    let spec = &campaign.spec;
+    let said = &firmware.metadata;
+    let revisions: Vec<&str> = said.hw_revisions.iter().map(String::as_str).collect();
+    let devices: Vec<&str> = spec
+        .targets
+        .devices
+        .iter()
+        .map(device_ota_domain::DeviceId::as_str)
+        .collect();
+    let groups: Vec<&str> = spec.targets.groups.iter().map(String::as_str).collect();
+    Args::new()
+        .text(said.device_model.as_str())
+        .text(said.version.as_str())
+        .flag(revisions.is_empty())
+        .texts(&revisions)
+        .int(i64::from(spec.bucket_offset))
+        .int(i64::from(spec.rollout_buckets))
+        .flag(devices.is_empty() && groups.is_empty())
+        .texts(&devices)
+        .texts(&groups)
+}
+
+/// Devices that the campaign would mean if it started now.
+pub(crate) async fn count_targets<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+    firmware: &Firmware,
+) -> Result<u64, DbError> {
+    let args = bind_targets::<D>(campaign, firmware);
+    let count = sql::fetch_optional(conn, &COUNT_TARGETS, args, |row| row.uint("devices"));
+    Ok(count.await?.unwrap_or(0))
+}
+
+/// Makes one pending update for every device that the campaign means, and counts them.
+pub(crate) async fn make_updates<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+    firmware: &Firmware,
+    at: Timestamp,
+) -> Result<u64, DbError> {
+    let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
+    let args = bind_targets::<D>(campaign, firmware)
+        .text(campaign.id.as_str())
+        .int(i64::from(campaign.spec.max_retries))
+        .uint(campaign.spec.timeout_seconds)
+        .time(at);
+    let made = sql::execute::<D>(conn, &MAKE_UPDATES, args).await?;
+    count_born::<D>(conn, &campaign.id, before).await?;
+    Ok(made)
+}
+
+/// Makes one rollback, and its log entry, for every completed update of the campaign that has none.
+pub(crate) async fn make_rollbacks<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+    trigger: RollbackTrigger,
+    reason: &str,
+    at: Timestamp,
+) -> Result<u64, DbError> {
+    let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
+    let args = Args::new().text(campaign.id.as_str()).time(at);
+    let made = sql::execute::<D>(conn, &MAKE_ROLLBACKS, args).await?;
+    rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;
+    count_born::<D>(conn, &campaign.id, before).await?;
+    Ok(made)
+}
+
+/// Locks the campaign, so that nobody else makes rows for it, and answers its highest row number so far.
+async fn lock_and_last_number<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+) -> Result<i64, DbError> {
+    campaigns::locked::<D>(conn, campaign).await?;
+    let args = Args::<D>::new().text(campaign.as_str());
+    let last = sql::fetch_optional(conn, &LAST_NUMBER, args, |row| row.int_opt("number"));
+    Ok(last.await?.flatten().unwrap_or(0))
+}
+
+/// Counts the rows made after `before`. Rows that existed are left to the deltas of those who move them.
+async fn count_born<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    before: i64,
+) -> Result<(), DbError> {
+    let born = counts::count_rows::<D>(conn, campaign, before).await?;
+    counts::add::<D>(conn, &born).await
+}
+
+/// Cancels every pending update of the campaign and moves the counters, stage by stage: the number of changed rows is
+/// then the delta.
+pub(crate) async fn cancel_pending<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    at: Timestamp,
+) -> Result<u64, DbError> {
+    let stages = counts::counts::<D>(conn, campaign).await?.stages.len();
+    let mut deltas = Vec::with_capacity(stages);
+    for stage in 0..u16::try_from(stages).unwrap_or(u16::MAX) {
+        let args = Args::new()
+            .text(campaign.as_str())
+            .int(i64::from(stage))
+            .time(at);
+        let cancelled = sql::execute::<D>(conn, &CANCEL_STAGE, args).await?;
+        let delta = Delta {
+            campaign: campaign.clone(),
+            action: Action::Update,
+            stage,
+            from: Some(Group::Pending),
+            to: Group::Cancelled,
+        };
+        deltas.push((delta, cancelled));
+    }
+    counts::add::<D>(conn, &deltas).await?;
+    Ok(deltas.iter().map(|(_, cancelled)| cancelled).sum())
+}

@@ -1,0 +1,54 @@
+//! The schema's history, embedded in the binary: one list, a text a database under each number.
+
+use std::borrow::Cow;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// One step of the schema on both databases.
+struct Step {
+    number: i64,
+    name: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+macro_rules! steps {
+    ($(($number:literal, $name:literal, $file:literal)),+ $(,)?) => {
+        [$(Step {
+            number: $number,
+            name: $name,
+            sqlite: include_str!(concat!("../../migrations/sqlite/", $file)),
+            postgres: include_str!(concat!("../../migrations/postgres/", $file)),
+        }),+]
+    };
+}
+
+/// Every step, oldest first. A step that has been released is never edited: the databases remember its checksum.
+const STEPS: [Step; 1] = steps![(1, "initial", "0001_initial.sql")];
+
+/// The steps for SQLite.
+pub(crate) fn sqlite() -> Migrator {
+    migrator(|step| step.sqlite)
+}
+
+/// The steps for PostgreSQL.
+pub(crate) fn postgres() -> Migrator {
+    migrator(|step| step.postgres)
+}
+
+fn migrator(text: impl Fn(&Step) -> &'static str) -> Migrator {
+    let migrations = STEPS
+        .iter()
+        .map(|step| {
+            Migration::new(
+                step.number,
+                Cow::Borrowed(step.name),
+                MigrationType::Simple,
+                text(step).into_sql_str(),
+                false,
+            )
+        })
+        .collect();
+    Migrator::with_migrations(migrations)
+}

@@ -1,0 +1,110 @@
+//! Opening a database: pools with their limits, the settings that durability and speed need, and the migrations.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::pool::PoolOptions;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Pool, Postgres, Sqlite};
+
+use crate::dialect::Dialect;
+use crate::{OpenError, SqlStore};
+
+/// Connections to PostgreSQL a process may hold (the requirements allow 50).
+pub const POSTGRES_MAX_CONNECTIONS: u32 = 50;
+/// Connections that read from SQLite: enough for the cores of a small machine, each with its own page cache.
+const SQLITE_READERS: u32 = 4;
+/// How long a caller waits for a connection before it is told that the database is not available.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long SQLite waits for a lock that another process holds (a backup, the command line).
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Page cache of one SQLite connection, in KiB (negative, as the pragma wants it): holds the indexes of 100,000 devices.
+const SQLITE_CACHE: &str = "-16384";
+/// Prepared statements kept on each connection: all of this crate's, in all chunk sizes.
+const STATEMENT_CACHE: usize = 512;
+/// Statements slower than this are logged.
+const SLOW_STATEMENT: Duration = Duration::from_secs(1);
+
+impl SqlStore<Sqlite> {
+    /// Opens (and creates, when missing) the database file at `path` and brings its schema up to date.
+    ///
+    /// One connection writes; a few others read beside it, so that reads do not queue behind a batch.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or its schema is not one that this version knows.
+    pub async fn open_file(path: &Path) -> Result<Self, OpenError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .pragma("cache_size", SQLITE_CACHE)
+            .pragma("temp_store", "memory")
+            .statement_cache_capacity(STATEMENT_CACHE)
+            .log_statements(log::LevelFilter::Trace)
+            .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT);
+        let writer = pool_options::<Sqlite>(1)
+            .connect_with(options.clone())
+            .await?;
+        Sqlite::migrate(&mut *writer.acquire().await?).await?;
+        let reader = pool_options::<Sqlite>(SQLITE_READERS)
+            .connect_with(options.pragma("query_only", "ON"))
+            .await?;
+        Ok(Self { writer, reader })
+    }
+}
+
+impl SqlStore<Postgres> {
+    /// Connects to the PostgreSQL database that `url` names and brings its schema up to date; replicas that start
+    /// together wait for each other here.
+    ///
+    /// # Errors
+    /// When the URL is not valid, the server cannot be reached, or its schema is not one that this version knows.
+    pub async fn open_url(url: &str, max_connections: u32) -> Result<Self, OpenError> {
+        let options = PgConnectOptions::from_str(url)?
+            .application_name("device-ota")
+            .statement_cache_capacity(STATEMENT_CACHE)
+            .log_statements(log::LevelFilter::Trace)
+            .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT);
+        let pool = pool_options::<Postgres>(max_connections.clamp(1, POSTGRES_MAX_CONNECTIONS))
+            .connect_with(options)
+            .await?;
+        Postgres::migrate(&mut *pool.acquire().await?).await?;
+        Ok(Self {
+            writer: pool.clone(),
+            reader: pool,
+        })
+    }
+}
+
+fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
+    PoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A dead connection shows itself on its first use; asking first costs a fifth of all reads.
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+}
+
+impl<D: Dialect> SqlStore<D> {
+    /// Waits for what is running and closes all connections.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+
+    /// The pool that writes.
+    pub(crate) fn writer(&self) -> &Pool<D> {
+        &self.writer
+    }
+
+    /// The pool that reads.
+    pub(crate) fn reader(&self) -> &Pool<D> {
+        &self.reader
+    }
+}

@@ -1,0 +1,97 @@
+//! What devices say of themselves: their latest state, their heartbeats, and the `seq` and nonce of their next offer.
+
+use device_ota_domain::device::DeviceKey;
+use device_ota_engine::ports::store::{HeartbeatRow, OfferGround, Touch};
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::sql::{self, Args, statements};
+
+statements! {
+    RESET_PRESENCE = "UPDATE device_latest SET online = 0 WHERE online = 1";
+    TOUCH[Int, Int, Int, Int, Text, Text, Int, Real, Int, Int, Text, Text] =
+        "WITH v (device_key, last_seen, online, session, version, slot, confirmed, battery, storage, floor, model, nonce) \
+         AS (VALUES {rows}) UPDATE device_latest SET \
+         last_seen = CASE WHEN device_latest.last_seen IS NULL OR v.last_seen > device_latest.last_seen \
+             THEN v.last_seen ELSE device_latest.last_seen END, \
+         online = CASE WHEN v.session >= device_latest.session THEN v.online ELSE device_latest.online END, \
+         session = CASE WHEN v.session >= device_latest.session THEN v.session ELSE device_latest.session END, \
+         version = COALESCE(v.version, device_latest.version), \
+         slot = COALESCE(v.slot, device_latest.slot), \
+         confirmed = COALESCE(v.confirmed, device_latest.confirmed), \
+         battery_percent = COALESCE(v.battery, device_latest.battery_percent), \
+         free_storage_bytes = COALESCE(v.storage, device_latest.free_storage_bytes), \
+         security_floor = COALESCE(v.floor, device_latest.security_floor), \
+         reported_model = COALESCE(v.model, device_latest.reported_model), \
+         nonce = COALESCE(v.nonce, device_latest.nonce) \
+         FROM v WHERE device_latest.device_key = v.device_key";
+    INSERT_HEARTBEATS[Int, Int, Text] =
+        "INSERT INTO device_heartbeats (device_key, received_at, payload) VALUES {rows}";
+    DRAW_SEQS = "UPDATE device_seqs SET seq = seq + 1 WHERE device_key {any_int:$1} RETURNING seq, device_key, \
+         (SELECT d.device_id FROM devices d WHERE d.device_key = device_seqs.device_key) AS device_id, \
+         (SELECT l.nonce FROM device_latest l WHERE l.device_key = device_seqs.device_key) AS nonce";
+}
+
+/// Every device is offline.
+pub(crate) async fn reset<D: Dialect>(conn: &mut D::Connection) -> Result<(), DbError> {
+    sql::execute::<D>(conn, &RESET_PRESENCE, Args::new())
+        .await
+        .map(drop)
+}
+
+/// Applies what a batch says of devices' present states.
+pub(crate) async fn touch<D: Dialect>(
+    conn: &mut D::Connection,
+    touches: &[Touch],
+) -> Result<(), DbError> {
+    // In key order: neighbours share pages, and batches of several replicas take their row locks in the same order.
+    let mut sorted: Vec<&Touch> = touches.iter().collect();
+    sorted.sort_unstable_by_key(|touch| touch.device);
+    sql::execute_rows::<D, _>(conn, &TOUCH, &sorted, |args, touch| {
+        args.int(touch.device.0)
+            .time(touch.last_seen)
+            .flag(touch.online.map(|(online, _)| online))
+            .int(touch.online.map(|(_, session)| session))
+            .text(touch.version.as_deref())
+            .text(touch.slot.as_deref())
+            .flag(touch.confirmed)
+            .real(touch.battery_percent)
+            .int(touch.free_storage_bytes)
+            .int(touch.security_floor)
+            .text(touch.reported_model.as_deref())
+            .text(touch.nonce.as_deref())
+    })
+    .await
+    .map(drop)
+}
+
+/// Appends to the heartbeat history.
+pub(crate) async fn insert_heartbeats<D: Dialect>(
+    conn: &mut D::Connection,
+    rows: &[HeartbeatRow],
+) -> Result<(), DbError> {
+    sql::execute_rows::<D, _>(conn, &INSERT_HEARTBEATS, rows, |args, row| {
+        args.int(row.device.0)
+            .time(row.received_at)
+            .text(row.payload.as_str())
+    })
+    .await
+    .map(drop)
+}
+
+/// Draws the next `seq` for each device, once a device.
+pub(crate) async fn draw_seqs<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<OfferGround>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    sql::fetch_all::<D, _>(conn, &DRAW_SEQS, Args::new().ints(&keys), |row| {
+        Ok(OfferGround {
+            device: DeviceKey(row.int("device_key")?),
+            device_id: row.parse("device_id")?,
+            seq: row.int("seq")?,
+            nonce: row.string_opt("nonce")?,
+        })
+    })
+    .await
+}

@@ -1,0 +1,121 @@
+//! The engine's `Store` port: every read takes a connection of the reading pool and runs one statement.
+
+use async_trait::async_trait;
+use device_ota_domain::campaign::{Campaign, Counts};
+use device_ota_domain::device::{Device, DeviceKey};
+use device_ota_domain::event::StoredEvent;
+use device_ota_domain::firmware::{Firmware, FirmwareFilter};
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::Rollback;
+use device_ota_domain::update::Update;
+use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_engine::ports::store::{
+    CampaignFilter, Credentials, InFlight, Result, RollbackFilter, Store, Tx, UpdateFilter,
+};
+use jiff::Timestamp;
+use sqlx::pool::PoolConnection;
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::tx::SqlTx;
+use crate::{
+    SqlStore, campaigns, counts, devices, dispatch, firmware, materialise, outbox, rollbacks,
+    updates,
+};
+
+impl<D: Dialect> SqlStore<D> {
+    async fn read(&self) -> std::result::Result<PoolConnection<D>, DbError> {
+        Ok(self.reader.acquire().await?)
+    }
+}
+
+#[async_trait]
+impl<D: Dialect> Store for SqlStore<D> {
+    async fn begin(&self) -> Result<Box<dyn Tx>> {
+        Ok(Box::new(SqlTx::begin(&self.writer).await?))
+    }
+    async fn ping(&self) -> Result<()> {
+        D::batch(&mut *self.read().await?, "SELECT 1".to_owned())
+            .await
+            .map_err(DbError::from)?;
+        Ok(())
+    }
+
+    async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>> {
+        Ok(devices::credentials::<D>(&mut *self.read().await?, device).await?)
+    }
+    async fn verifiers(
+        &self,
+        after: Option<&DeviceId>,
+        limit: u32,
+    ) -> Result<Vec<(DeviceId, String)>> {
+        Ok(devices::verifiers::<D>(&mut *self.read().await?, after, limit).await?)
+    }
+    async fn device(&self, device: &DeviceId) -> Result<Option<Device>> {
+        Ok(devices::device::<D>(&mut *self.read().await?, device).await?)
+    }
+    async fn devices(&self, page: Page) -> Result<Vec<Device>> {
+        Ok(devices::devices::<D>(&mut *self.read().await?, page).await?)
+    }
+
+    async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>> {
+        Ok(firmware::firmware::<D>(&mut *self.read().await?, firmware).await?)
+    }
+    async fn firmware_list(&self, filter: &FirmwareFilter, page: Page) -> Result<Vec<Firmware>> {
+        Ok(firmware::list::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+    async fn firmware_of_version(
+        &self,
+        device_model: &str,
+        version: &str,
+    ) -> Result<Option<Firmware>> {
+        Ok(firmware::of_version::<D>(&mut *self.read().await?, device_model, version).await?)
+    }
+    async fn object_is_used(&self, sha256: &str) -> Result<bool> {
+        Ok(firmware::object_is_used::<D>(&mut *self.read().await?, sha256).await?)
+    }
+
+    async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>> {
+        Ok(campaigns::campaign::<D>(&mut *self.read().await?, campaign).await?)
+    }
+    async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>> {
+        Ok(campaigns::list::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+    async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>> {
+        Ok(campaigns::to_plan::<D>(&mut *self.read().await?).await?)
+    }
+    async fn counts(&self, campaign: &CampaignId) -> Result<Counts> {
+        Ok(counts::counts::<D>(&mut *self.read().await?, campaign).await?)
+    }
+    async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts> {
+        Ok(counts::counts_by_rows::<D>(&mut *self.read().await?, campaign).await?)
+    }
+    async fn count_targets(&self, campaign: &Campaign, firmware: &Firmware) -> Result<u64> {
+        Ok(materialise::count_targets::<D>(&mut *self.read().await?, campaign, firmware).await?)
+    }
+
+    async fn update(&self, update: &UpdateId) -> Result<Option<Update>> {
+        Ok(updates::update::<D>(&mut *self.read().await?, update).await?)
+    }
+    async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
+        Ok(updates::list::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+    async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>> {
+        Ok(dispatch::in_flight::<D>(&mut *self.read().await?, device).await?)
+    }
+    async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>> {
+        Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, limit).await?)
+    }
+    async fn has_due_singles(&self, now: Timestamp) -> Result<bool> {
+        Ok(dispatch::has_due_singles::<D>(&mut *self.read().await?, now).await?)
+    }
+    async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>> {
+        Ok(dispatch::expired::<D>(&mut *self.read().await?, now, limit).await?)
+    }
+    async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>> {
+        Ok(rollbacks::list::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+    async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>> {
+        Ok(outbox::events_for::<D>(&mut *self.read().await?, sink, limit).await?)
+    }
+}

@@ -1,0 +1,145 @@
+//! The engine's `Tx` port: one database transaction.
+
+use async_trait::async_trait;
+use device_ota_domain::campaign::{Campaign, Counts, Delta};
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::event::Event;
+use device_ota_domain::firmware::Firmware;
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::Update;
+use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_engine::ports::store::{
+    ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result, Touch, Tx,
+};
+use jiff::Timestamp;
+use sqlx::{Pool, Transaction};
+
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::{
+    campaigns, counts, devices, dispatch, firmware, materialise, outbox, presence, updates,
+};
+
+/// A transaction in progress; it is rolled back when it is dropped.
+pub(crate) struct SqlTx<D: Dialect> {
+    inner: Transaction<'static, D>,
+    /// Written at the very end, so that the lock that keeps their order is held for the commit alone.
+    events: Vec<Event>,
+}
+
+impl<D: Dialect> SqlTx<D> {
+    /// Takes a connection and begins.
+    pub(crate) async fn begin(pool: &Pool<D>) -> std::result::Result<Self, DbError> {
+        let inner = pool.begin_with(D::BEGIN_WRITE).await?;
+        Ok(Self {
+            inner,
+            events: Vec::new(),
+        })
+    }
+}
+
+#[async_trait]
+impl<D: Dialect> Tx for SqlTx<D> {
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        let events = std::mem::take(&mut self.events);
+        outbox::append::<D>(&mut *self.inner, &events).await?;
+        self.inner.commit().await.map_err(DbError::from)?;
+        Ok(())
+    }
+
+    async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>> {
+        Ok(devices::register::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
+        Ok(devices::set_verifier::<D>(&mut *self.inner, device, verifier).await?)
+    }
+    async fn reset_presence(&mut self) -> Result<()> {
+        Ok(presence::reset::<D>(&mut *self.inner).await?)
+    }
+    async fn touch(&mut self, touches: &[Touch]) -> Result<()> {
+        Ok(presence::touch::<D>(&mut *self.inner, touches).await?)
+    }
+    async fn insert_heartbeats(&mut self, rows: &[HeartbeatRow]) -> Result<()> {
+        Ok(presence::insert_heartbeats::<D>(&mut *self.inner, rows).await?)
+    }
+    async fn draw_seqs(&mut self, devices: &[DeviceKey]) -> Result<Vec<OfferGround>> {
+        Ok(presence::draw_seqs::<D>(&mut *self.inner, devices).await?)
+    }
+
+    async fn insert_firmware(&mut self, firmware: &Firmware) -> Result<()> {
+        Ok(firmware::insert::<D>(&mut *self.inner, firmware).await?)
+    }
+    async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()> {
+        Ok(firmware::count_downloads::<D>(&mut *self.inner, firmware, downloads).await?)
+    }
+
+    async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()> {
+        Ok(campaigns::insert::<D>(&mut *self.inner, campaign).await?)
+    }
+    async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
+        Ok(campaigns::locked::<D>(&mut *self.inner, campaign).await?)
+    }
+    async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()> {
+        Ok(campaigns::save::<D>(&mut *self.inner, campaign).await?)
+    }
+    async fn counts(&mut self, campaign: &CampaignId) -> Result<Counts> {
+        Ok(counts::counts::<D>(&mut *self.inner, campaign).await?)
+    }
+    async fn make_updates(
+        &mut self,
+        campaign: &Campaign,
+        firmware: &Firmware,
+        at: Timestamp,
+    ) -> Result<u64> {
+        Ok(materialise::make_updates::<D>(&mut *self.inner, campaign, firmware, at).await?)
+    }
+    async fn make_rollbacks(
+        &mut self,
+        campaign: &Campaign,
+        trigger: RollbackTrigger,
+        reason: &str,
+        at: Timestamp,
+    ) -> Result<u64> {
+        Ok(
+            materialise::make_rollbacks::<D>(&mut *self.inner, campaign, trigger, reason, at)
+                .await?,
+        )
+    }
+    async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64> {
+        Ok(materialise::cancel_pending::<D>(&mut *self.inner, campaign, at).await?)
+    }
+
+    async fn insert_update(
+        &mut self,
+        update: &Update,
+        log: Option<(RollbackTrigger, &str)>,
+    ) -> Result<()> {
+        Ok(updates::insert::<D>(&mut *self.inner, update, log).await?)
+    }
+    async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
+        Ok(dispatch::claimable::<D>(&mut *self.inner, query).await?)
+    }
+    async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>> {
+        Ok(updates::locked::<D>(&mut *self.inner, ids).await?)
+    }
+    async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
+        Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn cancellable(&mut self, campaign: &CampaignId, limit: u32) -> Result<Vec<Update>> {
+        Ok(dispatch::cancellable::<D>(&mut *self.inner, campaign, limit).await?)
+    }
+    async fn save_updates(&mut self, updates: &[Update]) -> Result<()> {
+        Ok(updates::save::<D>(&mut *self.inner, updates).await?)
+    }
+    async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()> {
+        Ok(counts::add::<D>(&mut *self.inner, deltas).await?)
+    }
+
+    async fn append_events(&mut self, events: &[Event]) -> Result<()> {
+        self.events.extend_from_slice(events);
+        Ok(())
+    }
+    async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()> {
+        Ok(outbox::delivered::<D>(&mut *self.inner, sink, up_to).await?)
+    }
+}

@@ -1,0 +1,370 @@
+//! Updates: how one stands in a row, how rows are read, listed, locked by name and written back.
+
+use device_ota_domain::UpdateId;
+use device_ota_domain::campaign::Priority;
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::{Failure, Phase, Progress, Retry, Update, UpdateState};
+use device_ota_engine::ports::store::UpdateFilter;
+use jiff::Timestamp;
+
+use crate::counts::{action_of, group_name};
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::rollbacks;
+use crate::sql::{self, Args, Record, present, statements};
+
+/// `SELECT` of all columns of updates, called `u`, and what follows it.
+macro_rules! select_update {
+    ($($rest:expr),+) => {
+        concat!(
+            "SELECT u.update_id, u.device_key, u.device_id, u.campaign_id, u.action, u.firmware_id, u.from_version, \
+             u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
+             u.percent, u.bytes_done, u.bytes_total, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
+             u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, \
+             u.ended_at, u.started_at, u.created_at, u.updated_at",
+            $($rest),+
+        )
+    };
+}
+pub(crate) use select_update;
+
+/// A list of updates: what it is looked up by (`$5`), then the other filters.
+macro_rules! list_updates {
+    ($by:literal) => {
+        select_update!(
+            " FROM device_updates u WHERE ",
+            $by,
+            " AND (CAST($3 AS TEXT) IS NULL OR u.state = $3) AND (CAST($4 AS TEXT) IS NULL OR u.action = $4) \
+             ORDER BY u.number DESC LIMIT $1 OFFSET $2"
+        )
+    };
+}
+
+statements! {
+    UPDATE = select_update!(" FROM device_updates u WHERE u.update_id = $1");
+    UPDATES_OF_DEVICE = list_updates!("u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $5) \
+         AND (CAST($6 AS TEXT) IS NULL OR u.campaign_id = $6)");
+    UPDATES_OF_CAMPAIGN = list_updates!("u.campaign_id = $5");
+    ALL_UPDATES = list_updates!("1 = 1");
+    UPDATES_LOCKED = select_update!(
+        " FROM device_updates u WHERE u.update_id {any:$1} ORDER BY u.device_key, u.number {for_update}"
+    );
+    INSERT_UPDATE[
+        Text, Int, Text, Text, Text, Text, Int, Int, Int, Int,
+        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int,
+    ] = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, stage, \
+         priority, timeout_seconds, created_at, \
+         from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
+         speed_bps, started_at, updated_at, \
+         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
+         cancel_requested, ended_at, check_at, nudge_at) VALUES {rows}";
+    SAVE_UPDATES[
+        Text,
+        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int,
+    ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
+         bytes_total, speed_bps, started_at, updated_at, \
+         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
+         cancel_requested, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
+         UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
+         last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
+         bytes_done = v.bytes_done, bytes_total = v.bytes_total, speed_bps = v.speed_bps, \
+         started_at = v.started_at, updated_at = v.updated_at, \
+         state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
+         failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
+         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, \
+         ended_at = v.ended_at, check_at = v.check_at, nudge_at = v.nudge_at \
+         FROM v WHERE device_updates.update_id = v.update_id";
+}
+
+/// One update.
+pub(crate) async fn update<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &UpdateId,
+) -> Result<Option<Update>, DbError> {
+    sql::fetch_optional(
+        conn,
+        &UPDATE,
+        Args::<D>::new().text(id.as_str()),
+        read_update,
+    )
+    .await
+}
+
+/// Updates, newest first.
+pub(crate) async fn list<D: Dialect>(
+    conn: &mut D::Connection,
+    filter: &UpdateFilter,
+    page: Page,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new()
+        .page(page)
+        .text(filter.group.map(group_name))
+        .text(filter.action.map(device_ota_domain::update::Action::name));
+    let campaign = filter
+        .campaign
+        .as_ref()
+        .map(device_ota_domain::CampaignId::as_str);
+    let (statement, args) = match (&filter.device, campaign) {
+        (Some(device), campaign) => (
+            &UPDATES_OF_DEVICE,
+            args.text(device.as_str()).text(campaign),
+        ),
+        (None, Some(campaign)) => (&UPDATES_OF_CAMPAIGN, args.text(campaign)),
+        (None, None) => (&ALL_UPDATES, args),
+    };
+    sql::fetch_all(conn, statement, args, read_update).await
+}
+
+/// Updates by id, locked; in the one order in which all transactions lock updates.
+pub(crate) async fn locked<D: Dialect>(
+    conn: &mut D::Connection,
+    ids: &[UpdateId],
+) -> Result<Vec<Update>, DbError> {
+    let ids: Vec<&str> = ids.iter().map(UpdateId::as_str).collect();
+    sql::fetch_all(
+        conn,
+        &UPDATES_LOCKED,
+        Args::<D>::new().texts(&ids),
+        read_update,
+    )
+    .await
+}
+
+/// Inserts one update, with its log entry when it is a rollback.
+pub(crate) async fn insert<D: Dialect>(
+    conn: &mut D::Connection,
+    update: &Update,
+    log: Option<(RollbackTrigger, &str)>,
+) -> Result<(), DbError> {
+    let bind = |args: Args<D>, update: &&Update| {
+        let args = args
+            .text(update.id.as_str())
+            .int(update.device.0)
+            .text(update.device_id.as_str())
+            .text(
+                update
+                    .campaign
+                    .as_ref()
+                    .map(device_ota_domain::CampaignId::as_str),
+            )
+            .text(update.action.name())
+            .text(
+                update
+                    .firmware
+                    .as_ref()
+                    .map(device_ota_domain::FirmwareId::as_str),
+            )
+            .int(i64::from(update.stage))
+            .int(i64::from(update.priority.rank()))
+            .uint(update.timeout_seconds)
+            .time(update.created_at);
+        bind_changing(args, update)
+    };
+    sql::execute_rows(conn, &INSERT_UPDATE, &[update], bind).await?;
+    match log {
+        Some((trigger, reason)) => rollbacks::log_one::<D>(conn, &update.id, trigger, reason).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes back what changes of updates.
+pub(crate) async fn save<D: Dialect>(
+    conn: &mut D::Connection,
+    updates: &[Update],
+) -> Result<(), DbError> {
+    sql::execute_rows::<D, _>(conn, &SAVE_UPDATES, updates, |args, update| {
+        bind_changing(args.text(update.id.as_str()), update)
+    })
+    .await
+    .map(drop)
+}
+
+/// The columns that change, in the order of both statements above.
+fn bind_changing<D: Dialect>(args: Args<D>, update: &Update) -> Args<D> {
+    let args = args
+        .text(update.from_version.as_deref())
+        .text(update.to_version.as_str())
+        .int(i64::from(update.attempt))
+        .uint(update.last_seq)
+        .int(i64::from(update.retries))
+        .int(i64::from(update.max_retries))
+        .real(update.progress.percent)
+        .uint(update.progress.bytes_done)
+        .uint(update.progress.bytes_total)
+        .uint(update.progress.speed_bps)
+        .time(update.started_at)
+        .time(update.updated_at);
+    StateColumns::of(update).bind(args)
+}
+
+/// The columns of an update's state: what a state does not carry is null.
+#[derive(Default)]
+struct StateColumns<'u> {
+    state: &'static str,
+    due_at: Option<Timestamp>,
+    lost_at: Option<Timestamp>,
+    failure: Option<&'u Failure>,
+    phase: Option<Phase>,
+    since: Option<Timestamp>,
+    lease_until: Option<Timestamp>,
+    deadline: Option<Timestamp>,
+    cancel_requested: bool,
+    ended_at: Option<Timestamp>,
+    check_at: Option<Timestamp>,
+    nudge_at: Option<Timestamp>,
+}
+
+impl<'u> StateColumns<'u> {
+    fn of(update: &'u Update) -> Self {
+        let state = group_name(update.group());
+        match &update.state {
+            UpdateState::Pending {
+                due_at,
+                lost_at,
+                last_failure,
+            } => Self {
+                state,
+                due_at: Some(*due_at),
+                lost_at: *lost_at,
+                failure: last_failure.as_ref(),
+                check_at: *lost_at,
+                ..Self::default()
+            },
+            UpdateState::InFlight {
+                phase,
+                since,
+                lease_until,
+                deadline,
+                cancel_requested,
+            } => Self {
+                state,
+                phase: Some(*phase),
+                since: Some(*since),
+                lease_until: Some(*lease_until),
+                deadline: Some(*deadline),
+                cancel_requested: *cancel_requested,
+                check_at: Some(*lease_until.min(deadline)),
+                nudge_at: (*phase == Phase::Offered || *cancel_requested)
+                    .then_some(update.updated_at),
+                ..Self::default()
+            },
+            UpdateState::Completed { at } | UpdateState::Cancelled { at } => Self {
+                state,
+                ended_at: Some(*at),
+                ..Self::default()
+            },
+            UpdateState::Failed { at, failure } => Self {
+                state,
+                ended_at: Some(*at),
+                failure: Some(failure),
+                ..Self::default()
+            },
+        }
+    }
+
+    fn bind<D: Dialect>(self, args: Args<D>) -> Args<D> {
+        args.text(self.state)
+            .time(self.due_at)
+            .time(self.lost_at)
+            .text(self.failure.map(|failure| failure.code.as_str()))
+            .text(self.failure.map(|failure| failure.message.as_str()))
+            .text(self.failure.map(|failure| retry_name(failure.retry)))
+            .text(self.phase.map(Phase::name))
+            .time(self.since)
+            .time(self.lease_until)
+            .time(self.deadline)
+            .flag(self.cancel_requested)
+            .time(self.ended_at)
+            .time(self.check_at)
+            .time(self.nudge_at)
+    }
+}
+
+const fn retry_name(retry: Retry) -> &'static str {
+    match retry {
+        Retry::Now => "now",
+        Retry::Backoff => "backoff",
+        Retry::Never => "never",
+    }
+}
+
+fn retry_of(name: &str) -> Option<Retry> {
+    [Retry::Now, Retry::Backoff, Retry::Never]
+        .into_iter()
+        .find(|retry| retry_name(*retry) == name)
+}
+
+/// Reads a row of [`select_update!`].
+pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbError> {
+    let rank: i16 = row.uint("priority")?;
+    Ok(Update {
+        id: row.parse("update_id")?,
+        device: DeviceKey(row.int("device_key")?),
+        device_id: row.parse("device_id")?,
+        campaign: row.parse_opt("campaign_id")?,
+        action: present("action", action_of(row.text("action")?))?,
+        firmware: row.parse_opt("firmware_id")?,
+        from_version: row.string_opt("from_version")?,
+        to_version: row.string("to_version")?,
+        stage: row.uint("stage")?,
+        priority: present("priority", Priority::from_rank(rank))?,
+        attempt: row.uint("attempt")?,
+        last_seq: row.uint("last_seq")?,
+        retries: row.uint("retries")?,
+        max_retries: row.uint("max_retries")?,
+        timeout_seconds: row.uint("timeout_seconds")?,
+        progress: Progress {
+            percent: row.real("percent")?,
+            bytes_done: row.uint("bytes_done")?,
+            bytes_total: row.uint("bytes_total")?,
+            speed_bps: row.uint("speed_bps")?,
+        },
+        state: read_state(row)?,
+        started_at: row.time_opt("started_at")?,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
+    })
+}
+
+fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
+    Ok(match row.text("state")? {
+        "pending" => UpdateState::Pending {
+            due_at: row.time("due_at")?,
+            lost_at: row.time_opt("lost_at")?,
+            last_failure: read_failure(row)?,
+        },
+        "in_flight" => UpdateState::InFlight {
+            phase: present("phase", Phase::from_name(row.text("phase")?))?,
+            since: row.time("since")?,
+            lease_until: row.time("lease_until")?,
+            deadline: row.time("deadline")?,
+            cancel_requested: row.flag("cancel_requested")?,
+        },
+        "completed" => UpdateState::Completed {
+            at: row.time("ended_at")?,
+        },
+        "failed" => UpdateState::Failed {
+            at: row.time("ended_at")?,
+            failure: present("failure_code", read_failure(row)?)?,
+        },
+        "cancelled" => UpdateState::Cancelled {
+            at: row.time("ended_at")?,
+        },
+        other => return Err(DbError::corrupt(format!("state is {other}"))),
+    })
+}
+
+fn read_failure<D: Dialect>(row: &Record<'_, D>) -> Result<Option<Failure>, DbError> {
+    let Some(code) = row.string_opt("failure_code")? else {
+        return Ok(None);
+    };
+    Ok(Some(Failure {
+        code,
+        message: row.string("failure_message")?,
+        retry: present("failure_retry", retry_of(row.text("failure_retry")?))?,
+    }))
+}
