@@ -109,6 +109,23 @@ impl Uplinks {
         self.queue.send(message).await.map_err(|_| Closed)
     }
 
+    /// Hands over as many messages as there is room for, from the front, in one go and without waiting; the others
+    /// stay. One call for all that a read from a socket brought.
+    pub fn try_submit_many(&self, messages: &mut Vec<Inbound>) -> Result<(), Closed> {
+        let fitting = messages.len().min(self.queue.capacity());
+        match self.queue.try_reserve_many(fitting) {
+            Ok(room) => {
+                for (permit, message) in room.zip(messages.drain(..fitting)) {
+                    permit.send(message);
+                }
+                Ok(())
+            }
+            // Somebody else took the room meanwhile.
+            Err(mpsc::error::TrySendError::Full(())) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(())) => Err(Closed),
+        }
+    }
+
     /// Messages that wait now.
     pub fn waiting(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()

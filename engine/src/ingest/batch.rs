@@ -7,8 +7,8 @@ use device_ota_domain::campaign::Group;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Outcome as Reported, UpdateState};
 use device_ota_domain::{Update, UpdateId};
-use device_ota_protocol::messages::{Heartbeat, Progress, Report};
-use jiff::Timestamp;
+use device_ota_protocol::messages::{CheckReason, Heartbeat, Progress, Report};
+use jiff::{SignedDuration, Timestamp};
 
 use super::Answers;
 use crate::changes::Changes;
@@ -18,6 +18,10 @@ use crate::offers::pair;
 use crate::ports::StoreError;
 use crate::ports::store::{HeartbeatRow, Touch, Tx};
 use crate::{Engine, wire};
+
+/// How long after `rebooting` a report that does not tell when its device started is not taken for one after the
+/// restart.
+const UNCLEAR_GRACE: SignedDuration = SignedDuration::from_mins(2);
 
 /// Messages that are committed together.
 pub(crate) struct Batch {
@@ -237,8 +241,22 @@ impl Rows {
         self.now = Some(message.at);
         match report.as_ref() {
             Report::Progress(progress) => self.progress(engine, message, progress),
-            Report::Check(check) => self.observe(message, &check.version),
-            Report::Heartbeat(heartbeat) => self.observe(message, &heartbeat.version),
+            Report::Check(check) => {
+                let new_session = matches!(
+                    check.reason,
+                    Some(CheckReason::Boot | CheckReason::Reconnect)
+                );
+                let sighting = if new_session {
+                    Sighting::Restarted
+                } else {
+                    Sighting::Unclear
+                };
+                self.observe(message, &check.version, sighting);
+            }
+            Report::Heartbeat(heartbeat) => {
+                let sighting = heartbeat.uptime_s.map_or(Sighting::Unclear, Sighting::Up);
+                self.observe(message, &heartbeat.version, sighting);
+            }
             Report::Chunk(_) | Report::Status(_) => {}
         }
     }
@@ -257,14 +275,16 @@ impl Rows {
         }
     }
 
-    fn observe(&mut self, message: &Inbound, version: &str) {
+    fn observe(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
         let Some(id) = self.in_flight.get(&message.device.key) else {
             return;
         };
         let Some((before, update)) = self.by_id.get(id).cloned() else {
             return;
         };
-        if let Some(update) = update.observe_version(version, message.at) {
+        if sighting.is_after_restart(&update, message.at)
+            && let Some(update) = update.observe_version(version, message.at)
+        {
             self.put(before, update);
         }
     }
@@ -290,6 +310,33 @@ impl Rows {
                 .map(|(id, (_, update))| (id, update))
                 .collect(),
         )
+    }
+}
+
+/// What a report tells of when its device last started.
+#[derive(Clone, Copy)]
+enum Sighting {
+    /// It says that its connection is new.
+    Restarted,
+    /// It has been up for so many seconds.
+    Up(u64),
+    /// Nothing.
+    Unclear,
+}
+
+impl Sighting {
+    /// Whether the report was sent after the restart that the update's `rebooting` announced. A heartbeat that was
+    /// under way when the device went down shows the old version and means nothing.
+    fn is_after_restart(self, update: &Update, at: Timestamp) -> bool {
+        let UpdateState::InFlight { since, .. } = update.state else {
+            return false;
+        };
+        let passed = at.duration_since(since);
+        match self {
+            Self::Restarted => true,
+            Self::Up(seconds) => i64::try_from(seconds).is_ok_and(|up| up < passed.as_secs()),
+            Self::Unclear => passed > UNCLEAR_GRACE,
+        }
     }
 }
 
@@ -327,7 +374,6 @@ impl Present {
     }
 
     fn presence(&mut self, message: &Inbound, online: bool, session: i64) {
-        self.appeared |= online;
         let touch = self.touch(&message.device);
         if touch.online.is_none_or(|(_, known)| known <= session) {
             touch.online = Some((online, session));
