@@ -1,0 +1,203 @@
+//! The bus: a broker on loopback where trusted in-house clients (Node-RED, Telegraf, `mosquitto_sub`) subscribe to events.
+//!
+//! It is rumqttd, in a runtime and threads of its own, and it is expected to fail: it is watched, and started again
+//! when it does. Devices never touch it, and while it is down events wait in the outbox.
+
+mod broker;
+mod probe;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use device_ota_domain::event::{SOURCE, StoredEvent};
+use device_ota_engine::ports::{EventSink, SinkError};
+use device_ota_protocol::topics::Prefix;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info, warn};
+
+use broker::{Broker, Letter, Publisher};
+
+/// Time that the broker has to take one event.
+const DELIVERY: Duration = Duration::from_secs(5);
+/// How often somebody knocks at the port, and is answered by CONNACK if all is well.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// Unanswered knocks until the broker counts as dead.
+const MISSES: u32 = 2;
+/// First and longest pause before another start.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A broker that lived this long starts again after the first pause.
+const STEADY: Duration = Duration::from_mins(1);
+
+/// Why there is no bus.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// Whoever connects is trusted, so only this machine may.
+    #[error("the bus trusts whoever connects and listens on loopback only, not on {0}")]
+    NotLoopback(SocketAddr),
+    /// The port cannot be had.
+    #[error("the bus cannot listen on {addr}")]
+    Bind {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The running bus; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Bus {
+    addr: SocketAddr,
+    prefix: Prefix,
+    publisher: Arc<Mutex<Option<Publisher>>>,
+    _stop: DropGuard,
+}
+
+impl Bus {
+    /// Starts it; port 0 takes a free one. To be called within a tokio runtime.
+    pub async fn start(addr: SocketAddr, prefix: Prefix) -> Result<Self, BusError> {
+        if !addr.ip().is_loopback() {
+            return Err(BusError::NotLoopback(addr));
+        }
+        let bind = |source| BusError::Bind { addr, source };
+        // The broker cannot say which port it got, nor always whether it got one. So a free one is found first.
+        let free = TcpListener::bind(addr).and_then(|socket| socket.local_addr());
+        let addr = free.map_err(bind)?;
+        let broker = Broker::start(addr).await.map_err(bind)?;
+        let publisher = Arc::new(Mutex::new(Some(broker.publisher())));
+        let stop = CancellationToken::new();
+        let watch = watch(broker, addr, Arc::clone(&publisher), stop.clone());
+        tokio::spawn(watch);
+        Ok(Self {
+            addr,
+            prefix,
+            publisher,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Whether it runs now, as far as is known.
+    pub fn is_up(&self) -> bool {
+        current(&self.publisher).is_some()
+    }
+}
+
+fn current(publisher: &Mutex<Option<Publisher>>) -> Option<Publisher> {
+    publisher
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+fn replace(publisher: &Mutex<Option<Publisher>>, by: Option<Publisher>) {
+    *publisher.lock().unwrap_or_else(PoisonError::into_inner) = by;
+}
+
+/// Watches the broker, and starts another when it dies.
+async fn watch(
+    mut broker: Broker,
+    addr: SocketAddr,
+    publisher: Arc<Mutex<Option<Publisher>>>,
+    stop: CancellationToken,
+) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        tokio::select! {
+            () = stop.cancelled() => return broker.stop(),
+            () = died(&broker, addr) => {}
+        }
+        replace(&publisher, None);
+        broker.stop();
+        if started.elapsed() >= STEADY {
+            pause = FIRST_PAUSE;
+        }
+        broker = loop {
+            warn!(%addr, pause_ms = pause.as_millis(), "the bus is down and will be started again");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match Broker::start(addr).await {
+                Ok(broker) => break broker,
+                Err(error) => error!(%addr, %error, "the bus does not start"),
+            }
+        };
+        replace(&publisher, Some(broker.publisher()));
+        info!(%addr, "the bus is up again");
+    }
+}
+
+/// Returns when the broker is dead, by its own threads' ending or by silence.
+async fn died(broker: &Broker, addr: SocketAddr) {
+    let mut misses = 0;
+    while misses < MISSES {
+        tokio::select! {
+            () = broker.died() => return,
+            () = tokio::time::sleep(PROBE_EVERY) => {}
+        }
+        match probe::knock(addr).await {
+            Ok(()) => misses = 0,
+            Err(error) => {
+                misses += 1;
+                warn!(%addr, %error, "the bus does not answer");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl EventSink for Bus {
+    fn name(&self) -> &'static str {
+        "bus"
+    }
+
+    async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError> {
+        let publisher = current(&self.publisher).ok_or_else(|| SinkError("it is down".into()))?;
+        let (taken, is_taken) = oneshot::channel();
+        let topic = format!(
+            "{}/events/{}",
+            self.prefix,
+            event.event_type.replace('.', "/")
+        );
+        let letter = Letter {
+            topic,
+            payload: envelope(event),
+            taken,
+        };
+        publisher
+            .try_send(letter)
+            .map_err(|_| SinkError("it is busy".into()))?;
+        match timeout(DELIVERY, is_taken).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SinkError("it went down".into())),
+            Err(_) => Err(SinkError("it does not answer".into())),
+        }
+    }
+}
+
+/// What subscribers read (PRD, E6): the event, and the id by which they know a repeat.
+fn envelope(event: &StoredEvent) -> Vec<u8> {
+    let envelope = json!({
+        "id": event.id,
+        "event_type": event.event_type,
+        "source": SOURCE,
+        "at": event.at,
+        "data": event.data,
+    });
+    envelope.to_string().into_bytes()
+}

@@ -1,0 +1,177 @@
+//! One life of the embedded rumqttd.
+//!
+//! It serves MQTT 3.1.1 alone: its decoder for 5 panics on an UNSUBACK from a client. The router runs in a thread that
+//! has no way to be stopped; it ends with the process, or when it panics, which is the death we watch for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
+use rumqttd::protocol::v4::V4;
+use rumqttd::{
+    ConnectionSettings, LinkType, Notification, Router, RouterConfig, Server, ServerSettings,
+};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::error;
+
+use super::probe;
+
+/// Clients at a time. Reaching it breaks rumqttd's listener, so it is far above what in-house services need.
+const MAX_CONNECTIONS: usize = 1024;
+/// Largest message that a subscriber may send, bytes.
+const MAX_PAYLOAD: usize = 64 * 1024;
+/// Bytes of one segment of a topic's log, and how many of them are kept for slow subscribers.
+const SEGMENT_BYTES: usize = 1024 * 1024;
+const SEGMENTS: usize = 4;
+/// Messages that one subscriber may have unacknowledged.
+const MAX_INFLIGHT: usize = 100;
+/// Time for a client's CONNECT.
+const CONNECT_TIMEOUT_MS: u16 = 5_000;
+/// Events that wait for the broker; the relay sends one after the other.
+const LETTERS: usize = 4;
+/// Tries to reach a broker that was just started, and the pause between them.
+const KNOCKS: u32 = 200;
+const KNOCK_PAUSE: Duration = Duration::from_millis(10);
+/// Our own client id within it.
+const OWN_ID: &str = "device-ota";
+
+/// One event for the broker.
+pub(super) struct Letter {
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+    /// Told when the broker has it.
+    pub(super) taken: oneshot::Sender<()>,
+}
+
+/// The way in for events.
+pub(super) type Publisher = SyncSender<Letter>;
+
+/// A running broker.
+pub(super) struct Broker {
+    publisher: Publisher,
+    runtime: Runtime,
+    dead: CancellationToken,
+}
+
+impl Broker {
+    /// Starts one, and waits until it answers.
+    pub(super) async fn start(addr: SocketAddr) -> io::Result<Self> {
+        let broker = tokio::task::spawn_blocking(move || Self::assemble(addr));
+        let broker = broker.await.map_err(io::Error::other)??;
+        for _ in 0..KNOCKS {
+            if broker.dead.is_cancelled() {
+                break;
+            }
+            if probe::knock(addr).await.is_ok() {
+                return Ok(broker);
+            }
+            tokio::time::sleep(KNOCK_PAUSE).await;
+        }
+        broker.stop();
+        Err(io::Error::other("it does not answer"))
+    }
+
+    fn assemble(addr: SocketAddr) -> io::Result<Self> {
+        let router = Router::new(
+            0,
+            RouterConfig {
+                max_connections: MAX_CONNECTIONS,
+                max_outgoing_packet_count: MAX_INFLIGHT as u64,
+                max_segment_size: SEGMENT_BYTES,
+                max_segment_count: SEGMENTS,
+                ..RouterConfig::default()
+            },
+        );
+        let events = router.spawn();
+        let dead = CancellationToken::new();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("bus")
+            .enable_all()
+            .build()?;
+        let (server_events, alive) = (events.clone(), dead.clone().drop_guard());
+        runtime.spawn(async move {
+            let _alive = alive;
+            // It returns only when it cannot listen.
+            if let Err(error) = Server::new(server_settings(addr), server_events, V4)
+                .start(LinkType::Remote)
+                .await
+            {
+                error!(%addr, %error, "the bus cannot listen");
+            }
+        });
+        let link = LinkBuilder::new(OWN_ID, events).build();
+        let (tx, rx, _) = link.map_err(io::Error::other)?;
+        let (publisher, letters) = sync_channel(LETTERS);
+        let (publishing, draining) = (dead.clone().drop_guard(), dead.clone().drop_guard());
+        thread::Builder::new()
+            .name("bus-publisher".into())
+            .spawn(move || publish(tx, &letters, publishing))?;
+        thread::Builder::new()
+            .name("bus-drain".into())
+            .spawn(move || drain(rx, draining))?;
+        Ok(Self {
+            publisher,
+            runtime,
+            dead,
+        })
+    }
+
+    pub(super) fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Returns when a part of it has ended.
+    pub(super) async fn died(&self) {
+        self.dead.cancelled().await;
+    }
+
+    /// Frees the port and ends its connections.
+    pub(super) fn stop(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+fn server_settings(addr: SocketAddr) -> ServerSettings {
+    ServerSettings {
+        name: "bus".into(),
+        listen: addr,
+        tls: None,
+        next_connection_delay_ms: 1,
+        connections: ConnectionSettings {
+            connection_timeout_ms: CONNECT_TIMEOUT_MS,
+            max_payload_size: MAX_PAYLOAD,
+            max_inflight_count: MAX_INFLIGHT,
+            auth: None,
+            external_auth: None,
+            dynamic_filters: true,
+        },
+    }
+}
+
+/// Publishes until nobody sends any more or the router is gone. Subscribers get each event with the QoS they asked for.
+fn publish(mut router: LinkTx, letters: &Receiver<Letter>, _alive: DropGuard) {
+    while let Ok(letter) = letters.recv() {
+        if router.publish(letter.topic, letter.payload).is_err() {
+            return;
+        }
+        // The sender may have given up.
+        let _ = letter.taken.send(());
+    }
+}
+
+/// Takes what the router says to us, so that it does not pile up; ends when the router is gone.
+fn drain(mut router: LinkRx, _alive: DropGuard) {
+    loop {
+        match router.recv() {
+            Ok(Some(Notification::Unschedule)) if router.ready().is_err() => return,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}

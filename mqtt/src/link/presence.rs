@@ -1,0 +1,69 @@
+//! Which devices an external broker's messages come from. The broker has checked who they are; we look up each one's
+//! number once, and note who has been heard.
+
+use std::collections::HashMap;
+
+use device_ota_engine::Engine;
+use device_ota_engine::inbound::DeviceRef;
+use device_ota_engine::ports::StoreError;
+use device_ota_protocol::ids::DeviceId;
+use tokio::time::{Duration, Instant};
+
+/// Devices remembered; some 20 MiB. Beyond, all are looked up anew.
+const MAX_KNOWN: usize = 131_072;
+/// Strangers remembered, so that one of them is not looked up for each of its messages; and for how long.
+const MAX_STRANGERS: usize = 4_096;
+const STRANGE_FOR: Duration = Duration::from_secs(10);
+
+/// A registered device, as its messages show it.
+pub(super) struct Known {
+    pub(super) device: DeviceRef,
+    /// It has been heard since it last said good-bye.
+    pub(super) online: bool,
+}
+
+/// The devices that have been heard.
+#[derive(Default)]
+pub(super) struct Presence {
+    known: HashMap<DeviceId, Known>,
+    strangers: HashMap<DeviceId, Instant>,
+}
+
+impl Presence {
+    /// The registered device of that id, if there is one.
+    pub(super) async fn of(
+        &mut self,
+        engine: &Engine,
+        id: &DeviceId,
+    ) -> Result<Option<&mut Known>, StoreError> {
+        if !self.known.contains_key(id) {
+            let now = Instant::now();
+            if self.strangers.get(id).is_some_and(|until| *until > now) {
+                return Ok(None);
+            }
+            // The two kinds of ids have the same rule.
+            let found = match id.as_str().parse() {
+                Ok(id) => engine.resolve(&id).await?,
+                Err(_) => None,
+            };
+            let Some(device) = found else {
+                if self.strangers.len() >= MAX_STRANGERS {
+                    self.strangers.clear();
+                }
+                self.strangers.insert(id.clone(), now + STRANGE_FOR);
+                return Ok(None);
+            };
+            if self.known.len() >= MAX_KNOWN {
+                self.known.clear();
+            }
+            self.known.insert(
+                id.clone(),
+                Known {
+                    device,
+                    online: false,
+                },
+            );
+        }
+        Ok(self.known.get_mut(id))
+    }
+}

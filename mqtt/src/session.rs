@@ -1,0 +1,490 @@
+//! One device's session as a state machine without input or output: packets go in; answers, reports for the engine and
+//! the end of the session come out. It knows what a device may do; sockets and time are the connection's.
+
+mod acks;
+mod admission;
+mod filters;
+mod rates;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use device_ota_domain::DeviceKey;
+use device_ota_engine::inbound::Uplink;
+use device_ota_protocol::ids::DeviceId;
+use device_ota_protocol::messages::parse_report;
+use device_ota_protocol::topics::{Down, Prefix, Up};
+
+pub use acks::Acks;
+pub use admission::{Admission, admit};
+pub use filters::{Filters, Subscribed};
+pub use rates::{Class, Meter, RateLimits};
+
+use crate::codec::{
+    self, CodecError, DisconnectReasonCode, Granted, Packet, Pid, Publish, QoS, QosPid,
+    TopicFilter, TopicName, Verdict, Version,
+};
+use crate::limits::MAX_PACKET;
+
+/// Why a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The connection is gone.
+    Gone,
+    /// The device said good-bye.
+    Disconnected,
+    /// Bytes that are no packet.
+    Malformed,
+    /// A packet that may not be sent.
+    Unexpected,
+    /// A packet beyond [`MAX_PACKET`].
+    TooLarge,
+    /// QoS 2.
+    Qos2,
+    /// A message to be retained (5; in 3.1.1 the flag is ignored).
+    Retained,
+    /// A subscription identifier.
+    SubscriptionId,
+    /// A message outside the device's own `up/` (3.1.1; in 5 the message is refused).
+    NotAuthorized,
+    /// Silent for 1.5 times its keep-alive.
+    KeepAlive,
+    /// It does not read what is sent.
+    Stalled,
+    /// The same device has connected again.
+    TakenOver,
+    /// Its credentials have changed.
+    Administrative,
+    /// The service stops.
+    ShuttingDown,
+}
+
+impl End {
+    /// A short stable label, fit for a counter.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Disconnected => "disconnected",
+            Self::Malformed => "malformed",
+            Self::Unexpected => "unexpected",
+            Self::TooLarge => "too_large",
+            Self::Qos2 => "qos2",
+            Self::Retained => "retained",
+            Self::SubscriptionId => "subscription_id",
+            Self::NotAuthorized => "not_authorized",
+            Self::KeepAlive => "keep_alive",
+            Self::Stalled => "stalled",
+            Self::TakenOver => "taken_over",
+            Self::Administrative => "administrative",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// What a device of version 5 is told; `None` when there is nobody to tell.
+    pub const fn reason(self) -> Option<DisconnectReasonCode> {
+        Some(match self {
+            Self::Gone | Self::Disconnected | Self::Stalled => return None,
+            Self::Malformed => DisconnectReasonCode::MalformedPacket,
+            Self::Unexpected => DisconnectReasonCode::ProtocolError,
+            Self::TooLarge => DisconnectReasonCode::PacketTooLarge,
+            Self::Qos2 => DisconnectReasonCode::QoSNotSupported,
+            Self::Retained => DisconnectReasonCode::RetainNotSupported,
+            Self::SubscriptionId => DisconnectReasonCode::SubscriptionIdentifiersNotSupported,
+            Self::NotAuthorized => DisconnectReasonCode::NotAuthorized,
+            Self::KeepAlive => DisconnectReasonCode::KeepAliveTimeout,
+            Self::TakenOver => DisconnectReasonCode::SessionTakenOver,
+            Self::Administrative => DisconnectReasonCode::AdministrativeAction,
+            Self::ShuttingDown => DisconnectReasonCode::ServerShuttingDown,
+        })
+    }
+
+    /// Whether the device broke a rule: these ends are counted and logged.
+    pub const fn is_offence(self) -> bool {
+        !matches!(
+            self,
+            Self::Gone
+                | Self::Disconnected
+                | Self::TakenOver
+                | Self::Administrative
+                | Self::ShuttingDown
+        )
+    }
+}
+
+impl From<CodecError> for End {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::Malformed => Self::Malformed,
+            CodecError::TooLarge(_) => Self::TooLarge,
+            CodecError::Unexpected | CodecError::UnknownVersion(_) => Self::Unexpected,
+        }
+    }
+}
+
+/// Something refused while the session goes on: to be counted, and logged the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// What was refused.
+    pub kind: NoteKind,
+    /// Nothing of this kind was noted before in this session.
+    pub first: bool,
+}
+
+/// What was refused while the session goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoteKind {
+    /// A report that is not valid; the reason.
+    Invalid(&'static str),
+    /// A message outside the device's own `up/`.
+    PublishRefused,
+    /// A filter outside its own `down/`, or too many.
+    SubscribeRefused,
+    /// More heartbeats or checks than allowed.
+    OverRate,
+    /// A retain flag that was ignored.
+    RetainIgnored,
+    /// A message to the device, larger than the device takes.
+    DownTooLarge,
+}
+
+impl NoteKind {
+    /// A short stable label, fit for a counter.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Invalid(reason) => reason,
+            Self::PublishRefused => "publish_refused",
+            Self::SubscribeRefused => "subscribe_refused",
+            Self::OverRate => "over_rate",
+            Self::RetainIgnored => "retain_ignored",
+            Self::DownTooLarge => "down_too_large",
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Invalid(_) => 1,
+            Self::PublishRefused => 2,
+            Self::SubscribeRefused => 4,
+            Self::OverRate => 8,
+            Self::RetainIgnored => 16,
+            Self::DownTooLarge => 32,
+        }
+    }
+}
+
+/// A message for the engine.
+#[derive(Debug)]
+pub struct Taken {
+    /// What it says.
+    pub uplink: Uplink,
+    /// What its commit is to be reported as, to [`Session::committed`]; `None` for QoS 0.
+    pub token: Option<u64>,
+}
+
+/// What is to be done about packets, gathered over any number of them.
+#[derive(Debug, Default)]
+pub struct Reaction {
+    /// Bytes to send.
+    pub out: Vec<u8>,
+    /// Messages for the engine, in order.
+    pub taken: Vec<Taken>,
+    /// What was refused.
+    pub notes: Vec<Note>,
+    /// How long not to read.
+    pub pause: Option<Duration>,
+}
+
+/// What a session is judged by.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// Where the topics are.
+    pub prefix: &'a Prefix,
+    /// How much is too much.
+    pub meter: &'a dyn Meter,
+}
+
+/// One device's session, from its CONNACK on.
+#[derive(Debug)]
+pub struct Session {
+    version: Version,
+    id: DeviceId,
+    device: DeviceKey,
+    filters: Filters,
+    acks: Acks,
+    /// Packet ids of ours that the device has not acknowledged.
+    unacknowledged: Vec<u16>,
+    last_pid: u16,
+    window: u16,
+    max_packet: u32,
+    noted: u8,
+}
+
+impl Session {
+    /// The session of an admitted device.
+    pub fn new(admission: &Admission, device: DeviceKey) -> Self {
+        Self {
+            version: admission.version,
+            id: admission.id.clone(),
+            device,
+            filters: Filters::default(),
+            acks: Acks::new(admission.offered.receive_maximum),
+            unacknowledged: Vec::new(),
+            last_pid: 0,
+            window: admission.window,
+            max_packet: admission.max_packet,
+            noted: 0,
+        }
+    }
+
+    /// Which MQTT it speaks.
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// What it is subscribed to.
+    pub fn subscribed(&self) -> Subscribed {
+        self.filters.subscribed()
+    }
+
+    /// Changes whenever what it is subscribed to may have changed.
+    pub const fn subscribed_changes(&self) -> u16 {
+        self.filters.changes()
+    }
+
+    /// Whether another packet may be taken; else messages have to be committed first.
+    pub fn is_open(&self) -> bool {
+        self.acks.has_room()
+    }
+
+    /// Takes one packet.
+    pub fn receive(
+        &mut self,
+        packet: Packet,
+        rules: Rules<'_>,
+        reaction: &mut Reaction,
+    ) -> Result<(), End> {
+        match packet {
+            Packet::Publish(publish) => self.publish(publish, rules, reaction),
+            Packet::Puback(pid) => {
+                self.unacknowledged
+                    .retain(|waiting| *waiting != pid.value());
+                Ok(())
+            }
+            Packet::Subscribe {
+                identified: true, ..
+            } => Err(End::SubscriptionId),
+            Packet::Subscribe { pid, filters, .. } => {
+                let granted: Vec<Granted> = filters
+                    .iter()
+                    .map(|(filter, qos)| self.grant(filter, *qos, rules))
+                    .collect();
+                if granted
+                    .iter()
+                    .any(|granted| !matches!(granted, Granted::Yes(_)))
+                {
+                    self.note(NoteKind::SubscribeRefused, reaction);
+                }
+                codec::suback(&mut reaction.out, self.version, pid, &granted);
+                Ok(())
+            }
+            Packet::Unsubscribe { pid, filters } => {
+                let existed: Vec<bool> = filters
+                    .iter()
+                    .map(|filter| match self.own_tail(filter, rules.prefix) {
+                        Some(tail) => self.filters.remove(tail),
+                        None => false,
+                    })
+                    .collect();
+                codec::unsuback(&mut reaction.out, self.version, pid, &existed);
+                Ok(())
+            }
+            Packet::Pingreq => {
+                codec::pingresp(&mut reaction.out);
+                Ok(())
+            }
+            Packet::Disconnect => Err(End::Disconnected),
+            Packet::Qos2Step => Err(End::Unexpected),
+        }
+    }
+
+    /// The messages of these tokens are committed: bit `token % 64` of the word. Acknowledges what may be.
+    pub fn committed(&mut self, tokens: u64, out: &mut Vec<u8>) {
+        self.acks.committed(tokens);
+        self.acknowledge(out);
+    }
+
+    /// Whether a message to the device may be sent now, as far as its own acknowledgements go.
+    pub fn may_send(&self, to: &Down) -> bool {
+        matches!(to, Down::Chunk { .. }) || self.unacknowledged.len() < usize::from(self.window)
+    }
+
+    /// Sends a message to the device, if it has asked for such.
+    pub fn send(&mut self, to: &Down, payload: Bytes, prefix: &Prefix, reaction: &mut Reaction) {
+        let Some(granted) = self.filters.granted(to) else {
+            return;
+        };
+        let qos = match to {
+            Down::Chunk { .. } => QosPid::Level0,
+            _ if granted == QoS::Level0 => QosPid::Level0,
+            _ => QosPid::Level1(self.next_pid()),
+        };
+        let Ok(topic) = TopicName::try_from(prefix.down(&self.id, to).as_str()) else {
+            return;
+        };
+        let max = usize::try_from(self.max_packet).unwrap_or(usize::MAX);
+        if !codec::publish(&mut reaction.out, self.version, qos, topic, payload, max) {
+            self.note(NoteKind::DownTooLarge, reaction);
+        } else if let Some(pid) = qos.pid() {
+            self.unacknowledged.push(pid.value());
+        }
+    }
+
+    /// The next packet id that the device does not hold.
+    fn next_pid(&mut self) -> Pid {
+        loop {
+            self.last_pid = self.last_pid.checked_add(1).unwrap_or(1);
+            if !self.unacknowledged.contains(&self.last_pid) {
+                return Pid::try_from(self.last_pid).unwrap_or_default();
+            }
+        }
+    }
+
+    fn publish(
+        &mut self,
+        publish: Publish,
+        rules: Rules<'_>,
+        reaction: &mut Reaction,
+    ) -> Result<(), End> {
+        if publish.qos.qos() == QoS::Level2 {
+            return Err(End::Qos2);
+        }
+        if publish.retain {
+            if self.version == Version::V5 {
+                return Err(End::Retained);
+            }
+            self.note(NoteKind::RetainIgnored, reaction);
+        }
+        if !rules.prefix.may_publish(&self.id, &publish.topic) {
+            if self.version == Version::V3 {
+                return Err(End::NotAuthorized);
+            }
+            self.note(NoteKind::PublishRefused, reaction);
+            self.answer(publish.qos, Verdict::NotAuthorized, reaction);
+            return Ok(());
+        }
+        let up = self.channel(&publish.topic, rules.prefix);
+        if self.over_rate(up, publish.qos, rules, reaction) {
+            self.note(NoteKind::OverRate, reaction);
+            self.answer(publish.qos, Verdict::QuotaExceeded, reaction);
+            return Ok(());
+        }
+        let uplink = self.read(up, publish.payload, reaction);
+        let token = publish.qos.pid().map(|pid| self.acks.expect(pid));
+        // An invalid message of QoS 0 leaves nothing to do.
+        if token.is_some() || !matches!(uplink, Uplink::Discarded) {
+            reaction.taken.push(Taken { uplink, token });
+        }
+        Ok(())
+    }
+
+    /// Which of its topics the device publishes to; known to be one of its own.
+    fn channel(&self, topic: &str, prefix: &Prefix) -> Option<Up> {
+        let tail = topic.get(prefix.as_str().len() + 1 + self.id.as_str().len()..)?;
+        Up::parse(tail.strip_prefix("/up/")?)
+    }
+
+    /// Whether the message is to be dropped. Reports that tell of an update are not: reading pauses instead.
+    fn over_rate(
+        &self,
+        up: Option<Up>,
+        qos: QosPid,
+        rules: Rules<'_>,
+        reaction: &mut Reaction,
+    ) -> bool {
+        let class = match up {
+            Some(Up::Heartbeat) => Class::Heartbeat,
+            Some(Up::Check) => Class::Check,
+            _ => Class::Report,
+        };
+        match rules.meter.allow(class, self.device) {
+            Ok(()) => false,
+            Err(wait) if class == Class::Report && qos != QosPid::Level0 => {
+                reaction.pause = Some(reaction.pause.map_or(wait, |pause| pause.max(wait)));
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    fn read(&mut self, up: Option<Up>, payload: Bytes, reaction: &mut Reaction) -> Uplink {
+        let report = up.map(|up| parse_report(up, &payload));
+        let reason = match report {
+            Some(Ok(report)) => return Uplink::Report(Box::new(report), payload),
+            Some(Err(invalid)) => invalid.reason(),
+            None => "unknown_channel",
+        };
+        self.note(NoteKind::Invalid(reason), reaction);
+        Uplink::Discarded
+    }
+
+    /// Answers a message without the engine, in its turn.
+    fn answer(&mut self, qos: QosPid, verdict: Verdict, reaction: &mut Reaction) {
+        if let Some(pid) = qos.pid() {
+            self.acks.answered(pid, verdict);
+            self.acknowledge(&mut reaction.out);
+        }
+    }
+
+    fn acknowledge(&mut self, out: &mut Vec<u8>) {
+        while let Some((pid, verdict)) = self.acks.next_due() {
+            codec::puback(out, self.version, pid, verdict);
+        }
+    }
+
+    fn grant(&mut self, filter: &TopicFilter, qos: QoS, rules: Rules<'_>) -> Granted {
+        if filter.is_shared() {
+            return Granted::Shared;
+        }
+        let qos = qos.min(QoS::Level1);
+        match self.own_tail(filter, rules.prefix) {
+            None => Granted::NotAuthorized,
+            Some(tail) if self.filters.insert(tail, qos) => Granted::Yes(qos),
+            Some(_) => Granted::QuotaExceeded,
+        }
+    }
+
+    /// What stands below `down/` in a filter that the device may subscribe to.
+    fn own_tail<'f>(&self, filter: &'f str, prefix: &Prefix) -> Option<&'f str> {
+        if !prefix.may_subscribe(&self.id, filter) {
+            return None;
+        }
+        let tail = filter.get(prefix.as_str().len() + 1 + self.id.as_str().len()..)?;
+        tail.strip_prefix("/down/")
+    }
+
+    fn note(&mut self, kind: NoteKind, reaction: &mut Reaction) {
+        let first = self.noted & kind.bit() == 0;
+        self.noted |= kind.bit();
+        reaction.notes.push(Note { kind, first });
+    }
+}
+
+/// Reads packets off the front of `bytes` and hands them to the session, until they end, one is not all there, or the
+/// session wants no more for now. Answers how many bytes were used.
+pub fn consume(
+    session: &mut Session,
+    bytes: &[u8],
+    rules: Rules<'_>,
+    reaction: &mut Reaction,
+) -> Result<usize, End> {
+    let mut used = 0;
+    while session.is_open() && reaction.pause.is_none() {
+        let rest = bytes.get(used..).unwrap_or_default();
+        let Some((packet, length)) = codec::read_packet(session.version, rest, MAX_PACKET)? else {
+            break;
+        };
+        used += length;
+        session.receive(packet, rules, reaction)?;
+    }
+    Ok(used)
+}
