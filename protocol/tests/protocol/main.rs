@@ -4,6 +4,7 @@
 #![expect(clippy::indexing_slicing, reason = "a test may fail by panicking")]
 
 mod envelopes;
+mod faults;
 mod harness;
 mod offers;
 mod parsers;

@@ -2,8 +2,11 @@
 
 use device_ota_protocol::agent::{Config, Ignored, Input};
 use device_ota_protocol::keys::Keypair;
-use device_ota_protocol::messages::{ErrorCode, Offer, Phase};
-use device_ota_protocol::objects::{Action, Assignment, Release, RollbackPermit};
+use device_ota_protocol::messages::{ErrorCode, Offer, Phase, Reply};
+use device_ota_protocol::objects::{
+    Action, Assignment, Release, RollbackPermit, Root, TimeStatement,
+};
+use device_ota_protocol::topics::Down;
 
 use crate::harness::{Device, Service, hours, image_of, online, start};
 
@@ -144,6 +147,13 @@ fn a_forged_assignment_is_mentioned_once_and_never_during_an_update() {
     assert_eq!(device.outcome(), (Phase::Accepted, None));
     device.take(&forged);
     assert_eq!(device.outcome(), (Phase::Accepted, None));
+
+    // Nor afterwards, about the update whose reports have numbers of their own.
+    device.parts.by_itself = true;
+    device.power_cycle();
+    assert_eq!(device.outcome(), (Phase::Completed, None));
+    device.take(&forged);
+    assert_eq!(device.outcome(), (Phase::Completed, None));
 }
 
 #[test]
@@ -341,8 +351,78 @@ fn bytes_that_are_no_offer_change_nothing() {
     let (_service, mut device) = online();
     let before = device.agent.state().clone();
     for payload in [&b""[..], b"{}", b"\xff\xff", b"{\"release\":1}"] {
-        device.receive(device_ota_protocol::topics::Down::Offer, payload);
+        device.receive(Down::Offer, payload);
     }
     assert_eq!(device.ignored(), [Ignored::Malformed; 4]);
     assert_eq!(*device.agent.state(), before);
+}
+
+#[test]
+fn an_attempt_that_is_over_does_not_come_back() {
+    let (mut service, mut device) = online();
+    device.parts.by_itself = false;
+    let release = Service::release("2.1.0", 1);
+    let mut assignment = service.assign(&release, Some(device.nonce()));
+    assignment.attempt = 2;
+    device.take(&service.offer(&release, &assignment));
+    let first = service.assign(&release, Some(device.nonce()));
+    device.take(&service.offer(&release, &first));
+    assert_eq!(device.ignored(), [Ignored::StaleAttempt]);
+    assert_eq!(device.last().attempt, 2);
+}
+
+#[test]
+fn nothing_is_taken_by_a_root_that_has_expired() {
+    let mut service = Service::new();
+    let root = Root {
+        expires_at: start() + hours(1),
+        ..(*service.root).clone()
+    };
+    service.root = root.into();
+    let mut device = Device::new(&service);
+    device.come_online(&service);
+    device.pass(3600);
+    let release = Service::release("2.1.0", 1);
+    let assignment = service.assign(&release, Some(device.nonce()));
+    device.take(&service.offer(&release, &assignment));
+    assert_eq!(
+        device.outcome(),
+        (Phase::Rejected, Some(ErrorCode::Expired))
+    );
+}
+
+#[test]
+fn the_time_of_another_check_is_not_believed() {
+    let mut service = Service::new();
+    let mut device = Device::new(&service);
+    device.boot();
+    device.connect();
+    let time = TimeStatement {
+        now: start() - hours(9999),
+        nonce: "old".into(),
+    };
+    let time = Service::signed_by(&service.dispatch_key, &time);
+    let reply = Reply::offer_follows(Some(device.nonce()), 60).with_time(time);
+    device.receive(Down::Reply, &reply.to_bytes());
+    assert_eq!(device.agent.trusted_time(device.now), None);
+    let mut forged = Reply::parse(&service.reply(&device.nonce(), start())).expect("a reply");
+    if let Some(time) = &mut forged.time {
+        time.signatures.clear();
+    }
+    device.receive(Down::Reply, &forged.to_bytes());
+    assert_eq!(device.agent.trusted_time(device.now), None);
+    assert_eq!(
+        device.ignored(),
+        [Ignored::StaleNonce, Ignored::NotVerified]
+    );
+
+    let release = Service::release("2.1.0", 1);
+    let mut assignment = service.assign(&release, Some(device.nonce()));
+    assignment.expires_at = start() - hours(1);
+    device.take(&service.offer(&release, &assignment));
+    assert_eq!(
+        device.outcome(),
+        (Phase::Completed, None),
+        "fresh by its nonce alone"
+    );
 }

@@ -262,6 +262,14 @@ fn assert_honest(done: &[Output]) {
                     assert!(before.seq <= state.seq);
                     assert!(before.security_floor <= state.security_floor);
                 }
+                // Another update in between: the device has but one memory, and counts anew.
+                let own = |state: &PersistentState| {
+                    let report = &state.update.as_ref()?.report;
+                    Some((report.update_id.clone(), report.attempt))
+                };
+                if persisted.and_then(own) != own(state) {
+                    reports.clear();
+                }
                 persisted = Some(state);
             }
             Output::Publish {
