@@ -34,7 +34,7 @@ pub use open::POSTGRES_MAX_CONNECTIONS;
 use sqlx::Pool;
 
 /// Every statement of the crate, file by file.
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 static STATEMENTS: [&[&sql::Statement]; 10] = [
     campaigns::STATEMENTS,
     counts::STATEMENTS,
@@ -69,4 +69,55 @@ pub enum OpenError {
     /// Its schema cannot be brought up to date.
     #[error("the database's schema cannot be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+    use super::*;
+    use crate::sql::CHUNKS;
+    use crate::testing::{PostgresDatabase, SqliteDatabase};
+
+    /// Prepares every statement, the many-row ones in every chunk size; answers what the database refused.
+    async fn refused<D: Dialect>(store: &SqlStore<D>) -> Vec<String> {
+        let mut conn = store.writer.acquire().await.expect("a connection");
+        let mut refused = Vec::new();
+        for statement in STATEMENTS.iter().copied().flatten() {
+            for chunk in 0..CHUNKS.len() {
+                let text = statement.text_for::<D>(chunk);
+                if let Err(error) = D::prepare(&mut conn, text).await {
+                    refused.push(format!("{}: {error}", statement.name));
+                }
+            }
+        }
+        refused
+    }
+
+    #[tokio::test]
+    async fn sqlite_prepares_every_statement() {
+        let database = SqliteDatabase::new();
+        let store = database.open().await;
+        assert_eq!(refused(&store).await, Vec::<String>::new());
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn postgres_prepares_every_statement() {
+        let database = PostgresDatabase::create().await;
+        let store = database.open().await;
+        assert_eq!(refused(&store).await, Vec::<String>::new());
+        store.close().await;
+    }
+
+    #[test]
+    fn both_databases_have_the_same_migrations() {
+        let versions = |migrator: sqlx::migrate::Migrator| {
+            let steps = migrator.iter().map(|m| (m.version, m.description.clone()));
+            steps.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            versions(migrations::sqlite()),
+            versions(migrations::postgres())
+        );
+    }
 }

@@ -56,7 +56,7 @@ statements! {
         " ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
     );
     LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
-    // The image to go back to: of the same model and version, best of the same name, else the newest.
+    // The image to go back to: of the same model and version, and of the same name, else the newest.
     MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, ended_at, \
          failure_code, failure_message, failure_retry, created_at, updated_at) \
@@ -71,10 +71,12 @@ statements! {
          CASE WHEN p.previous IS NULL THEN 'never' ELSE NULL END, $2, $2 \
          FROM (SELECT c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
              u.priority, u.max_retries, u.timeout_seconds, \
-             (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
-                 AND f.version = u.from_version AND f.deprecated_at IS NULL \
-                 ORDER BY CASE WHEN f.name = now.name THEN 0 ELSE 1 END, f.created_at DESC, f.firmware_id LIMIT 1 \
-             ) AS previous \
+             COALESCE( \
+                 (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
+                     AND f.version = u.from_version AND f.name = now.name AND f.deprecated_at IS NULL), \
+                 (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
+                     AND f.version = u.from_version AND f.deprecated_at IS NULL \
+                     ORDER BY f.created_at DESC, f.firmware_id LIMIT 1)) AS previous \
              FROM device_updates u JOIN update_campaigns c ON c.campaign_id = u.campaign_id \
              JOIN firmware now ON now.firmware_id = c.firmware_id \
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \

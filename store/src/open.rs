@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::pool::PoolOptions;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Pool, Postgres, Sqlite};
+use sqlx::{ConnectOptions, Postgres, Sqlite};
 
 use crate::dialect::Dialect;
 use crate::{OpenError, SqlStore};
@@ -96,15 +96,5 @@ impl<D: Dialect> SqlStore<D> {
     pub async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
-    }
-
-    /// The pool that writes.
-    pub(crate) fn writer(&self) -> &Pool<D> {
-        &self.writer
-    }
-
-    /// The pool that reads.
-    pub(crate) fn reader(&self) -> &Pool<D> {
-        &self.reader
     }
 }

@@ -152,6 +152,7 @@ macro_rules! statements {
             );
         )+
         /// All statements of this file.
+        #[cfg(test)]
         pub(crate) static STATEMENTS: &[&$crate::sql::Statement] = &[$(&$name),+];
     };
 }

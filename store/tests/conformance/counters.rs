@@ -1,0 +1,129 @@
+//! Counters equal a `GROUP BY`, whatever happens.
+
+use std::collections::BTreeMap;
+
+use device_ota_domain::campaign::{Campaign, Delta, Group};
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::{Action, Failure, Retry, Update, UpdateState};
+use device_ota_engine::ports::store::{ClaimQuery, Store};
+use proptest::prelude::Rng as _;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+
+use crate::fixture::*;
+
+crate::stories!(
+    counters_equal_the_rows_after_anything,
+    a_counter_that_is_not_there_is_an_error
+);
+
+/// Random steps of each campaign in the story.
+const STEPS: usize = 60;
+
+async fn counters_equal_the_rows_after_anything(store: &dyn Store) {
+    let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    fleet(store, 200).await;
+    let campaigns = [
+        start(store, campaign(1, &new, ""), &new).await,
+        start(
+            store,
+            campaign(2, &new, r#""stages":[{"percent":1},{"percent":60}]"#),
+            &new,
+        )
+        .await,
+    ];
+    for _ in 0..STEPS {
+        for campaign in &campaigns {
+            step(store, campaign, random.next_u32()).await;
+            let counts = store.counts(&campaign.id).await.unwrap();
+            assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+            assert_eq!(counts.updates().total(), 200);
+        }
+    }
+}
+
+/// One random thing that happens to a campaign.
+async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
+    let mut tx = store.begin().await.unwrap();
+    let limit = random / 16 % 20 + 1;
+    match random % 16 {
+        0..6 => {
+            let action = if random % 2 == 0 {
+                Action::Update
+            } else {
+                Action::Rollback
+            };
+            let query = ClaimQuery {
+                limit,
+                action,
+                ..all_due(campaign, at(5))
+            };
+            claim_in(tx.as_mut(), &query).await;
+        }
+        6..14 => {
+            let flying = tx.cancellable(&campaign.id, limit).await.unwrap();
+            let moved: Vec<Update> = flying
+                .into_iter()
+                .map(|update| moved(update, random))
+                .collect();
+            tx.save_updates(&moved).await.unwrap();
+            let mut deltas: BTreeMap<Delta, u64> = BTreeMap::new();
+            for update in &moved {
+                *deltas
+                    .entry(delta(update, Group::InFlight).unwrap())
+                    .or_default() += 1;
+            }
+            tx.add_counts(&deltas.into_iter().collect::<Vec<_>>())
+                .await
+                .unwrap();
+        }
+        14 => {
+            tx.make_rollbacks(campaign, RollbackTrigger::Manual, "", at(9))
+                .await
+                .unwrap();
+        }
+        _ if random.is_multiple_of(3) => {
+            tx.cancel_pending(&campaign.id, at(9)).await.unwrap();
+        }
+        _ => {}
+    }
+    if random.is_multiple_of(11) {
+        return; // dropped: leaves nothing
+    }
+    tx.commit().await.unwrap();
+}
+
+/// Where a device in flight goes to.
+fn moved(mut update: Update, random: u32) -> Update {
+    update.state = match random / 64 % 4 {
+        0 => UpdateState::Completed { at: at(7) },
+        1 => UpdateState::Failed {
+            at: at(7),
+            failure: Failure::new("internal", "", Retry::Never),
+        },
+        2 => UpdateState::Pending {
+            due_at: at(5),
+            lost_at: None,
+            last_failure: None,
+        },
+        _ => UpdateState::Cancelled { at: at(7) },
+    };
+    update
+}
+
+async fn a_counter_that_is_not_there_is_an_error(store: &dyn Store) {
+    let firmware = image("frame", "2.0.0", 1);
+    upload(store, &firmware).await;
+    let campaign = start(store, campaign(1, &firmware, ""), &firmware).await;
+    let delta = Delta {
+        campaign: campaign.id,
+        action: Action::Update,
+        stage: 9,
+        from: None,
+        to: Group::Pending,
+    };
+    let mut tx = store.begin().await.unwrap();
+    assert!(tx.add_counts(&[(delta, 1)]).await.is_err());
+}

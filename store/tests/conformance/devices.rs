@@ -1,0 +1,257 @@
+//! Registration, credentials, presence, heartbeats and the drawing of `seq`s.
+
+use device_ota_domain::page::Page;
+use device_ota_domain::ring::Ring;
+use device_ota_engine::ports::store::{HeartbeatRow, Registered, Store, Touch};
+
+use crate::fixture::*;
+
+crate::stories!(
+    a_device_is_registered_once,
+    a_device_reads_back_as_it_was_registered,
+    a_thousand_devices_register_at_once,
+    credentials_are_found_and_replaced,
+    verifiers_come_in_id_order,
+    devices_come_in_pages,
+    a_touch_changes_only_what_it_says,
+    an_older_session_cannot_end_a_newer_one,
+    a_restart_finds_everybody_offline,
+    seqs_rise_and_bring_the_nonce,
+    many_heartbeats_are_taken_at_once,
+    an_unfinished_transaction_leaves_nothing,
+);
+
+async fn a_device_is_registered_once(store: &dyn Store) {
+    let (a, b) = (new_device("a", 1), new_device("b", 2));
+    register(store, std::slice::from_ref(&a)).await;
+    let mut tx = store.begin().await.unwrap();
+    let answers = tx
+        .register(&[b.clone(), a.clone(), b.clone()])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert!(matches!(
+        answers[..],
+        [
+            Registered::Created(_),
+            Registered::Exists,
+            Registered::Exists
+        ]
+    ));
+    assert_eq!(store.devices(Page::default()).await.unwrap().len(), 2);
+}
+
+async fn a_device_reads_back_as_it_was_registered(store: &dyn Store) {
+    let mut new = new_device("dev:1", 4_711);
+    new.registration.groups = vec!["lobby".into(), "beta".into()];
+    new.registration
+        .tags
+        .insert("site".into(), "Köln \"2\"".into());
+    new.registration.ring = Some(Ring::Early);
+    new.registration.device_type = None;
+    let keys = register(store, std::slice::from_ref(&new)).await;
+    let device = store
+        .device(&new.registration.device_id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(device.key, keys[0]);
+    assert_eq!(device.registration, new.registration);
+    assert_eq!((device.bucket, device.registered_at), (4_711, new.at));
+    assert_eq!(device.latest, device_ota_domain::device::Latest::default());
+    assert_eq!(store.device(&"other".parse().unwrap()).await.unwrap(), None);
+}
+
+async fn a_thousand_devices_register_at_once(store: &dyn Store) {
+    let mut keys = fleet(store, 1_003).await;
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), 1_003);
+}
+
+async fn credentials_are_found_and_replaced(store: &dyn Store) {
+    let keys = register(store, &[new_device("a", 0)]).await;
+    let id = "a".parse().unwrap();
+    let credentials = store.credentials(&id).await.unwrap().unwrap();
+    assert_eq!(
+        (credentials.key, credentials.verifier.as_str()),
+        (keys[0], "$7$1$salt$a")
+    );
+    let mut tx = store.begin().await.unwrap();
+    assert!(tx.set_verifier(&id, "new").await.unwrap());
+    assert!(
+        !tx.set_verifier(&"nobody".parse().unwrap(), "new")
+            .await
+            .unwrap()
+    );
+    tx.commit().await.unwrap();
+    assert_eq!(
+        store.credentials(&id).await.unwrap().unwrap().verifier,
+        "new"
+    );
+    assert_eq!(
+        store.credentials(&"A".parse().unwrap()).await.unwrap(),
+        None,
+        "ids are case-sensitive"
+    );
+}
+
+async fn verifiers_come_in_id_order(store: &dyn Store) {
+    register(
+        store,
+        &["b", "a", "B", "a.1", "a_1"].map(|id| new_device(id, 0)),
+    )
+    .await;
+    let mut seen: Vec<String> = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.verifiers(after.as_ref(), 2).await.unwrap();
+        let Some((last, _)) = page.last() else { break };
+        after = Some(last.clone());
+        seen.extend(page.iter().map(|(id, _)| id.to_string()));
+    }
+    assert_eq!(
+        seen,
+        ["B", "a", "a.1", "a_1", "b"],
+        "bytewise, on both databases"
+    );
+}
+
+async fn devices_come_in_pages(store: &dyn Store) {
+    fleet(store, 5).await;
+    let page = store.devices(Page::new(2, 3).unwrap()).await.unwrap();
+    let ids: Vec<&str> = page
+        .iter()
+        .map(|d| d.registration.device_id.as_str())
+        .collect();
+    assert_eq!(ids, [name(3), name(4)]);
+}
+
+async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
+    let keys = register(store, &[new_device("a", 0), new_device("b", 0)]).await;
+    let full = Touch {
+        device: keys[0],
+        last_seen: Some(at(10)),
+        online: Some((true, 5)),
+        version: Some("1.1.0".into()),
+        slot: Some("b".into()),
+        confirmed: Some(true),
+        battery_percent: Some(41.5),
+        free_storage_bytes: Some(1 << 40),
+        security_floor: Some(2),
+        reported_model: Some(MODEL.into()),
+        nonce: Some("n".into()),
+    };
+    let earlier = Touch {
+        device: keys[0],
+        last_seen: Some(at(9)),
+        confirmed: Some(false),
+        ..Touch::default()
+    };
+    touch(store, &[full]).await;
+    touch(store, &[earlier]).await;
+    let latest = store
+        .device(&"a".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap()
+        .latest;
+    assert!(latest.online);
+    assert_eq!(latest.last_seen, Some(at(10)), "time does not go back");
+    assert_eq!(latest.version.as_deref(), Some("1.1.0"));
+    assert_eq!(latest.slot.as_deref(), Some("b"));
+    assert_eq!(latest.confirmed, Some(false));
+    assert_eq!(latest.battery_percent, Some(41.5));
+    assert_eq!(latest.free_storage_bytes, Some(1 << 40));
+    assert_eq!(latest.security_floor, Some(2));
+    assert_eq!(latest.reported_model.as_deref(), Some(MODEL));
+    let other = store
+        .device(&"b".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap()
+        .latest;
+    assert_eq!(other, device_ota_domain::device::Latest::default());
+}
+
+async fn an_older_session_cannot_end_a_newer_one(store: &dyn Store) {
+    let keys = register(store, &[new_device("a", 0)]).await;
+    let session = |online, number| Touch {
+        device: keys[0],
+        online: Some((online, number)),
+        ..Touch::default()
+    };
+    let online = async || {
+        store
+            .device(&"a".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap()
+            .latest
+            .online
+    };
+    touch(store, &[session(true, 7)]).await;
+    touch(store, &[session(false, 6)]).await;
+    assert!(online().await);
+    touch(store, &[session(false, 7)]).await;
+    assert!(!online().await);
+}
+
+async fn a_restart_finds_everybody_offline(store: &dyn Store) {
+    let keys = fleet(store, 3).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.reset_presence().await.unwrap();
+    tx.commit().await.unwrap();
+    let devices = store.devices(Page::default()).await.unwrap();
+    assert!(devices.iter().all(|device| !device.latest.online));
+    assert_eq!(devices.len(), keys.len());
+}
+
+async fn seqs_rise_and_bring_the_nonce(store: &dyn Store) {
+    let keys = register(store, &[new_device("a", 0), new_device("b", 0)]).await;
+    touch(
+        store,
+        &[Touch {
+            device: keys[1],
+            nonce: Some("fresh".into()),
+            ..Touch::default()
+        }],
+    )
+    .await;
+    let mut tx = store.begin().await.unwrap();
+    let first = tx.draw_seqs(&keys[..1]).await.unwrap();
+    assert_eq!((first[0].device, first[0].seq), (keys[0], 1));
+    let mut both = tx.draw_seqs(&keys).await.unwrap();
+    tx.commit().await.unwrap();
+    both.sort_by_key(|ground| ground.device);
+    assert_eq!([both[0].seq, both[1].seq], [2, 1]);
+    assert_eq!(both[1].device_id.as_str(), "b");
+    assert_eq!(both[1].nonce.as_deref(), Some("fresh"));
+    assert_eq!(both[0].nonce, None);
+}
+
+async fn many_heartbeats_are_taken_at_once(store: &dyn Store) {
+    let keys = fleet(store, 10).await;
+    let rows: Vec<HeartbeatRow> = (0..5_000_u16)
+        .map(|n| HeartbeatRow {
+            device: keys[usize::from(n) % 10],
+            received_at: at(i64::from(n)),
+            payload: format!(r#"{{"n":{n}}}"#),
+        })
+        .collect();
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_heartbeats(&rows).await.unwrap();
+    tx.insert_heartbeats(&[]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn an_unfinished_transaction_leaves_nothing(store: &dyn Store) {
+    let mut tx = store.begin().await.unwrap();
+    tx.register(&[new_device("a", 0)]).await.unwrap();
+    tx.append_events(&[event(1, "a")]).await.unwrap();
+    drop(tx);
+    assert_eq!(store.devices(Page::default()).await.unwrap(), []);
+    assert_eq!(store.events_for("bus", 10).await.unwrap(), []);
+    store.ping().await.unwrap();
+    register(store, &[new_device("a", 0)]).await;
+}

@@ -1,0 +1,298 @@
+//! What the stories are told with: a small fleet, an image, a campaign, and short names for the steps between.
+
+use std::collections::BTreeMap;
+
+use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Delta, Group, Requires};
+use device_ota_domain::device::{DeviceKey, Registration};
+use device_ota_domain::event::Event;
+use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
+use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
+use device_ota_domain::{CampaignId, UpdateId};
+use device_ota_engine::ports::store::{ClaimQuery, NewDevice, Registered, Store, Touch, Tx};
+use jiff::{SignedDuration, Timestamp};
+
+/// The model of all devices and images, unless a story says otherwise.
+pub const MODEL: &str = "SF-100";
+
+/// Seconds after the stories' beginning.
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).expect("a time near the present")
+}
+
+/// The id of device number `n`.
+pub fn name(n: usize) -> String {
+    format!("dev-{n:05}")
+}
+
+/// A device to register.
+pub fn new_device(id: &str, bucket: u16) -> NewDevice {
+    NewDevice {
+        registration: Registration {
+            device_id: id.parse().expect("a valid id"),
+            device_type: Some("smart_frame".into()),
+            device_model: MODEL.into(),
+            manufacturer: Some("Acme".into()),
+            hw_revision: Some("B".into()),
+            firmware_version: Some("1.0.0".into()),
+            groups: vec![],
+            tags: BTreeMap::new(),
+            ring: None,
+        },
+        bucket,
+        verifier: format!("$7$1$salt${id}"),
+        at: at(0),
+    }
+}
+
+/// Registers devices and answers their numbers.
+pub async fn register(store: &dyn Store, devices: &[NewDevice]) -> Vec<DeviceKey> {
+    let mut tx = store.begin().await.expect("begins");
+    let registered = tx.register(devices).await.expect("registers");
+    tx.commit().await.expect("commits");
+    let key = |answer| match answer {
+        Registered::Created(key) => key,
+        Registered::Exists => panic!("the device was registered before"),
+    };
+    registered.into_iter().map(key).collect()
+}
+
+/// `count` devices, evenly spread over the wheel, all online; answers their numbers.
+pub async fn fleet(store: &dyn Store, count: usize) -> Vec<DeviceKey> {
+    let devices: Vec<NewDevice> = (0..count)
+        .map(|n| {
+            new_device(
+                &name(n),
+                u16::try_from(n * 10_000 / count).expect("a bucket"),
+            )
+        })
+        .collect();
+    let keys = register(store, &devices).await;
+    online(store, &keys).await;
+    keys
+}
+
+/// Shows devices as connected.
+pub async fn online(store: &dyn Store, keys: &[DeviceKey]) {
+    let touches: Vec<Touch> = keys.iter().map(|key| online_touch(*key)).collect();
+    touch(store, &touches).await;
+}
+
+/// A device connects.
+pub fn online_touch(device: DeviceKey) -> Touch {
+    Touch {
+        device,
+        online: Some((true, 1)),
+        last_seen: Some(at(1)),
+        ..Touch::default()
+    }
+}
+
+/// Applies touches in a transaction of their own.
+pub async fn touch(store: &dyn Store, touches: &[Touch]) {
+    let mut tx = store.begin().await.expect("begins");
+    tx.touch(touches).await.expect("touches");
+    tx.commit().await.expect("commits");
+}
+
+/// An image of `version`.
+pub fn image(name: &str, version: &str, seconds: i64) -> Firmware {
+    let metadata = UploadMetadata {
+        name: name.into(),
+        version: version.into(),
+        device_model: MODEL.into(),
+        manufacturer: "Acme".into(),
+        description: Some("with \"quotes\" and ünïcode".into()),
+        is_beta: false,
+        is_security_update: false,
+        security_version: 3,
+        hw_revisions: vec![],
+        min_battery_percent: Some(20),
+        min_free_storage_bytes: None,
+        release_notes: None,
+        checksum_md5: Some("0".repeat(32)),
+        checksum_sha256: Some("1".repeat(64)),
+    };
+    Firmware {
+        id: metadata.firmware_id(),
+        metadata,
+        format: Format::TarGz,
+        size: 12_345_678,
+        sha256: format!("{:0>64}", version.replace('.', "")),
+        md5: "0".repeat(32),
+        release: "{}".into(),
+        release_sha256: "2".repeat(64),
+        download_count: 0,
+        deprecated_at: None,
+        created_at: at(seconds),
+        updated_at: at(seconds),
+        created_by: "admin".into(),
+    }
+}
+
+/// Stores an image.
+pub async fn upload(store: &dyn Store, firmware: &Firmware) {
+    let mut tx = store.begin().await.expect("begins");
+    tx.insert_firmware(firmware).await.expect("is new");
+    tx.commit().await.expect("commits");
+}
+
+/// A campaign for `firmware` from a draft's JSON members beside name and firmware.
+pub fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
+    let comma = if draft.is_empty() { "" } else { "," };
+    let json = format!(
+        r#"{{"name":"c{n}","firmware_id":"{}"{comma}{draft}}}"#,
+        firmware.id
+    );
+    let draft: CampaignDraft = serde_json::from_str(&json).expect("a valid draft");
+    Campaign {
+        id: CampaignId::from_entropy([n; 8]),
+        spec: draft.into_spec(10.0, 0).expect("a valid spec"),
+        state: CampaignState::Created,
+        target_count: 0,
+        revision: 0,
+        created_at: at(i64::from(n)),
+        updated_at: at(i64::from(n)),
+        created_by: "admin".into(),
+    }
+}
+
+/// Stores a campaign, starts it and makes its updates; answers it as stored.
+pub async fn start(store: &dyn Store, mut campaign: Campaign, firmware: &Firmware) -> Campaign {
+    let mut tx = store.begin().await.expect("begins");
+    tx.insert_campaign(&campaign).await.expect("is new");
+    campaign.state = campaign.state.start(at(2)).expect("starts");
+    campaign.target_count = tx
+        .make_updates(&campaign, firmware, at(2))
+        .await
+        .expect("makes updates");
+    tx.save_campaign(&campaign).await.expect("saves");
+    tx.commit().await.expect("commits");
+    store
+        .campaign(&campaign.id)
+        .await
+        .expect("reads")
+        .expect("is there")
+}
+
+/// A claim of everything that is due at `now`.
+pub fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
+    ClaimQuery {
+        campaign: Some(campaign.id.clone()),
+        action: Action::Update,
+        up_to_stage: u16::MAX,
+        limit: 100_000,
+        now,
+        requires: Requires::default(),
+    }
+}
+
+/// Claims and offers, as the dispatcher does; answers the updates in flight.
+pub async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> {
+    let mut tx = store.begin().await.expect("begins");
+    let claimed = claim_in(tx.as_mut(), query).await;
+    tx.commit().await.expect("commits");
+    claimed
+}
+
+/// The same inside a transaction.
+pub async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
+    let claimable = tx.claimable(query).await.expect("claims");
+    let offered: Vec<Update> = claimable
+        .into_iter()
+        .map(|found| {
+            let terms = OfferTerms {
+                now: query.now,
+                lease: SignedDuration::from_secs(60),
+                running: found.running,
+            };
+            found.update.offer(&terms).expect("was pending")
+        })
+        .collect();
+    save(tx, Group::Pending, &offered).await;
+    offered
+}
+
+/// Writes updates that were all in the group `from`, and moves the counters of their campaigns.
+pub async fn save(tx: &mut dyn Tx, from: Group, updates: &[Update]) {
+    tx.save_updates(updates).await.expect("saves");
+    let deltas: Vec<(Delta, u64)> = updates
+        .iter()
+        .filter_map(|update| Some((delta(update, from)?, 1)))
+        .collect();
+    tx.add_counts(&deltas).await.expect("counts");
+}
+
+/// The move of one update from the group `from` to its own.
+pub fn delta(update: &Update, from: Group) -> Option<Delta> {
+    Some(Delta {
+        campaign: update.campaign.clone()?,
+        action: update.action,
+        stage: update.stage,
+        from: Some(from),
+        to: update.group(),
+    })
+}
+
+/// Ends updates as completed.
+pub async fn complete(store: &dyn Store, updates: &[Update]) {
+    let mut tx = store.begin().await.expect("begins");
+    let done: Vec<Update> = updates
+        .iter()
+        .cloned()
+        .map(|update| Update {
+            state: UpdateState::Completed { at: at(50) },
+            ..update
+        })
+        .collect();
+    save(tx.as_mut(), Group::InFlight, &done).await;
+    tx.commit().await.expect("commits");
+}
+
+/// A pending update of one device, outside of campaigns.
+pub fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str) -> Update {
+    Update {
+        id: UpdateId::from_entropy([n; 8]),
+        device,
+        device_id: device_id.parse().expect("a valid id"),
+        campaign: None,
+        action: Action::Update,
+        firmware: None,
+        from_version: Some("1.0.0".into()),
+        to_version: to_version.into(),
+        stage: 0,
+        priority: device_ota_domain::campaign::Priority::High,
+        attempt: 0,
+        last_seq: 0,
+        retries: 0,
+        max_retries: 3,
+        timeout_seconds: 600,
+        progress: Progress::default(),
+        state: UpdateState::Pending {
+            due_at: at(2),
+            lost_at: None,
+            last_failure: None,
+        },
+        started_at: None,
+        created_at: at(2),
+        updated_at: at(2),
+    }
+}
+
+/// Stores updates outside of campaigns.
+pub async fn insert(store: &dyn Store, updates: &[Update]) {
+    let mut tx = store.begin().await.expect("begins");
+    for update in updates {
+        tx.insert_update(update, None).await.expect("is new");
+    }
+    tx.commit().await.expect("commits");
+}
+
+/// An event.
+pub fn event(n: i64, entity: &str) -> Event {
+    Event {
+        event_type: "campaign.started",
+        entity: entity.into(),
+        data: serde_json::json!({ "n": n }),
+        at: at(n),
+    }
+}

@@ -1,0 +1,185 @@
+//! Taking back what completed.
+
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::{Action, UpdateState};
+use device_ota_engine::ports::store::{ClaimQuery, RollbackFilter, Store, Touch, UpdateFilter};
+
+use crate::fixture::*;
+
+crate::stories!(
+    what_completed_is_taken_back_once,
+    the_image_to_go_back_to_is_the_best_there_is,
+    a_single_rollback_is_logged,
+);
+
+async fn what_completed_is_taken_back_once(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    let keys = fleet(store, 10).await;
+    touch(
+        store,
+        &[Touch {
+            device: keys[0],
+            version: Some("0.9.0".into()),
+            ..Touch::default()
+        }],
+    )
+    .await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    let claimed = claim(
+        store,
+        &ClaimQuery {
+            limit: 6,
+            ..all_due(&campaign, at(5))
+        },
+    )
+    .await;
+    complete(store, &claimed[..4]).await;
+
+    let mut tx = store.begin().await.unwrap();
+    let made = tx
+        .make_rollbacks(
+            &campaign,
+            RollbackTrigger::FailureThreshold,
+            "too many",
+            at(60),
+        )
+        .await
+        .unwrap();
+    assert_eq!(made, 4);
+    let again = tx
+        .make_rollbacks(
+            &campaign,
+            RollbackTrigger::FailureThreshold,
+            "too many",
+            at(60),
+        )
+        .await
+        .unwrap();
+    assert_eq!(again, 0);
+    tx.commit().await.unwrap();
+    complete(store, &claimed[4..5]).await;
+    let mut tx = store.begin().await.unwrap();
+    let late = tx
+        .make_rollbacks(&campaign, RollbackTrigger::Manual, "late", at(60))
+        .await
+        .unwrap();
+    assert_eq!(late, 1, "one that completed afterwards");
+    tx.commit().await.unwrap();
+
+    let counts = store.counts(&campaign.id).await.unwrap();
+    assert_eq!((counts.rollbacks.pending, counts.rollbacks.failed), (4, 1));
+    assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+    let log = store
+        .rollbacks(&RollbackFilter::default(), Page::default())
+        .await
+        .unwrap();
+    assert_eq!(log.len(), 5);
+    assert_eq!(
+        (log[0].trigger, log[0].reason.as_str()),
+        (RollbackTrigger::Manual, "late")
+    );
+    let lost = &log[4];
+    assert_eq!(lost.device_id.as_str(), name(0));
+    assert_eq!(
+        (lost.status, lost.success, lost.completed_at),
+        ("failed", false, Some(at(60)))
+    );
+    assert!(lost.error_message.as_deref().unwrap().contains("registry"));
+    let found = store.update(&lost.update_id).await.unwrap().unwrap();
+    assert!(
+        matches!(&found.state, UpdateState::Failed { failure, .. } if failure.code == "no_previous_firmware")
+    );
+    assert_eq!(
+        (found.from_version.as_deref(), found.to_version.as_str()),
+        (Some("2.0.0"), "0.9.0")
+    );
+
+    let back = ClaimQuery {
+        action: Action::Rollback,
+        ..all_due(&campaign, at(61))
+    };
+    let offered = claim(store, &back).await;
+    assert_eq!(offered.len(), 4);
+    assert!(
+        offered
+            .iter()
+            .all(|u| u.firmware.as_ref() == Some(&old.id) && u.to_version == "1.0.0")
+    );
+    complete(store, &offered).await;
+    let filter = RollbackFilter {
+        campaign: Some(campaign.id.clone()),
+        device: Some(name(1).parse().unwrap()),
+    };
+    let log = store.rollbacks(&filter, Page::default()).await.unwrap();
+    assert_eq!(
+        (log.len(), log[0].status, log[0].success),
+        (1, "completed", true)
+    );
+    assert_eq!(log[0].completed_at, Some(at(50)));
+    let counts = store.counts(&campaign.id).await.unwrap();
+    assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+}
+
+async fn the_image_to_go_back_to_is_the_best_there_is(store: &dyn Store) {
+    let new = image("frame", "2.0.0", 9);
+    let mut withdrawn = image("frame", "1.0.0", 1);
+    withdrawn.deprecated_at = Some(at(2));
+    let (other, newer) = (image("other", "1.0.0", 3), image("newer", "1.0.0", 4));
+    let mut foreign = image("frame", "1.0.0", 5);
+    foreign.metadata.device_model = "X".into();
+    foreign.id = foreign.metadata.firmware_id();
+    for firmware in [&new, &withdrawn, &other, &newer, &foreign] {
+        upload(store, firmware).await;
+    }
+    fleet(store, 1).await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    complete(store, &claim(store, &all_due(&campaign, at(5))).await).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.make_rollbacks(&campaign, RollbackTrigger::Manual, "", at(6))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let filter = UpdateFilter {
+        action: Some(Action::Rollback),
+        ..UpdateFilter::default()
+    };
+    let made = store.updates(&filter, Page::default()).await.unwrap();
+    assert_eq!(
+        made[0].firmware,
+        Some(newer.id),
+        "none of the same name is left: the newest of the model"
+    );
+}
+
+async fn a_single_rollback_is_logged(store: &dyn Store) {
+    let keys = fleet(store, 1).await;
+    let mut update = single(1, keys[0], &name(0), "1.0.0");
+    update.action = Action::Rollback;
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_update(&update, Some((RollbackTrigger::Manual, "it beeps")))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let filter = RollbackFilter {
+        device: Some(name(0).parse().unwrap()),
+        campaign: None,
+    };
+    let log = store.rollbacks(&filter, Page::default()).await.unwrap();
+    assert_eq!(log.len(), 1);
+    assert_eq!(log[0].update_id, update.id);
+    assert_eq!(
+        (
+            log[0].status,
+            log[0].reason.as_str(),
+            log[0].campaign_id.as_ref()
+        ),
+        ("pending", "it beeps", None)
+    );
+    assert_eq!(
+        log[0].rollback_id,
+        device_ota_domain::RollbackId::of(&update.id)
+    );
+}
