@@ -1,1 +1,28 @@
-fn main() {}
+//! `device-ota`: the composition root. Reads the configuration, puts the parts together, runs them until a signal,
+//! and ends them in order. What the service does is in the crates; here is only who knows whom.
+
+mod admin;
+mod cli;
+mod config;
+mod data_dir;
+mod keys;
+mod password_file;
+mod screen;
+mod serve;
+mod shutdown;
+mod system;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("device-ota: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -127,7 +127,6 @@ impl ErrorCode {
             | Self::LowStorage
             | Self::UserDeferred
             | Self::Timeout
-            | Self::DeviceLost
             | Self::Internal => Retry::Backoff,
             Self::SignatureInvalid
             | Self::WrongTarget
@@ -137,6 +136,7 @@ impl ErrorCode {
             | Self::HealthCheckFailed
             | Self::VersionMismatch
             | Self::Reverted
+            | Self::DeviceLost
             | Self::Unsupported => Retry::Never,
         }
     }

@@ -1,0 +1,38 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, RawConfig};
+use crate::serve;
+
+/// MQTT-native firmware updates over the air: devices speak MQTT, admins speak HTTP, this one binary does the rest.
+#[derive(Debug, Parser)]
+#[command(name = "device-ota", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: RawConfig,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service (the default).
+    Serve,
+    /// Say whether the configuration can be used, and what it comes to.
+    CheckConfig,
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let config = Config::from_sources(self.config, std::env::vars())?;
+        match self.command.unwrap_or(Command::Serve) {
+            Command::Serve => serve::run(config),
+            Command::CheckConfig => {
+                println!("{config:#?}");
+                Ok(())
+            }
+        }
+    }
+}

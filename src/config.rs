@@ -1,0 +1,170 @@
+//! The configuration, in two stages: raw texts from file, environment and flags, then checked settings.
+//!
+//! Each setting has one name: `HTTP_ADDR` is the flag `--http-addr`, the variable `DEVICE_OTA_HTTP_ADDR` and the key
+//! `http_addr` of the file. The later wins: file, environment, flag. A name that is not known is refused, not ignored.
+
+mod parse;
+mod raw;
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use device_ota_protocol::topics::Prefix;
+
+pub(crate) use raw::RawConfig;
+
+/// Which database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Database {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(Secret),
+}
+
+/// Which way to devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Broker {
+    /// Our own gateway.
+    Embedded {
+        /// Where devices connect.
+        addr: SocketAddr,
+    },
+    /// A broker that others run.
+    External {
+        /// `mqtt://user:password@host:port`.
+        url: Secret,
+        /// Where devices' passwords are written for it.
+        password_file: Option<PathBuf>,
+    },
+}
+
+/// So many in such a time: `N/second`, `N/minute` or `N/hour`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In what time.
+    pub per: Duration,
+}
+
+impl std::str::FromStr for Rate {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (count, unit) = text.split_once('/').ok_or(())?;
+        let seconds = match unit {
+            "second" => 1,
+            "minute" => 60,
+            "hour" => 3_600,
+            _ => return Err(()),
+        };
+        let count = count.parse().map_err(|_| ())?;
+        Ok(Self {
+            count,
+            per: Duration::from_secs(seconds),
+        })
+    }
+}
+
+impl From<Rate> for device_ota_http::Rate {
+    fn from(Rate { count, per }: Rate) -> Self {
+        Self { count, per }
+    }
+}
+
+impl From<Rate> for device_ota_mqtt::Rate {
+    fn from(Rate { count, per }: Rate) -> Self {
+        Self { count, per }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// A text that must not be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<hidden>")
+    }
+}
+
+/// Keys that somebody else made; without them the service makes its own and is in development mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GivenKeys {
+    /// Folder of root envelopes `1.json`, `2.json` …
+    pub trust_root: PathBuf,
+    /// PKCS#8 PEM.
+    pub dispatch_key: PathBuf,
+    /// PKCS#8 PEM; without it uploads bring their own release.
+    pub release_key: Option<PathBuf>,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Admin API.
+    pub http_addr: SocketAddr,
+    /// Where the service keeps what it makes.
+    pub data_dir: PathBuf,
+    /// Database.
+    pub database: Database,
+    /// Way to devices.
+    pub broker: Broker,
+    /// The bus for in-house subscribers; `None`: off.
+    pub bus_addr: Option<SocketAddr>,
+    /// Topic prefix.
+    pub topic_prefix: Prefix,
+    /// Folder of firmware bytes.
+    pub storage_path: PathBuf,
+    /// What devices see in download URLs; `None`: the HTTP address.
+    pub public_url: Option<String>,
+    /// Keys.
+    pub keys: Option<GivenKeys>,
+    /// Threshold of a campaign that names none, percent.
+    pub failure_threshold_percent: f64,
+    /// How long a silent device keeps its slot, seconds.
+    pub lease_seconds: u32,
+    /// Heartbeats a device; `None`: no limit.
+    pub rate_limit_heartbeat: Option<Rate>,
+    /// Checks a device; `None`: no limit.
+    pub rate_limit_update_check: Option<Rate>,
+    /// Requests an address; `None`: no limit.
+    pub rate_limit_api: Option<Rate>,
+    /// Connections at most.
+    pub mqtt_max_connections: u32,
+    /// Log filter.
+    pub log: String,
+    /// Log form.
+    pub log_format: LogFormat,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {reason}")]
+pub(crate) struct ConfigError {
+    /// Its name, without prefix.
+    pub name: String,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+impl ConfigError {
+    fn new(name: &str, reason: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! From texts to settings; each refusal names its setting and what would be right.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use device_ota_protocol::topics::Prefix;
+
+use super::raw::RawConfig;
+use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Rate, Secret};
+
+type Checked<T> = Result<T, ConfigError>;
+
+impl Config {
+    /// Checks the texts.
+    pub(super) fn check(raw: &RawConfig) -> Checked<Self> {
+        let data_dir = PathBuf::from(raw.data_dir.as_deref().unwrap_or("./data"));
+        local_storage(raw)?;
+        Ok(Self {
+            http_addr: addr(
+                "HTTP_ADDR",
+                raw.http_addr.as_deref().unwrap_or("127.0.0.1:8216"),
+            )?,
+            database: database(raw, &data_dir)?,
+            broker: broker(raw)?,
+            bus_addr: bus(raw)?,
+            topic_prefix: prefix(raw)?,
+            storage_path: raw
+                .storage_base_path
+                .as_ref()
+                .map_or_else(|| data_dir.join("storage"), PathBuf::from),
+            public_url: public_url(raw)?,
+            keys: keys(raw)?,
+            failure_threshold_percent: number(
+                "AUTO_ROLLBACK_FAILURE_THRESHOLD",
+                raw.auto_rollback_failure_threshold.as_deref(),
+                10.0,
+                0.0..=100.0,
+            )?,
+            lease_seconds: number(
+                "LEASE_SECONDS",
+                raw.lease_seconds.as_deref(),
+                300,
+                1..=86_400,
+            )?,
+            rate_limit_heartbeat: rate(
+                "RATE_LIMIT_HEARTBEAT",
+                raw.rate_limit_heartbeat.as_deref(),
+                "100/minute",
+            )?,
+            rate_limit_update_check: rate(
+                "RATE_LIMIT_UPDATE_CHECK",
+                raw.rate_limit_update_check.as_deref(),
+                "10/minute",
+            )?,
+            rate_limit_api: rate(
+                "RATE_LIMIT_API",
+                raw.rate_limit_api.as_deref(),
+                "100/second",
+            )?,
+            mqtt_max_connections: number(
+                "MQTT_MAX_CONNECTIONS",
+                raw.mqtt_max_connections.as_deref(),
+                18_000,
+                1..=1_000_000,
+            )?,
+            log: raw
+                .log
+                .clone()
+                .unwrap_or_else(|| "info,rumqttd=off".to_owned()),
+            log_format: log_format(raw)?,
+            data_dir,
+        })
+    }
+}
+
+fn addr(name: &str, text: &str) -> Checked<SocketAddr> {
+    text.parse().map_err(|_| {
+        ConfigError::new(
+            name,
+            format!("{text:?} is no address and port such as 127.0.0.1:8216"),
+        )
+    })
+}
+
+fn number<T>(
+    name: &str,
+    text: Option<&str>,
+    default: T,
+    range: std::ops::RangeInclusive<T>,
+) -> Checked<T>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    let Some(text) = text else { return Ok(default) };
+    let (from, to) = (range.start(), range.end());
+    let refused = || {
+        ConfigError::new(
+            name,
+            format!("{text:?} is not a number from {from} to {to}"),
+        )
+    };
+    text.parse()
+        .ok()
+        .filter(|n| range.contains(n))
+        .ok_or_else(refused)
+}
+
+fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {
+    match text.unwrap_or(default) {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            ConfigError::new(
+                name,
+                format!(
+                    "{text:?} is neither `off` nor a rate such as 100/minute, 10/second or 5/hour"
+                ),
+            )
+        }),
+    }
+}
+
+fn local_storage(raw: &RawConfig) -> Checked<()> {
+    match raw.storage_type.as_deref().unwrap_or("local") {
+        "local" => Ok(()),
+        "s3" => Err(ConfigError::new(
+            "STORAGE_TYPE",
+            "s3 is not served by this version; use local",
+        )),
+        other => Err(ConfigError::new(
+            "STORAGE_TYPE",
+            format!("{other:?} is not a storage type; use local"),
+        )),
+    }
+}
+
+fn database(raw: &RawConfig, data_dir: &std::path::Path) -> Checked<Database> {
+    let Some(url) = raw.database_url.as_deref() else {
+        return Ok(Database::Sqlite(data_dir.join("device-ota.db")));
+    };
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Database::Postgres(Secret(url.to_owned())));
+    }
+    match url.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(Database::Sqlite(PathBuf::from(
+            path.strip_prefix("//").unwrap_or(path),
+        ))),
+        _ => Err(ConfigError::new(
+            "DATABASE_URL",
+            "must be sqlite:FILE or postgres://user:password@host/database",
+        )),
+    }
+}
+
+fn broker(raw: &RawConfig) -> Checked<Broker> {
+    let choice = raw.mqtt_broker.as_deref().unwrap_or("embedded");
+    let password_file = raw.mqtt_password_file.as_ref().map(PathBuf::from);
+    if choice == "embedded" {
+        if password_file.is_some() {
+            return Err(ConfigError::new(
+                "MQTT_PASSWORD_FILE",
+                "serves an external broker only; set MQTT_BROKER too",
+            ));
+        }
+        let addr = addr(
+            "MQTT_ADDR",
+            raw.mqtt_addr.as_deref().unwrap_or("127.0.0.1:1883"),
+        )?;
+        return Ok(Broker::Embedded { addr });
+    }
+    if choice.starts_with("mqtts://") {
+        return Err(ConfigError::new(
+            "MQTT_BROKER",
+            "mqtts is not served by this version; reach the broker over mqtt:// on a trusted network",
+        ));
+    }
+    match choice.strip_prefix("mqtt://") {
+        Some(rest) if !rest.is_empty() => Ok(Broker::External {
+            url: Secret(choice.to_owned()),
+            password_file,
+        }),
+        _ => Err(ConfigError::new(
+            "MQTT_BROKER",
+            "must be embedded or mqtt://user:password@host:port",
+        )),
+    }
+}
+
+fn bus(raw: &RawConfig) -> Checked<Option<SocketAddr>> {
+    match raw.mqtt_bus_addr.as_deref().unwrap_or("127.0.0.1:1884") {
+        "off" => Ok(None),
+        text => {
+            let addr = addr("MQTT_BUS_ADDR", text)?;
+            if addr.ip().is_loopback() {
+                Ok(Some(addr))
+            } else {
+                Err(ConfigError::new(
+                    "MQTT_BUS_ADDR",
+                    "must be a loopback address: the bus trusts whoever reaches it",
+                ))
+            }
+        }
+    }
+}
+
+fn prefix(raw: &RawConfig) -> Checked<Prefix> {
+    let text = raw.mqtt_topic_prefix.as_deref().unwrap_or("ota/v1");
+    text.parse().map_err(|_| {
+        ConfigError::new(
+            "MQTT_TOPIC_PREFIX",
+            format!("{text:?} is not one or more plain levels such as ota/v1"),
+        )
+    })
+}
+
+fn public_url(raw: &RawConfig) -> Checked<Option<String>> {
+    let Some(text) = raw.public_url.as_deref() else {
+        return Ok(None);
+    };
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    if rest.is_some_and(|rest| !rest.trim_matches('/').is_empty())
+        && text.is_ascii()
+        && !text.contains([' ', '?', '#'])
+    {
+        Ok(Some(text.trim_end_matches('/').to_owned()))
+    } else {
+        Err(ConfigError::new(
+            "PUBLIC_URL",
+            format!("{text:?} is not an address such as https://ota.example.com"),
+        ))
+    }
+}
+
+fn keys(raw: &RawConfig) -> Checked<Option<GivenKeys>> {
+    match (&raw.trust_root, &raw.dispatch_key, &raw.release_key) {
+        (None, None, None) => Ok(None),
+        (Some(root), Some(dispatch), release) => Ok(Some(GivenKeys {
+            trust_root: root.into(),
+            dispatch_key: dispatch.into(),
+            release_key: release.as_ref().map(PathBuf::from),
+        })),
+        (None, _, Some(_)) => Err(ConfigError::new(
+            "RELEASE_KEY",
+            "needs TRUST_ROOT and DISPATCH_KEY beside it",
+        )),
+        (None, Some(_), None) => Err(ConfigError::new(
+            "DISPATCH_KEY",
+            "needs TRUST_ROOT beside it",
+        )),
+        (Some(_), None, _) => Err(ConfigError::new(
+            "TRUST_ROOT",
+            "needs DISPATCH_KEY beside it",
+        )),
+    }
+}
+
+fn log_format(raw: &RawConfig) -> Checked<LogFormat> {
+    match raw.log_format.as_deref() {
+        Some("json") => Ok(LogFormat::Json),
+        Some("pretty") => Ok(LogFormat::Pretty),
+        Some(other) => Err(ConfigError::new(
+            "LOG_FORMAT",
+            format!("{other:?} is neither json nor pretty"),
+        )),
+        None if std::io::stderr().is_terminal() => Ok(LogFormat::Pretty),
+        None => Ok(LogFormat::Json),
+    }
+}

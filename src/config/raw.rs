@@ -1,0 +1,235 @@
+//! Raw settings: texts as they were written, and where they may come from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Config, ConfigError};
+
+/// Every environment variable of ours starts so.
+const ENV_PREFIX: &str = "DEVICE_OTA_";
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])* $field:ident $flag:literal $key:literal),* $(,)?) => {
+        /// Settings as texts. Each can stand in the file, in the environment, and on the command line.
+        #[derive(Debug, Default, Clone, Args)]
+        pub struct RawConfig {
+            /// A TOML file of settings; the keys are the flags' names with underscores.
+            #[arg(long, global = true, value_name = "FILE")]
+            pub config: Option<PathBuf>,
+            $($(#[doc = $doc])* #[arg(long = $flag, global = true)] pub $field: Option<String>,)*
+        }
+
+        impl RawConfig {
+            const KEYS: &'static [&'static str] = &[$($key),*];
+
+            fn fill_from(&mut self, mut layer: BTreeMap<String, String>) {
+                $(if self.$field.is_none() { self.$field = layer.remove($key); })*
+            }
+        }
+    };
+}
+
+settings! {
+    /// Where the admin API listens [default: 127.0.0.1:8216]
+    http_addr "http-addr" "http_addr",
+    /// Where the service keeps database, keys and images [default: ./data]
+    data_dir "data-dir" "data_dir",
+    /// `sqlite:FILE` or `postgres://…` [default: a file in the data folder]
+    database_url "database-url" "database_url",
+    /// `embedded`, or `mqtt://user:password@host:port` of a broker that you run [default: embedded]
+    mqtt_broker "mqtt-broker" "mqtt_broker",
+    /// Where devices connect to the embedded gateway [default: 127.0.0.1:1883]
+    mqtt_addr "mqtt-addr" "mqtt_addr",
+    /// Where in-house subscribers find the bus, or `off` [default: 127.0.0.1:1884]
+    mqtt_bus_addr "mqtt-bus-addr" "mqtt_bus_addr",
+    /// First levels of every topic [default: ota/v1]
+    mqtt_topic_prefix "mqtt-topic-prefix" "mqtt_topic_prefix",
+    /// Device connections at most, embedded gateway [default: 18000]
+    mqtt_max_connections "mqtt-max-connections" "mqtt_max_connections",
+    /// Where an external broker's password file is written [default: nowhere]
+    mqtt_password_file "mqtt-password-file" "mqtt_password_file",
+    /// `local` [default: local]
+    storage_type "storage-type" "storage_type",
+    /// Folder of images [default: storage in the data folder]
+    storage_base_path "storage-base-path" "storage_base_path",
+    /// What devices see in download URLs [default: the HTTP address]
+    public_url "public-url" "public_url",
+    /// Release key, PKCS#8 PEM; leave it out to keep it offline
+    release_key "release-key" "release_key",
+    /// Dispatch key, PKCS#8 PEM
+    dispatch_key "dispatch-key" "dispatch_key",
+    /// Folder of root envelopes 1.json, 2.json …
+    trust_root "trust-root" "trust_root",
+    /// Failure threshold of campaigns that name none, percent [default: 10.0]
+    auto_rollback_failure_threshold "auto-rollback-failure-threshold" "auto_rollback_failure_threshold",
+    /// How long a silent device keeps its slot, seconds [default: 300]
+    lease_seconds "lease-seconds" "lease_seconds",
+    /// Heartbeats of one device, or `off` [default: 100/minute]
+    rate_limit_heartbeat "rate-limit-heartbeat" "rate_limit_heartbeat",
+    /// Checks of one device, or `off` [default: 10/minute]
+    rate_limit_update_check "rate-limit-update-check" "rate_limit_update_check",
+    /// Requests of one address, or `off` [default: 100/second]
+    rate_limit_api "rate-limit-api" "rate_limit_api",
+    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: info,rumqttd=off]
+    log "log" "log",
+    /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
+    log_format "log-format" "log_format",
+}
+
+impl Config {
+    /// The settings that flags, environment and file come to, in this order of precedence.
+    pub(crate) fn from_sources(
+        flags: RawConfig,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut raw = flags;
+        raw.fill_from(from_environment(environment)?);
+        if let Some(path) = raw.config.clone() {
+            raw.fill_from(from_file(&path)?);
+        }
+        Self::check(&raw)
+    }
+}
+
+fn from_environment(
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut layer = BTreeMap::new();
+    for (name, value) in variables {
+        let Some(key) = name.strip_prefix(ENV_PREFIX) else {
+            continue;
+        };
+        // Variables of the test suite share the prefix and are nobody's setting.
+        if key.starts_with("TEST_") {
+            continue;
+        }
+        let key = key.to_ascii_lowercase();
+        known(&key).map_err(|()| ConfigError::new(&name, "no such setting; see --help"))?;
+        layer.insert(key, value);
+    }
+    Ok(layer)
+}
+
+fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::new(&shown, format!("cannot be read: {error}")))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error| ConfigError::new(&shown, format!("is not TOML: {error}")))?;
+    let mut layer = BTreeMap::new();
+    for (key, value) in table {
+        known(&key)
+            .map_err(|()| ConfigError::new(&format!("{shown}: {key}"), "no such setting"))?;
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            _ => {
+                return Err(ConfigError::new(
+                    &format!("{shown}: {key}"),
+                    "must be a text or a number",
+                ));
+            }
+        };
+        layer.insert(key, value);
+    }
+    Ok(layer)
+}
+
+fn known(key: &str) -> Result<(), ()> {
+    if RawConfig::KEYS.contains(&key) {
+        Ok(())
+    } else {
+        Err(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(flags: RawConfig, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let variables = variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::from_sources(flags, variables)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file()
+    -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("ota.toml");
+        std::fs::write(
+            &file,
+            "http_addr = \"127.0.0.1:1\"\nmqtt_addr = \"127.0.0.1:1\"\nlease_seconds = 7\n",
+        )?;
+        let flags = RawConfig {
+            config: Some(file),
+            http_addr: Some("127.0.0.1:3".into()),
+            ..RawConfig::default()
+        };
+        let config = with(
+            flags,
+            &[
+                ("DEVICE_OTA_HTTP_ADDR", "127.0.0.1:2"),
+                ("DEVICE_OTA_MQTT_ADDR", "127.0.0.1:2"),
+                ("HOME", "/"),
+            ],
+        )?;
+        assert_eq!(config.http_addr.port(), 3);
+        assert!(
+            matches!(config.broker, super::super::Broker::Embedded { addr } if addr.port() == 2)
+        );
+        assert_eq!(config.lease_seconds, 7);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_by_name() {
+        for (name, value, says) in [
+            (
+                "DEVICE_OTA_HTTP_ADR",
+                "x",
+                "DEVICE_OTA_HTTP_ADR: no such setting",
+            ),
+            ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
+            ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
+            (
+                "DEVICE_OTA_MQTT_BUS_ADDR",
+                "0.0.0.0:1884",
+                "MQTT_BUS_ADDR: ",
+            ),
+            ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
+            ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
+            ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
+            ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_TYPE: "),
+            ("DEVICE_OTA_PUBLIC_URL", "ftp://h", "PUBLIC_URL: "),
+            (
+                "DEVICE_OTA_RATE_LIMIT_HEARTBEAT",
+                "100",
+                "RATE_LIMIT_HEARTBEAT: ",
+            ),
+            ("DEVICE_OTA_RATE_LIMIT_API", "0/second", "RATE_LIMIT_API: "),
+            (
+                "DEVICE_OTA_AUTO_ROLLBACK_FAILURE_THRESHOLD",
+                "101",
+                "AUTO_ROLLBACK_FAILURE_THRESHOLD: ",
+            ),
+            ("DEVICE_OTA_LEASE_SECONDS", "0", "LEASE_SECONDS: "),
+            ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
+            ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
+        ] {
+            let error = with(RawConfig::default(), &[(name, value)])
+                .err()
+                .map(|e| e.to_string());
+            assert!(
+                error.as_deref().is_some_and(|e| e.starts_with(says)),
+                "{name}={value}: {error:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The first screen: what a person needs to know after a start, and one line for programs.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::json;
+
+/// What came to be at this start.
+pub(crate) struct Started<'s> {
+    /// Admin API.
+    pub http: SocketAddr,
+    /// Devices connect here; `None` with an external broker.
+    pub mqtt: Option<SocketAddr>,
+    /// The external broker, without its password.
+    pub broker: Option<String>,
+    /// In-house subscribers connect here.
+    pub bus: Option<SocketAddr>,
+    /// The database, for people.
+    pub database: String,
+    /// The admin key's file.
+    pub admin_key: &'s Path,
+    /// Keys were made by the service itself.
+    pub development: bool,
+}
+
+/// Says it on the standard output. A closed output is no reason not to serve.
+pub(crate) fn show(started: &Started<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text(started).as_bytes());
+    if !out.is_terminal() {
+        let _ = writeln!(out, "ready {}", for_programs(started));
+    }
+    let _ = out.flush();
+}
+
+fn for_programs(started: &Started<'_>) -> serde_json::Value {
+    json!({
+        "http": started.http.to_string(),
+        "mqtt": started.mqtt.map(|addr| addr.to_string()),
+        "bus": started.bus.map(|addr| addr.to_string()),
+        "admin_key_file": started.admin_key,
+    })
+}
+
+fn text(started: &Started<'_>) -> String {
+    let http = started.http;
+    let devices = match (started.mqtt, &started.broker) {
+        (Some(addr), _) => format!("mqtt://{addr} (embedded gateway)"),
+        (None, Some(broker)) => format!("{broker} (external broker)"),
+        (None, None) => "none".to_owned(),
+    };
+    let bus = started.bus.map_or_else(
+        || "off".to_owned(),
+        |addr| format!("mqtt://{addr} (events, loopback only)"),
+    );
+    let key = started.admin_key.display();
+    let mode = if started.development {
+        " · DEVELOPMENT MODE"
+    } else {
+        ""
+    };
+    let mut text = format!(
+        "device-ota {version}{mode}\n\n  admin API   http://{http}\n  devices     {devices}\n  bus         {bus}\n  database    {}\n  admin key   {key}\n\n",
+        started.database,
+        version = env!("CARGO_PKG_VERSION"),
+    );
+    if started.development {
+        text.push_str(
+            "  This service made its own signing keys, all of them on this machine. That is for trying it out;\n  in production keep the root and release keys elsewhere (TRUST_ROOT, DISPATCH_KEY).\n\n",
+        );
+    }
+    let mqtt = started
+        .mqtt
+        .map(|addr| format!(" --mqtt {addr}"))
+        .unwrap_or_default();
+    text.push_str(&format!(
+        "  Next:\n    export KEY=$(cat {key})\n    curl -H \"X-API-Key: $KEY\" http://{http}/api/v1/ota/campaigns\n    cargo run --release -p device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500\n\n",
+    ));
+    text
+}
