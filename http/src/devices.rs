@@ -1,0 +1,385 @@
+//! Devices: registration and credentials (DESIGN.md, *HTTP*), and updates of single devices (PRD, E3, E4-US2).
+
+use std::sync::Arc;
+
+use device_ota_domain::DeviceId;
+use device_ota_domain::device::Registration;
+use device_ota_engine::ports::store::UpdateFilter;
+use device_ota_engine::{MAX_REGISTRATIONS, RegistrationOutcome, UpdateRequest};
+use futures_util::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use warp::Filter as _;
+
+use crate::dto::device::{CredentialsDto, DeviceDto, MqttDto, RegisteredDto, RegistrationsDto};
+use crate::dto::rollback::RollbackDto;
+use crate::dto::{self, List};
+use crate::errors::ApiError;
+use crate::request::body::{Body, body};
+use crate::request::json::{from_value, json, json_up_to, no_body};
+use crate::request::{Call, Segment, call};
+use crate::rollbacks::checked_reason;
+use crate::routes::{Answer, Routes, Shared, reply};
+use crate::updates;
+
+/// Most bytes of a registration: a thousand devices with four KiB each.
+const MAX_REGISTRATION_BYTES: usize = 4 * 1024 * 1024;
+/// Most devices of a bulk update (PRD, E3-US5).
+const MAX_BULK_DEVICES: usize = 100;
+/// Devices of a bulk update that are worked on at a time.
+const BULK_CONCURRENCY: usize = 8;
+
+pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
+    let call = call(shared);
+    let get = || warp::get().and(warp::path("devices"));
+    let post = || warp::post().and(warp::path("devices"));
+    let list = get().and(warp::path::end()).and(call.clone()).then(list);
+    let one = get().and(warp::path!(Segment)).and(call.clone()).then(one);
+    let history = get()
+        .and(warp::path!(Segment / "updates"))
+        .and(call.clone())
+        .then(history);
+    let register = post()
+        .and(warp::path::end())
+        .and(call.clone())
+        .and(body())
+        .then(register);
+    let bulk = post()
+        .and(warp::path!("bulk" / "update"))
+        .and(call.clone())
+        .and(body())
+        .then(bulk_update);
+    let renew = post()
+        .and(warp::path!(Segment / "credentials"))
+        .and(call.clone())
+        .and(body())
+        .then(renew);
+    let update = post()
+        .and(warp::path!(Segment / "update"))
+        .and(call.clone())
+        .and(body())
+        .then(update);
+    let roll_back = post()
+        .and(warp::path!(Segment / "rollback"))
+        .and(call)
+        .and(body())
+        .then(roll_back);
+    let reads = one.or(history).unify().or(list).unify().boxed();
+    let writes = bulk
+        .or(register)
+        .unify()
+        .or(renew)
+        .unify()
+        .or(update)
+        .unify()
+        .or(roll_back)
+        .unify()
+        .boxed();
+    reads.or(writes).unify().map(reply).boxed()
+}
+
+async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let page = query.page()?;
+    let filters = query.done()?;
+    let devices = call.shared.engine.devices(page).await?;
+    let items = devices.iter().map(DeviceDto::from).collect();
+    Ok(dto::ok(&List {
+        plural: "devices",
+        items,
+        page,
+        filters,
+    }))
+}
+
+async fn one(id: Segment, call: Call) -> Answer {
+    call.no_query()?;
+    let device = call.shared.engine.device(&id.id("device")?).await?;
+    Ok(dto::ok(&DeviceDto::from(&device)))
+}
+
+/// Every update and rollback of one device, newest first (PRD, E5-US3).
+async fn history(id: Segment, call: Call) -> Answer {
+    let id: DeviceId = id.id("device")?;
+    let mut query = call.query()?;
+    let page = query.page()?;
+    let filters = query.done()?;
+    call.shared.engine.device(&id).await?;
+    let filter = UpdateFilter {
+        device: Some(id),
+        ..UpdateFilter::default()
+    };
+    updates::answer_list(&call, "updates", &filter, page, filters).await
+}
+
+async fn register(call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let value: Value = json_up_to(MAX_REGISTRATION_BYTES, &call.headers, body).await?;
+    let devices = match value {
+        Value::Object(mut fields) if fields.contains_key("devices") => {
+            let devices = fields.remove("devices");
+            only_devices(&fields)?;
+            read_each(devices)?
+        }
+        one => {
+            vec![Ok(read_one(one).map_err(|error| {
+                ApiError::invalid("invalid_device", error)
+            })?)]
+        }
+    };
+    let devices = register_all(&call, devices).await?;
+    Ok(dto::created(&RegistrationsDto {
+        count: devices.len(),
+        devices,
+    }))
+}
+
+/// A registration, or the answer to one that is none.
+type Read = Result<Registration, RegisteredDto>;
+
+fn only_devices(others: &Map<String, Value>) -> Result<(), ApiError> {
+    match others.keys().next() {
+        Some(name) => Err(ApiError::invalid(
+            "invalid_json",
+            format!("the body: unknown field `{name}` beside `devices`"),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn read_each(devices: Option<Value>) -> Result<Vec<Read>, ApiError> {
+    let Some(Value::Array(devices)) = devices else {
+        return Err(ApiError::invalid(
+            "invalid_json",
+            "the body: devices must be a list",
+        ));
+    };
+    if devices.is_empty() || devices.len() > MAX_REGISTRATIONS {
+        let detail = format!(
+            "devices must hold 1 to {MAX_REGISTRATIONS} entries, not {}",
+            devices.len()
+        );
+        return Err(ApiError::invalid("too_many_devices", detail));
+    }
+    let read = |device: Value| {
+        let id = device
+            .get("device_id")
+            .and_then(Value::as_str)
+            .map(|id| id.chars().take(64).collect());
+        read_one(device).map_err(|error| RegisteredDto::refused(id, error))
+    };
+    Ok(devices.into_iter().map(read).collect())
+}
+
+fn read_one(device: Value) -> Result<Registration, String> {
+    let registration: Registration =
+        from_value(device, "device").map_err(|error| error.detail().to_owned())?;
+    registration.check().map_err(|error| error.to_string())?;
+    Ok(registration)
+}
+
+/// Registers those that can be and answers for all, in the order in which they came.
+async fn register_all(call: &Call, devices: Vec<Read>) -> Result<Vec<RegisteredDto>, ApiError> {
+    let good = devices
+        .iter()
+        .filter_map(|device| device.as_ref().ok().cloned())
+        .collect::<Vec<_>>();
+    let registered = if good.is_empty() {
+        Vec::new()
+    } else {
+        call.shared.engine.register_devices(good).await?
+    };
+    let mut answers = registered.into_iter();
+    let answer = |device: Read| match device {
+        Err(refused) => Some(refused),
+        Ok(_) => answers.next().map(|registered| match registered.outcome {
+            RegistrationOutcome::Created { secret } => {
+                RegisteredDto::created(&registered.device_id, secret)
+            }
+            RegistrationOutcome::Exists => RegisteredDto::exists(&registered.device_id),
+        }),
+    };
+    Ok(devices.into_iter().filter_map(answer).collect())
+}
+
+async fn renew(id: Segment, call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let id: DeviceId = id.id("device")?;
+    no_body(&call.headers, body).await?;
+    let secret = call.shared.engine.new_credentials(&id).await?;
+    Ok(dto::created(&CredentialsDto {
+        device_id: &id,
+        mqtt: MqttDto::new(&id, secret),
+    }))
+}
+
+async fn update(id: Segment, call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let id: DeviceId = id.id("device")?;
+    let request: UpdateRequest = json(&call.headers, body).await?;
+    let view = call
+        .shared
+        .engine
+        .update_device(&id, request, call.by())
+        .await?;
+    updates::answer_one(&call, &view, true).await
+}
+
+/// What became of one device of a bulk update.
+#[derive(Serialize)]
+struct BulkDto {
+    device_id: String,
+    success: bool,
+    update_id: Option<String>,
+    status: &'static str,
+    error: Option<String>,
+    code: Option<&'static str>,
+}
+
+/// The answer to a bulk update.
+#[derive(Serialize)]
+struct BulkAnswer {
+    results: Vec<BulkDto>,
+    count: usize,
+    succeeded: usize,
+    failed: usize,
+}
+
+async fn bulk_update(call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let mut fields: Map<String, Value> = json(&call.headers, body).await?;
+    let devices: Vec<String> = from_value(
+        fields.remove("device_ids").unwrap_or_default(),
+        "the body: device_ids",
+    )?;
+    if devices.is_empty() || devices.len() > MAX_BULK_DEVICES {
+        let detail = format!(
+            "device_ids must hold 1 to {MAX_BULK_DEVICES} ids, not {}",
+            devices.len()
+        );
+        return Err(ApiError::invalid("too_many_devices", detail));
+    }
+    let request: UpdateRequest = from_value(Value::Object(fields), "the body")?;
+    call.shared.engine.firmware(&request.firmware_id).await?;
+    let each = devices
+        .into_iter()
+        .map(|id| bulk_one(&call, id, request.clone()));
+    let results: Vec<BulkDto> = stream::iter(each)
+        .buffered(BULK_CONCURRENCY)
+        .collect()
+        .await;
+    let succeeded = results.iter().filter(|result| result.success).count();
+    let count = results.len();
+    let answer = BulkAnswer {
+        results,
+        count,
+        succeeded,
+        failed: count - succeeded,
+    };
+    Ok(if succeeded > 0 {
+        dto::created(&answer)
+    } else {
+        dto::ok(&answer)
+    })
+}
+
+async fn bulk_one(call: &Call, device_id: String, request: UpdateRequest) -> BulkDto {
+    let made = match device_id.parse::<DeviceId>() {
+        Ok(id) => call
+            .shared
+            .engine
+            .update_device(&id, request, call.by())
+            .await
+            .map_err(ApiError::from),
+        Err(_) => Err(ApiError::not_found("device", &device_id)),
+    };
+    match made {
+        Ok(view) => BulkDto {
+            device_id,
+            success: true,
+            update_id: Some(view.update.id.to_string()),
+            status: view.update.status(),
+            error: None,
+            code: None,
+        },
+        Err(error) => BulkDto {
+            device_id,
+            success: false,
+            update_id: None,
+            status: "error",
+            error: Some(error.detail().to_owned()),
+            code: Some(error.code()),
+        },
+    }
+}
+
+/// The body of a rollback of one device (PRD, E4-US2).
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollbackRequest {
+    to_version: String,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let id: DeviceId = id.id("device")?;
+    let request: RollbackRequest = json(&call.headers, body).await?;
+    let reason = checked_reason(request.reason)?;
+    let rollback = call
+        .shared
+        .engine
+        .roll_back_device(&id, &request.to_version, &reason, call.by())
+        .await?;
+    Ok(dto::ok(&RollbackDto::from(&rollback)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_entry_is_answered_by_itself_and_the_others_are_read() {
+        let devices = json!([
+            {"device_id": "a", "device_model": "m"},
+            {"device_id": "b"},
+            {"device_id": "c/d", "device_model": "m"},
+            {"device_id": "e", "device_model": ""},
+            7,
+        ]);
+        let read: Vec<String> = read_each(Some(devices))
+            .unwrap()
+            .into_iter()
+            .map(|read| {
+                read.map_or_else(
+                    |r| serde_json::to_string(&r).unwrap(),
+                    |r| r.device_id.to_string(),
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(read.join("\n"), @r#"
+        a
+        {"device_id":"b","status":"error","error":"device is not as it should be: missing field `device_model`"}
+        {"device_id":"c/d","status":"error","error":"device: device_id: device_id \"c/d\" is not valid: it must start with a letter or digit and hold at most 64 of A-Z a-z 0-9 _ . : -"}
+        {"device_id":"e","status":"error","error":"device_model must not be empty"}
+        {"device_id":null,"status":"error","error":"device is not as it should be: invalid type: integer `7`, expected struct Registration"}
+        "#);
+    }
+
+    #[test]
+    fn a_list_is_a_list_of_bounded_length_and_stands_alone() {
+        assert!(read_each(Some(json!([]))).is_err());
+        assert!(read_each(Some(json!({}))).is_err());
+        assert!(read_each(Some(vec![json!({}); MAX_REGISTRATIONS + 1].into())).is_err());
+        let others = json!({"device": []});
+        let error = only_devices(others.as_object().unwrap()).unwrap_err();
+        assert_eq!(
+            error.detail(),
+            "the body: unknown field `device` beside `devices`"
+        );
+    }
+}

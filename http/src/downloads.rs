@@ -1,0 +1,119 @@
+//! The bytes behind time-limited links: what devices fetch, whole or in ranges, without any header.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use device_ota_engine::Download;
+use device_ota_engine::ports::{ObjectError, ObjectStream};
+use futures_util::Stream;
+use http::StatusCode;
+use http::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderMap, HeaderValue,
+};
+use warp::Filter as _;
+use warp::Reply as _;
+use warp::reply::Response;
+
+use crate::errors::ApiError;
+use crate::range::{Wanted, wanted};
+use crate::request::{Call, Segment, call};
+use crate::routes::{Answer, Routes, Shared, reply};
+
+pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
+    let call = call(shared);
+    warp::get()
+        .and(warp::path!("objects" / Segment))
+        .and(call)
+        .then(fetch)
+        .map(reply)
+        .boxed()
+}
+
+async fn fetch(token: Segment, call: Call) -> Answer {
+    let download = call.shared.engine.redeem(token.as_str()).await?;
+    let (size, etag) = (
+        download.firmware.size,
+        format!("\"{}\"", download.firmware.sha256),
+    );
+    let (status, range) = match wanted(&call.headers, size, &etag) {
+        Wanted::Whole => (StatusCode::OK, 0..size),
+        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Wanted::Nothing => return Err(unsatisfiable(size)),
+    };
+    let mut response = if call.visit.head {
+        Response::default()
+    } else {
+        stream(
+            call.shared
+                .engine
+                .read_download(&download, range.clone())
+                .await?,
+        )
+    };
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    describe(headers, &download, &etag);
+    headers.insert(CONTENT_LENGTH, (range.end - range.start).into());
+    if status == StatusCode::PARTIAL_CONTENT {
+        let last = range.end.saturating_sub(1);
+        headers.insert(
+            CONTENT_RANGE,
+            ascii(&format!("bytes {}-{last}/{size}", range.start)),
+        );
+    }
+    Ok(response)
+}
+
+fn describe(headers: &mut HeaderMap, download: &Download, etag: &str) {
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(ETAG, ascii(etag));
+    headers.insert(
+        CONTENT_DISPOSITION,
+        ascii(&format!("attachment; filename=\"{}\"", download.file_name)),
+    );
+}
+
+fn unsatisfiable(size: u64) -> ApiError {
+    let detail =
+        format!("the image has {size} bytes and none of them lies in the range that was asked for");
+    ApiError::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        "range_not_satisfiable",
+        detail,
+    )
+    .with(CONTENT_RANGE, ascii(&format!("bytes */{size}")))
+    .with(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+}
+
+/// A header value of text that is ASCII by construction.
+fn ascii(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn stream(object: ObjectStream) -> Response {
+    warp::reply::stream(Bytewise(Mutex::new(object))).into_response()
+}
+
+/// The object's stream as warp wants it: shareable between threads, though only one ever polls it, and with its
+/// errors logged, because by then the status has been sent and all that is left is to break the connection off.
+struct Bytewise(Mutex<ObjectStream>);
+
+impl Stream for Bytewise {
+    type Item = Result<Bytes, ObjectError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stream = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let polled = stream.as_mut().poll_next(context);
+        if let Poll::Ready(Some(Err(error))) = &polled {
+            tracing::warn!(%error, "a download broke off");
+        }
+        polled
+    }
+}

@@ -1,0 +1,392 @@
+//! Campaigns and how far they are (PRD, E2; appendix 2).
+
+use device_ota_domain::campaign::{
+    CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Strategy, Tally,
+};
+use device_ota_domain::{CampaignId, RollbackTrigger};
+use device_ota_engine::CampaignView;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::firmware::FirmwareDto;
+use super::update::{WhyDto, round};
+
+/// A campaign.
+#[derive(Serialize)]
+pub(crate) struct CampaignDto<'a> {
+    campaign_id: &'a CampaignId,
+    name: &'a str,
+    description: Option<&'a str>,
+    firmware: FirmwareDto<'a>,
+    status: &'static str,
+    status_reason: Option<&'a str>,
+    deployment_strategy: Strategy,
+    priority: Priority,
+    rollout_percentage: f64,
+    max_concurrent_updates: u32,
+    batch_size: u32,
+    timeout_minutes: f64,
+    max_retries: u32,
+    auto_rollback: bool,
+    failure_threshold_percent: f64,
+    failure_min_samples: u64,
+    requires: Requires,
+    target_groups: &'a [String],
+    target_device_count: u64,
+    total_devices: u64,
+    pending_devices: u64,
+    in_progress_devices: u64,
+    completed_devices: u64,
+    failed_devices: u64,
+    cancelled_devices: u64,
+    failure_rate_percent: f64,
+    stages: Vec<StageDto<'a>>,
+    rollback: RollbackTallyDto,
+    rollback_trigger: Option<RollbackTrigger>,
+    waits: Vec<WhyDto>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    started_at: Option<Timestamp>,
+    completed_at: Option<Timestamp>,
+    created_by: &'a str,
+}
+
+/// A stage and where its devices stand.
+#[derive(Serialize)]
+struct StageDto<'a> {
+    name: &'a str,
+    /// Cumulative.
+    percent: f64,
+    gate: Gate,
+    open: bool,
+    devices: u64,
+    pending: u64,
+    in_progress: u64,
+    completed: u64,
+    failed: u64,
+    cancelled: u64,
+}
+
+/// Where a campaign's rollbacks stand.
+#[derive(Serialize)]
+struct RollbackTallyDto {
+    pending: u64,
+    in_flight: u64,
+    completed: u64,
+    failed: u64,
+}
+
+impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
+    fn from(view: &'a CampaignView) -> Self {
+        let (campaign, spec, state) = (&view.campaign, &view.campaign.spec, &view.campaign.state);
+        let tally = updates(view);
+        Self {
+            campaign_id: &campaign.id,
+            name: &spec.name,
+            description: spec.description.as_deref(),
+            firmware: FirmwareDto::from(&view.firmware),
+            status: state.status(),
+            status_reason: reason(state),
+            deployment_strategy: spec.strategy,
+            priority: spec.priority,
+            rollout_percentage: percent(spec.rollout_buckets),
+            max_concurrent_updates: spec.max_concurrent_updates,
+            batch_size: spec.batch_size,
+            timeout_minutes: std::time::Duration::from_secs(spec.timeout_seconds).as_secs_f64()
+                / 60.0,
+            max_retries: spec.max_retries,
+            auto_rollback: spec.auto_rollback,
+            failure_threshold_percent: spec.failure_threshold_percent,
+            failure_min_samples: spec.failure_min_samples,
+            requires: spec.requires,
+            target_groups: &spec.targets.groups,
+            target_device_count: campaign.target_count,
+            total_devices: tally.total(),
+            pending_devices: tally.pending,
+            in_progress_devices: tally.in_flight,
+            completed_devices: tally.completed,
+            failed_devices: tally.failed,
+            cancelled_devices: tally.cancelled,
+            failure_rate_percent: round(tally.failure_percent().unwrap_or(0.0)),
+            stages: stages(spec, &view.counts, open_stage(state)),
+            rollback: RollbackTallyDto::from(&view.counts.rollbacks),
+            rollback_trigger: trigger(state),
+            waits: view.waits.iter().cloned().map(WhyDto::from).collect(),
+            created_at: campaign.created_at,
+            updated_at: campaign.updated_at,
+            started_at: running(state).map(|running| running.started_at),
+            completed_at: ended_at(state),
+            created_by: &campaign.created_by,
+        }
+    }
+}
+
+/// Before the start there are no rows to count: all that it would mean are pending.
+fn updates(view: &CampaignView) -> Tally {
+    match view.campaign.state {
+        CampaignState::Created => Tally {
+            pending: view.campaign.target_count,
+            ..Tally::default()
+        },
+        _ => view.counts.updates(),
+    }
+}
+
+fn stages<'a>(spec: &'a CampaignSpec, counts: &Counts, open: Option<u16>) -> Vec<StageDto<'a>> {
+    let tallies = counts
+        .stages
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(Tally::default()));
+    let numbered = spec.stages.iter().zip(tallies).zip(0_u16..);
+    let dto = |((stage, tally), number): ((&'a device_ota_domain::campaign::Stage, Tally), u16)| {
+        StageDto {
+            name: &stage.name,
+            percent: percent(stage.end_bucket),
+            gate: stage.gate,
+            open: open.is_some_and(|open| number <= open),
+            devices: tally.total(),
+            pending: tally.pending,
+            in_progress: tally.in_flight,
+            completed: tally.completed,
+            failed: tally.failed,
+            cancelled: tally.cancelled,
+        }
+    };
+    numbered.map(dto).collect()
+}
+
+fn percent(buckets: u16) -> f64 {
+    f64::from(buckets) / 100.0
+}
+
+fn running(state: &CampaignState) -> Option<&Running> {
+    match state {
+        CampaignState::InProgress(running) | CampaignState::Paused { running, .. } => Some(running),
+        _ => None,
+    }
+}
+
+/// The highest open stage; a campaign that ran to its end had opened all.
+fn open_stage(state: &CampaignState) -> Option<u16> {
+    match state {
+        CampaignState::Completed { .. } => Some(u16::MAX),
+        other => running(other).map(|running| running.open_stage),
+    }
+}
+
+fn reason(state: &CampaignState) -> Option<&str> {
+    match state {
+        CampaignState::Paused { reason, .. }
+        | CampaignState::RollingBack { reason, .. }
+        | CampaignState::RolledBack { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
+
+fn trigger(state: &CampaignState) -> Option<RollbackTrigger> {
+    match state {
+        CampaignState::RollingBack { trigger, .. } | CampaignState::RolledBack { trigger, .. } => {
+            Some(*trigger)
+        }
+        _ => None,
+    }
+}
+
+fn ended_at(state: &CampaignState) -> Option<Timestamp> {
+    match state {
+        CampaignState::RolledBack { ended_at, .. }
+        | CampaignState::Completed { ended_at }
+        | CampaignState::Cancelled { ended_at } => Some(*ended_at),
+        _ => None,
+    }
+}
+
+impl From<&Tally> for RollbackTallyDto {
+    fn from(tally: &Tally) -> Self {
+        Self {
+            pending: tally.pending,
+            in_flight: tally.in_flight,
+            completed: tally.completed,
+            failed: tally.failed.saturating_add(tally.cancelled),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use device_ota_domain::Campaign;
+    use device_ota_domain::campaign::CampaignDraft;
+    use device_ota_domain::why::Why;
+
+    use super::super::firmware::tests::firmware;
+    use super::*;
+
+    fn view(state: CampaignState, counts: Counts) -> CampaignView {
+        let firmware = firmware();
+        let draft = serde_json::json!({
+            "name": "Security Patch Q4 2025", "firmware_id": firmware.id, "deployment_strategy": "staged",
+            "priority": "high", "auto_rollback": true, "failure_threshold_percent": 20,
+            "stages": [{"ring": "canary"}]
+        });
+        let at = Timestamp::from_second(1_766_052_300).unwrap();
+        let campaign = Campaign {
+            id: "camp_789abcdef0123456".parse().unwrap(),
+            spec: serde_json::from_value::<CampaignDraft>(draft)
+                .unwrap()
+                .into_spec(10.0, 7)
+                .unwrap(),
+            state,
+            target_count: 2,
+            revision: 0,
+            created_at: at,
+            updated_at: at,
+            created_by: "admin".to_owned(),
+        };
+        CampaignView {
+            campaign,
+            counts,
+            firmware,
+            waits: vec![Why::GateSamples { have: 1, need: 2 }],
+        }
+    }
+
+    #[test]
+    fn before_its_start_every_device_it_means_is_pending() {
+        let view = view(CampaignState::Created, Counts::default());
+        let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
+        json.as_object_mut()
+            .unwrap()
+            .insert("firmware".to_owned(), "…".into());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
+        {
+          "auto_rollback": true,
+          "batch_size": 100,
+          "campaign_id": "camp_789abcdef0123456",
+          "cancelled_devices": 0,
+          "completed_at": null,
+          "completed_devices": 0,
+          "created_at": "2025-12-18T10:05:00Z",
+          "created_by": "admin",
+          "deployment_strategy": "staged",
+          "description": null,
+          "failed_devices": 0,
+          "failure_min_samples": 1,
+          "failure_rate_percent": 0.0,
+          "failure_threshold_percent": 20.0,
+          "firmware": "…",
+          "in_progress_devices": 0,
+          "max_concurrent_updates": 100,
+          "max_retries": 3,
+          "name": "Security Patch Q4 2025",
+          "pending_devices": 2,
+          "priority": "high",
+          "requires": {
+            "min_battery_percent": null,
+            "min_free_storage_bytes": null
+          },
+          "rollback": {
+            "completed": 0,
+            "failed": 0,
+            "in_flight": 0,
+            "pending": 0
+          },
+          "rollback_trigger": null,
+          "rollout_percentage": 100.0,
+          "stages": [
+            {
+              "cancelled": 0,
+              "completed": 0,
+              "devices": 0,
+              "failed": 0,
+              "gate": {
+                "min_samples": null,
+                "min_success_percent": 80.0,
+                "soak_seconds": 0
+              },
+              "in_progress": 0,
+              "name": "canary",
+              "open": false,
+              "pending": 0,
+              "percent": 5.0
+            },
+            {
+              "cancelled": 0,
+              "completed": 0,
+              "devices": 0,
+              "failed": 0,
+              "gate": {
+                "min_samples": null,
+                "min_success_percent": 80.0,
+                "soak_seconds": 0
+              },
+              "in_progress": 0,
+              "name": "100%",
+              "open": false,
+              "pending": 0,
+              "percent": 100.0
+            }
+          ],
+          "started_at": null,
+          "status": "created",
+          "status_reason": null,
+          "target_device_count": 2,
+          "target_groups": [],
+          "timeout_minutes": 60.0,
+          "total_devices": 2,
+          "updated_at": "2025-12-18T10:05:00Z",
+          "waits": [
+            {
+              "code": "gate_samples",
+              "detail": "the stage has 1 results and needs 2",
+              "have": 1,
+              "need": 2
+            }
+          ]
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_running_campaign_counts_by_stage_and_as_a_whole() {
+        let started_at = Timestamp::from_second(1_766_052_400).unwrap();
+        let state = CampaignState::InProgress(Running {
+            started_at,
+            open_stage: 0,
+            stage_opened_at: started_at,
+        });
+        let canary = Tally {
+            completed: 3,
+            failed: 1,
+            in_flight: 2,
+            ..Tally::default()
+        };
+        let rest = Tally {
+            pending: 94,
+            ..Tally::default()
+        };
+        let view = view(
+            state,
+            Counts {
+                stages: vec![canary, rest],
+                rollbacks: Tally::default(),
+            },
+        );
+        let dto = CampaignDto::from(&view);
+        let counts = (
+            dto.total_devices,
+            dto.pending_devices,
+            dto.in_progress_devices,
+            dto.completed_devices,
+        );
+        assert_eq!(counts, (100, 94, 2, 3));
+        assert!((dto.failure_rate_percent - 25.0).abs() < f64::EPSILON);
+        let stages: Vec<_> = dto
+            .stages
+            .iter()
+            .map(|s| (s.name, s.open, s.devices, s.completed))
+            .collect();
+        assert_eq!(stages, [("canary", true, 6, 3), ("100%", false, 94, 0)]);
+    }
+}

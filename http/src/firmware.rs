@@ -1,0 +1,79 @@
+//! Firmware: the registry (PRD, E1-US2 to E1-US4); uploads are in [`crate::upload`].
+
+use std::sync::Arc;
+
+use device_ota_domain::firmware::FirmwareFilter;
+use warp::Filter as _;
+
+use crate::dto::firmware::{FirmwareDto, GrantDto};
+use crate::dto::{self, List};
+use crate::request::body::body;
+use crate::request::{Call, Segment, call};
+use crate::routes::{Answer, Routes, Shared, reply};
+use crate::upload::upload;
+
+pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
+    let call = call(shared);
+    let send = warp::post()
+        .and(warp::path!("firmware"))
+        .and(call.clone())
+        .and(body())
+        .then(upload);
+    let list = warp::get()
+        .and(warp::path!("firmware"))
+        .and(call.clone())
+        .then(list);
+    let one = warp::get()
+        .and(warp::path!("firmware" / Segment))
+        .and(call.clone())
+        .then(one);
+    let link = warp::get()
+        .and(warp::path!("firmware" / Segment / "download"))
+        .and(call)
+        .then(link);
+    send.or(list)
+        .unify()
+        .or(one)
+        .unify()
+        .or(link)
+        .unify()
+        .map(reply)
+        .boxed()
+}
+
+async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let page = query.page()?;
+    let filter = FirmwareFilter {
+        device_model: query.text("device_model")?,
+        manufacturer: query.text("manufacturer")?,
+        is_beta: query.flag("is_beta")?,
+        is_security_update: query.flag("is_security_update")?,
+    };
+    let filters = query.done()?;
+    let firmware = call.shared.engine.firmware_list(&filter, page).await?;
+    let items = firmware.iter().map(FirmwareDto::from).collect();
+    Ok(dto::ok(&List {
+        plural: "firmware",
+        items,
+        page,
+        filters,
+    }))
+}
+
+async fn one(id: Segment, call: Call) -> Answer {
+    call.no_query()?;
+    let firmware = call.shared.engine.firmware(&id.id("firmware")?).await?;
+    Ok(dto::ok(&FirmwareDto::from(&firmware)))
+}
+
+/// A link to the bytes that needs no header and expires.
+async fn link(id: Segment, call: Call) -> Answer {
+    call.no_query()?;
+    let grant = call
+        .shared
+        .engine
+        .grant_download(&id.id("firmware")?)
+        .await?;
+    Ok(dto::ok(&GrantDto::from(&grant)))
+}

@@ -1,0 +1,192 @@
+//! What every request passes before and after routing: its id, the rate limit, who it is; then the headers that
+//! every answer has, the body of errors, and the line in the log.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::header::{ALLOW, CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use warp::Reply as _;
+use warp::reply::Response;
+
+use crate::access::{self, Access};
+use crate::errors::ApiError;
+use crate::limits::{Limiter, RateLimits};
+use crate::request::Visit;
+use crate::request::linger::Lingering;
+use crate::routes;
+
+/// Taken from the request or made here; always answered.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Paths whose requests are not counted: links are limited by their expiry, health by being cheap.
+const UNCOUNTED: [&str; 2] = [LINKS, "/health"];
+/// What follows this in a path is a secret as good as a key: the log shows the path up to here.
+const LINKS: &str = "/api/v1/ota/objects/";
+
+/// The gate before the routes, which are a service made of warp's filters.
+pub(crate) struct Gate<S> {
+    routes: S,
+    access: Access,
+    limiter: Limiter,
+    run_id: String,
+    made: AtomicU64,
+}
+
+/// A request as the log shows it.
+struct Line {
+    id: String,
+    peer: IpAddr,
+    method: Method,
+    path: String,
+    began: Instant,
+}
+
+impl<S> Gate<S>
+where
+    S: Service<Request<Lingering>, Response = Response, Error = Infallible>,
+{
+    pub(crate) fn new(routes: S, access: Access, limits: RateLimits, run_id: String) -> Self {
+        Self {
+            routes,
+            access,
+            limiter: Limiter::new(limits),
+            run_id,
+            made: AtomicU64::new(0),
+        }
+    }
+
+    /// Answers one request of this address.
+    pub(crate) async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response {
+        let line = Line {
+            id: self.request_id(&request),
+            peer,
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            began: Instant::now(),
+        };
+        let (head, body) = request.into_parts();
+        // Made in any case: a body that nobody reads must be emptied.
+        let body = Lingering::new(&head.headers, body);
+        let mut request = Request::from_parts(head, body);
+        let answered = match self.enter(peer, &mut request) {
+            Ok(()) => self
+                .routes
+                .call(request)
+                .await
+                .unwrap_or_else(|never| match never {}),
+            Err(refused) => refused.into_response(),
+        };
+        finish(answered, &line)
+    }
+
+    /// Lets a request in, or says why not. A `HEAD` goes the way of `GET`: the connection leaves the body out.
+    fn enter(&self, peer: IpAddr, request: &mut Request<Lingering>) -> Result<(), ApiError> {
+        let path = request.uri().path();
+        if !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix)) {
+            self.limiter.check(peer)?;
+        }
+        let principal = if access::is_open(path) {
+            None
+        } else {
+            Some(self.access.authenticate(request.headers())?)
+        };
+        let head = request.method() == Method::HEAD;
+        if head {
+            *request.method_mut() = Method::GET;
+        }
+        request.extensions_mut().insert(Visit { principal, head });
+        Ok(())
+    }
+
+    /// The client's own id when it is fit for a log, else one that no other request has.
+    fn request_id(&self, request: &Request<Incoming>) -> String {
+        let given = request
+            .headers()
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok());
+        given.filter(|id| is_request_id(id)).map_or_else(
+            || {
+                format!(
+                    "{}-{:x}",
+                    self.run_id,
+                    self.made.fetch_add(1, Ordering::Relaxed)
+                )
+            },
+            ToOwned::to_owned,
+        )
+    }
+}
+
+fn is_request_id(text: &str) -> bool {
+    (1..=MAX_REQUEST_ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Writes the error's body, sets the headers that every answer has, and logs.
+fn finish(mut response: Response, line: &Line) -> Response {
+    let error = response.extensions_mut().remove::<ApiError>();
+    log(response.status(), error.as_ref(), line);
+    if let Some(error) = error {
+        response = error.render(&line.id);
+    }
+    let status = response.status();
+    let headers = response.headers_mut();
+    if status == StatusCode::METHOD_NOT_ALLOWED
+        && let Some(methods) = routes::methods_of(&line.path)
+    {
+        headers.insert(ALLOW, HeaderValue::from_static(methods));
+    }
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(id) = HeaderValue::from_str(&line.id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// Failures of the service are warnings, changes and refusals are worth a line, reads only when somebody looks.
+fn log(status: StatusCode, error: Option<&ApiError>, line: &Line) {
+    let path = if line.path.starts_with(LINKS) {
+        LINKS
+    } else {
+        &line.path
+    };
+    let code = error.map(ApiError::code);
+    let elapsed_ms = line.began.elapsed().as_secs_f64() * 1e3;
+    macro_rules! say {
+        ($level:ident $(, $more:ident = $value:expr)?) => {
+            $level!(
+                http.method = %line.method, http.path = path, http.status = status.as_u16(), elapsed_ms,
+                request.id = line.id, client.address = %line.peer, error.code = code, $($more = $value,)?
+                "request"
+            )
+        };
+    }
+    if status.is_server_error() {
+        say!(warn, cause = error.and_then(ApiError::cause));
+    } else if line.method == Method::GET || line.method == Method::HEAD || error.is_some() {
+        say!(debug);
+    } else {
+        say!(info);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_is_taken_only_when_it_is_fit_for_a_log() {
+        assert!(is_request_id("a-1_b.C:9/~"));
+        assert!(is_request_id(&"x".repeat(128)));
+        for unfit in ["", "a b", "a\tb", "é", &"x".repeat(129)] {
+            assert!(!is_request_id(unfit), "{unfit}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Health: alive, ready, and every part by itself (PRD, FR-16). Open to everybody; it shows states and numbers only.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use device_ota_engine::Health;
+use http::StatusCode;
+use serde::Serialize;
+use warp::Filter as _;
+use warp::reply::Response;
+
+use crate::dto;
+use crate::request::{Call, call};
+use crate::routes::{Answer, Routes, Shared, reply};
+
+/// The name of the service (PRD, *Dependencies*, Consul).
+const SERVICE: &str = "ota_service";
+
+/// A part of the service beside the engine, such as the device gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Component {
+    /// Its name in the answer, e.g. `mqtt_gateway`.
+    pub name: &'static str,
+    /// It does its work.
+    pub healthy: bool,
+    /// The service cannot do without it: when it is down, so is the service.
+    pub essential: bool,
+    /// For people: what is wrong, or a number worth knowing.
+    pub detail: Option<String>,
+    /// Where it really listens, if it does.
+    pub address: Option<SocketAddr>,
+}
+
+pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
+    let call = call(shared);
+    let path = warp::path!("health")
+        .or(warp::path!("health" / "live"))
+        .unify();
+    let alive = warp::get().and(path).and(call.clone()).then(alive);
+    let ready = warp::get()
+        .and(warp::path!("health" / "ready"))
+        .and(call.clone())
+        .then(ready);
+    let detailed = warp::get()
+        .and(warp::path!("health" / "detailed"))
+        .and(call)
+        .then(detailed);
+    alive
+        .or(ready)
+        .unify()
+        .or(detailed)
+        .unify()
+        .map(reply)
+        .boxed()
+}
+
+/// The short answer.
+#[derive(Serialize)]
+struct Brief {
+    status: &'static str,
+    service: &'static str,
+    version: &'static str,
+}
+
+/// The long answer.
+#[derive(Serialize)]
+struct Detailed {
+    status: &'static str,
+    service: &'static str,
+    version: &'static str,
+    components: BTreeMap<&'static str, State>,
+    listening: BTreeMap<&'static str, SocketAddr>,
+    uplinks_waiting: usize,
+    counters: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+}
+
+/// One part.
+#[derive(Serialize)]
+struct State {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
+}
+
+/// This process answers. It asks nothing of anybody, so that a slow database does not get the process restarted.
+async fn alive(call: Call) -> Answer {
+    Ok(dto::ok(&brief("healthy", call.shared.version)))
+}
+
+/// Requests can be served.
+async fn ready(call: Call) -> Answer {
+    let health = call.shared.engine.health().await;
+    let components = (call.shared.components)();
+    let ready = status(&health, &components) != "unhealthy";
+    Ok(with_status(
+        dto::ok(&brief(
+            if ready { "ready" } else { "not_ready" },
+            call.shared.version,
+        )),
+        ready,
+    ))
+}
+
+async fn detailed(call: Call) -> Answer {
+    let health = call.shared.engine.health().await;
+    let components = (call.shared.components)();
+    let status = status(&health, &components);
+    let body = describe(
+        status,
+        call.shared.version,
+        call.shared.listening,
+        health,
+        components,
+    );
+    Ok(with_status(dto::ok(&body), status != "unhealthy"))
+}
+
+fn brief(status: &'static str, version: &'static str) -> Brief {
+    Brief {
+        status,
+        service: SERVICE,
+        version,
+    }
+}
+
+/// `unhealthy` without what every request needs, `degraded` without what only some do.
+fn status(health: &Health, components: &[Component]) -> &'static str {
+    if health.database.is_err() || components.iter().any(|c| c.essential && !c.healthy) {
+        "unhealthy"
+    } else if health.objects.is_err() || components.iter().any(|c| !c.healthy) {
+        "degraded"
+    } else {
+        "healthy"
+    }
+}
+
+fn with_status(mut response: Response, ok: bool) -> Response {
+    if !ok {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
+}
+
+fn describe(
+    status: &'static str,
+    version: &'static str,
+    http: SocketAddr,
+    health: Health,
+    parts: Vec<Component>,
+) -> Detailed {
+    let own = [("database", health.database), ("storage", health.objects)];
+    let own = own.map(|(name, state)| (name, State::new(state.is_ok(), state.err(), None)));
+    let mut listening: BTreeMap<_, _> = parts
+        .iter()
+        .filter_map(|part| Some((part.name, part.address?)))
+        .collect();
+    listening.insert("http", http);
+    let parts = parts.into_iter().map(|part| {
+        (
+            part.name,
+            State::new(part.healthy, part.detail, part.address),
+        )
+    });
+    let mut counters: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    for (name, label, value) in health.counters {
+        counters.entry(name).or_default().insert(label, value);
+    }
+    Detailed {
+        status,
+        service: SERVICE,
+        version,
+        components: own.into_iter().chain(parts).collect(),
+        listening,
+        uplinks_waiting: health.uplinks_waiting,
+        counters,
+    }
+}
+
+impl State {
+    fn new(healthy: bool, detail: Option<String>, address: Option<SocketAddr>) -> Self {
+        Self {
+            status: if healthy { "healthy" } else { "unhealthy" },
+            detail,
+            address,
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn health(database: Result<(), String>) -> Health {
+        let counters = vec![
+            ("mqtt_refused", "password", 2),
+            ("mqtt_refused", "topic", 1),
+        ];
+        Health {
+            database,
+            objects: Ok(()),
+            uplinks_waiting: 3,
+            counters,
+        }
+    }
+
+    fn gateway(healthy: bool) -> Component {
+        let address = Some("127.0.0.1:1883".parse().unwrap());
+        Component {
+            name: "mqtt_gateway",
+            healthy,
+            essential: false,
+            detail: None,
+            address,
+        }
+    }
+
+    #[test]
+    fn the_detailed_answer_shows_every_part_and_where_it_listens() {
+        let body = describe(
+            "healthy",
+            "0.1.0",
+            "127.0.0.1:8216".parse().unwrap(),
+            health(Ok(())),
+            vec![gateway(true)],
+        );
+        insta::assert_snapshot!(serde_json::to_string_pretty(&body).unwrap(), @r#"
+        {
+          "status": "healthy",
+          "service": "ota_service",
+          "version": "0.1.0",
+          "components": {
+            "database": {
+              "status": "healthy"
+            },
+            "mqtt_gateway": {
+              "status": "healthy",
+              "address": "127.0.0.1:1883"
+            },
+            "storage": {
+              "status": "healthy"
+            }
+          },
+          "listening": {
+            "http": "127.0.0.1:8216",
+            "mqtt_gateway": "127.0.0.1:1883"
+          },
+          "uplinks_waiting": 3,
+          "counters": {
+            "mqtt_refused": {
+              "password": 2,
+              "topic": 1
+            }
+          }
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_part_that_is_down_degrades_and_a_database_that_is_down_ends() {
+        assert_eq!(status(&health(Ok(())), &[gateway(true)]), "healthy");
+        assert_eq!(status(&health(Ok(())), &[gateway(false)]), "degraded");
+        assert_eq!(
+            status(
+                &health(Ok(())),
+                &[Component {
+                    essential: true,
+                    ..gateway(false)
+                }]
+            ),
+            "unhealthy"
+        );
+        assert_eq!(status(&health(Err("gone".to_owned())), &[]), "unhealthy");
+    }
+}

@@ -1,0 +1,176 @@
+//! How often one address, and all of them together, may call; counted before anybody is asked who they are.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use governor::clock::{Clock as _, DefaultClock, QuantaInstant};
+use governor::state::keyed::DashMapStateStore;
+use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
+
+use crate::errors::ApiError;
+
+/// Most addresses that are remembered, some 100 bytes each. Past it, those that have been quiet are forgotten.
+const MAX_ADDRESSES: usize = 65_536;
+/// Requests between two looks at how many addresses are remembered.
+const LOOK_EVERY: u64 = 1_024;
+
+/// So many requests in such a time; they may come in one burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests.
+    pub count: NonZeroU32,
+    /// In this time.
+    pub per: Duration,
+}
+
+impl Rate {
+    fn quota(self) -> Option<Quota> {
+        Quota::with_period(self.per / self.count.get()).map(|quota| quota.allow_burst(self.count))
+    }
+}
+
+/// The limits of the API; `None` is no limit. Downloads by link and health checks are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Of one address; an IPv6 address counts as its /64 network, which one subscriber has.
+    pub per_address: Option<Rate>,
+    /// Of all addresses together.
+    pub global: Option<Rate>,
+}
+
+/// Counts requests.
+pub(crate) struct Limiter {
+    per_address: Option<RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock>>,
+    global: Option<DefaultDirectRateLimiter>,
+    clock: DefaultClock,
+    seen: AtomicU64,
+}
+
+impl Limiter {
+    pub(crate) fn new(limits: RateLimits) -> Self {
+        let per_address = limits.per_address.and_then(Rate::quota);
+        let global = limits.global.and_then(Rate::quota);
+        Self {
+            per_address: per_address.map(RateLimiter::dashmap),
+            global: global.map(RateLimiter::direct),
+            clock: DefaultClock::default(),
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts one request of this address; 429 when it is one too many.
+    pub(crate) fn check(&self, address: IpAddr) -> Result<(), ApiError> {
+        if let Some(limiter) = &self.per_address {
+            self.forget_the_quiet();
+            limiter
+                .check_key(&network(address))
+                .map_err(|until| self.refuse(&until))?;
+        }
+        match &self.global {
+            Some(limiter) => limiter.check().map_err(|until| self.refuse(&until)),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse(&self, until: &NotUntil<QuantaInstant>) -> ApiError {
+        let wait = until.wait_time_from(self.clock.now());
+        ApiError::too_many(wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+    }
+
+    fn forget_the_quiet(&self) {
+        let Some(limiter) = &self.per_address else {
+            return;
+        };
+        let look = self
+            .seen
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(LOOK_EVERY);
+        if look && limiter.len() > MAX_ADDRESSES {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+}
+
+/// What counts as one address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn rate(count: u32) -> Rate {
+        Rate {
+            count: NonZeroU32::new(count).unwrap(),
+            per: Duration::from_hours(1),
+        }
+    }
+
+    fn check(limiter: &Limiter, address: &str) -> u16 {
+        limiter
+            .check(address.parse().unwrap())
+            .map_or_else(|error| error.render("r").status().as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn an_address_that_asks_too_often_waits_and_its_neighbour_does_not() {
+        let limiter = Limiter::new(RateLimits {
+            per_address: Some(rate(2)),
+            global: None,
+        });
+        assert_eq!(
+            [200, 200, 429],
+            [(); 3].map(|()| check(&limiter, "192.0.2.1"))
+        );
+        assert_eq!(
+            check(&limiter, "::ffff:192.0.2.1"),
+            429,
+            "the same address in its other form"
+        );
+        assert_eq!(check(&limiter, "192.0.2.2"), 200);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one() {
+        let limiter = Limiter::new(RateLimits {
+            per_address: Some(rate(1)),
+            global: None,
+        });
+        assert_eq!(check(&limiter, "2001:db8::1"), 200);
+        assert_eq!(check(&limiter, "2001:db8::2"), 429);
+        assert_eq!(check(&limiter, "2001:db8:0:1::1"), 200);
+    }
+
+    #[test]
+    fn all_together_have_a_limit_too_and_the_answer_says_when() {
+        let limiter = Limiter::new(RateLimits {
+            per_address: None,
+            global: Some(rate(1)),
+        });
+        assert_eq!(check(&limiter, "192.0.2.1"), 200);
+        let refused = limiter
+            .check("192.0.2.2".parse().unwrap())
+            .unwrap_err()
+            .render("r");
+        let wait: u64 = refused.headers()[http::header::RETRY_AFTER]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((3_590..=3_600).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        let limiter = Limiter::new(RateLimits::default());
+        assert!((0..10_000).all(|_| check(&limiter, "192.0.2.1") == 200));
+    }
+}

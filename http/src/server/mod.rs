@@ -1,0 +1,226 @@
+//! Listening and connections: their number, their deadlines, and an end in bounded time.
+
+mod stall;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+use warp::reply::Response;
+
+use crate::gate::Gate;
+use crate::request::linger::Lingering;
+use crate::{Api, routes};
+use stall::Stall;
+
+/// Most connections at a time. The rest wait in the kernel's queue; the process needs its file handles for devices.
+const MAX_CONNECTIONS: usize = 2_048;
+/// Connections that the kernel keeps waiting for us.
+const BACKLOG: u32 = 1_024;
+/// Longest that a client may take for the head of a request, and stay idle between two.
+const HEAD_TIME: Duration = Duration::from_secs(15);
+/// Longest that a client may take nothing of an answer.
+const STALL_TIME: Duration = Duration::from_mins(1);
+/// Pause after the system refused to accept, e.g. because it is out of file handles.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long requests may go on after the shutdown began: the process has 5 s, and the engine ends after us.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
+/// Requests at a time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 64;
+/// Bytes that an HTTP/2 client may send ahead on one stream: enough for a fast upload.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Most bytes of a request's head.
+const MAX_HEAD_BYTES: u32 = 32 * 1024;
+
+/// A listener that does not serve yet.
+#[derive(Debug)]
+pub struct Http {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+impl Http {
+    /// Listens; port 0 takes a free one. Must be called within a Tokio runtime.
+    pub fn bind(addr: SocketAddr) -> io::Result<Self> {
+        let socket = if addr.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        let listener = socket.listen(BACKLOG)?;
+        Ok(Self {
+            local_addr: listener.local_addr()?,
+            listener,
+        })
+    }
+
+    /// The real address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `shutdown`, then lets requests finish for a few seconds and cuts what is left.
+    pub async fn serve(self, api: Api, shutdown: CancellationToken) {
+        let Api {
+            engine,
+            access,
+            limits,
+            version,
+            run_id,
+            components,
+        } = api;
+        let shared = routes::Shared::new(engine, version, self.local_addr, components);
+        let service = TowerToHyperService::new(warp::service(routes::routes(&Arc::new(shared))));
+        serve_gate(
+            self.listener,
+            Gate::new(service, access, limits, run_id),
+            shutdown,
+        )
+        .await;
+    }
+}
+
+async fn serve_gate<S>(listener: TcpListener, gate: Gate<S>, shutdown: CancellationToken)
+where
+    S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
+        + Send
+        + Sync
+        + 'static,
+{
+    let gate = Arc::new(gate);
+    let builder = Arc::new(builder());
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            next = next => next,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "a connection was not accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let serving = connection(
+            stream,
+            peer,
+            Arc::clone(&gate),
+            Arc::clone(&builder),
+            shutdown.clone(),
+        );
+        let cut = cut.clone();
+        connections.spawn(async move {
+            let _room = permit;
+            cut.run_until_cancelled(serving).await;
+        });
+    }
+    drop(listener);
+    connections.close();
+    if timeout(SHUTDOWN_TIME, connections.wait()).await.is_err() {
+        warn!(
+            connections = connections.len(),
+            "cutting connections that did not end in time"
+        );
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES * 2)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .keep_alive_interval(HEAD_TIME)
+        .keep_alive_timeout(HEAD_TIME);
+    builder
+}
+
+/// Serves one connection to its end.
+async fn connection<S>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    gate: Arc<Gate<S>>,
+    builder: Arc<Builder<TokioExecutor>>,
+    shutdown: CancellationToken,
+) where
+    S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
+        + Send
+        + Sync
+        + 'static,
+{
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, client.address = %peer, "no TCP_NODELAY");
+    }
+    let spoke = Arc::new(AtomicBool::new(false));
+    let said = Arc::clone(&spoke);
+    let service = service_fn(move |request: Request<Incoming>| {
+        said.store(true, Ordering::Relaxed);
+        let gate = Arc::clone(&gate);
+        async move { Ok::<_, Infallible>(gate.answer(peer.ip(), request).await) }
+    });
+    let mut serving =
+        pin!(builder.serve_connection(TokioIo::new(Stall::new(stream, STALL_TIME)), service));
+    // The time for a head does not run before the protocol's version is known, so the first head has its own.
+    let mut first_head = pin!(sleep(HEAD_TIME));
+    let (mut waits_for_head, mut ending) = (true, false);
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    debug!(error = %error, client.address = %peer, "connection ended");
+                }
+                return;
+            }
+            () = shutdown.cancelled(), if !ending => {
+                ending = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = first_head.as_mut(), if waits_for_head => {
+                if !spoke.load(Ordering::Relaxed) {
+                    return;
+                }
+                waits_for_head = false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Updates: progress, cancel, retry (PRD, E3-US2 to E3-US4). Reading one is the most frequent request of all.
+
+use std::sync::Arc;
+
+use device_ota_domain::campaign::Group;
+use device_ota_domain::page::Page;
+use device_ota_domain::update::{Action, Update};
+use device_ota_engine::UpdateView;
+use device_ota_engine::ports::store::UpdateFilter;
+use serde_json::{Map, Value};
+use warp::Filter as _;
+
+use crate::dto::firmware::FirmwareRef;
+use crate::dto::update::UpdateDto;
+use crate::dto::{self, List};
+use crate::errors::ApiError;
+use crate::request::body::{Body, body};
+use crate::request::json::no_body;
+use crate::request::{Call, Segment, call};
+use crate::routes::{Answer, Routes, Shared, reply};
+
+/// Groups of updates by name.
+pub(crate) const GROUPS: [(&str, Group); 6] = [
+    ("pending", Group::Pending),
+    ("in_flight", Group::InFlight),
+    ("in_progress", Group::InFlight),
+    ("completed", Group::Completed),
+    ("failed", Group::Failed),
+    ("cancelled", Group::Cancelled),
+];
+/// Actions of updates by name.
+pub(crate) const ACTIONS: [(&str, Action); 2] = [
+    (Action::Update.name(), Action::Update),
+    (Action::Rollback.name(), Action::Rollback),
+];
+
+pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
+    let call = call(shared);
+    let one = warp::get()
+        .and(warp::path!("updates" / Segment))
+        .and(call.clone())
+        .then(one);
+    let list = warp::get()
+        .and(warp::path!("updates"))
+        .and(call.clone())
+        .then(list);
+    let cancel = warp::post()
+        .and(warp::path!("updates" / Segment / "cancel"))
+        .and(call.clone())
+        .and(body())
+        .then(cancel);
+    let retry = warp::post()
+        .and(warp::path!("updates" / Segment / "retry"))
+        .and(call)
+        .and(body())
+        .then(retry);
+    one.or(list)
+        .unify()
+        .or(cancel)
+        .unify()
+        .or(retry)
+        .unify()
+        .map(reply)
+        .boxed()
+}
+
+async fn one(id: Segment, call: Call) -> Answer {
+    call.no_query()?;
+    let view = call.shared.engine.update(&id.id("update")?).await?;
+    answer_one(&call, &view, false).await
+}
+
+async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let page = query.page()?;
+    let filter = UpdateFilter {
+        campaign: query.id("campaign_id")?,
+        device: query.id("device_id")?,
+        group: query.one_of("state", &GROUPS)?,
+        action: query.one_of("action", &ACTIONS)?,
+    };
+    let filters = query.done()?;
+    answer_list(&call, "updates", &filter, page, filters).await
+}
+
+async fn cancel(id: Segment, call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let id = id.id("update")?;
+    no_body(&call.headers, body).await?;
+    let view = call.shared.engine.cancel_update(&id, call.by()).await?;
+    answer_one(&call, &view, false).await
+}
+
+async fn retry(id: Segment, call: Call, body: Body) -> Answer {
+    call.no_query()?;
+    let id = id.id("update")?;
+    no_body(&call.headers, body).await?;
+    let view = call.shared.engine.retry_update(&id, call.by()).await?;
+    answer_one(&call, &view, false).await
+}
+
+/// Answers with one update: 201 when it is `new`, else 200.
+pub(crate) async fn answer_one(call: &Call, view: &UpdateView, new: bool) -> Answer {
+    let firmware = firmware_of(call, &view.update).await?;
+    let body = UpdateDto::new(&view.update, firmware.as_deref(), view.why.clone());
+    Ok(if new {
+        dto::created(&body)
+    } else {
+        dto::ok(&body)
+    })
+}
+
+/// Answers with a page of updates.
+pub(crate) async fn answer_list(
+    call: &Call,
+    plural: &'static str,
+    filter: &UpdateFilter,
+    page: Page,
+    filters: Map<String, Value>,
+) -> Answer {
+    let updates = call.shared.engine.updates(filter, page).await?;
+    let mut firmware = Vec::with_capacity(updates.len());
+    for update in &updates {
+        firmware.push(firmware_of(call, update).await?);
+    }
+    let named = updates.iter().zip(&firmware);
+    let items = named
+        .map(|(update, firmware)| UpdateDto::new(update, firmware.as_deref(), None))
+        .collect();
+    Ok(dto::ok(&List {
+        plural,
+        items,
+        page,
+        filters,
+    }))
+}
+
+async fn firmware_of(call: &Call, update: &Update) -> Result<Option<Arc<FirmwareRef>>, ApiError> {
+    match &update.firmware {
+        Some(id) => Ok(call.shared.firmware_ref(id).await?),
+        None => Ok(None),
+    }
+}
