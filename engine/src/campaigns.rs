@@ -69,7 +69,7 @@ impl Engine {
             .store
             .campaign(id)
             .await?
-            .ok_or_else(|| Error::not_found("campaign", id))?;
+            .ok_or_else(|| Error::not_found("campaign", &id))?;
         self.view(campaign).await
     }
 
@@ -89,7 +89,8 @@ impl Engine {
     async fn view(&self, campaign: Campaign) -> Result<CampaignView> {
         let counts = self.store.counts(&campaign.id).await?;
         let firmware = self.cached_firmware(campaign.firmware()).await?;
-        let firmware = firmware.ok_or_else(|| Error::not_found("firmware", campaign.firmware()))?;
+        let firmware =
+            firmware.ok_or_else(|| Error::not_found("firmware", &campaign.firmware()))?;
         let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
         Ok(CampaignView {
             campaign,
@@ -181,7 +182,7 @@ impl Engine {
 async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<Campaign> {
     tx.campaign(id)
         .await?
-        .ok_or_else(|| Error::not_found("campaign", id))
+        .ok_or_else(|| Error::not_found("campaign", &id))
 }
 
 /// An event of a campaign's life (PRD, E6-US2, E6-US3).
@@ -229,7 +230,7 @@ pub(crate) fn decided(
     device_ota_domain::campaign::TransitionError,
 > {
     Ok(match action {
-        Action::OpenStage(stage) => Some((state.open_stage(*stage, now)?, "campaign.stage_opened")),
+        Action::OpenStage(next) => Some((state.open_stage(*next, now)?, "campaign.stage_opened")),
         Action::RollBack { reason } => Some((
             state.roll_back(now, planner::AUTOMATIC, reason)?,
             "rollback.initiated",

@@ -96,7 +96,7 @@ impl Engine {
             .set_verifier(id, &secrets::verifier(&secret, self.entropy.as_ref()))
             .await?
         {
-            return Err(Error::not_found("device", id));
+            return Err(Error::not_found("device", &id));
         }
         tx.commit().await?;
         self.downlink.disconnect(id).await;
@@ -134,7 +134,7 @@ impl Engine {
         self.store
             .device(id)
             .await?
-            .ok_or_else(|| Error::not_found("device", id))
+            .ok_or_else(|| Error::not_found("device", &id))
     }
 
     /// Devices in id order.

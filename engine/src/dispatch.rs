@@ -177,7 +177,9 @@ impl Engine {
         let now = self.clock.now();
         let mut updates = tx.updates(&ids).await?;
         updates.retain(|u| u.group() == Group::InFlight);
-        updates.iter_mut().for_each(|u| u.updated_at = now);
+        for update in &mut updates {
+            update.updated_at = now;
+        }
         tx.save_updates(&updates).await?;
         let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
         let grounds = tx.draw_seqs(&devices).await?;

@@ -83,7 +83,7 @@ impl Error {
     }
 
     /// 404.
-    pub fn not_found(what: &'static str, id: impl ToString) -> Self {
+    pub fn not_found(what: &'static str, id: &dyn std::fmt::Display) -> Self {
         Self::NotFound {
             what,
             id: id.to_string(),

@@ -102,7 +102,7 @@ impl Engine {
             .firmware(id)
             .await?
             .filter(|f| f.deprecated_at.is_none());
-        found.ok_or_else(|| Error::not_found("firmware", id))
+        found.ok_or_else(|| Error::not_found("firmware", &id))
     }
 
     /// Firmware, newest first.
@@ -240,17 +240,17 @@ impl Engine {
     ) -> Result<Firmware> {
         let now = self.clock.now();
         let expected = release(&metadata, format, size, sums, now);
-        let envelope = match signed_elsewhere {
-            Some(text) => self.check_release(&text, &expected)?,
-            None => {
-                let key = self.keyring.release().ok_or_else(|| {
-                    Error::invalid(
-                        "release_missing",
-                        "this service holds no release key; send a release envelope signed elsewhere in the form part `release`",
-                    )
-                })?;
-                objects::seal(&expected, key).map_err(|error| Error::Internal(Box::new(error)))?
-            }
+        let envelope = if let Some(text) = signed_elsewhere {
+            self.check_release(&text, &expected)?
+        } else {
+            let key = self.keyring.release().ok_or_else(|| {
+                Error::invalid(
+                    "release_missing",
+                    "this service holds no release key; send a release envelope signed elsewhere \
+                     in the form part `release`",
+                )
+            })?;
+            objects::seal(&expected, key).map_err(|error| Error::Internal(Box::new(error)))?
         };
         let opened = objects::open::<Release>(&envelope, self.keyring.root());
         let (_, payload) = opened.map_err(|error| Error::Internal(Box::new(error)))?;

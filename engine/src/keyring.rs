@@ -95,12 +95,7 @@ impl Keyring {
 
 fn listed(root: &Root, role: Role, name: &'static str, key: &Keypair) -> Result<(), KeyringError> {
     let public = key.public();
-    if root
-        .role_keys(role)
-        .keys
-        .iter()
-        .any(|known| *known == public)
-    {
+    if root.role_keys(role).keys.contains(&public) {
         Ok(())
     } else {
         Err(KeyringError::NotListed {

@@ -68,7 +68,7 @@ impl Engine {
             .store
             .update(id)
             .await?
-            .ok_or_else(|| Error::not_found("update", id))?;
+            .ok_or_else(|| Error::not_found("update", &id))?;
         let why = match update.state {
             UpdateState::Pending { due_at, .. } => self.why(&update, due_at).await?,
             _ => None,
@@ -220,7 +220,7 @@ impl Engine {
         let made = RollbackId::of(&update.id);
         log.into_iter()
             .find(|entry| entry.rollback_id == made)
-            .ok_or_else(|| Error::not_found("rollback", made))
+            .ok_or_else(|| Error::not_found("rollback", &made))
     }
 
     /// The firmware of a version that the device has run: it completed an update to it, or came from it.
@@ -397,7 +397,7 @@ async fn locked(tx: &mut dyn Tx, id: &UpdateId) -> Result<Update> {
     found
         .into_iter()
         .next()
-        .ok_or_else(|| Error::not_found("update", id))
+        .ok_or_else(|| Error::not_found("update", &id))
 }
 
 fn held_by_campaign(campaign: &Campaign, update: &Update) -> Option<Why> {

@@ -62,7 +62,7 @@ impl ApiError {
             .chars()
             .take(device_ota_domain::ids::MAX_ID_BYTES)
             .collect();
-        Error::not_found(what, shown).into()
+        Error::NotFound { what, id: shown }.into()
     }
 
     /// 408: the client stopped sending.
@@ -248,7 +248,13 @@ mod tests {
         let status = |error: Error| ApiError::from(error).into_response().status().as_u16();
         assert_eq!(status(Error::invalid("c", "d")), 400);
         assert_eq!(status(Error::forbidden("c", "d")), 403);
-        assert_eq!(status(Error::not_found("device", "x")), 404);
+        assert_eq!(
+            status(Error::NotFound {
+                what: "device",
+                id: "x".into()
+            }),
+            404
+        );
         assert_eq!(status(Error::conflict("c", "d")), 409);
         assert_eq!(status(Error::unprocessable("c", "d")), 422);
         assert_eq!(status(Error::Internal("x".into())), 500);

@@ -72,12 +72,12 @@ impl Batch {
             rows.take(engine, message);
         }
         let mut answers = self.answers(&rows);
-        let (changes, changed) = rows.into_changes();
+        let (changes, after) = rows.into_changes();
         let moved = changes.moves_counters() || present.appeared;
         if !changes.is_empty() {
             changes.write(tx.as_mut()).await?;
         }
-        let again: Vec<Update> = answers.due_updates(&changed);
+        let again: Vec<Update> = answers.due_updates(&after);
         tx.touch(&present.touches.into_values().collect::<Vec<_>>())
             .await?;
         if !present.heartbeats.is_empty() {
@@ -90,9 +90,9 @@ impl Batch {
             tx.draw_seqs(&devices).await?
         };
         tx.commit().await?;
-        changed
-            .values()
-            .for_each(|update| engine.rebooting.note(update));
+        for update in after.values() {
+            engine.rebooting.note(update);
+        }
         answers.answers.due = pair(again, grounds);
         Ok(Outcome {
             answers: answers.answers,
