@@ -1,0 +1,138 @@
+//! Connected idle devices: how fast they come in with their passwords, and what each costs in memory.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::runtime;
+use crate::Plan;
+use crate::fleet::{self, Database};
+use crate::mqtt::{self, Target};
+use crate::peers::{Mosquitto, password_file};
+use crate::process::Running;
+use crate::service::Service;
+use crate::stats::{Series, Target as Wanted, ratio, real, title, verdict};
+
+/// Connections opened at the same time.
+const OPENING: usize = 256;
+/// Time after which a server has done what a change of its connections led to.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// How many.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Devices.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(100..=16_000))]
+    pub(crate) devices: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { devices: 10_000 }
+    }
+}
+
+pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
+    title(&format!(
+        "connections with passwords, {} devices, then subscribed and idle; SQLite",
+        options.devices
+    ));
+    runtime()?.block_on(measure(plan, options.devices.into()))
+}
+
+async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let database = Database::file_in(folder.path());
+    database.fill(devices).await?;
+    let passwords = password_file(folder.path(), devices)?;
+    let mut ours = Figures::new("service");
+    let mut theirs = Figures::new("mosquitto");
+    for _ in 0..plan.rounds {
+        let service = Service::start(folder.path(), &database.url())?;
+        ours.take(service.mqtt, &service.process, devices).await?;
+        drop(service);
+        let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
+        theirs
+            .take(mosquitto.addr, &mosquitto.process, devices)
+            .await?;
+    }
+    for figures in [&ours, &theirs] {
+        figures.connects.print();
+        figures.memory.print();
+        figures.marginal.print();
+        figures.base.print();
+    }
+    ratio(
+        "connects a second, service / mosquitto",
+        &ours.connects,
+        &theirs.connects,
+        Wanted::AtLeast(1.0),
+    );
+    verdict(
+        "memory a device, all growth",
+        ours.memory.median(),
+        "KiB",
+        Wanted::AtMost(4.0),
+    );
+    verdict(
+        "memory a device, second half",
+        ours.marginal.median(),
+        "KiB",
+        Wanted::AtMost(4.0),
+    );
+    Ok(())
+}
+
+struct Figures {
+    connects: Series,
+    memory: Series,
+    marginal: Series,
+    base: Series,
+}
+
+impl Figures {
+    fn new(name: &str) -> Self {
+        Self {
+            connects: Series::new(format!("{name}: connects"), "per second"),
+            memory: Series::new(format!("{name}: growth / devices"), "KiB a device"),
+            marginal: Series::new(format!("{name}: growth of the second half"), "KiB a device"),
+            base: Series::new(format!("{name}: resident before"), "KiB"),
+        }
+    }
+
+    /// Half of the devices, then the other half: the first half also fills the caches of the database.
+    async fn take(
+        &mut self,
+        addr: std::net::SocketAddr,
+        process: &Running,
+        devices: usize,
+    ) -> anyhow::Result<()> {
+        let target = Target {
+            addr,
+            password: Some(fleet::SECRET.into()),
+        };
+        tokio::time::sleep(SETTLE).await;
+        let mut resident = vec![process.memory_kib("VmRSS")?];
+        let (mut open, mut took) = (Vec::with_capacity(devices), Duration::ZERO);
+        let names = fleet::names(devices);
+        for half in names.chunks(devices.div_ceil(2)) {
+            let began = Instant::now();
+            let opened = mqtt::open_all(&target, half.to_vec(), OPENING).await?;
+            took += began.elapsed();
+            open.extend(mqtt::subscribe_all(opened, OPENING).await?);
+            tokio::time::sleep(SETTLE).await;
+            resident.push(process.memory_kib("VmRSS")?);
+        }
+        let &[before, half, after] = resident.as_slice() else {
+            anyhow::bail!("three readings")
+        };
+        self.connects
+            .push(real(devices as u64) / took.as_secs_f64());
+        self.memory
+            .push(real(after.saturating_sub(before)) / real(devices as u64));
+        self.marginal
+            .push(real(after.saturating_sub(half)) / real(devices as u64 / 2));
+        self.base.push(real(before));
+        Ok(())
+    }
+}

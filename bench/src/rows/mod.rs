@@ -1,0 +1,16 @@
+//! One file a row of figures.
+
+mod bare;
+pub(crate) mod connections;
+pub(crate) mod fan_out;
+pub(crate) mod heartbeats;
+pub(crate) mod progress_reads;
+pub(crate) mod start;
+pub(crate) mod upload;
+
+/// The load generator's own thread: everything that it does happens there.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
