@@ -112,14 +112,16 @@ CREATE TABLE campaign_stages (
     PRIMARY KEY (campaign_id, action, stage)
 ) STRICT, WITHOUT ROWID;
 
+-- No foreign keys: a campaign makes these rows from the very tables they would name, 100,000 at a stroke, and nothing is
+-- ever deleted from those.
 CREATE TABLE device_updates (
     number            INTEGER PRIMARY KEY AUTOINCREMENT,  -- rises in the order of creation
     update_id         TEXT    NOT NULL UNIQUE,
-    device_key        INTEGER NOT NULL REFERENCES devices,
+    device_key        INTEGER NOT NULL,
     device_id         TEXT    NOT NULL,
-    campaign_id       TEXT    REFERENCES update_campaigns (campaign_id),
+    campaign_id       TEXT,
     action            TEXT    NOT NULL CHECK (action IN ('update', 'rollback')),
-    firmware_id       TEXT    REFERENCES firmware,
+    firmware_id       TEXT,
     from_version      TEXT,
     to_version        TEXT    NOT NULL,
     stage             INTEGER NOT NULL,
@@ -154,7 +156,7 @@ CREATE TABLE device_updates (
 -- At most one live update a device, whatever the code above does.
 CREATE UNIQUE INDEX device_updates_live ON device_updates (device_key) WHERE state = 'in_flight';
 CREATE INDEX device_updates_due ON device_updates (campaign_id, action, stage, due_at) WHERE state = 'pending';
-CREATE INDEX device_updates_live_of_campaign ON device_updates (campaign_id, number) WHERE state = 'in_flight';
+CREATE INDEX device_updates_live_of_campaign ON device_updates (campaign_id, action, number) WHERE state = 'in_flight';
 CREATE INDEX device_updates_check ON device_updates (check_at) WHERE check_at IS NOT NULL;
 CREATE INDEX device_updates_nudge ON device_updates (nudge_at) WHERE nudge_at IS NOT NULL;
 CREATE INDEX device_updates_of_campaign ON device_updates (campaign_id, number);

@@ -17,14 +17,15 @@ use crate::updates::{read_update, select_update};
 macro_rules! claimable {
     ($campaign:literal) => {
         select_update!(
-            ", COALESCE(l.version, d.firmware_version) AS running FROM device_updates u \
-             JOIN device_latest l ON l.device_key = u.device_key JOIN devices d ON d.device_key = u.device_key \
+            ", COALESCE(l.version, (SELECT d.firmware_version FROM devices d WHERE d.device_key = u.device_key)) \
+             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
              WHERE u.state = 'pending' AND ",
             $campaign,
             " AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 AND l.online = 1 \
              AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
              AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) \
-             AND (l.reported_model IS NULL OR l.reported_model = d.device_model) \
+             AND (l.reported_model IS NULL OR l.reported_model = \
+                 (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
              AND NOT EXISTS (SELECT 1 FROM device_updates o \
                  WHERE o.device_key = u.device_key AND o.state = 'in_flight') \
              ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
@@ -36,7 +37,8 @@ statements! {
     CLAIMABLE = claimable!("u.campaign_id = $1");
     CLAIMABLE_SINGLE = claimable!("u.campaign_id IS NULL AND CAST($1 AS TEXT) IS NULL");
     DUE_SINGLE = "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
-         WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.due_at <= $1 AND l.online = 1 LIMIT 1";
+         WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') \
+         AND u.due_at <= $1 AND l.online = 1 LIMIT 1";
     IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
     IN_FLIGHT_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
@@ -62,14 +64,7 @@ pub(crate) async fn claimable<D: Dialect>(
     conn: &mut D::Connection,
     query: &ClaimQuery,
 ) -> Result<Vec<Claimable>, DbError> {
-    let args = Args::<D>::new()
-        .text(query.campaign.as_ref().map(CampaignId::as_str))
-        .text(query.action.name())
-        .int(i64::from(query.up_to_stage))
-        .time(query.now)
-        .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
-        .int(query.requires.min_free_storage_bytes.unwrap_or(0))
-        .int(i64::from(query.limit));
+    let args = bind_claim::<D>(query, query.campaign.as_ref().map(CampaignId::as_str));
     let statement = if query.campaign.is_some() {
         &CLAIMABLE
     } else {
@@ -86,6 +81,18 @@ pub(crate) async fn claimable<D: Dialect>(
     let mut devices = HashSet::with_capacity(rows.len());
     rows.retain(|row| devices.insert(row.update.device));
     Ok(rows)
+}
+
+/// Binds a claim of a campaign's updates, or of those of none.
+pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery, campaign: Option<&str>) -> Args<D> {
+    Args::new()
+        .text(campaign)
+        .text(query.action.name())
+        .int(i64::from(query.up_to_stage))
+        .time(query.now)
+        .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
+        .int(query.requires.min_free_storage_bytes.unwrap_or(0))
+        .int(i64::from(query.limit))
 }
 
 /// Whether a single device's update is due.

@@ -20,6 +20,8 @@ mod materialise;
 mod migrations;
 mod open;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod presence;
 mod rollbacks;
 mod sql;
@@ -73,7 +75,6 @@ pub enum OpenError {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
     use super::*;
     use crate::sql::CHUNKS;
     use crate::testing::{PostgresDatabase, SqliteDatabase};

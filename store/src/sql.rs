@@ -236,7 +236,8 @@ impl<D: Dialect> Args<D> {
         self.note(result)
     }
 
-    fn finish(self) -> Result<D::Arguments, DbError> {
+    /// The finished arguments.
+    pub(crate) fn finish(self) -> Result<D::Arguments, DbError> {
         match self.failed {
             None => Ok(self.values),
             Some(error) => Err(sqlx::Error::Encode(error).into()),

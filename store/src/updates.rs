@@ -46,7 +46,13 @@ statements! {
     UPDATE = select_update!(" FROM device_updates u WHERE u.update_id = $1");
     UPDATES_OF_DEVICE = list_updates!("u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $5) \
          AND (CAST($6 AS TEXT) IS NULL OR u.campaign_id = $6)");
-    UPDATES_OF_CAMPAIGN = list_updates!("u.campaign_id = $5");
+    // Equality said as a range, so that the order is that of the campaign's index alone: PostgreSQL would else read all
+    // newer updates backwards to find an old campaign's.
+    UPDATES_OF_CAMPAIGN = select_update!(
+        " FROM device_updates u WHERE u.campaign_id >= $5 AND u.campaign_id <= $5 \
+         AND (CAST($3 AS TEXT) IS NULL OR u.state = $3) AND (CAST($4 AS TEXT) IS NULL OR u.action = $4) \
+         ORDER BY u.campaign_id DESC, u.number DESC LIMIT $1 OFFSET $2"
+    );
     ALL_UPDATES = list_updates!("1 = 1");
     UPDATES_LOCKED = select_update!(
         " FROM device_updates u WHERE u.update_id {any:$1} ORDER BY u.device_key, u.number {for_update}"

@@ -12,20 +12,20 @@ use device_ota_engine::ports::store::{ClaimQuery, NewDevice, Registered, Store, 
 use jiff::{SignedDuration, Timestamp};
 
 /// The model of all devices and images, unless a story says otherwise.
-pub const MODEL: &str = "SF-100";
+pub(crate) const MODEL: &str = "SF-100";
 
 /// Seconds after the stories' beginning.
-pub fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).expect("a time near the present")
 }
 
 /// The id of device number `n`.
-pub fn name(n: usize) -> String {
+pub(crate) fn name(n: usize) -> String {
     format!("dev-{n:05}")
 }
 
 /// A device to register.
-pub fn new_device(id: &str, bucket: u16) -> NewDevice {
+pub(crate) fn new_device(id: &str, bucket: u16) -> NewDevice {
     NewDevice {
         registration: Registration {
             device_id: id.parse().expect("a valid id"),
@@ -45,7 +45,7 @@ pub fn new_device(id: &str, bucket: u16) -> NewDevice {
 }
 
 /// Registers devices and answers their numbers.
-pub async fn register(store: &dyn Store, devices: &[NewDevice]) -> Vec<DeviceKey> {
+pub(crate) async fn register(store: &dyn Store, devices: &[NewDevice]) -> Vec<DeviceKey> {
     let mut tx = store.begin().await.expect("begins");
     let registered = tx.register(devices).await.expect("registers");
     tx.commit().await.expect("commits");
@@ -57,7 +57,7 @@ pub async fn register(store: &dyn Store, devices: &[NewDevice]) -> Vec<DeviceKey
 }
 
 /// `count` devices, evenly spread over the wheel, all online; answers their numbers.
-pub async fn fleet(store: &dyn Store, count: usize) -> Vec<DeviceKey> {
+pub(crate) async fn fleet(store: &dyn Store, count: usize) -> Vec<DeviceKey> {
     let devices: Vec<NewDevice> = (0..count)
         .map(|n| {
             new_device(
@@ -72,13 +72,13 @@ pub async fn fleet(store: &dyn Store, count: usize) -> Vec<DeviceKey> {
 }
 
 /// Shows devices as connected.
-pub async fn online(store: &dyn Store, keys: &[DeviceKey]) {
+pub(crate) async fn online(store: &dyn Store, keys: &[DeviceKey]) {
     let touches: Vec<Touch> = keys.iter().map(|key| online_touch(*key)).collect();
     touch(store, &touches).await;
 }
 
 /// A device connects.
-pub fn online_touch(device: DeviceKey) -> Touch {
+pub(crate) fn online_touch(device: DeviceKey) -> Touch {
     Touch {
         device,
         online: Some((true, 1)),
@@ -88,14 +88,14 @@ pub fn online_touch(device: DeviceKey) -> Touch {
 }
 
 /// Applies touches in a transaction of their own.
-pub async fn touch(store: &dyn Store, touches: &[Touch]) {
+pub(crate) async fn touch(store: &dyn Store, touches: &[Touch]) {
     let mut tx = store.begin().await.expect("begins");
     tx.touch(touches).await.expect("touches");
     tx.commit().await.expect("commits");
 }
 
 /// An image of `version`.
-pub fn image(name: &str, version: &str, seconds: i64) -> Firmware {
+pub(crate) fn image(name: &str, version: &str, seconds: i64) -> Firmware {
     let metadata = UploadMetadata {
         name: name.into(),
         version: version.into(),
@@ -130,14 +130,14 @@ pub fn image(name: &str, version: &str, seconds: i64) -> Firmware {
 }
 
 /// Stores an image.
-pub async fn upload(store: &dyn Store, firmware: &Firmware) {
+pub(crate) async fn upload(store: &dyn Store, firmware: &Firmware) {
     let mut tx = store.begin().await.expect("begins");
     tx.insert_firmware(firmware).await.expect("is new");
     tx.commit().await.expect("commits");
 }
 
 /// A campaign for `firmware` from a draft's JSON members beside name and firmware.
-pub fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
+pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
     let comma = if draft.is_empty() { "" } else { "," };
     let json = format!(
         r#"{{"name":"c{n}","firmware_id":"{}"{comma}{draft}}}"#,
@@ -157,7 +157,11 @@ pub fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
 }
 
 /// Stores a campaign, starts it and makes its updates; answers it as stored.
-pub async fn start(store: &dyn Store, mut campaign: Campaign, firmware: &Firmware) -> Campaign {
+pub(crate) async fn start(
+    store: &dyn Store,
+    mut campaign: Campaign,
+    firmware: &Firmware,
+) -> Campaign {
     let mut tx = store.begin().await.expect("begins");
     tx.insert_campaign(&campaign).await.expect("is new");
     campaign.state = campaign.state.start(at(2)).expect("starts");
@@ -175,7 +179,7 @@ pub async fn start(store: &dyn Store, mut campaign: Campaign, firmware: &Firmwar
 }
 
 /// A claim of everything that is due at `now`.
-pub fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
+pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
     ClaimQuery {
         campaign: Some(campaign.id.clone()),
         action: Action::Update,
@@ -187,7 +191,7 @@ pub fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
 }
 
 /// Claims and offers, as the dispatcher does; answers the updates in flight.
-pub async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> {
+pub(crate) async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> {
     let mut tx = store.begin().await.expect("begins");
     let claimed = claim_in(tx.as_mut(), query).await;
     tx.commit().await.expect("commits");
@@ -195,7 +199,7 @@ pub async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> {
 }
 
 /// The same inside a transaction.
-pub async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
+pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
     let claimable = tx.claimable(query).await.expect("claims");
     let offered: Vec<Update> = claimable
         .into_iter()
@@ -213,7 +217,7 @@ pub async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
 }
 
 /// Writes updates that were all in the group `from`, and moves the counters of their campaigns.
-pub async fn save(tx: &mut dyn Tx, from: Group, updates: &[Update]) {
+pub(crate) async fn save(tx: &mut dyn Tx, from: Group, updates: &[Update]) {
     tx.save_updates(updates).await.expect("saves");
     let deltas: Vec<(Delta, u64)> = updates
         .iter()
@@ -223,7 +227,7 @@ pub async fn save(tx: &mut dyn Tx, from: Group, updates: &[Update]) {
 }
 
 /// The move of one update from the group `from` to its own.
-pub fn delta(update: &Update, from: Group) -> Option<Delta> {
+pub(crate) fn delta(update: &Update, from: Group) -> Option<Delta> {
     Some(Delta {
         campaign: update.campaign.clone()?,
         action: update.action,
@@ -234,7 +238,7 @@ pub fn delta(update: &Update, from: Group) -> Option<Delta> {
 }
 
 /// Ends updates as completed.
-pub async fn complete(store: &dyn Store, updates: &[Update]) {
+pub(crate) async fn complete(store: &dyn Store, updates: &[Update]) {
     let mut tx = store.begin().await.expect("begins");
     let done: Vec<Update> = updates
         .iter()
@@ -249,7 +253,7 @@ pub async fn complete(store: &dyn Store, updates: &[Update]) {
 }
 
 /// A pending update of one device, outside of campaigns.
-pub fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str) -> Update {
+pub(crate) fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str) -> Update {
     Update {
         id: UpdateId::from_entropy([n; 8]),
         device,
@@ -279,7 +283,7 @@ pub fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str) -> Up
 }
 
 /// Stores updates outside of campaigns.
-pub async fn insert(store: &dyn Store, updates: &[Update]) {
+pub(crate) async fn insert(store: &dyn Store, updates: &[Update]) {
     let mut tx = store.begin().await.expect("begins");
     for update in updates {
         tx.insert_update(update, None).await.expect("is new");
@@ -288,7 +292,7 @@ pub async fn insert(store: &dyn Store, updates: &[Update]) {
 }
 
 /// An event.
-pub fn event(n: i64, entity: &str) -> Event {
+pub(crate) fn event(n: i64, entity: &str) -> Event {
     Event {
         event_type: "campaign.started",
         entity: entity.into(),

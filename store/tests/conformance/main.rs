@@ -6,7 +6,7 @@
     clippy::indexing_slicing,
     reason = "a story that reads past the end has failed"
 )]
-#![expect(clippy::expect_used, reason = "a story that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
 
 mod campaigns;
 mod claims;

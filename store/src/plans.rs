@@ -1,0 +1,205 @@
+//! Tests that the statements which run all the time find their rows by an index on both databases, in a large fleet.
+
+use device_ota_domain::campaign::Requires;
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::page::Page;
+use device_ota_domain::update::Action;
+use device_ota_engine::ports::store::ClaimQuery;
+use jiff::Timestamp;
+use sqlx::AssertSqlSafe;
+use sqlx::SqlSafeStr as _;
+
+use crate::sql::{Args, Statement};
+use crate::testing::{PostgresDatabase, SqliteDatabase};
+use crate::{
+    Dialect, SqlStore, campaigns, counts, devices, dispatch, outbox, presence, rollbacks, updates,
+};
+
+/// Devices of the fleet, each with an update of one campaign and one of none.
+const DEVICES: u32 = 20_000;
+
+/// A fleet in rows made by the database itself: 1 % of the updates in flight, half of the rest ended, the last half due.
+fn fleet(series: &str) -> String {
+    format!(
+        "INSERT INTO devices (device_id, device_model, firmware_version, group_names, tags, bucket, verifier, \
+             registered_at) SELECT 'd' || n, 'm', '1', '[]', '{{}}', n % 10000, '', 0 FROM {series};
+         INSERT INTO device_latest (device_key, online, session) SELECT device_key, 1, 1 FROM devices;
+         INSERT INTO device_seqs (device_key) SELECT device_key FROM devices;
+         INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta, is_security_update, \
+             metadata, format, size, sha256, md5, release_envelope, release_sha256, created_at, updated_at, created_by) \
+             VALUES ('f', 'n', '2', 'm', '', 0, 0, '{{}}', 'bin', 1, 's', 'm', '', '', 0, 0, '');
+         INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, target_count, revision, \
+             created_at, updated_at, created_by) VALUES ('camp_1', 'f', 'in_progress', 1, '{{}}', '{{}}', 1, 0, 0, 0, '');
+         INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, to_version, \
+             stage, priority, max_retries, timeout_seconds, state, due_at, check_at, nudge_at, ended_at, phase, since, \
+             lease_until, deadline, created_at, updated_at) \
+             SELECT 'upd_' || k || '_' || device_key, device_key, device_id, CASE WHEN k = 1 THEN 'camp_1' END, \
+             'update', 'f', '2', device_key % 4, 1, 3, 60, \
+             CASE WHEN k = 1 AND device_key % 100 = 0 THEN 'in_flight' WHEN device_key % 2 = 0 THEN 'completed' \
+                 ELSE 'pending' END, \
+             CASE WHEN device_key % 2 = 1 THEN device_key END, \
+             CASE WHEN k = 1 AND device_key % 100 = 0 THEN device_key END, \
+             CASE WHEN k = 1 AND device_key % 100 = 0 THEN device_key END, \
+             CASE WHEN device_key % 2 = 0 THEN 1 END, 'offered', 1, 1, 1, 0, 0 \
+             FROM devices, (SELECT 1 AS k UNION ALL SELECT 2) AS kinds;
+         INSERT INTO outbox (event_type, entity, data, at) SELECT 'e', 'x', '{{}}', 0 FROM devices;
+         INSERT INTO outbox_places (sink, place) VALUES ('bus', {DEVICES} - 10);"
+    )
+}
+
+/// The hot statements, each with values as in daily life.
+fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    let now = Timestamp::from_microsecond(1_000).expect("a time");
+    let claim = ClaimQuery {
+        campaign: None,
+        action: Action::Update,
+        up_to_stage: 1,
+        limit: 100,
+        now,
+        requires: Requires::default(),
+    };
+    let page = Page::default();
+    vec![
+        (&devices::CREDENTIALS, Args::new().text("d77")),
+        (&devices::DEVICE, Args::new().text("d77")),
+        (&devices::VERIFIERS, Args::new().text("d77").int(100)),
+        (
+            &dispatch::CLAIMABLE,
+            dispatch::bind_claim(&claim, Some("camp_1")),
+        ),
+        (
+            &dispatch::CLAIMABLE_SINGLE,
+            dispatch::bind_claim(&claim, None),
+        ),
+        (&dispatch::DUE_SINGLE, Args::new().time(now)),
+        (&dispatch::IN_FLIGHT, Args::new().int(77)),
+        (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
+        (&dispatch::CANCELLABLE, Args::new().text("camp_1").int(100)),
+        (&dispatch::UNANSWERED, Args::new().time(now).int(100)),
+        (&dispatch::EXPIRED, Args::new().time(now).int(100)),
+        (&updates::UPDATE, Args::new().text("upd_1_7")),
+        (
+            &updates::UPDATES_LOCKED,
+            Args::new().texts(&["upd_1_7", "upd_2_7"]),
+        ),
+        (
+            &updates::UPDATES_OF_DEVICE,
+            Args::new()
+                .page(page)
+                .text(None)
+                .text(None)
+                .text("d77")
+                .text(None),
+        ),
+        (
+            &updates::UPDATES_OF_CAMPAIGN,
+            Args::new().page(page).text(None).text(None).text("camp_1"),
+        ),
+        (
+            &updates::ALL_UPDATES,
+            Args::new().page(page).text(None).text(None),
+        ),
+        (
+            &rollbacks::ROLLBACKS_OF_CAMPAIGN,
+            Args::new().page(page).text("camp_1"),
+        ),
+        (&campaigns::CAMPAIGN, Args::new().text("camp_1")),
+        (&counts::COUNTS, Args::new().text("camp_1")),
+        (&outbox::EVENTS_FOR, Args::new().text("bus").int(100)),
+        (
+            &presence::DRAW_SEQS,
+            Args::new().ints(&[DeviceKey(7).0, 77]),
+        ),
+        (&presence::RESET_PRESENCE, Args::new()),
+    ]
+}
+
+/// The plans of all hot statements, by name.
+async fn plans<D: Dialect>(
+    store: &SqlStore<D>,
+    explain: &str,
+    column: &str,
+) -> Vec<(&'static str, String)> {
+    let mut conn = store.writer.acquire().await.expect("a connection");
+    let mut plans = Vec::new();
+    for (statement, args) in hot::<D>() {
+        let text = format!("{explain} {}", statement.text::<D>().as_str());
+        let args = args.finish().expect("arguments encode");
+        let rows = D::fetch_all(&mut conn, AssertSqlSafe(text).into_sql_str(), args).await;
+        let lines: Vec<String> = rows
+            .unwrap_or_else(|error| panic!("{}: {error}", statement.name))
+            .iter()
+            .map(|row| {
+                D::text(row, column)
+                    .ok()
+                    .flatten()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect();
+        plans.push((statement.name, lines.join("\n")));
+    }
+    plans
+}
+
+/// What looks at every row of a table that grows with the fleet.
+fn offenders(plans: &[(&'static str, String)], scans: impl Fn(&str) -> bool) -> Vec<String> {
+    plans
+        .iter()
+        .filter(|(_, plan)| plan.lines().any(&scans))
+        .map(|(name, plan)| format!("{name}:\n{plan}"))
+        .collect()
+}
+
+#[tokio::test]
+async fn no_hot_statement_scans_a_table_on_sqlite() {
+    let database = SqliteDatabase::new();
+    let store = database.open().await;
+    let series = format!(
+        "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {DEVICES}) SELECT n FROM s)"
+    );
+    let mut conn = store.writer.acquire().await.expect("a connection");
+    sqlx::Sqlite::batch(&mut conn, fleet(&series))
+        .await
+        .expect("the fleet is made");
+    drop(conn);
+    let plans = plans(&store, "EXPLAIN QUERY PLAN", "detail").await;
+    let scans = |line: &str| {
+        line.starts_with("SCAN") && !line.contains("INDEX") && !line.contains("json_each")
+    };
+    // In the order of its numbers, a list of everything reads from the end until the page is full.
+    let found: Vec<String> = offenders(&plans, scans)
+        .into_iter()
+        .filter(|plan| !plan.starts_with("ALL_UPDATES"))
+        .collect();
+    assert_eq!(found, Vec::<String>::new());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn no_hot_statement_scans_a_table_on_postgres() {
+    let database = PostgresDatabase::create().await;
+    let store = database.open().await;
+    let mut conn = store.writer.acquire().await.expect("a connection");
+    let series = format!("generate_series(1, {DEVICES}) AS s(n)");
+    sqlx::Postgres::batch(&mut conn, fleet(&series))
+        .await
+        .expect("the fleet is made");
+    drop(conn);
+    for analysed in [false, true] {
+        if analysed {
+            let mut conn = store.writer.acquire().await.expect("a connection");
+            sqlx::Postgres::batch(&mut conn, "ANALYZE".to_owned())
+                .await
+                .expect("analyses");
+        }
+        let plans = plans(&store, "EXPLAIN", "QUERY PLAN").await;
+        // The whole fleet is online here, so going offline does touch every row; the rest may not.
+        let found: Vec<String> = offenders(&plans, |line| line.contains("Seq Scan on device"))
+            .into_iter()
+            .filter(|plan| !plan.starts_with("RESET_PRESENCE"))
+            .collect();
+        assert_eq!(found, Vec::<String>::new(), "analysed: {analysed}");
+    }
+    store.close().await;
+}
