@@ -1,0 +1,350 @@
+//! An engine with real parts; only the clock, the randomness and the devices' end of the wire are the test's.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use device_ota_domain::campaign::Counts;
+use device_ota_domain::{CampaignId, DeviceId, UpdateId};
+use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
+use device_ota_engine::keyring::Keyring;
+use device_ota_engine::ports::store::UpdateFilter;
+use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Store};
+use device_ota_engine::{Engine, Grants, Parts, RegistrationOutcome, Settings, Uploaded, Work};
+use device_ota_objects::LocalFolder;
+use device_ota_protocol::keys::Keypair;
+use device_ota_protocol::messages::{Offer, parse_report};
+use device_ota_protocol::objects::{Assignment, Command, Root, open, seal};
+use device_ota_protocol::topics::{Down, Up};
+use device_ota_store::testing::SqliteDatabase;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Time as the test says.
+pub(crate) struct TestClock(AtomicI64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.0.load(Ordering::SeqCst)).unwrap()
+    }
+}
+
+/// Bytes that differ at each call and are the same in each run.
+struct Counting(AtomicU64);
+
+impl Entropy for Counting {
+    fn fill(&self, bytes: &mut [u8]) {
+        for byte in bytes.chunks_mut(8) {
+            let number = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst);
+            byte.copy_from_slice(&number.to_le_bytes()[..byte.len()]);
+        }
+    }
+}
+
+/// What the devices got.
+struct Wire(mpsc::UnboundedSender<(DeviceId, Down, Bytes)>);
+
+#[async_trait]
+impl Downlink for Wire {
+    async fn send(&self, device: &DeviceId, to: &Down, payload: Bytes) -> Delivery {
+        match self.0.send((device.clone(), *to, payload)) {
+            Ok(()) => Delivery::Queued,
+            Err(_) => Delivery::NotConnected,
+        }
+    }
+
+    async fn disconnect(&self, _device: &DeviceId) {}
+}
+
+/// Resolves when the message is committed; fails when it never is.
+pub(crate) struct Acked(oneshot::Receiver<()>);
+
+impl Acked {
+    pub(crate) async fn wait(self) {
+        self.0.await.unwrap();
+    }
+
+    pub(crate) fn is_there(&mut self) -> bool {
+        self.0.try_recv().is_ok()
+    }
+}
+
+struct Once(Mutex<Option<oneshot::Sender<()>>>);
+
+impl AckSink for Once {
+    fn committed(&self, _token: u64) {
+        let sender = self.0.lock().unwrap().take();
+        sender.unwrap().send(()).ok();
+    }
+}
+
+pub(crate) struct Fixture {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) database: SqliteDatabase,
+    pub(crate) root: Root,
+    pub(crate) folder: tempfile::TempDir,
+    clock: Arc<TestClock>,
+    wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
+    stop: CancellationToken,
+    running: Option<JoinHandle<Result<(), &'static str>>>,
+}
+
+/// An hour: nothing but the test's own calls and wakes makes a pass.
+const NEVER: std::time::Duration = std::time::Duration::from_secs(3_600);
+pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
+
+impl Fixture {
+    pub(crate) async fn new() -> Self {
+        let (mut fixture, work) = Self::stopped().await;
+        let (engine, stop) = (fixture.engine.clone(), fixture.stop.clone());
+        fixture.running = Some(tokio::spawn(engine.run(work, stop)));
+        fixture
+    }
+
+    async fn stopped() -> (Self, Work) {
+        let database = SqliteDatabase::new();
+        let store: Arc<dyn Store> = Arc::new(database.open().await);
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
+        let [root_key, release, dispatch] = [[1; 32], [2; 32], [3; 32]].map(Keypair::from_seed);
+        let expires = "2046-01-01T00:00:00Z".parse().unwrap();
+        let root = Root::single(
+            1,
+            expires,
+            root_key.public(),
+            release.public(),
+            dispatch.public(),
+        );
+        let chain = vec![seal(&root, &root_key).unwrap()];
+        let (sender, wire) = mpsc::unbounded_channel();
+        let (engine, work) = Engine::new(Parts {
+            store: store.clone(),
+            objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
+            downlink: Arc::new(Wire(sender)),
+            sinks: Vec::new(),
+            clock: clock.clone(),
+            entropy: Arc::new(Counting(AtomicU64::new(7))),
+            keyring: Keyring::new(chain, Some(release), dispatch).unwrap(),
+            grants: Grants::new([9; 32]),
+            settings: Settings {
+                public_url: "http://ota.test".into(),
+                lease: LEASE,
+                tick: NEVER,
+                ..Settings::default()
+            },
+        });
+        let fixture = Self {
+            engine,
+            store,
+            database,
+            root,
+            folder,
+            clock,
+            wire,
+            stop: CancellationToken::new(),
+            running: None,
+        };
+        (fixture, work)
+    }
+
+    pub(crate) fn advance(&self, by: SignedDuration) {
+        let micros = i64::try_from(by.as_micros()).unwrap();
+        self.clock.0.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    /// Registers a device of model M that runs 1.0.0.
+    pub(crate) async fn device(&self, id: &str) -> DeviceRef {
+        let json = format!(
+            r#"{{"device_id":"{id}","device_model":"M","manufacturer":"A","firmware_version":"1.0.0"}}"#
+        );
+        let made = self
+            .engine
+            .register_devices(vec![serde_json::from_str(&json).unwrap()])
+            .await
+            .unwrap();
+        let RegistrationOutcome::Created { secret } = &made[0].outcome else {
+            panic!("{id} exists")
+        };
+        self.engine
+            .authenticate(id, secret.as_bytes())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    pub(crate) async fn upload(&self, version: &str, content: &[u8]) -> Uploaded {
+        let metadata = format!(
+            r#"{{"name":"Image","version":"{version}","device_model":"M","manufacturer":"A"}}"#
+        );
+        let mut upload = self.engine.begin_upload("image.bin").await.unwrap();
+        upload.write(Bytes::copy_from_slice(content)).await.unwrap();
+        upload
+            .finish(serde_json::from_str(&metadata).unwrap(), None, "tester")
+            .await
+            .unwrap()
+    }
+
+    /// Uploads `version` and starts an immediate campaign for it; `more` are further fields of the draft.
+    pub(crate) async fn campaign(&self, version: &str, more: &str) -> CampaignId {
+        let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) =
+            self.upload(version, version.as_bytes()).await;
+        let draft = format!(
+            r#"{{"name":"c","firmware_id":"{}","deployment_strategy":"immediate"{more}}}"#,
+            firmware.id
+        );
+        let view = self
+            .engine
+            .create_campaign(serde_json::from_str(&draft).unwrap(), "tester")
+            .await
+            .unwrap();
+        self.engine
+            .start_campaign(&view.campaign.id, "tester")
+            .await
+            .unwrap();
+        view.campaign.id
+    }
+
+    /// Submits a message as QoS 1.
+    pub(crate) async fn submit(&self, device: &DeviceRef, uplink: Uplink) -> Acked {
+        let (sender, receiver) = oneshot::channel();
+        let ack = Ack::new(Arc::new(Once(Mutex::new(Some(sender)))), 1);
+        let message = Inbound {
+            device: device.clone(),
+            at: self.clock.now(),
+            uplink,
+            ack: Some(ack),
+        };
+        self.engine.uplinks().submit(message).await.unwrap();
+        Acked(receiver)
+    }
+
+    /// Publishes, and waits for the acknowledgement.
+    pub(crate) async fn publish(&self, device: &DeviceRef, up: Up, payload: &str) {
+        self.submit(device, report(up, payload)).await.wait().await;
+    }
+
+    pub(crate) async fn online(&self, device: &DeviceRef) {
+        self.submit(
+            device,
+            Uplink::Online {
+                session: self.clock.now().as_microsecond(),
+            },
+        )
+        .await
+        .wait()
+        .await;
+        self.publish(
+            device,
+            Up::Check,
+            r#"{"version":"1.0.0","nonce":"n1","reason":"boot"}"#,
+        )
+        .await;
+    }
+
+    /// A progress report of the given phase; `more` are further fields.
+    pub(crate) async fn progress(
+        &self,
+        device: &DeviceRef,
+        offer: &Assignment,
+        seq: u64,
+        phase: &str,
+        more: &str,
+    ) {
+        let (id, attempt) = (&offer.update_id, offer.attempt);
+        let payload = format!(
+            r#"{{"update_id":"{id}","attempt":{attempt},"seq":{seq},"phase":"{phase}"{more}}}"#
+        );
+        self.publish(device, Up::Progress, &payload).await;
+    }
+
+    async fn next(&mut self, wanted: Down) -> (DeviceId, Bytes) {
+        let search = async {
+            loop {
+                let (device, to, payload) = self.wire.recv().await.unwrap();
+                if to == wanted {
+                    return (device, payload);
+                }
+            }
+        };
+        let deadline = std::time::Duration::from_secs(30);
+        tokio::time::timeout(deadline, search)
+            .await
+            .unwrap_or_else(|_| panic!("no {wanted:?} came"))
+    }
+
+    /// The next offer, verified as a device would.
+    pub(crate) async fn offer(&mut self) -> Assignment {
+        let (device, payload) = self.next(Down::Offer).await;
+        let offer = Offer::parse(&payload).unwrap();
+        let (assignment, _) = open::<Assignment>(&offer.assignment, &self.root).unwrap();
+        assert_eq!(assignment.device_id.as_str(), device.as_str());
+        assignment
+    }
+
+    pub(crate) async fn command(&mut self) -> Command {
+        let (_, payload) = self.next(Down::Command).await;
+        let envelope = serde_json::from_slice(&payload).unwrap();
+        open::<Command>(&envelope, &self.root).unwrap().0
+    }
+
+    pub(crate) fn nothing_sent(&mut self) -> bool {
+        loop {
+            match self.wire.try_recv() {
+                Ok((_, Down::Offer | Down::Command, _)) => return false,
+                Ok(_) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    pub(crate) async fn status(&self, update: &str) -> &'static str {
+        self.engine
+            .update(&update.parse::<UpdateId>().unwrap())
+            .await
+            .unwrap()
+            .update
+            .status()
+    }
+
+    /// The campaign's counters, which must be those of its rows.
+    pub(crate) async fn counts(&self, campaign: &CampaignId) -> Counts {
+        let kept = self.store.counts(campaign).await.unwrap();
+        assert_eq!(kept, self.store.counts_by_rows(campaign).await.unwrap());
+        kept
+    }
+
+    pub(crate) async fn updates(&self, campaign: &CampaignId) -> Vec<device_ota_domain::Update> {
+        let filter = UpdateFilter {
+            campaign: Some(campaign.clone()),
+            ..UpdateFilter::default()
+        };
+        self.engine
+            .updates(&filter, device_ota_domain::page::Page::default())
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        self.running.take().unwrap().await.unwrap().unwrap();
+    }
+}
+
+pub(crate) fn report(up: Up, payload: &str) -> Uplink {
+    let parsed = parse_report(up, payload.as_bytes()).unwrap();
+    Uplink::Report(Box::new(parsed), Bytes::copy_from_slice(payload.as_bytes()))
+}
+
+/// Files below a folder.
+pub(crate) fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { files(&path) } else { 1 })
+        .sum()
+}

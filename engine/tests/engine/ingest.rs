@@ -1,0 +1,174 @@
+//! From a report to its acknowledgement.
+
+use device_ota_engine::inbound::Uplink;
+use device_ota_engine::ports::Store as _;
+use device_ota_protocol::topics::Up;
+
+use crate::fixture::{Fixture, report};
+
+#[tokio::test]
+async fn a_report_is_acknowledged_after_its_commit_and_not_before() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    let elsewhere = fixture.database.open().await;
+    let lock = elsewhere.begin().await.unwrap(); // nobody else can write while this lives
+
+    let mut acked = fixture
+        .submit(&device, report(Up::Heartbeat, r#"{"version":"1.0.0"}"#))
+        .await;
+    while fixture.engine.uplinks().waiting() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        !acked.is_there(),
+        "taken from the queue, not in the database, and acknowledged"
+    );
+
+    drop(lock);
+    acked.wait().await;
+    let seen = fixture.engine.device(&device.id).await.unwrap().latest;
+    assert_eq!(seen.version.as_deref(), Some("1.0.0"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_taken_before_the_end_is_committed() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    let mut waiting = Vec::new();
+    for n in 0..500 {
+        let payload = format!(r#"{{"version":"1.0.{n}"}}"#);
+        waiting.push(
+            fixture
+                .submit(&device, report(Up::Heartbeat, &payload))
+                .await,
+        );
+    }
+    let (engine, id) = (fixture.engine.clone(), device.id.clone());
+    fixture.stop().await;
+    for acked in waiting {
+        acked.wait().await;
+    }
+    assert_eq!(
+        engine.device(&id).await.unwrap().latest.version.as_deref(),
+        Some("1.0.499")
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_ended_late_does_not_hide_the_one_that_followed() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture
+        .submit(&device, Uplink::Online { session: 2 })
+        .await
+        .wait()
+        .await;
+    fixture
+        .submit(&device, Uplink::Offline { session: 1 })
+        .await
+        .wait()
+        .await;
+    assert!(
+        fixture
+            .engine
+            .device(&device.id)
+            .await
+            .unwrap()
+            .latest
+            .online
+    );
+    fixture
+        .submit(&device, Uplink::Offline { session: 2 })
+        .await
+        .wait()
+        .await;
+    assert!(
+        !fixture
+            .engine
+            .device(&device.id)
+            .await
+            .unwrap()
+            .latest
+            .online
+    );
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_cannot_report_on_the_update_of_another() {
+    let mut fixture = Fixture::new().await;
+    let (victim, thief) = (
+        fixture.device("victim").await,
+        fixture.device("thief").await,
+    );
+    let campaign = fixture
+        .campaign("1.1.0", r#","target_devices":["victim"]"#)
+        .await;
+    fixture.online(&victim).await;
+    let offer = fixture.offer().await;
+
+    fixture
+        .progress(&thief, &offer, 9, "completed", r#","version":"1.1.0""#)
+        .await;
+    assert_eq!(fixture.status(&offer.update_id).await, "offered");
+    fixture
+        .progress(&victim, &offer, 1, "completed", r#","version":"1.1.0""#)
+        .await;
+    assert_eq!(fixture.status(&offer.update_id).await, "completed");
+    assert_eq!(fixture.counts(&campaign).await.updates().completed, 1);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_version_is_a_fallback_only_after_the_restart() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.campaign("1.1.0", "").await;
+    fixture.online(&device).await;
+    let offer = fixture.offer().await;
+    fixture.progress(&device, &offer, 1, "rebooting", "").await;
+
+    // Sent before it went down: it has been up for longer than it has been rebooting.
+    fixture
+        .publish(
+            &device,
+            Up::Heartbeat,
+            r#"{"version":"1.0.0","uptime_s":5000}"#,
+        )
+        .await;
+    assert_eq!(fixture.status(&offer.update_id).await, "rebooting");
+
+    fixture
+        .publish(
+            &device,
+            Up::Check,
+            r#"{"version":"1.0.0","nonce":"n2","reason":"boot"}"#,
+        )
+        .await;
+    assert_eq!(fixture.status(&offer.update_id).await, "failed");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn repeated_and_late_reports_count_once() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    let campaign = fixture.campaign("1.1.0", "").await;
+    fixture.online(&device).await;
+    let offer = fixture.offer().await;
+    for (seq, phase, more) in [
+        (1, "accepted", ""),
+        (4, "installing", ""),
+        (3, "verifying", ""),
+        (4, "failed", r#","error":{"code":"install_failed"}"#),
+        (5, "completed", r#","version":"1.1.0""#),
+        (5, "completed", r#","version":"1.1.0""#),
+        (6, "failed", r#","error":{"code":"install_failed"}"#),
+    ] {
+        fixture.progress(&device, &offer, seq, phase, more).await;
+    }
+    let all = fixture.counts(&campaign).await.updates();
+    assert_eq!((all.completed, all.total()), (1, 1));
+    fixture.stop().await;
+}

@@ -1,0 +1,13 @@
+//! The engine over a real database and a real folder, with a clock of the test's own: what must hold between a report
+//! and its acknowledgement, an offer and its lease, a failure and the stop.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod fixture;
+
+mod ingest;
+mod rollout;
+mod upload;
