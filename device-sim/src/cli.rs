@@ -1,0 +1,408 @@
+//! The command line: flags and environment variables become a [`FleetConfig`].
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use device_ota_protocol::topics::Prefix;
+
+use crate::api::Rollout;
+use crate::device::Habits;
+use crate::faults::{FailAt, FaultPlan, Share};
+use crate::fleet::{FleetConfig, Until, Versions};
+
+/// Headings that keep `--help` readable.
+const FLEET: &str = "Fleet";
+const BEHAVIOUR: &str = "Behaviour";
+const FAULTS: &str = "Faults (shares: `5%` or a number of devices)";
+const ENDING: &str = "Ending";
+
+/// A fleet of simulated devices. Registers itself with the admin key, connects, takes updates, and
+/// says at the end whether every device is where it should be: exit status 0 if so, 1 if not, 2 if
+/// the service broke a promise.
+#[derive(Debug, Parser)]
+#[command(name = "device-sim", disable_version_flag = true)]
+pub struct Cli {
+    /// The service's HTTP interface.
+    #[arg(long, default_value = "http://127.0.0.1:8216", env = "DEVICE_SIM_HTTP")]
+    http: String,
+    /// Where devices connect to.
+    #[arg(long, default_value = "127.0.0.1:1883", env = "DEVICE_SIM_MQTT")]
+    mqtt: String,
+    /// A file that holds the admin API key.
+    #[arg(long, default_value = "./data/admin.key")]
+    admin_key_file: PathBuf,
+    /// The admin API key itself.
+    #[arg(long, env = "DEVICE_SIM_ADMIN_KEY", hide_env_values = true)]
+    admin_key: Option<String>,
+    /// Levels before each device's topics.
+    #[arg(long, default_value = "ota/v1")]
+    topic_prefix: Prefix,
+    /// Print the summary as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+    /// Print no progress.
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// How many devices.
+    #[arg(long, default_value_t = 500, help_heading = FLEET)]
+    devices: usize,
+    /// What their names begin with.
+    #[arg(long, default_value = "sim-", help_heading = FLEET)]
+    prefix: String,
+    /// Their model.
+    #[arg(long, default_value = "SF-100", help_heading = FLEET)]
+    model: String,
+    /// Who makes the model.
+    #[arg(long, help_heading = FLEET)]
+    manufacturer: Option<String>,
+    /// Revision of the hardware.
+    #[arg(long, help_heading = FLEET)]
+    hw_revision: Option<String>,
+    /// What kind of thing they are.
+    #[arg(long, default_value = "smart_frame", help_heading = FLEET)]
+    device_type: String,
+    /// The group they are registered in.
+    #[arg(long, default_value = "device-sim", help_heading = FLEET)]
+    group: String,
+    /// The version they are born with.
+    #[arg(long = "version", default_value = "1.0.0", help_heading = FLEET)]
+    version_at_birth: String,
+    /// A file with the image they are born with, so that a rollback to it needs no download.
+    #[arg(long, help_heading = FLEET)]
+    image: Option<PathBuf>,
+    /// What everything random follows from.
+    #[arg(long, default_value_t = 1, help_heading = FLEET)]
+    seed: u64,
+    /// A folder that keeps secrets and states of devices for the next run.
+    #[arg(long, help_heading = FLEET)]
+    state_dir: Option<PathBuf>,
+
+    /// Which MQTT they speak.
+    #[arg(long, value_enum, default_value_t = MqttVersion::Mix, help_heading = BEHAVIOUR)]
+    mqtt_version: MqttVersion,
+    /// Share that takes images in MQTT chunks instead of over HTTP.
+    #[arg(long, default_value = "10%", help_heading = BEHAVIOUR)]
+    chunks: Share,
+    /// Most bytes a second of one download.
+    #[arg(long, help_heading = BEHAVIOUR)]
+    speed: Option<u64>,
+    /// HTTP downloads at a time.
+    #[arg(long, default_value_t = 64, help_heading = BEHAVIOUR)]
+    downloads: usize,
+    /// Connections begun a second.
+    #[arg(long, default_value_t = 1_000, help_heading = BEHAVIOUR)]
+    connect_rate: u32,
+    /// Time between heartbeats.
+    #[arg(long, default_value = "30s", help_heading = BEHAVIOUR)]
+    heartbeat: Time,
+    /// MQTT keep-alive.
+    #[arg(long, default_value = "60s", help_heading = BEHAVIOUR)]
+    keep_alive: Time,
+    /// Time between checks, while the service does not say otherwise.
+    #[arg(long, default_value = "5m", help_heading = BEHAVIOUR)]
+    check_interval: Time,
+    /// How long a restart takes.
+    #[arg(long, default_value = "2s", help_heading = BEHAVIOUR)]
+    reboot_time: Time,
+    /// How long it takes to write an image to its slot.
+    #[arg(long, default_value = "1s", help_heading = BEHAVIOUR)]
+    install_time: Time,
+
+    /// Fail at a phase: `downloading=5%`, `verifying=…`, `installing=…` or `health=…`. May be given again.
+    #[arg(long, value_name = "PHASE=SHARE", help_heading = FAULTS)]
+    fail: Vec<Fail>,
+    /// Accept an update and go silent.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    silent: Share,
+    /// Silent devices come back after this time; without it they never do.
+    #[arg(long, help_heading = FAULTS)]
+    silent_for: Option<Time>,
+    /// Never come up with the new image: the boot loader returns to the old one.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    boot_loop: Share,
+    /// Report `completed` without running the new image.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    lie_version: Share,
+    /// Say every report twice.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    repeat: Share,
+    /// Say reports in the wrong order.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    reorder: Share,
+    /// Lose the connection in the middle of a download.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    drop_connection: Share,
+    /// Have a nearly empty battery until `--recover`.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    low_battery: Share,
+    /// Have nearly no storage until `--recover`.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    low_storage: Share,
+    /// When batteries are charged and storage is freed.
+    #[arg(long, default_value = "20s", help_heading = FAULTS)]
+    recover: Time,
+    /// Connect only after `--offline-for`.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    offline: Share,
+    /// When devices that are offline at first connect.
+    #[arg(long, default_value = "15s", help_heading = FAULTS)]
+    offline_for: Time,
+    /// Get a wrong byte in the first image they download.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    corrupt: Share,
+
+    /// Upload this image and roll it out to the fleet, in rings.
+    #[arg(long, requires = "to_version", help_heading = ENDING)]
+    rollout: Option<PathBuf>,
+    /// The version of that image.
+    #[arg(long, requires = "rollout", help_heading = ENDING)]
+    to_version: Option<String>,
+    /// Share of failures, in percent, above which it is all rolled back.
+    #[arg(long, default_value_t = 10.0, help_heading = ENDING)]
+    failure_threshold: f64,
+    /// Watch a campaign, and end when it has ended.
+    #[arg(long, conflicts_with = "rollout", help_heading = ENDING)]
+    campaign: Option<String>,
+    /// When to end: a version that every device should run, `campaign`, `idle` or `forever`.
+    #[arg(long, help_heading = ENDING)]
+    until: Option<Until>,
+    /// When to end at the latest.
+    #[arg(long, help_heading = ENDING)]
+    timeout: Option<Time>,
+    /// The version that devices without a flaw should end on.
+    #[arg(long, help_heading = ENDING)]
+    expect: Option<String>,
+    /// Share of them that must, in percent.
+    #[arg(long, default_value_t = 100.0, help_heading = ENDING)]
+    expect_share: f64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum MqttVersion {
+    /// 3.1.1
+    #[value(name = "3")]
+    V3,
+    /// 5
+    #[value(name = "5")]
+    V5,
+    /// Half and half
+    Mix,
+}
+
+/// A time like `500ms`, `30s`, `10m` or `2h`; a bare number is seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Time(Duration);
+
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = text.strip_prefix(digits).unwrap_or_default();
+        let invalid = || format!("`{text}` is not a time like 500ms, 30s, 10m or 2h");
+        let number: f64 = digits.parse().map_err(|_| invalid())?;
+        let seconds = match unit {
+            "ms" => number / 1000.0,
+            "" | "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            _ => return Err(invalid()),
+        };
+        Duration::try_from_secs_f64(seconds)
+            .map(Self)
+            .map_err(|_| invalid())
+    }
+}
+
+/// A phase and the share that fails there.
+#[derive(Debug, Clone, Copy)]
+struct Fail(FailAt, Share);
+
+impl FromStr for Fail {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (phase, share) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` is not PHASE=SHARE, such as installing=5%"))?;
+        let share = share.parse().map_err(|e| format!("{e}"))?;
+        Ok(Self(phase.parse()?, share))
+    }
+}
+
+impl Cli {
+    /// Whether the summary is to be JSON.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether to print no progress.
+    pub fn quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// The fleet that was asked for.
+    pub fn into_config(self) -> anyhow::Result<FleetConfig> {
+        let admin_key = self.read_admin_key()?;
+        let rollout = self.rollout();
+        let watched = self.campaign.is_some() || rollout.is_some();
+        let until = self.until.clone().unwrap_or(if watched {
+            Until::CampaignEnd
+        } else {
+            Until::Stopped
+        });
+        Ok(FleetConfig {
+            habits: self.habits(),
+            faults: self.fault_plan(),
+            devices: self.devices,
+            prefix: self.prefix,
+            model: self.model,
+            manufacturer: self.manufacturer,
+            hw_revision: self.hw_revision,
+            group: self.group,
+            version: self.version_at_birth,
+            image: self.image,
+            topics: self.topic_prefix,
+            seed: self.seed,
+            state_dir: self.state_dir,
+            mqtt_versions: match self.mqtt_version {
+                MqttVersion::V3 => Versions::V3,
+                MqttVersion::V5 => Versions::V5,
+                MqttVersion::Mix => Versions::Mix,
+            },
+            chunks: self.chunks,
+            downloads: self.downloads,
+            connect_rate: self.connect_rate,
+            rollout,
+            campaign: self.campaign,
+            until,
+            timeout: self.timeout.map(|time| time.0),
+            expect: self.expect,
+            expect_share: self.expect_share,
+            ..FleetConfig::new(&self.http, &self.mqtt, &admin_key)
+        })
+    }
+
+    fn read_admin_key(&self) -> anyhow::Result<String> {
+        if let Some(key) = &self.admin_key {
+            return Ok(key.clone());
+        }
+        let path = &self.admin_key_file;
+        let key = std::fs::read_to_string(path).with_context(|| {
+            format!(
+                "cannot read the admin key in {}: is the service running here? \
+                 (see --admin-key-file)",
+                path.display()
+            )
+        })?;
+        Ok(key.trim().to_owned())
+    }
+
+    fn rollout(&self) -> Option<Rollout> {
+        Some(Rollout {
+            image: self.rollout.clone()?,
+            version: self.to_version.clone()?,
+            device_model: self.model.clone(),
+            manufacturer: self
+                .manufacturer
+                .clone()
+                .unwrap_or_else(|| "device-sim".to_owned()),
+            groups: vec![self.group.clone()],
+            failure_threshold_percent: self.failure_threshold,
+            max_concurrent_updates: self.devices.max(1),
+        })
+    }
+
+    fn habits(&self) -> Habits {
+        Habits {
+            heartbeat: self.heartbeat.0,
+            keep_alive: self.keep_alive.0,
+            check_interval: self.check_interval.0,
+            reboot_time: self.reboot_time.0,
+            install_time: self.install_time.0,
+            speed: self.speed,
+            recover: self.recover.0,
+            silent_for: self.silent_for.map(|time| time.0),
+            offline_for: self.offline_for.0,
+            device_type: self.device_type.clone(),
+        }
+    }
+
+    fn fault_plan(&self) -> FaultPlan {
+        FaultPlan {
+            fail: self
+                .fail
+                .iter()
+                .map(|Fail(at, share)| (*at, *share))
+                .collect(),
+            silent: self.silent,
+            boot_loop: self.boot_loop,
+            lie_version: self.lie_version,
+            repeat: self.repeat,
+            reorder: self.reorder,
+            drop_connection: self.drop_connection,
+            low_battery: self.low_battery,
+            low_storage: self.low_storage,
+            offline: self.offline,
+            corrupt: self.corrupt,
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_a_fleet() {
+        let cli = Cli::try_parse_from([
+            "device-sim",
+            "--admin-key",
+            "k",
+            "--devices",
+            "7",
+            "--fail",
+            "health=50%",
+            "--fail",
+            "installing=1",
+            "--reboot-time",
+            "300ms",
+            "--until",
+            "1.1.0",
+        ]);
+        let config = cli.unwrap().into_config().unwrap();
+        assert_eq!(config.devices, 7);
+        assert_eq!(config.habits.reboot_time, Duration::from_millis(300));
+        assert_eq!(config.until, Until::Version("1.1.0".to_owned()));
+        assert_eq!(
+            config.faults.fail,
+            [
+                (FailAt::Health, Share::Percent(50.0)),
+                (FailAt::Installing, Share::Count(1))
+            ]
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for flags in [
+            ["--fail", "rebooting=5%"],
+            ["--silent", "200%"],
+            ["--heartbeat", "soon"],
+        ] {
+            let args = ["device-sim"].into_iter().chain(flags);
+            assert!(Cli::try_parse_from(args).is_err(), "{flags:?}");
+        }
+    }
+}

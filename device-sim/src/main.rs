@@ -1,0 +1,56 @@
+//! `device-sim`: runs a fleet of simulated devices against the service. See `device-sim --help`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use device_sim::cli::Cli;
+use device_sim::fleet::{Fleet, Observer, Unwatched};
+use device_sim::report;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Exit status when the fleet could not be run at all.
+const COULD_NOT_RUN: u8 = 3;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter =
+        EnvFilter::try_from_env("DEVICE_SIM_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run().await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("device-sim: {error:#}");
+            ExitCode::from(COULD_NOT_RUN)
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<u8> {
+    let cli = Cli::parse();
+    let (json, quiet) = (cli.json(), cli.quiet());
+    let config = cli.into_config()?;
+    let stop = CancellationToken::new();
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stopper.cancel();
+        }
+    });
+    let mut observer: Box<dyn Observer> = if quiet {
+        Box::new(Unwatched)
+    } else {
+        report::progress()
+    };
+    let summary = Fleet::run(config, observer.as_mut(), stop).await?;
+    drop(observer);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(summary.exit_code())
+}
