@@ -27,26 +27,8 @@ const TEST_CONNECTIONS: u32 = 8;
 /// Serialises the making of the template among test processes (an arbitrary advisory lock number).
 const TEMPLATE_LOCK: i64 = 0x6f74_6174;
 
-/// Sets up a cluster in a fresh folder, prints that folder when the server accepts connections, and ends both when the
-/// other end of its standard input goes away. `$1` is PostgreSQL's folder of programs, `$2` the folder to work in,
-/// `$3` the value of `fsync`.
-const SERVER_SCRIPT: &str = r#"
-set -eu
-programs=$1
-fsync=$3
-dir=$(mktemp -d "$2/ota-pg-XXXXXX")
-stop() {
-  "$programs/pg_ctl" -D "$dir/data" -m immediate -w stop >/dev/null 2>&1 || true
-  rm -rf "$dir"
-}
-trap stop EXIT
-"$programs/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$dir/log" 2>&1
-"$programs/pg_ctl" -D "$dir/data" -l "$dir/log" -w start -o "-c listen_addresses='' -c unix_socket_directories='$dir' \
-  -c max_connections=200 -c fsync=$fsync -c synchronous_commit=$fsync -c full_page_writes=$fsync \
-  -c shared_buffers=128MB -c max_wal_size=2GB" >/dev/null 2>&1
-echo "$dir"
-cat >/dev/null
-"#;
+/// Starts the server and ends it with us; see its own first lines. The test command runs the same script once for all.
+const SERVER_SCRIPT: &str = include_str!("../postgres-for-tests.sh");
 
 /// A SQLite store in a temporary folder, which goes when this does.
 #[derive(Debug)]
@@ -316,8 +298,7 @@ impl Drop for PrivateServer {
 /// PostgreSQL refuses to run as root; root becomes `postgres` for it.
 fn shell_as_postgres() -> Command {
     let root = std::fs::metadata("/proc/self")
-        .map(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
-        .unwrap_or(false);
+        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if root {
         let mut command = Command::new("runuser");
         command.args(["-u", "postgres", "--", "sh"]);

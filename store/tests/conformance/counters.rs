@@ -50,7 +50,7 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
     let limit = random / 16 % 20 + 1;
     match random % 16 {
         0..6 => {
-            let action = if random % 2 == 0 {
+            let action = if random.is_multiple_of(2) {
                 Action::Update
             } else {
                 Action::Rollback

@@ -1,7 +1,7 @@
 //! Taking back what completed.
 
 use device_ota_domain::page::Page;
-use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, UpdateState};
 use device_ota_engine::ports::store::{ClaimQuery, RollbackFilter, Store, Touch, UpdateFilter};
 
@@ -81,21 +81,7 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
         (log[0].trigger, log[0].reason.as_str()),
         (RollbackTrigger::Manual, "late")
     );
-    let lost = &log[4];
-    assert_eq!(lost.device_id.as_str(), name(0));
-    assert_eq!(
-        (lost.status, lost.success, lost.completed_at),
-        ("failed", false, Some(at(60)))
-    );
-    assert!(lost.error_message.as_deref().unwrap().contains("registry"));
-    let found = store.update(&lost.update_id).await.unwrap().unwrap();
-    assert!(
-        matches!(&found.state, UpdateState::Failed { failure, .. } if failure.code == "no_previous_firmware")
-    );
-    assert_eq!(
-        (found.from_version.as_deref(), found.to_version.as_str()),
-        (Some("2.0.0"), "0.9.0")
-    );
+    nothing_to_go_back_to(store, &log[4]).await;
 
     let back = ClaimQuery {
         action: Action::Rollback,
@@ -121,6 +107,24 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
     assert_eq!(log[0].completed_at, Some(at(50)));
     let counts = store.counts(&campaign.id).await.unwrap();
     assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+}
+
+/// The device came from a version that nobody uploaded.
+async fn nothing_to_go_back_to(store: &dyn Store, lost: &Rollback) {
+    assert_eq!(lost.device_id.as_str(), name(0));
+    assert_eq!(
+        (lost.status, lost.success, lost.completed_at),
+        ("failed", false, Some(at(60)))
+    );
+    assert!(lost.error_message.as_deref().unwrap().contains("registry"));
+    let found = store.update(&lost.update_id).await.unwrap().unwrap();
+    assert!(
+        matches!(&found.state, UpdateState::Failed { failure, .. } if failure.code == "no_previous_firmware")
+    );
+    assert_eq!(
+        (found.from_version.as_deref(), found.to_version.as_str()),
+        (Some("2.0.0"), "0.9.0")
+    );
 }
 
 async fn the_image_to_go_back_to_is_the_best_there_is(store: &dyn Store) {
