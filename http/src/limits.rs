@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock, QuantaInstant};
@@ -11,7 +12,7 @@ use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
 
 use crate::errors::ApiError;
 
-/// Most addresses that are remembered, some 100 bytes each. Past it, those that have been quiet are forgotten.
+/// Most addresses that are remembered, some 100 bytes each; a little more between two looks.
 const MAX_ADDRESSES: usize = 65_536;
 /// Requests between two looks at how many addresses are remembered.
 const LOOK_EVERY: u64 = 1_024;
@@ -40,32 +41,39 @@ pub struct RateLimits {
     pub global: Option<Rate>,
 }
 
+type Addresses = RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock>;
+
 /// Counts requests.
 pub(crate) struct Limiter {
-    per_address: Option<RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock>>,
+    per_address: Option<PerAddress>,
     global: Option<DefaultDirectRateLimiter>,
     clock: DefaultClock,
+}
+
+/// Counts the requests of each address, in bounded memory.
+struct PerAddress {
+    quota: Quota,
+    addresses: RwLock<Addresses>,
     seen: AtomicU64,
 }
 
 impl Limiter {
     pub(crate) fn new(limits: RateLimits) -> Self {
-        let per_address = limits.per_address.and_then(Rate::quota);
-        let global = limits.global.and_then(Rate::quota);
         Self {
-            per_address: per_address.map(RateLimiter::dashmap),
-            global: global.map(RateLimiter::direct),
+            per_address: limits
+                .per_address
+                .and_then(Rate::quota)
+                .map(PerAddress::new),
+            global: limits.global.and_then(Rate::quota).map(RateLimiter::direct),
             clock: DefaultClock::default(),
-            seen: AtomicU64::new(0),
         }
     }
 
     /// Counts one request of this address; 429 when it is one too many.
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), ApiError> {
         if let Some(limiter) = &self.per_address {
-            self.forget_the_quiet();
             limiter
-                .check_key(&network(address))
+                .check(network(address))
                 .map_err(|until| self.refuse(&until))?;
         }
         match &self.global {
@@ -78,18 +86,44 @@ impl Limiter {
         let wait = until.wait_time_from(self.clock.now());
         ApiError::too_many(wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
+}
 
-    fn forget_the_quiet(&self) {
-        let Some(limiter) = &self.per_address else {
-            return;
-        };
-        let look = self
+impl PerAddress {
+    fn new(quota: Quota) -> Self {
+        Self {
+            quota,
+            addresses: RwLock::new(RateLimiter::dashmap(quota)),
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    fn check(&self, address: IpAddr) -> Result<(), NotUntil<QuantaInstant>> {
+        if self
             .seen
             .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(LOOK_EVERY);
-        if look && limiter.len() > MAX_ADDRESSES {
-            limiter.retain_recent();
-            limiter.shrink_to_fit();
+            .is_multiple_of(LOOK_EVERY)
+        {
+            self.forget();
+        }
+        self.addresses
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .check_key(&address)
+    }
+
+    /// Forgets the addresses that have been quiet, and all of them when too many have not.
+    fn forget(&self) {
+        let mut addresses = self
+            .addresses
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if addresses.len() > MAX_ADDRESSES {
+            addresses.retain_recent();
+            if addresses.len() > MAX_ADDRESSES {
+                *addresses = RateLimiter::dashmap(self.quota);
+            } else {
+                addresses.shrink_to_fit();
+            }
         }
     }
 }
@@ -172,5 +206,25 @@ mod tests {
     fn no_limit_is_no_limit() {
         let limiter = Limiter::new(RateLimits::default());
         assert!((0..10_000).all(|_| check(&limiter, "192.0.2.1") == 200));
+    }
+
+    #[test]
+    fn a_flood_of_addresses_is_remembered_in_bounded_memory() {
+        let limiter = Limiter::new(RateLimits {
+            per_address: Some(rate(1)),
+            global: None,
+        });
+        let looks = u32::try_from(LOOK_EVERY).unwrap();
+        for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 2 * looks {
+            limiter.check(IpAddr::V4(number.into())).unwrap();
+        }
+        let remembered = limiter
+            .per_address
+            .unwrap()
+            .addresses
+            .into_inner()
+            .unwrap()
+            .len();
+        assert!(remembered <= 2 * looks as usize, "{remembered}");
     }
 }

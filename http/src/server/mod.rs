@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -31,10 +32,12 @@ use stall::Stall;
 
 /// Most connections at a time. The rest wait in the kernel's queue; the process needs its file handles for devices.
 const MAX_CONNECTIONS: usize = 2_048;
+/// With less room than this, connections end after their present answer instead of waiting for a next request.
+const SCARCE_ROOM: usize = MAX_CONNECTIONS / 4;
 /// Connections that the kernel keeps waiting for us.
 const BACKLOG: u32 = 1_024;
 /// Longest that a client may take for the head of a request, and stay idle between two.
-const HEAD_TIME: Duration = Duration::from_secs(15);
+const HEAD_TIME: Duration = Duration::from_secs(30);
 /// Longest that a client may take nothing of an answer.
 const STALL_TIME: Duration = Duration::from_mins(1);
 /// Pause after the system refused to accept, e.g. because it is out of file handles.
@@ -98,6 +101,14 @@ impl Http {
     }
 }
 
+/// What every connection needs.
+struct Server<S> {
+    gate: Gate<S>,
+    builder: Builder<TokioExecutor>,
+    room: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
 async fn serve_gate<S>(listener: TcpListener, gate: Gate<S>, shutdown: CancellationToken)
 where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
@@ -105,41 +116,42 @@ where
         + Sync
         + 'static,
 {
-    let gate = Arc::new(gate);
-    let builder = Arc::new(builder());
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let server = Arc::new(Server {
+        gate,
+        builder: builder(),
+        room,
+        shutdown,
+    });
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     loop {
         let next = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
+            let permit = Arc::clone(&server.room).acquire_owned().await;
             (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! {
             biased;
-            () = shutdown.cancelled() => break,
+            () = server.shutdown.cancelled() => break,
             next = next => next,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok((stream, peer)) => {
+                let serving = cut.clone().run_until_cancelled_owned(connection(
+                    Arc::clone(&server),
+                    stream,
+                    peer,
+                ));
+                connections.spawn(async move {
+                    let _room = permit;
+                    serving.await;
+                });
+            }
             Err(error) => {
                 warn!(%error, "a connection was not accepted");
                 sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        let serving = connection(
-            stream,
-            peer,
-            Arc::clone(&gate),
-            Arc::clone(&builder),
-            shutdown.clone(),
-        );
-        let cut = cut.clone();
-        connections.spawn(async move {
-            let _room = permit;
-            cut.run_until_cancelled(serving).await;
-        });
+        }
     }
     drop(listener);
     connections.close();
@@ -173,13 +185,8 @@ fn builder() -> Builder<TokioExecutor> {
 }
 
 /// Serves one connection to its end.
-async fn connection<S>(
-    stream: TcpStream,
-    peer: SocketAddr,
-    gate: Arc<Gate<S>>,
-    builder: Arc<Builder<TokioExecutor>>,
-    shutdown: CancellationToken,
-) where
+async fn connection<S>(server: Arc<Server<S>>, stream: TcpStream, peer: SocketAddr)
+where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
         + Send
         + Sync
@@ -189,14 +196,17 @@ async fn connection<S>(
         debug!(%error, client.address = %peer, "no TCP_NODELAY");
     }
     let spoke = Arc::new(AtomicBool::new(false));
-    let said = Arc::clone(&spoke);
+    let (said, answering) = (Arc::clone(&spoke), Arc::clone(&server));
     let service = service_fn(move |request: Request<Incoming>| {
         said.store(true, Ordering::Relaxed);
-        let gate = Arc::clone(&gate);
-        async move { Ok::<_, Infallible>(gate.answer(peer.ip(), request).await) }
+        let server = Arc::clone(&answering);
+        async move { Ok::<_, Infallible>(server.answer(peer, request).await) }
     });
-    let mut serving =
-        pin!(builder.serve_connection(TokioIo::new(Stall::new(stream, STALL_TIME)), service));
+    let mut serving = pin!(
+        server
+            .builder
+            .serve_connection(TokioIo::new(Stall::new(stream, STALL_TIME)), service)
+    );
     // The time for a head does not run before the protocol's version is known, so the first head has its own.
     let mut first_head = pin!(sleep(HEAD_TIME));
     let (mut waits_for_head, mut ending) = (true, false);
@@ -208,7 +218,7 @@ async fn connection<S>(
                 }
                 return;
             }
-            () = shutdown.cancelled(), if !ending => {
+            () = server.shutdown.cancelled(), if !ending => {
                 ending = true;
                 serving.as_mut().graceful_shutdown();
             }
@@ -219,6 +229,22 @@ async fn connection<S>(
                 waits_for_head = false;
             }
         }
+    }
+}
+
+impl<S> Server<S>
+where
+    S: Service<Request<Lingering>, Response = Response, Error = Infallible>,
+{
+    async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response {
+        let version = request.version();
+        let mut response = self.gate.answer(peer.ip(), request).await;
+        if version == Version::HTTP_11 && self.room.available_permits() < SCARCE_ROOM {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

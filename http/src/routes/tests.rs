@@ -1,0 +1,208 @@
+//! The table of paths against the real routes, over a real database and a real folder.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use async_trait::async_trait;
+use device_ota_domain::DeviceId;
+use device_ota_engine::keyring::Keyring;
+use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy};
+use device_ota_engine::{Grants, Parts, Settings};
+use device_ota_objects::LocalFolder;
+use device_ota_protocol::keys::Keypair;
+use device_ota_protocol::objects::{self, Root};
+use device_ota_protocol::topics::Down;
+use device_ota_store::testing::SqliteDatabase;
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::access::is_open;
+use crate::{Access, Api, Http, RateLimits};
+
+/// Noon of a day, for ever; every random byte the same; no device connected.
+struct World;
+
+impl Clock for World {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_second(1_766_052_000).unwrap()
+    }
+}
+
+impl Entropy for World {
+    fn fill(&self, bytes: &mut [u8]) {
+        bytes.fill(7);
+    }
+}
+
+#[async_trait]
+impl Downlink for World {
+    async fn send(&self, _: &DeviceId, _: &Down, _: bytes::Bytes) -> Delivery {
+        Delivery::NotConnected
+    }
+
+    async fn disconnect(&self, _: &DeviceId) {}
+}
+
+fn keyring() -> Keyring {
+    let [root, release, dispatch] = [1, 2, 3].map(|seed| Keypair::from_seed([seed; 32]));
+    let expires = Timestamp::from_second(2_000_000_000).unwrap();
+    let statement = Root::single(
+        1,
+        expires,
+        root.public(),
+        release.public(),
+        dispatch.public(),
+    );
+    Keyring::new(
+        vec![objects::seal(&statement, &root).unwrap()],
+        Some(release),
+        dispatch,
+    )
+    .unwrap()
+}
+
+struct Served {
+    addr: SocketAddr,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+    _database: SqliteDatabase,
+    _objects: tempfile::TempDir,
+}
+
+async fn serve() -> Served {
+    let (database, folder) = (SqliteDatabase::new(), tempfile::tempdir().unwrap());
+    let (engine, _work) = Engine::new(Parts {
+        store: Arc::new(database.open().await),
+        objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
+        downlink: Arc::new(World),
+        sinks: Vec::new(),
+        clock: Arc::new(World),
+        entropy: Arc::new(World),
+        keyring: keyring(),
+        grants: Grants::new([7; 32]),
+        settings: Settings::default(),
+    });
+    let api = Api {
+        engine,
+        access: Access::admin_key(Sha256::digest(b"key").into()),
+        limits: RateLimits::default(),
+        version: "0.0.0",
+        run_id: "run".to_owned(),
+        components: Arc::new(Vec::new),
+    };
+    let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (addr, shutdown) = (http.local_addr(), CancellationToken::new());
+    let task = tokio::spawn(http.serve(api, shutdown.clone()));
+    Served {
+        addr,
+        shutdown,
+        task,
+        _database: database,
+        _objects: folder,
+    }
+}
+
+impl Served {
+    /// Status, and the rest of the answer.
+    async fn ask(&self, method: &str, path: &str, header: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.addr).await.unwrap();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+const KEY: &str = "x-api-key: key";
+
+#[tokio::test]
+async fn every_path_takes_the_methods_of_the_table_and_no_other() {
+    let served = serve().await;
+    for (pattern, methods) in METHODS {
+        let path = pattern.replace('*', "none");
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+            let (status, answer) = served.ask(method, &path, KEY).await;
+            if methods.split(", ").any(|known| known == method) {
+                assert!(
+                    status != 405 && !answer.contains("unknown_path"),
+                    "{method} {path}: {answer}"
+                );
+            } else {
+                assert_eq!(status, 405, "{method} {path}: {answer}");
+                assert!(
+                    answer.contains(&format!("allow: {methods}\r\n")),
+                    "{method} {path}: {answer}"
+                );
+            }
+        }
+    }
+    served.end().await;
+}
+
+#[tokio::test]
+async fn no_closed_path_lets_anybody_in_without_a_key() {
+    let served = serve().await;
+    for (pattern, methods) in METHODS {
+        let path = pattern.replace('*', "none");
+        for method in methods.split(", ") {
+            for header in ["x-internal-call: true", "x-api-key: wrong"] {
+                let (status, answer) = served.ask(method, &path, header).await;
+                assert_eq!(status == 401, !is_open(&path), "{method} {path}: {answer}");
+            }
+        }
+    }
+    served.end().await;
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_one_is_not_found_whatever_the_path() {
+    let served = serve().await;
+    for (pattern, methods) in METHODS.iter().filter(|(pattern, _)| pattern.contains('*')) {
+        let expected = if pattern.contains("/objects/") {
+            403
+        } else {
+            404
+        };
+        let path = pattern.replace('*', "a%2Fb");
+        let method = methods.split(", ").next().unwrap();
+        let (status, answer) = served.ask(method, &path, KEY).await;
+        assert_eq!(status, expected, "{method} {path}: {answer}");
+    }
+    served.end().await;
+}
+
+#[tokio::test]
+async fn lists_are_empty_before_anything_is_there() {
+    let served = serve().await;
+    for (path, plural) in [
+        ("firmware", "firmware"),
+        ("devices", "devices"),
+        ("campaigns", "campaigns"),
+        ("updates", "updates"),
+        ("rollbacks", "rollbacks"),
+    ] {
+        let (_, answer) = served.ask("GET", &format!("/api/v1/ota/{path}"), KEY).await;
+        let expected =
+            format!(r#"{{"{plural}":[],"count":0,"limit":50,"offset":0,"filters":{{}}}}"#);
+        assert!(answer.ends_with(&expected), "{answer}");
+    }
+    served.end().await;
+}
+
+#[test]
+fn a_path_knows_its_methods() {
+    assert_eq!(methods_of("/api/v1/ota/firmware"), Some("GET, HEAD, POST"));
+    assert_eq!(methods_of("/api/v1/ota/devices/bulk/update"), Some("POST"));
+    assert_eq!(methods_of("/health/"), Some("GET, HEAD"));
+    assert_eq!(methods_of("/api/v1/ota/updates/upd_1/retry/more"), None);
+    assert_eq!(methods_of("/"), None);
+}
