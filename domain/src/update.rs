@@ -1,6 +1,7 @@
 //! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
 
 mod failure;
+mod phase;
 mod report;
 mod state;
 
@@ -8,8 +9,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use failure::{Failure, Retry, back_off};
+pub use phase::Phase;
 pub use report::{Report, Reported};
-pub use state::{CancelError, Expiry, OfferTerms, Outcome, Phase, RetryError, UpdateState};
+pub use state::{CancelError, Expiry, OfferTerms, Outcome, RetryError, UpdateState};
 
 use crate::campaign::{Group, Priority};
 use crate::device::DeviceKey;

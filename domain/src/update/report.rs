@@ -1,7 +1,7 @@
 //! What a device says about one of its updates, free of the wire's form.
 
 use super::failure::Failure;
-use super::state::Phase;
+use super::phase::Phase;
 
 /// One report.
 #[derive(Debug, Clone, PartialEq)]

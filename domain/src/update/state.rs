@@ -1,9 +1,9 @@
 //! The states of an update and the only ways between them. Transitions consume the update and return it changed.
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Retry, back_off};
+use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
 
@@ -12,62 +12,6 @@ const MAX_DEFER_SECONDS: u64 = 7 * 24 * 3_600;
 /// How long a deferred update waits when the device does not say, in seconds.
 const DEFAULT_DEFER_SECONDS: u64 = 900;
 
-/// Phases of an update in flight, in order (PROTOCOL.md, *progress*); `Offered` is the service's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Sent, or about to be; the device has not answered.
-    Offered,
-    /// The device took it.
-    Accepted,
-    /// It reads the image.
-    Downloading,
-    /// It checks the image.
-    Verifying,
-    /// It writes the slot.
-    Installing,
-    /// It waits for `activate`.
-    Staged,
-    /// It restarts.
-    Rebooting,
-}
-
-impl Phase {
-    /// All phases, in order.
-    pub const ALL: [Self; 7] = [
-        Self::Offered,
-        Self::Accepted,
-        Self::Downloading,
-        Self::Verifying,
-        Self::Installing,
-        Self::Staged,
-        Self::Rebooting,
-    ];
-
-    /// The name on the wire and in the database.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Offered => "offered",
-            Self::Accepted => "accepted",
-            Self::Downloading => "downloading",
-            Self::Verifying => "verifying",
-            Self::Installing => "installing",
-            Self::Staged => "staged",
-            Self::Rebooting => "rebooting",
-        }
-    }
-
-    /// The phase of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|phase| phase.name() == name)
-    }
-
-    /// A cancel still helps (PRD, E3-US3: not once it installs).
-    pub fn can_cancel(self) -> bool {
-        self < Self::Installing || self == Self::Staged
-    }
-}
-
 /// Where an update stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UpdateState {
@@ -75,8 +19,8 @@ pub enum UpdateState {
     Pending {
         /// Not offered before this.
         due_at: Timestamp,
-        /// Set when a device that had taken the offer fell silent and lost its slot: the end of the attempt's time,
-        /// at which the device counts as lost.
+        /// Set when a device that had taken the offer fell silent and lost its slot, or ran out of time: when it
+        /// counts as lost if it is still silent then.
         lost_at: Option<Timestamp>,
         /// Why the attempt before it ended, if one did.
         last_failure: Option<Failure>,
@@ -296,12 +240,11 @@ impl Update {
             UpdateState::InFlight {
                 deadline, phase, ..
             } if deadline <= at.now && (heard || phase > Phase::Offered) => {
-                let failure = if heard {
-                    Failure::new("timeout", "the attempt took too long", Retry::Backoff)
+                self = if heard {
+                    self.time_out(at.now)
                 } else {
-                    lost()
+                    self.fail(lost(), at.now)
                 };
-                self = self.fail(failure, at.now);
             }
             UpdateState::InFlight {
                 phase,
@@ -309,7 +252,7 @@ impl Update {
                 lease_until,
                 deadline,
                 cancel_requested,
-            } if lease_until <= at.now => {
+            } if lease_until.min(deadline) <= at.now => {
                 self.state = if heard {
                     let lease_until = later(at.now, at.lease);
                     UpdateState::InFlight {
@@ -336,10 +279,10 @@ impl Update {
                 last_failure,
             } if lost_at <= at.now => {
                 if heard {
-                    // It came back and waits for a slot: not lost.
+                    // It came back and waits for a slot: lost only when it falls silent once more.
                     self.state = UpdateState::Pending {
                         due_at,
-                        lost_at: None,
+                        lost_at: Some(later(at.now, seconds(self.timeout_seconds))),
                         last_failure,
                     };
                 } else {
@@ -419,6 +362,20 @@ impl Update {
             UpdateState::Failed { at: now, failure }
         };
         self
+    }
+
+    /// The attempt's time is over though the device was there to the end. If it is tried again the device may be
+    /// gone by then: it counts as lost when the next attempt's time passes without a word.
+    fn time_out(self, now: Timestamp) -> Self {
+        let failure = Failure::new("timeout", "the attempt took too long", Retry::Backoff);
+        let mut update = self.fail(failure, now);
+        if let UpdateState::Pending {
+            due_at, lost_at, ..
+        } = &mut update.state
+        {
+            *lost_at = Some(later(*due_at, seconds(update.timeout_seconds)));
+        }
+        update
     }
 
     /// The present attempt has failed or was put off; the next one waits for its time.

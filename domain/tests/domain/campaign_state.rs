@@ -1,0 +1,175 @@
+//! Each transition of a campaign, and each refusal.
+
+use device_ota_domain::campaign::{CampaignState, Running, TransitionError};
+use device_ota_domain::rollback::RollbackTrigger;
+
+use crate::sample::at;
+
+const RUNNING: fn(u16) -> Running = |open_stage| Running {
+    started_at: at(1),
+    open_stage,
+    stage_opened_at: at(2),
+};
+
+fn all() -> [CampaignState; 7] {
+    use CampaignState::{
+        Cancelled, Completed, Created, InProgress, Paused, RolledBack, RollingBack,
+    };
+    let trigger = RollbackTrigger::Manual;
+    [
+        Created,
+        InProgress(RUNNING(1)),
+        Paused {
+            running: RUNNING(1),
+            paused_at: at(3),
+            reason: "lunch".into(),
+        },
+        RollingBack {
+            rollback_started_at: at(4),
+            trigger,
+            reason: "bad".into(),
+        },
+        RolledBack {
+            ended_at: at(5),
+            trigger,
+            reason: "bad".into(),
+        },
+        Completed { ended_at: at(6) },
+        Cancelled { ended_at: at(7) },
+    ]
+}
+
+/// Applies the transition to every state: those of `allowed` take it, all others refuse it with this text.
+fn takes<T>(allowed: &[&str], verb: &str, hint: &str, transition: T) -> Vec<CampaignState>
+where
+    T: Fn(CampaignState) -> Result<CampaignState, TransitionError>,
+{
+    let mut next = Vec::new();
+    for state in all() {
+        let from = state.status();
+        match transition(state) {
+            Ok(state) if allowed.contains(&from) => next.push(state),
+            Ok(state) => panic!("{from} went to {}", state.status()),
+            Err(error) => {
+                assert!(!allowed.contains(&from), "{from} refused: {error}");
+                assert_eq!(
+                    error.to_string(),
+                    format!("a campaign that is {from} cannot be {verb}{hint}")
+                );
+            }
+        }
+    }
+    assert_eq!(next.len(), allowed.len());
+    next
+}
+
+#[test]
+fn start() {
+    let next = takes(&["created"], "started", "", |s| s.start(at(9)));
+    let begun = Running {
+        started_at: at(9),
+        open_stage: 0,
+        stage_opened_at: at(9),
+    };
+    assert_eq!(next, [CampaignState::InProgress(begun)]);
+}
+
+#[test]
+fn pause_and_resume_come_back_to_the_same_place() {
+    let next = takes(&["in_progress"], "paused", "", |s| s.pause(at(9), "lunch"));
+    let paused = CampaignState::Paused {
+        running: RUNNING(1),
+        paused_at: at(9),
+        reason: "lunch".into(),
+    };
+    assert_eq!(next, [paused]);
+    let next = takes(
+        &["paused"],
+        "resumed",
+        "; only a paused one can",
+        CampaignState::resume,
+    );
+    assert_eq!(next, [CampaignState::InProgress(RUNNING(1))]);
+}
+
+#[test]
+fn cancel() {
+    let next = takes(
+        &["created", "in_progress", "paused"],
+        "cancelled",
+        "",
+        |s| s.cancel(at(9)),
+    );
+    assert!(
+        next.into_iter()
+            .all(|s| s == CampaignState::Cancelled { ended_at: at(9) })
+    );
+}
+
+#[test]
+fn stages_open_one_after_the_other() {
+    let next = takes(&["in_progress"], "opened further", "", |s| {
+        s.open_stage(2, at(9))
+    });
+    let opened = Running {
+        started_at: at(1),
+        open_stage: 2,
+        stage_opened_at: at(9),
+    };
+    assert_eq!(next, [CampaignState::InProgress(opened)]);
+    for stage in [0, 1, 3, u16::MAX] {
+        takes(&[], "opened further", "", |s| s.open_stage(stage, at(9)));
+    }
+    let last = CampaignState::InProgress(RUNNING(u16::MAX));
+    assert!(
+        last.open_stage(0, at(9)).is_err(),
+        "stages do not wrap around"
+    );
+}
+
+#[test]
+fn roll_back() {
+    let allowed = ["in_progress", "paused", "completed", "cancelled"];
+    let trigger = RollbackTrigger::FailureThreshold;
+    let next = takes(&allowed, "rolled back", "", |s| {
+        s.roll_back(at(9), trigger, "too many")
+    });
+    let back = CampaignState::RollingBack {
+        rollback_started_at: at(9),
+        trigger,
+        reason: "too many".into(),
+    };
+    assert!(next.into_iter().all(|s| s == back));
+}
+
+#[test]
+fn finish_ends_a_rollout_and_a_rollback() {
+    let next = takes(&["in_progress", "rolling_back"], "finished", "", |s| {
+        s.finish(at(9))
+    });
+    let back = CampaignState::RolledBack {
+        ended_at: at(9),
+        trigger: RollbackTrigger::Manual,
+        reason: "bad".into(),
+    };
+    assert_eq!(next, [CampaignState::Completed { ended_at: at(9) }, back]);
+}
+
+#[test]
+fn statuses_are_the_ones_of_the_filters_and_survive_storage() {
+    assert_eq!(all().map(|s| s.status()), CampaignState::STATUSES);
+    for state in all() {
+        let json = serde_json::to_value(&state).unwrap();
+        assert_eq!(json["status"], state.status());
+        assert_eq!(
+            serde_json::from_value::<CampaignState>(json).unwrap(),
+            state
+        );
+    }
+    let active: Vec<_> = all()
+        .iter()
+        .filter(|s| s.is_active())
+        .map(CampaignState::status)
+        .collect();
+    assert_eq!(active, ["in_progress", "paused", "rolling_back"]);
+}

@@ -1,0 +1,241 @@
+//! What a campaign's draft means, and the text of each refusal.
+
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Strategy};
+use serde_json::{Value, json};
+
+use crate::sample::{draft, spec};
+
+fn ends(spec: &CampaignSpec) -> Vec<(&str, u16)> {
+    spec.stages
+        .iter()
+        .map(|s| (s.name.as_str(), s.end_bucket))
+        .collect()
+}
+
+fn refused(fields: &Value, text: &str) {
+    assert_eq!(
+        draft(fields).into_spec(20.0, 0).unwrap_err().to_string(),
+        text,
+        "{fields}"
+    );
+}
+
+#[test]
+fn a_bare_draft_goes_over_the_four_rings() {
+    let spec = spec(&json!({}));
+    assert_eq!(
+        ends(&spec),
+        [
+            ("canary", 500),
+            ("early", 2_500),
+            ("broad", 7_500),
+            ("production", 10_000)
+        ]
+    );
+    assert!(
+        spec.stages
+            .iter()
+            .all(|s| s.gate.min_samples.is_none() && s.gate.soak_seconds == 0)
+    );
+    assert!(
+        spec.stages
+            .iter()
+            .all(|s| (s.gate.min_success_percent - 80.0).abs() < 1e-9)
+    );
+    assert_eq!(
+        (
+            spec.max_concurrent_updates,
+            spec.batch_size,
+            spec.timeout_seconds
+        ),
+        (100, 100, 3_600)
+    );
+    assert_eq!(
+        (
+            spec.max_retries,
+            spec.failure_min_samples,
+            spec.rollout_buckets
+        ),
+        (3, 1, 10_000)
+    );
+    assert!(spec.auto_rollback && spec.strategy == Strategy::Staged);
+}
+
+#[test]
+fn the_wheel_turns_by_the_entropy_given() {
+    assert_eq!(
+        draft(&json!({}))
+            .into_spec(20.0, 65_535)
+            .unwrap()
+            .bucket_offset,
+        5_535
+    );
+}
+
+#[test]
+fn immediate_is_one_stage() {
+    assert_eq!(
+        ends(&spec(&json!({"deployment_strategy": "immediate"}))),
+        [("all", 10_000)]
+    );
+    let staged = json!({"deployment_strategy": "immediate", "stages": [{"ring": "canary"}]});
+    refused(&staged, "stages: immediate has none; use staged");
+}
+
+#[test]
+fn given_stages_are_filled_up_to_everybody() {
+    let stages = json!([{"percent": 1}, {"ring": "early", "gate": {"min_success_percent": 50, "soak_seconds": 60}}]);
+    let spec = spec(&json!({"stages": stages}));
+    assert_eq!(
+        ends(&spec),
+        [("1%", 100), ("early", 2_500), ("100%", 10_000)]
+    );
+    assert_eq!(spec.stages[1].gate.soak_seconds, 60);
+    let tiny =
+        crate::sample::spec(&json!({"stages": [{"percent": 0.001}], "rollout_percentage": 0.001}));
+    assert_eq!(
+        (tiny.stages[0].end_bucket, tiny.rollout_buckets),
+        (1, 1),
+        "a share above nothing is never nothing"
+    );
+}
+
+#[test]
+fn stages_that_make_no_sense_are_refused() {
+    let stages = |stages: Value, text| refused(&json!({"stages": stages}), text);
+    let either = "stages: each has either a ring or a percent above 0 and at most 100";
+    for stage in [
+        json!({}),
+        json!({"ring": "canary", "percent": 5}),
+        json!({"percent": 0}),
+        json!({"percent": 100.1}),
+    ] {
+        stages(json!([stage]), either);
+    }
+    let rise = "stages: shares are cumulative and must rise";
+    stages(json!([{"ring": "broad"}, {"ring": "early"}]), rise);
+    stages(json!([{"percent": 5}, {"ring": "canary"}]), rise);
+    stages(
+        json!([{"percent": 5, "gate": {"min_success_percent": 101}}]),
+        "stages: min_success_percent must be 0 to 100",
+    );
+    stages(
+        json!([{"percent": 5, "gate": {"min_success_percent": 90, "soak_seconds": 2_592_001}}]),
+        "stages: soak_seconds must be at most 2592000",
+    );
+    let many: Vec<_> = (1..=65).map(|i| json!({"percent": i})).collect();
+    stages(json!(many), "stages must be at most 64");
+}
+
+#[test]
+fn strategies_that_are_not_served_say_so() {
+    for name in ["scheduled", "blue_green"] {
+        let text = format!(
+            "deployment_strategy {name} is not served by this version; use immediate, staged or canary"
+        );
+        refused(&json!({"deployment_strategy": name}), &text);
+    }
+    for strategy in [Strategy::Immediate, Strategy::Staged, Strategy::Canary] {
+        assert_eq!(
+            spec(&json!({"deployment_strategy": strategy.name()})).strategy,
+            strategy
+        );
+    }
+}
+
+#[test]
+fn numbers_and_texts_are_bounded() {
+    let one = |field: &str, value: Value, text: &str| refused(&json!({field: value}), text);
+    one("name", json!(""), "name must not be empty");
+    one(
+        "name",
+        json!("n".repeat(129)),
+        "name must be at most 128 bytes without control characters",
+    );
+    one(
+        "description",
+        json!("d".repeat(16_385)),
+        "description must be at most 16384 bytes",
+    );
+    one(
+        "target_devices",
+        json!(vec!["d"; 200_001]),
+        "target_devices must be at most 200000 ids",
+    );
+    one(
+        "target_groups",
+        json!(vec!["g"; 1_001]),
+        "target_groups must be at most 1000 names",
+    );
+    one(
+        "target_groups",
+        json!([""]),
+        "target_groups must not be empty",
+    );
+    for percent in [0.0, -1.0, 100.5] {
+        one(
+            "rollout_percentage",
+            json!(percent),
+            "rollout_percentage must be above 0 and at most 100",
+        );
+    }
+    for slots in [0, 1_000_001] {
+        one(
+            "max_concurrent_updates",
+            json!(slots),
+            "max_concurrent_updates must be 1 to 1000000",
+        );
+        one(
+            "batch_size",
+            json!(slots),
+            "batch_size must be 1 to 1000000",
+        );
+    }
+    for minutes in [0.0, -1.0, 0.01, 43_200.1] {
+        one(
+            "timeout_minutes",
+            json!(minutes),
+            "timeout_minutes must be at least one second and at most 43200",
+        );
+    }
+    one("max_retries", json!(101), "max_retries must be at most 100");
+    for threshold in [-0.1, 100.1] {
+        one(
+            "failure_threshold_percent",
+            json!(threshold),
+            "failure_threshold_percent must be 0 to 100",
+        );
+    }
+    let battery = json!({"min_battery_percent": 101});
+    one(
+        "requires",
+        battery,
+        "requires.min_battery_percent must be 0 to 100",
+    );
+    one(
+        "requires",
+        json!({"min_free_storage_bytes": -1}),
+        "requires.min_free_storage_bytes must be 0 or more",
+    );
+    let by_service = draft(&json!({}))
+        .into_spec(f64::NAN, 0)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(by_service, "failure_threshold_percent must be 0 to 100");
+}
+
+#[test]
+fn fields_that_are_not_served_are_refused_by_name() {
+    let json = json!({"name": "a", "firmware_id": "0".repeat(32), "continuous": true});
+    let error = serde_json::from_value::<CampaignDraft>(json)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("unknown field `continuous`"), "{error}");
+}
+
+#[test]
+fn a_spec_survives_storage() {
+    let spec = spec(&json!({"target_groups": ["lab"], "requires": {"min_battery_percent": 30}}));
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<CampaignSpec>(&json).unwrap(), spec);
+}

@@ -1,0 +1,161 @@
+//! Admins of the model: they create campaigns, start them, and meddle.
+
+use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, Tally};
+use device_ota_domain::ring::turned;
+use device_ota_domain::rollback::RollbackTrigger;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::json;
+
+use super::device::Agent;
+use super::world::{Event, Rollout, World};
+use crate::sample;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Admin {
+    Pause,
+    Resume,
+    Cancel,
+    RollBack,
+    CancelOne,
+    RetryOne,
+}
+
+impl World {
+    pub(super) fn create(&mut self, to: &'static str) {
+        let index = self.rollouts.len();
+        let spec = any_spec(&mut self.rng, self.agents.len());
+        self.story
+            .tell(|| format!("{to} to {} devices by {spec:?}", self.agents.len()));
+        let stages = spec.stages.len();
+        let mut campaign = sample::campaign(spec, CampaignState::Created);
+        campaign.id = CampaignId::from_entropy([u8::try_from(index).unwrap(); 8]);
+        let counts = Counts {
+            stages: vec![Tally::default(); stages],
+            rollbacks: Tally::default(),
+        };
+        self.rollouts.push(Rollout {
+            campaign,
+            counts,
+            to,
+        });
+        let start = self.rng.random_range(0..600);
+        self.after(start, Event::Start(index));
+        if self.trouble.admins {
+            for _ in 0..self.rng.random_range(0..5) {
+                self.plan_an_admin(index, start);
+            }
+        }
+    }
+
+    fn plan_an_admin(&mut self, rollout: usize, start: i64) {
+        let at = start + self.rng.random_range(1..3_000);
+        let what = match self.rng.random_range(0..10) {
+            0..=2 => {
+                // Whoever pauses goes on one day.
+                let pause = self.rng.random_range(1..2_000);
+                self.after(at + pause, Event::Admin(rollout, Admin::Resume));
+                Admin::Pause
+            }
+            3 => Admin::Cancel,
+            4 => Admin::RollBack,
+            5..=7 => Admin::CancelOne,
+            _ => Admin::RetryOne,
+        };
+        self.after(at, Event::Admin(rollout, what));
+    }
+
+    pub(super) fn start(&mut self, index: usize) {
+        let rollout = &mut self.rollouts[index];
+        let Ok(state) = rollout.campaign.state.clone().start(self.now) else {
+            return;
+        };
+        rollout.campaign.state = state;
+        for agent in 0..self.agents.len() {
+            let turn = stage_of(&self.rollouts[index].campaign.spec, &self.agents[agent]);
+            self.insert(index, agent, turn, None);
+        }
+    }
+
+    pub(super) fn admin(&mut self, index: usize, what: Admin) -> Result<(), String> {
+        let state = self.rollouts[index].campaign.state.clone();
+        let next = match what {
+            Admin::Pause => state.pause(self.now, "an admin asked"),
+            Admin::Resume => state.resume(),
+            Admin::Cancel => state.cancel(self.now),
+            Admin::RollBack => state.roll_back(self.now, RollbackTrigger::Manual, "an admin asked"),
+            Admin::CancelOne | Admin::RetryOne => return self.admin_of_one(index, what),
+        };
+        if let Ok(next) = next {
+            self.rollouts[index].campaign.state = next;
+        }
+        Ok(())
+    }
+
+    fn admin_of_one(&mut self, index: usize, what: Admin) -> Result<(), String> {
+        let running = matches!(
+            self.state(index),
+            CampaignState::InProgress(_) | CampaignState::Paused { .. }
+        );
+        let rows: Vec<_> = (0..self.rows.len())
+            .filter(|row| self.rows[*row].rollout == index)
+            .collect();
+        if !running || rows.is_empty() {
+            return Ok(());
+        }
+        let row = rows[self.rng.random_range(0..rows.len())];
+        let update = self.rows[row].update.clone();
+        if matches!(what, Admin::RetryOne) {
+            return update
+                .retry(self.now)
+                .map_or(Ok(()), |again| self.retry(row, again));
+        }
+        let Ok(update) = update.cancel(self.now) else {
+            return Ok(());
+        };
+        self.apply(row, update)?;
+        self.send(row);
+        Ok(())
+    }
+}
+
+/// The stage of a device: by its ring when it is pinned, by its place on the wheel when not.
+fn stage_of(spec: &CampaignSpec, agent: &Agent) -> u16 {
+    let place = turned(agent.bucket, spec.bucket_offset);
+    let stage = spec.stages.iter().position(|stage| match agent.pin {
+        Some(ring) => stage.end_bucket >= ring.end_bucket(),
+        None => place < stage.end_bucket,
+    });
+    u16::try_from(stage.unwrap()).unwrap()
+}
+
+fn any_spec(rng: &mut StdRng, devices: usize) -> CampaignSpec {
+    let gate = |rng: &mut StdRng| {
+        json!({
+            "min_success_percent": rng.random_range(0..=100),
+            "min_samples": rng.random_bool(0.5).then(|| rng.random_range(0..10)),
+            "soak_seconds": rng.random_range(0..600),
+        })
+    };
+    let stages = match rng.random_range(0..3) {
+        0 => json!([]),
+        1 => json!([{"percent": 10, "gate": gate(rng)}, {"percent": 60, "gate": gate(rng)}]),
+        _ => json!([{"ring": "canary", "gate": gate(rng)}, {"ring": "broad"}]),
+    };
+    let none = stages.as_array().is_some_and(Vec::is_empty);
+    let threshold = [0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)];
+    let fields = json!({
+        "stages": stages,
+        "deployment_strategy": if none && rng.random_bool(0.3) { "immediate" } else { "staged" },
+        "max_concurrent_updates": rng.random_range(1..devices + 3),
+        "batch_size": rng.random_range(1..8),
+        "timeout_minutes": rng.random_range(4..60),
+        "auto_rollback": rng.random_bool(0.7),
+        "failure_threshold_percent": threshold,
+        "failure_min_samples": rng.random_range(0..5),
+        "max_retries": rng.random_range(0..4),
+    });
+    let entropy = rng.random_range(0..10_000);
+    sample::draft(&fields).into_spec(20.0, entropy).unwrap()
+}

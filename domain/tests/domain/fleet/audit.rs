@@ -1,0 +1,232 @@
+//! The rules: what must hold after every step, at every change of a row, and at the end.
+
+use device_ota_domain::Update;
+use device_ota_domain::campaign::{CampaignState, Counts, Group, Tally};
+use device_ota_domain::update::{Action as UpdateAction, UpdateState};
+
+use super::world::World;
+
+fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(broken()) }
+}
+
+impl World {
+    /// Writes a changed row and moves the counters by one delta.
+    pub(super) fn apply(&mut self, row: usize, after: Update) -> Result<(), String> {
+        let before = &self.rows[row].update;
+        rule(!before.is_terminal(), || {
+            format!("row {row} had ended as {:?}", before.state)
+        })?;
+        self.write(row, after)
+    }
+
+    /// An admin's retry: the one way out of an end.
+    pub(super) fn retry(&mut self, row: usize, after: Update) -> Result<(), String> {
+        let before = self.rows[row].update.group();
+        rule(before == Group::Failed, || {
+            format!("row {row} was retried from {before:?}")
+        })?;
+        self.write(row, after)
+    }
+
+    fn write(&mut self, row: usize, after: Update) -> Result<(), String> {
+        let before = &self.rows[row].update;
+        let offered = before.group() != Group::InFlight && after.group() == Group::InFlight;
+        let attempts = (before.attempt, after.attempt);
+        rule(attempts.1 == attempts.0 + u32::from(offered), || {
+            format!("row {row}: attempts {attempts:?}")
+        })?;
+        rule(offered || after.last_seq >= before.last_seq, || {
+            format!("row {row}: seq fell")
+        })?;
+        rule(after.retries <= after.max_retries, || {
+            format!("row {row}: {} retries", after.retries)
+        })?;
+        rule(after.started_at.is_some() || after.attempt == 0, || {
+            format!("row {row} was never begun")
+        })?;
+        let (from, to, action, stage) = (before.group(), after.group(), after.action, after.stage);
+        self.story.tell(|| {
+            format!(
+                "          row {row} attempt {}: {from:?} -> {to:?}, {}",
+                after.attempt,
+                after.status()
+            )
+        });
+        let rollout = self.rows[row].rollout;
+        self.rows[row].update = after;
+        self.unaudited = true;
+        let left = self.tally(rollout, action, stage).of_mut(from);
+        *left = left.checked_sub(1).ok_or("a counter fell below nothing")?;
+        *self.tally(rollout, action, stage).of_mut(to) += 1;
+        Ok(())
+    }
+
+    /// Offers go out only from a running campaign's open stages, and rollbacks only from one that rolls back.
+    pub(super) fn may_claim(
+        &self,
+        rollout: usize,
+        action: UpdateAction,
+        up_to: u16,
+    ) -> Result<(), String> {
+        let may = match self.state(rollout) {
+            CampaignState::InProgress(running) => {
+                action == UpdateAction::Update && up_to <= running.open_stage
+            }
+            CampaignState::RollingBack { .. } => action == UpdateAction::Rollback,
+            _ => false,
+        };
+        rule(may, || {
+            format!(
+                "{action:?} up to stage {up_to} claimed while {:?}",
+                self.state(rollout)
+            )
+        })
+    }
+
+    /// The gate before `stage`, once more and from the rows.
+    pub(super) fn gate_holds(&self, rollout: usize, stage: u16) -> Result<(), String> {
+        let CampaignState::InProgress(running) = self.state(rollout) else {
+            return Err(format!(
+                "stage {stage} opens while {:?}",
+                self.state(rollout)
+            ));
+        };
+        rule(stage == running.open_stage + 1, || {
+            format!("stage {stage} opens after {}", running.open_stage)
+        })?;
+        let rows = self.rows.iter().filter(|row| {
+            row.rollout == rollout
+                && row.update.action == UpdateAction::Update
+                && row.update.stage + 1 == stage
+        });
+        let groups: Vec<_> = rows
+            .map(|row| row.update.group())
+            .filter(|group| *group != Group::Cancelled)
+            .collect();
+        let of = |group| groups.iter().filter(|g| **g == group).count();
+        let (completed, settled) = (
+            of(Group::Completed),
+            of(Group::Completed) + of(Group::Failed),
+        );
+        let gate = &self.rollouts[rollout].campaign.spec.stages[usize::from(stage - 1)].gate;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "made from 0..=100"
+        )]
+        let percent = gate.min_success_percent as usize;
+        let share = (groups.len() * percent).div_ceil(100);
+        let need = gate
+            .min_samples
+            .map_or(share, |n| usize::try_from(n).unwrap())
+            .max(1)
+            .min(groups.len());
+        let open = self.now.duration_since(running.stage_opened_at).as_secs();
+        let holds = groups.is_empty()
+            || (settled >= need
+                && completed * 100 >= percent * settled
+                && open >= gate.soak_seconds.cast_signed());
+        rule(holds, || {
+            format!("stage {stage} opened before its gate {gate:?}: {groups:?}")
+        })
+    }
+
+    /// After every step.
+    pub(super) fn audit(&self) -> Result<(), String> {
+        let mut in_flight = vec![0_u32; self.agents.len()];
+        for (index, rollout) in self.rollouts.iter().enumerate() {
+            let mut counted = Counts {
+                stages: vec![Tally::default(); rollout.counts.stages.len()],
+                rollbacks: Tally::default(),
+            };
+            for row in self.rows.iter().filter(|row| row.rollout == index) {
+                let group = row.update.group();
+                let tally = match row.update.action {
+                    UpdateAction::Update => &mut counted.stages[usize::from(row.update.stage)],
+                    UpdateAction::Rollback => &mut counted.rollbacks,
+                };
+                *tally.of_mut(group) += 1;
+                in_flight[row.agent] += u32::from(group == Group::InFlight);
+            }
+            rule(counted == rollout.counts, || {
+                format!("counters {:?} but rows {counted:?}", rollout.counts)
+            })?;
+            let limit = u64::from(rollout.campaign.spec.max_concurrent_updates);
+            rule(counted.in_flight() <= limit, || {
+                format!("{} in flight, at most {limit}", counted.in_flight())
+            })?;
+        }
+        rule(in_flight.iter().all(|n| *n <= 1), || {
+            format!("in flight by device: {in_flight:?}")
+        })
+    }
+
+    /// When nothing will ever happen again.
+    pub(super) fn verdict(&self) -> Result<(), String> {
+        for rollout in 0..self.rollouts.len() {
+            let state = self.state(rollout);
+            let open: Vec<_> = self
+                .rows
+                .iter()
+                .filter(|row| row.rollout == rollout && !row.update.is_terminal())
+                .collect();
+            // An admin may retry, or another campaign may mean, a device that is gone: its offer waits for it.
+            let wait_for_the_gone = (self.trouble.admins || self.trouble.rivals)
+                && !open.is_empty()
+                && open.iter().all(|row| self.agents[row.agent].gone);
+            let ended = match state {
+                CampaignState::Completed { .. } | CampaignState::Cancelled { .. } => {
+                    open.is_empty()
+                }
+                CampaignState::RolledBack { reason, .. } => {
+                    open.is_empty() && !reason.is_empty() && self.all_taken_back(rollout)
+                }
+                CampaignState::Paused { reason, .. } => {
+                    !reason.is_empty()
+                        && open.iter().all(|row| row.update.group() == Group::Pending)
+                }
+                _ => wait_for_the_gone,
+            };
+            rule(ended, || {
+                format!("at rest, yet {state:?} with {} rows open", open.len())
+            })?;
+        }
+        self.rows_are_true()
+    }
+
+    fn all_taken_back(&self, rollout: usize) -> bool {
+        self.rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| row.rollout == rollout && row.takes_back.is_none())
+            .all(|(index, row)| {
+                let back = self
+                    .rows
+                    .iter()
+                    .filter(|other| other.takes_back == Some(index))
+                    .count();
+                back == usize::from(row.update.group() == Group::Completed)
+            })
+    }
+
+    /// What the rows say of completed devices is what these run, where only one campaign moves them.
+    fn rows_are_true(&self) -> Result<(), String> {
+        if self.trouble.noise || self.trouble.rivals {
+            return Ok(());
+        }
+        for (index, row) in self.rows.iter().enumerate() {
+            let taken_back = self
+                .rows
+                .iter()
+                .any(|other| other.takes_back == Some(index));
+            if matches!(row.update.state, UpdateState::Completed { .. }) && !taken_back {
+                let runs = &self.agents[row.agent].runs;
+                rule(*runs == row.update.to_version, || {
+                    format!("row {index} completed but its device runs {runs}")
+                })?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! The service of the model: it carries out plans and keeps rows and counters as the engine does, and decides nothing.
+
+use device_ota_domain::campaign::{CampaignState, Group, Tally};
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::planner::{self, Action};
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::{
+    Action as UpdateAction, Expiry, Failure, OfferTerms, Retry, UpdateState,
+};
+use device_ota_domain::{Update, UpdateId};
+use rand::RngExt;
+
+use super::world::{Row, World};
+use crate::sample;
+
+/// Passes over one campaign at the same time after which the planner counts as spinning.
+const MAX_PASSES: usize = 200;
+
+impl World {
+    /// Time, then every campaign until it has nothing more to do.
+    pub(super) fn pass(&mut self) -> Result<(), String> {
+        self.expire()?;
+        for rollout in 0..self.rollouts.len() {
+            let mut passes = 0;
+            while self.plan_and_act(rollout)? {
+                passes += 1;
+                if passes > MAX_PASSES {
+                    return Err(format!(
+                        "the planner spins at {:?}",
+                        self.rollouts[rollout].counts
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self) -> Result<(), String> {
+        for row in 0..self.rows.len() {
+            let agent = &self.agents[self.rows[row].agent];
+            let last_seen = if agent.online {
+                Some(self.now)
+            } else {
+                agent.last_seen
+            };
+            let expiry = Expiry {
+                now: self.now,
+                last_seen,
+                lease: sample::LEASE,
+            };
+            if !self.rows[row].update.is_terminal()
+                && let Some(update) = self.rows[row].update.clone().expire(&expiry)
+            {
+                self.apply(row, update)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True when something changed, so that the planner may have more to do at once.
+    fn plan_and_act(&mut self, rollout: usize) -> Result<bool, String> {
+        let it = &self.rollouts[rollout];
+        let plan = planner::plan(self.now, &it.campaign, &it.counts);
+        if plan.actions.is_empty() && plan.waits.is_empty() {
+            return Err("a plan that neither acts nor says why".into());
+        }
+        let mut changed = false;
+        for action in plan.actions {
+            if self.trouble.crashes && self.rng.random_bool(0.05) {
+                self.nudge(); // killed here; starts again in a second
+                return Ok(false);
+            }
+            changed |= self.act(rollout, action)?;
+        }
+        Ok(changed)
+    }
+
+    fn act(&mut self, rollout: usize, action: Action) -> Result<bool, String> {
+        match action {
+            Action::OpenStage(stage) => {
+                self.gate_holds(rollout, stage)?;
+                self.change(rollout, |state, now| state.open_stage(stage, now))
+            }
+            Action::Claim {
+                action,
+                up_to_stage,
+                count,
+            } => self.claim(rollout, action, up_to_stage, count),
+            Action::RollBack { reason } => self.change(rollout, |state, now| {
+                state.roll_back(now, RollbackTrigger::FailureThreshold, reason)
+            }),
+            Action::Pause { reason } => self.change(rollout, |state, now| state.pause(now, reason)),
+            Action::Finish => self.change(rollout, CampaignState::finish),
+            Action::CancelPending => self.cancel_pending(rollout),
+            Action::CancelInFlight => self.cancel_in_flight(rollout),
+            Action::MakeRollbacks => Ok(self.make_rollbacks(rollout)),
+        }
+    }
+
+    fn change<T, E: std::fmt::Display>(
+        &mut self,
+        rollout: usize,
+        transition: T,
+    ) -> Result<bool, String>
+    where
+        T: FnOnce(CampaignState, jiff::Timestamp) -> Result<CampaignState, E>,
+    {
+        let campaign = &mut self.rollouts[rollout].campaign;
+        let state = transition(campaign.state.clone(), self.now)
+            .map_err(|e| format!("planned in vain: {e}"))?;
+        self.story
+            .tell(|| format!("          {} is {state:?}", campaign.id));
+        campaign.state = state;
+        Ok(true)
+    }
+
+    fn claim(
+        &mut self,
+        rollout: usize,
+        action: UpdateAction,
+        up_to: u16,
+        count: u32,
+    ) -> Result<bool, String> {
+        self.may_claim(rollout, action, up_to)?;
+        let mut busy = vec![false; self.agents.len()];
+        for row in self
+            .rows
+            .iter()
+            .filter(|row| row.update.group() == Group::InFlight)
+        {
+            busy[row.agent] = true;
+        }
+        let mut due: Vec<_> = (0..self.rows.len())
+            .filter(|row| {
+                self.rows[*row].rollout == rollout && self.rows[*row].update.action == action
+            })
+            .filter(|row| self.rows[*row].update.stage <= up_to)
+            .filter_map(|row| match self.rows[row].update.state {
+                UpdateState::Pending { due_at, .. } if due_at <= self.now => {
+                    Some((self.rows[row].update.stage, due_at, row))
+                }
+                _ => None,
+            })
+            .filter(|(_, _, row)| {
+                self.agents[self.rows[*row].agent].online && !busy[self.rows[*row].agent]
+            })
+            .collect();
+        due.sort_unstable();
+        due.truncate(usize::try_from(count).unwrap());
+        for (_, _, row) in &due {
+            let agent = &self.agents[self.rows[*row].agent];
+            let running = agent.tells_version.then(|| agent.runs.clone());
+            let terms = OfferTerms {
+                now: self.now,
+                lease: sample::LEASE,
+                running,
+            };
+            let update = self.rows[*row]
+                .update
+                .clone()
+                .offer(&terms)
+                .ok_or("claimed what does not wait")?;
+            self.apply(*row, update)?;
+            self.send(*row);
+        }
+        Ok(!due.is_empty())
+    }
+
+    fn cancel_pending(&mut self, rollout: usize) -> Result<bool, String> {
+        let mut changed = false;
+        for row in self.rows_of(rollout, UpdateAction::Update) {
+            if self.rows[row].update.group() == Group::Pending {
+                let update = self.rows[row]
+                    .update
+                    .clone()
+                    .cancel(self.now)
+                    .map_err(|e| e.to_string())?;
+                self.apply(row, update)?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn cancel_in_flight(&mut self, rollout: usize) -> Result<bool, String> {
+        let mut changed = false;
+        for row in self.rows_of(rollout, UpdateAction::Update) {
+            if let UpdateState::InFlight {
+                cancel_requested: false,
+                phase,
+                ..
+            } = self.rows[row].update.state
+                && phase.can_cancel()
+            {
+                let update = self.rows[row]
+                    .update
+                    .clone()
+                    .cancel(self.now)
+                    .map_err(|e| e.to_string())?;
+                self.apply(row, update)?;
+                self.send(row);
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn make_rollbacks(&mut self, rollout: usize) -> bool {
+        let mut changed = false;
+        for row in self.rows_of(rollout, UpdateAction::Update) {
+            let has_one = self.rows.iter().any(|other| other.takes_back == Some(row));
+            if self.rows[row].update.group() == Group::Completed && !has_one {
+                self.insert(
+                    rollout,
+                    self.rows[row].agent,
+                    self.rows[row].update.stage,
+                    Some(row),
+                );
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn rows_of(&self, rollout: usize, action: UpdateAction) -> Vec<usize> {
+        let is = |row: &usize| {
+            self.rows[*row].rollout == rollout && self.rows[*row].update.action == action
+        };
+        (0..self.rows.len()).filter(is).collect()
+    }
+
+    /// A new row: an update, or the rollback of `takes_back`, which is born failed when nobody knows what ran before.
+    pub(super) fn insert(
+        &mut self,
+        rollout: usize,
+        agent: usize,
+        stage: u16,
+        takes_back: Option<usize>,
+    ) {
+        let campaign = &self.rollouts[rollout].campaign;
+        let mut begin = UpdateState::Pending {
+            due_at: self.now,
+            lost_at: None,
+            last_failure: None,
+        };
+        let action = if takes_back.is_some() {
+            UpdateAction::Rollback
+        } else {
+            UpdateAction::Update
+        };
+        let to = match takes_back {
+            None => Some(self.rollouts[rollout].to.to_owned()),
+            Some(row) => self.rows[row].update.from_version.clone(),
+        };
+        if to.is_none() {
+            let failure = Failure::new("no_previous_firmware", "", Retry::Never);
+            begin = UpdateState::Failed {
+                at: self.now,
+                failure,
+            };
+        }
+        let digits = campaign.id.as_str().trim_start_matches("camp_");
+        let kind = u8::from(takes_back.is_some());
+        let update = Update {
+            id: format!("upd_{digits}{kind}{agent:x}")
+                .parse::<UpdateId>()
+                .unwrap(),
+            device: DeviceKey(i64::try_from(agent).unwrap()),
+            device_id: format!("device-{agent}").parse().unwrap(),
+            campaign: Some(campaign.id.clone()),
+            action,
+            to_version: to.unwrap_or_default(),
+            stage,
+            max_retries: campaign.spec.max_retries,
+            timeout_seconds: campaign.spec.timeout_seconds,
+            state: begin,
+            created_at: self.now,
+            updated_at: self.now,
+            ..sample::pending()
+        };
+        *self.tally(rollout, action, stage).of_mut(update.group()) += 1;
+        self.unaudited = true;
+        self.rows.push(Row {
+            update,
+            rollout,
+            agent,
+            takes_back,
+        });
+    }
+
+    pub(super) fn tally(&mut self, rollout: usize, action: UpdateAction, stage: u16) -> &mut Tally {
+        let counts = &mut self.rollouts[rollout].counts;
+        match action {
+            UpdateAction::Update => &mut counts.stages[usize::from(stage)],
+            UpdateAction::Rollback => &mut counts.rollbacks,
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The domain from outside: every transition and its refusals, the planner's properties, and a seeded model fleet.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect shall fail loudly"
+)]
+
+mod campaign_state;
+mod draft;
+mod fleet;
+mod planner;
+mod sample;
+mod update_state;
+mod update_time;
+mod values;

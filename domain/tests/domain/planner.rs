@@ -1,0 +1,347 @@
+//! Properties of the planner over arbitrary campaigns and counts.
+
+use device_ota_domain::campaign::{
+    Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Tally,
+};
+use device_ota_domain::planner::{Action, Plan, plan};
+use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::Action as UpdateAction;
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::sample::{at, campaign, spec};
+
+/// A device's row as far as the planner cares: its stage and its group.
+type Row = (u16, Group);
+
+fn group() -> impl Strategy<Value = Group> {
+    prop::sample::select(vec![
+        Group::Pending,
+        Group::InFlight,
+        Group::Completed,
+        Group::Failed,
+        Group::Cancelled,
+    ])
+}
+
+fn count(rows: &[Row], stages: usize) -> Counts {
+    let mut counts = Counts {
+        stages: vec![Tally::default(); stages],
+        rollbacks: Tally::default(),
+    };
+    for (stage, group) in rows {
+        *counts.stages[usize::from(*stage)].of_mut(*group) += 1;
+    }
+    counts
+}
+
+prop_compose! {
+    fn any_tally()(pending: u64, in_flight: u64, completed: u64, failed: u64, cancelled: u64) -> Tally {
+        Tally { pending, in_flight, completed, failed, cancelled }
+    }
+}
+
+prop_compose! {
+    fn small_tally()(n in [0_u64..50, 0..50, 0..50, 0..50, 0..50]) -> Tally {
+        Tally { pending: n[0], in_flight: n[1], completed: n[2], failed: n[3], cancelled: n[4] }
+    }
+}
+
+prop_compose! {
+    /// Anything that the types hold, sensible or not.
+    fn any_counts()(stages in prop::collection::vec(any_tally(), 0..6), rollbacks in any_tally()) -> Counts {
+        Counts { stages, rollbacks }
+    }
+}
+
+prop_compose! {
+    fn small_counts()(stages in prop::collection::vec(small_tally(), 4), rollbacks in small_tally()) -> Counts {
+        Counts { stages, rollbacks }
+    }
+}
+
+fn running(open_stage: u16, opened: i64) -> Running {
+    Running {
+        started_at: at(0),
+        open_stage,
+        stage_opened_at: at(opened),
+    }
+}
+
+fn any_state() -> impl Strategy<Value = CampaignState> {
+    let trigger = RollbackTrigger::Manual;
+    (any::<u16>(), 0..8_u8).prop_map(move |(stage, which)| match which {
+        0 => CampaignState::Created,
+        1 => CampaignState::Paused {
+            running: running(stage, 0),
+            paused_at: at(0),
+            reason: String::new(),
+        },
+        2 => CampaignState::RollingBack {
+            rollback_started_at: at(0),
+            trigger,
+            reason: String::new(),
+        },
+        3 => CampaignState::RolledBack {
+            ended_at: at(0),
+            trigger,
+            reason: String::new(),
+        },
+        4 => CampaignState::Completed { ended_at: at(0) },
+        5 => CampaignState::Cancelled { ended_at: at(0) },
+        _ => CampaignState::InProgress(running(if which == 6 { stage % 4 } else { stage }, 0)),
+    })
+}
+
+prop_compose! {
+    /// Numbers that no draft would pass: infinities, zeros, soaks beyond the end of time.
+    fn wild_campaign()(
+        state in any_state(),
+        gates in prop::collection::vec((any::<f64>(), any::<Option<u64>>(), any::<u64>()), 0..6),
+        slots: u32, batch: u32, threshold: f64, samples: u64, auto_rollback: bool,
+    ) -> Campaign {
+        let mut spec = spec(&json!({}));
+        spec.stages = gates.into_iter().map(|(min_success_percent, min_samples, soak_seconds)| Stage {
+            name: String::new(),
+            end_bucket: 0,
+            gate: Gate { min_success_percent, min_samples, soak_seconds },
+        }).collect();
+        spec.max_concurrent_updates = slots;
+        spec.batch_size = batch;
+        spec.failure_threshold_percent = threshold;
+        spec.failure_min_samples = samples;
+        spec.auto_rollback = auto_rollback;
+        campaign(spec, state)
+    }
+}
+
+fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
+    let claim = |action: &Action| match action {
+        Action::Claim {
+            action,
+            up_to_stage,
+            count,
+        } => Some((*action, *up_to_stage, *count)),
+        _ => None,
+    };
+    plan.actions.iter().filter_map(claim).collect()
+}
+
+/// The gate once more, in whole numbers and from the rows themselves.
+fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool {
+    let of = |group| rows.iter().filter(|row| **row == (stage, group)).count();
+    let (completed, failed) = (of(Group::Completed), of(Group::Failed));
+    let devices = completed + failed + of(Group::Pending) + of(Group::InFlight);
+    if devices == 0 {
+        return true;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "made from 0..=100"
+    )]
+    let percent = gate.min_success_percent as usize;
+    let share = (devices * percent).div_ceil(100);
+    let need = gate
+        .min_samples
+        .map_or(share, |n| usize::try_from(n).unwrap())
+        .max(1)
+        .min(devices);
+    completed + failed >= need
+        && completed * 100 >= percent * (completed + failed)
+        && open_seconds >= gate.soak_seconds
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_input_gives_a_plan_and_a_plan_acts_or_says_why(
+        campaign in wild_campaign(), counts in any_counts(), now in any::<i32>(),
+    ) {
+        let plan = plan(at(i64::from(now)), &campaign, &counts);
+        prop_assert!(!plan.actions.is_empty() || !plan.waits.is_empty(), "a silent plan");
+        prop_assert!(plan.actions.len() <= 4, "{plan:?}");
+    }
+
+    #[test]
+    fn a_claim_never_asks_for_more_than_the_free_slots_and_one_batch(
+        state in any_state(), counts in small_counts(), slots in 1_u32..300, batch in 1_u32..100,
+    ) {
+        let mut spec = spec(&json!({}));
+        (spec.max_concurrent_updates, spec.batch_size) = (slots, batch);
+        let plan = plan(at(0), &campaign(spec, state), &counts);
+        let claimed: u64 = claims(&plan).iter().map(|(_, _, count)| u64::from(*count)).sum();
+        prop_assert!(claimed <= u64::from(batch));
+        prop_assert!(claimed == 0 || counts.in_flight() + claimed <= u64::from(slots), "{plan:?}");
+    }
+
+    #[test]
+    fn a_claim_never_reaches_a_closed_stage(open in 0_u16..4, counts in small_counts()) {
+        let campaign = campaign(spec(&json!({})), CampaignState::InProgress(running(open, 0)));
+        for (action, up_to, _) in claims(&plan(at(0), &campaign, &counts)) {
+            prop_assert_eq!((action, up_to), (UpdateAction::Update, open));
+        }
+    }
+
+    #[test]
+    fn a_stage_opens_when_its_gate_holds_and_never_before(
+        rows in prop::collection::vec((0_u16..4, group()), 0..60),
+        open in 0_u16..4, percent in 0_u8..=100, min_samples in prop::option::of(0_u64..20),
+        soak_seconds in 0_u64..100, open_seconds in 0_u64..100,
+    ) {
+        let gate = Gate { min_success_percent: f64::from(percent), min_samples, soak_seconds };
+        let mut spec = spec(&json!({}));
+        spec.failure_threshold_percent = 100.0; // the gate alone decides
+        spec.stages.iter_mut().for_each(|stage| stage.gate = gate);
+        let campaign = campaign(spec, CampaignState::InProgress(running(open, 0)));
+        let now = at(i64::try_from(open_seconds).unwrap());
+        let plan = plan(now, &campaign, &count(&rows, 4));
+        let opens = plan.actions.iter().any(|action| matches!(action, Action::OpenStage(_)));
+        let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight));
+        prop_assert_eq!(opens, open < 3 && work_left && gate_holds(&gate, &rows, open, open_seconds));
+        if opens {
+            prop_assert_eq!(plan.actions, [Action::OpenStage(open + 1)], "one stage at a time");
+        }
+    }
+
+    #[test]
+    fn nothing_happens_when_it_is_paused_or_has_not_begun_or_has_ended(
+        state in any_state(), counts in any_counts(),
+    ) {
+        let campaign = campaign(spec(&json!({})), state);
+        let plan = plan(at(0), &campaign, &counts);
+        match campaign.state {
+            CampaignState::InProgress(_) | CampaignState::RollingBack { .. } => {}
+            CampaignState::Cancelled { .. } => {
+                let only = [Action::CancelPending, Action::CancelInFlight];
+                prop_assert!(plan.actions.iter().all(|action| only.contains(action)), "{plan:?}");
+            }
+            _ => prop_assert_eq!(plan.actions, []),
+        }
+    }
+
+    #[test]
+    fn the_threshold_stops_it_before_anything_else(
+        open in 0_u16..4, counts in small_counts(), threshold in 0_u8..=100, samples in 0_u64..100,
+        auto_rollback: bool,
+    ) {
+        let mut spec = spec(&json!({}));
+        spec.failure_threshold_percent = f64::from(threshold);
+        spec.failure_min_samples = samples;
+        spec.auto_rollback = auto_rollback;
+        let campaign = campaign(spec, CampaignState::InProgress(running(open, 0)));
+        let plan = plan(at(0), &campaign, &counts);
+        let all = counts.updates();
+        let breached =
+            all.settled() >= samples.max(1) && all.failed * 100 > u64::from(threshold) * all.settled();
+        let stops = match plan.actions.as_slice() {
+            [Action::RollBack { reason }] => auto_rollback && reason.contains("above the threshold"),
+            [Action::Pause { reason }] => !auto_rollback && reason.contains("above the threshold"),
+            _ => false,
+        };
+        prop_assert_eq!(stops, breached, "{:?}", plan);
+    }
+
+    #[test]
+    fn a_campaign_finishes_exactly_when_every_row_has_ended(counts in small_counts(), back: bool) {
+        let mut spec = spec(&json!({}));
+        spec.failure_threshold_percent = 100.0;
+        let reason = String::new();
+        let state = if back {
+            CampaignState::RollingBack { rollback_started_at: at(0), trigger: RollbackTrigger::Manual, reason }
+        } else {
+            CampaignState::InProgress(running(3, 0))
+        };
+        let plan = plan(at(0), &campaign(spec, state), &counts);
+        let all = counts.updates();
+        let ended = all.open() == 0
+            && (!back || (counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed));
+        prop_assert_eq!(plan.actions.contains(&Action::Finish), ended, "{:?}", plan);
+    }
+}
+
+#[test]
+fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
+    let mut spec = spec(&json!({"stages": [{"percent": 5, "gate": {"min_success_percent": 90}}]}));
+    spec.failure_threshold_percent = 50.0;
+    let campaign = campaign(spec, CampaignState::InProgress(running(0, 0)));
+    let canary = Tally {
+        completed: 8,
+        failed: 2,
+        ..Tally::default()
+    };
+    let rest = Tally {
+        pending: 90,
+        ..Tally::default()
+    };
+    let counts = Counts {
+        stages: vec![canary, rest],
+        rollbacks: Tally::default(),
+    };
+    let reason = "stage 5% ended with too few successes to open the next".to_owned();
+    assert_eq!(
+        plan(at(0), &campaign, &counts).actions,
+        [Action::Pause { reason }]
+    );
+}
+
+#[test]
+fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits() {
+    let state = CampaignState::InProgress(running(1, 0));
+    let state = state
+        .roll_back(at(5), RollbackTrigger::FailureThreshold, "too many")
+        .unwrap();
+    let campaign = campaign(
+        spec(&json!({"max_concurrent_updates": 5, "batch_size": 2})),
+        state,
+    );
+    let mut counts = Counts {
+        stages: vec![Tally {
+            pending: 3,
+            in_flight: 2,
+            completed: 4,
+            failed: 1,
+            cancelled: 0,
+        }],
+        rollbacks: Tally::default(),
+    };
+    let first = plan(at(5), &campaign, &counts).actions;
+    assert_eq!(
+        first,
+        [
+            Action::CancelPending,
+            Action::CancelInFlight,
+            Action::MakeRollbacks
+        ]
+    );
+    counts.stages[0] = Tally {
+        in_flight: 2,
+        completed: 4,
+        failed: 1,
+        cancelled: 3,
+        pending: 0,
+    };
+    counts.rollbacks.pending = 4;
+    let claim = Action::Claim {
+        action: UpdateAction::Rollback,
+        up_to_stage: u16::MAX,
+        count: 2,
+    };
+    assert_eq!(
+        plan(at(6), &campaign, &counts).actions,
+        [Action::CancelInFlight, claim]
+    );
+    counts.stages[0] = Tally {
+        completed: 4,
+        failed: 1,
+        cancelled: 5,
+        ..Tally::default()
+    };
+    counts.rollbacks = Tally {
+        completed: 3,
+        failed: 1,
+        ..Tally::default()
+    };
+    assert_eq!(plan(at(7), &campaign, &counts).actions, [Action::Finish]);
+}

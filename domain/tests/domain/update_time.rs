@@ -1,0 +1,199 @@
+//! What time and admins do to an update: leases, deadlines, loss, cancel, retry.
+
+use device_ota_domain::Update;
+use device_ota_domain::campaign::Group;
+use device_ota_domain::update::{Expiry, Failure, Phase, Report, Reported, Retry, UpdateState};
+
+use crate::sample::{
+    LEASE, at, cancelled, changed, completed, due, failed, fails, failure, heard, in_phase,
+    offered, pending, says, terms, unheard,
+};
+
+#[test]
+fn silence_loses_the_slot_and_then_the_device() {
+    assert_eq!(
+        in_phase(Phase::Downloading).expire(&unheard(139)),
+        None,
+        "the lease still runs"
+    );
+    let waits = in_phase(Phase::Downloading).expire(&unheard(140)).unwrap();
+    assert_eq!(
+        waits.state,
+        UpdateState::Pending {
+            due_at: at(140),
+            lost_at: Some(at(3_610)),
+            last_failure: None
+        }
+    );
+    assert_eq!(waits.clone().expire(&unheard(3_609)), None);
+    let lost = waits.expire(&unheard(3_610)).unwrap();
+    assert_eq!(
+        (failure(&lost), lost.retries),
+        (("device_lost", Group::Failed), 0)
+    );
+}
+
+#[test]
+fn a_device_that_came_back_and_waits_for_a_slot_is_not_lost() {
+    let waits = in_phase(Phase::Downloading).expire(&unheard(140)).unwrap();
+    let waits = waits.expire(&heard(3_610)).unwrap();
+    assert_eq!(
+        waits.state,
+        UpdateState::Pending {
+            due_at: at(140),
+            lost_at: Some(at(7_210)),
+            last_failure: None
+        }
+    );
+    let lost = waits.expire(&unheard(7_210)).unwrap();
+    assert_eq!(
+        failure(&lost),
+        ("device_lost", Group::Failed),
+        "until it falls silent once more"
+    );
+}
+
+#[test]
+fn an_offer_that_nobody_took_waits_for_ever() {
+    let waits = offered().expire(&unheard(140)).unwrap();
+    assert_eq!(
+        waits.state,
+        UpdateState::Pending {
+            due_at: at(140),
+            lost_at: None,
+            last_failure: None
+        }
+    );
+    assert_eq!(waits.expire(&unheard(1_000_000)), None);
+    let hasty = Update {
+        timeout_seconds: 1,
+        ..pending()
+    }
+    .offer(&terms(at(10)))
+    .unwrap();
+    let never_heard = Expiry {
+        now: at(12),
+        last_seen: None,
+        lease: LEASE,
+    };
+    let waits = hasty.expire(&never_heard).unwrap();
+    assert_eq!(
+        waits.group(),
+        Group::Pending,
+        "who never took it is not lost"
+    );
+}
+
+#[test]
+fn a_device_that_is_heard_keeps_its_slot_until_the_deadline() {
+    let update = in_phase(Phase::Downloading).expire(&heard(140)).unwrap();
+    let UpdateState::InFlight {
+        lease_until,
+        deadline,
+        ..
+    } = update.state
+    else {
+        panic!("no slot")
+    };
+    assert_eq!((lease_until, deadline), (at(260), at(3_610)));
+    let late = update.expire(&heard(3_610)).unwrap();
+    assert_eq!(
+        (failure(&late), late.retries),
+        (("timeout", Group::Pending), 1)
+    );
+    let again = due(&late) + 3_600;
+    assert_eq!(late.clone().expire(&unheard(again - 1)), None);
+    assert_eq!(
+        failure(&late.expire(&unheard(again)).unwrap()),
+        ("device_lost", Group::Failed)
+    );
+    let gone = in_phase(Phase::Downloading)
+        .expire(&unheard(3_610))
+        .unwrap();
+    assert_eq!(failure(&gone), ("device_lost", Group::Failed));
+}
+
+#[test]
+fn cancel_is_at_once_for_what_waits_and_a_request_for_what_runs() {
+    assert_eq!(cancelled().state, UpdateState::Cancelled { at: at(5) });
+    for phase in Phase::ALL.into_iter().skip(1) {
+        let cancel = in_phase(phase).cancel(at(40));
+        if matches!(phase, Phase::Installing | Phase::Rebooting) {
+            let text = format!("an update that is {} cannot be cancelled", phase.name());
+            assert_eq!(cancel.unwrap_err().to_string(), text);
+            continue;
+        }
+        let asked = cancel.unwrap();
+        assert!(matches!(
+            asked.state,
+            UpdateState::InFlight {
+                cancel_requested: true,
+                ..
+            }
+        ));
+        assert_eq!(
+            asked.clone().cancel(at(41)).unwrap().group(),
+            Group::InFlight,
+            "asking twice is asking once"
+        );
+        assert_eq!(
+            changed(asked, &says(2, Reported::Cancelled)).group(),
+            Group::Cancelled
+        );
+    }
+}
+
+#[test]
+fn nothing_starts_again_after_a_cancel_was_asked_for() {
+    let asked = || in_phase(Phase::Downloading).cancel(at(40)).unwrap();
+    assert_eq!(
+        changed(asked(), &fails(2, Retry::Now)).group(),
+        Group::Failed
+    );
+    let failure = Failure::new("user_deferred", "", Retry::Backoff);
+    let defers = says(
+        2,
+        Reported::Deferred {
+            failure,
+            retry_after_seconds: None,
+        },
+    );
+    assert_eq!(changed(asked(), &defers).group(), Group::Cancelled);
+    assert_eq!(
+        asked().expire(&unheard(140)).unwrap().group(),
+        Group::Cancelled
+    );
+    assert_eq!(
+        asked().expire(&heard(3_610)).unwrap().group(),
+        Group::Failed
+    );
+    let done = Report {
+        version: Some("2.0.0".into()),
+        ..says(2, Reported::Completed)
+    };
+    assert_eq!(
+        changed(asked(), &done).group(),
+        Group::Completed,
+        "the device was faster"
+    );
+}
+
+#[test]
+fn an_admin_retries_what_failed_and_nothing_else() {
+    let again = Update {
+        retries: 2,
+        ..failed()
+    }
+    .retry(at(60))
+    .unwrap();
+    assert_eq!((due(&again), again.retries, again.max_retries), (60, 3, 3));
+    assert_eq!(failure(&again), ("install_failed", Group::Pending));
+    assert_eq!(again.offer(&terms(at(61))).unwrap().attempt, 2);
+    for update in [pending(), offered(), completed(), cancelled()] {
+        let text = format!(
+            "an update that is {} cannot be retried; only a failed one can",
+            update.status()
+        );
+        assert_eq!(update.retry(at(60)).unwrap_err().to_string(), text);
+    }
+}
