@@ -117,11 +117,11 @@ async fn watch(
     loop {
         let started = Instant::now();
         tokio::select! {
-            () = stop.cancelled() => return broker.stop(),
+            () = stop.cancelled() => return,
             () = died(&broker, addr) => {}
         }
         replace(&publisher, None);
-        broker.stop();
+        drop(broker);
         if started.elapsed() >= STEADY {
             pause = FIRST_PAUSE;
         }

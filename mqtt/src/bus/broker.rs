@@ -54,7 +54,8 @@ pub(super) type Publisher = SyncSender<Letter>;
 /// A running broker.
 pub(super) struct Broker {
     publisher: Publisher,
-    runtime: Runtime,
+    /// Until it is stopped.
+    runtime: Option<Runtime>,
     dead: CancellationToken,
 }
 
@@ -72,7 +73,6 @@ impl Broker {
             }
             tokio::time::sleep(KNOCK_PAUSE).await;
         }
-        broker.stop();
         Err(io::Error::other("it does not answer"))
     }
 
@@ -117,7 +117,7 @@ impl Broker {
             .spawn(move || drain(rx, draining))?;
         Ok(Self {
             publisher,
-            runtime,
+            runtime: Some(runtime),
             dead,
         })
     }
@@ -130,10 +130,14 @@ impl Broker {
     pub(super) async fn died(&self) {
         self.dead.cancelled().await;
     }
+}
 
-    /// Frees the port and ends its connections.
-    pub(super) fn stop(self) {
-        self.runtime.shutdown_background();
+/// Frees the port and ends its connections, without waiting for anything.
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

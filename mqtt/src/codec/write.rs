@@ -96,16 +96,14 @@ pub fn puback(out: &mut Vec<u8>, version: Version, pid: Pid, verdict: Verdict) {
 /// SUBACK.
 pub fn suback(out: &mut Vec<u8>, version: Version, pid: Pid, granted: &[Granted]) {
     match version {
+        // By hand: the library writes a refused filter as 3, where the standard has 0x80.
         Version::V3 => {
-            let codes = granted.iter().map(|granted| match granted {
-                Granted::Yes(QoS::Level0) => v3::SubscribeReturnCode::MaxLevel0,
-                Granted::Yes(_) => v3::SubscribeReturnCode::MaxLevel1,
-                _ => v3::SubscribeReturnCode::Failure,
-            });
-            put(
-                out,
-                v3::Packet::from(v3::Suback::new(pid, codes.collect())).encode(),
-            );
+            put_header(out, 0x90, 2 + granted.len());
+            out.extend(pid.value().to_be_bytes());
+            out.extend(granted.iter().map(|granted| match granted {
+                Granted::Yes(qos) => *qos as u8,
+                _ => 0x80,
+            }));
         }
         Version::V5 => {
             let codes = granted.iter().map(|granted| match granted {
@@ -173,27 +171,32 @@ pub fn publish(
 
 /// Header and body straight into the buffer, without a copy of the payload in between.
 fn put_body(out: &mut Vec<u8>, first: u8, body: &impl Encodable, max: usize) -> bool {
-    let mut left = body.encode_len();
-    let Some(total) = mqtt_proto::total_len(left)
+    let length = body.encode_len();
+    let Some(total) = mqtt_proto::total_len(length)
         .ok()
         .filter(|total| *total <= max)
     else {
         return false;
     };
-    out.reserve(total);
-    out.push(first);
-    loop {
-        let [byte, ..] = (left % 128).to_le_bytes();
-        left /= 128;
-        out.push(if left > 0 { byte | 0x80 } else { byte });
-        if left == 0 {
-            break;
-        }
-    }
     let start = out.len();
+    out.reserve(total);
+    put_header(out, first, length);
     if body.encode(out).is_err() {
         out.truncate(start);
         return false;
     }
     true
+}
+
+/// A fixed header: first byte, and the length of what follows.
+fn put_header(out: &mut Vec<u8>, first: u8, mut length: usize) {
+    out.push(first);
+    loop {
+        let [byte, ..] = (length % 128).to_le_bytes();
+        length /= 128;
+        out.push(if length > 0 { byte | 0x80 } else { byte });
+        if length == 0 {
+            break;
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::Hub;
 use super::handshake::farewell;
 use super::mailbox::Mailbox;
 use crate::codec;
-use crate::session::{End, Reaction, Session, consume};
+use crate::session::{End, Note, Reaction, Session, consume};
 
 /// Bytes read at a time, into a buffer that all connections of a thread share.
 const READ_BYTES: usize = 16 * 1024;
@@ -125,9 +125,9 @@ impl Connection {
         let turn = SCRATCH.with_borrow_mut(|scratch| {
             scratch.reaction.out.clear();
             scratch.reaction.taken.clear();
-            scratch.reaction.notes.clear();
             scratch.reaction.pause = None;
             let turn = self.turn(cx, scratch);
+            self.report(&mut scratch.reaction.notes);
             // What was answered before the fault is still said.
             if turn.is_err() {
                 self.unsent.append(&mut scratch.reaction.out);
@@ -148,10 +148,12 @@ impl Connection {
         self.advance_submission(cx)?;
         self.session
             .committed(self.mailbox.take_committed(), &mut scratch.reaction.out);
-        let more_mail = self.take_mail(&mut scratch.reaction);
         let more_bytes = self.read(cx, scratch, now);
+        // What came before a fault still counts.
         self.hand_over(cx, scratch, now)?;
         let more_bytes = more_bytes?;
+        // After reading: an acknowledgement of the device may let the next message go.
+        let more_mail = self.take_mail(&mut scratch.reaction);
         let held_back = self.unsent.len() + scratch.reaction.out.len() >= HIGH_WATER;
         self.flush(cx, &mut scratch.reaction.out, now)?;
         if (more_mail || held_back) && self.unsent.is_empty() || more_bytes {
@@ -265,17 +267,9 @@ impl Connection {
         Ok(used)
     }
 
-    /// Gives the engine what the device said, and counts what was refused.
-    fn hand_over(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &mut Scratch,
-        now: Instant,
-    ) -> Result<(), End> {
-        let Scratch {
-            reaction, inbound, ..
-        } = scratch;
-        for note in reaction.notes.drain(..) {
+    /// Counts what was refused, and logs the first of each kind.
+    fn report(&self, notes: &mut Vec<Note>) {
+        for note in notes.drain(..) {
             self.hub.count("mqtt_dropped", note.kind.label());
             if note.first {
                 info!(
@@ -285,6 +279,18 @@ impl Connection {
                 );
             }
         }
+    }
+
+    /// Gives the engine what the device said.
+    fn hand_over(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        now: Instant,
+    ) -> Result<(), End> {
+        let Scratch {
+            reaction, inbound, ..
+        } = scratch;
         if reaction.taken.is_empty() {
             return Ok(());
         }

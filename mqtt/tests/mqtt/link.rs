@@ -1,0 +1,343 @@
+//! The link with a real mosquitto, under the repository's own `mosquitto.conf` and access rules.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use device_ota_engine::ports::{Delivery, Downlink as _};
+use device_ota_mqtt::{Link, LinkOptions};
+use device_ota_protocol::topics::{Down, Prefix};
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::service::{PATIENCE, Service, device_id};
+
+struct Broker {
+    process: Child,
+    devices: u16,
+    service: u16,
+    folder: std::path::PathBuf,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Broker {
+    /// The repository's configuration, with other ports, in a folder of its own.
+    async fn start(folder: &Path, lines: &[String]) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let (devices, service) = (free_port(), free_port());
+        let conf = std::fs::read_to_string(root.join("mosquitto.conf")).unwrap();
+        let conf = conf
+            .replace("listener 1883", &format!("listener {devices} 127.0.0.1"))
+            .replace("listener 1885", &format!("listener {service}"));
+        std::fs::create_dir_all(folder.join("data/mosquitto")).unwrap();
+        let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
+        std::fs::write(
+            folder.join("mosquitto.conf"),
+            format!("{conf}\nuser {user}\n"),
+        )
+        .unwrap();
+        std::fs::copy(root.join("mosquitto.acl"), folder.join("mosquitto.acl")).unwrap();
+        std::fs::write(
+            folder.join("data/mosquitto.passwd"),
+            lines.join("\n") + "\n",
+        )
+        .unwrap();
+        let process = Self::spawn(folder);
+        let broker = Self {
+            process,
+            devices,
+            service,
+            folder: folder.to_owned(),
+        };
+        broker.until_up().await;
+        broker
+    }
+
+    fn spawn(folder: &Path) -> Child {
+        Command::new("mosquitto")
+            .args(["-c", "mosquitto.conf"])
+            .current_dir(folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("mosquitto is installed")
+    }
+
+    async fn until_up(&self) {
+        let up = async {
+            while tokio::net::TcpStream::connect(("127.0.0.1", self.service))
+                .await
+                .is_err()
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, up)
+            .await
+            .expect("mosquitto does not start");
+    }
+
+    async fn restart(&mut self) {
+        self.process.kill().await.unwrap();
+        self.process = Self::spawn(&self.folder);
+        self.until_up().await;
+    }
+
+    fn options(&self) -> LinkOptions {
+        let url = format!("mqtt://device-ota:service@127.0.0.1:{}", self.service);
+        LinkOptions::parse(&url, "device-ota-1").unwrap()
+    }
+}
+
+/// A password file line for the service, made as `mosquitto_passwd` makes them.
+async fn own_line(folder: &Path) -> String {
+    let file = folder.join("own");
+    let made = Command::new("mosquitto_passwd")
+        .args(["-b", "-c"])
+        .arg(&file)
+        .args(["device-ota", "service"])
+        .status();
+    assert!(made.await.expect("mosquitto_passwd is installed").success());
+    std::fs::read_to_string(file).unwrap().trim().to_owned()
+}
+
+struct WithBroker {
+    service: Service,
+    link: Link,
+    broker: Broker,
+    secret: String,
+}
+
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never {what}"));
+}
+
+impl WithBroker {
+    async fn start() -> Self {
+        // The broker needs the verifiers, these the engine, the engine a way down, and the link the broker: so the engine
+        // gets another link.
+        let folder = tempfile::tempdir().unwrap();
+        let placeholder = Link::new(
+            LinkOptions::parse("mqtt://127.0.0.1:1", "x").unwrap(),
+            Prefix::default(),
+        );
+        let mut service = Service::start(Arc::new(placeholder)).await;
+        let secret = service.register("d1").await;
+        let verifiers = device_ota_engine::ports::Store::verifiers(&*service.store, None, 10)
+            .await
+            .unwrap();
+        let mut lines: Vec<String> = verifiers
+            .iter()
+            .map(|(id, verifier)| format!("{id}:{verifier}"))
+            .collect();
+        lines.push(own_line(folder.path()).await);
+        let broker = Broker::start(folder.path(), &lines).await;
+        service.keep(folder);
+        let link = Link::new(broker.options(), Prefix::default());
+        service.spawn(
+            link.clone()
+                .serve(service.engine.clone(), service.shutdown.clone()),
+        );
+        let connected = link.clone();
+        until("connected", async || connected.connected()).await;
+        Self {
+            service,
+            link,
+            broker,
+            secret,
+        }
+    }
+
+    /// The device, connected to the broker; `device` is what it would like its client id to be.
+    fn device(&self, client_id: &str) -> (AsyncClient, EventLoop) {
+        let mut options = MqttOptions::new(client_id, "127.0.0.1", self.broker.devices);
+        options.set_credentials("d1", &self.secret);
+        AsyncClient::new(options, 64)
+    }
+}
+
+async fn wait_for(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Packet {
+    let wait = async {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(packet)) if wanted(&packet) => return packet,
+                Ok(_) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("it never came")
+}
+
+#[tokio::test]
+async fn reports_come_up_and_offers_go_down() {
+    let with = WithBroker::start().await;
+    // Whatever it calls itself, it is d1: the broker makes the user name the client id.
+    let (client, mut events) = with.device("device-ota-1-up");
+    client
+        .subscribe("ota/v1/d1/down/#", QoS::AtLeastOnce)
+        .await
+        .unwrap();
+    let heartbeat = |version: &str| format!(r#"{{"version":"{version}"}}"#);
+    client
+        .publish(
+            "ota/v1/d1/up/heartbeat",
+            QoS::AtLeastOnce,
+            false,
+            heartbeat("1.0.0"),
+        )
+        .await
+        .unwrap();
+    wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    with.service
+        .until("d1", |d| {
+            d.latest.version.as_deref() == Some("1.0.0") && d.latest.online
+        })
+        .await;
+
+    let sent = with
+        .link
+        .send(&device_id("d1"), &Down::Offer, Bytes::from_static(b"{}"))
+        .await;
+    assert_eq!(sent, Delivery::Queued);
+    let Packet::Publish(offer) = wait_for(&mut events, |p| matches!(p, Packet::Publish(_))).await
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (offer.topic.as_str(), &offer.payload[..]),
+        ("ota/v1/d1/down/offer", &b"{}"[..])
+    );
+
+    // Not its own: the broker does not let it through.
+    client
+        .publish(
+            "ota/v1/d2/up/heartbeat",
+            QoS::AtLeastOnce,
+            false,
+            heartbeat("6.6.6"),
+        )
+        .await
+        .unwrap();
+    client
+        .publish(
+            "ota/v1/d1/up/heartbeat",
+            QoS::AtLeastOnce,
+            false,
+            "nonsense",
+        )
+        .await
+        .unwrap();
+    let gone = r#"{"online":false,"reason":"shutdown"}"#;
+    client
+        .publish("ota/v1/d1/up/status", QoS::AtLeastOnce, false, gone)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    }
+    with.service.until("d1", |d| !d.latest.online).await;
+    assert_eq!(with.service.counted("mqtt_dropped", "not_json"), 1);
+    assert_eq!(with.service.counted("mqtt_dropped", "unknown_device"), 0);
+    // Heard again, so it is there again.
+    client
+        .publish(
+            "ota/v1/d1/up/heartbeat",
+            QoS::AtMostOnce,
+            false,
+            heartbeat("1.0.1"),
+        )
+        .await
+        .unwrap();
+    let back = async {
+        loop {
+            let _ = events.poll().await;
+        }
+    };
+    tokio::select! {
+        () = with.service.until("d1", |d| d.latest.online && d.latest.version.as_deref() == Some("1.0.1")) => {}
+        () = back => {}
+    }
+    with.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_went_away_is_found_again() {
+    let mut with = WithBroker::start().await;
+    with.broker.restart().await;
+    until("connected again", async || {
+        with.link.connected()
+            && with
+                .link
+                .send(&device_id("d1"), &Down::Offer, Bytes::new())
+                .await
+                == Delivery::Queued
+            && with.service.counted("mqtt_link", "connected") >= 2
+    })
+    .await;
+    let (client, mut events) = with.device("d1");
+    client
+        .publish(
+            "ota/v1/d1/up/heartbeat",
+            QoS::AtLeastOnce,
+            false,
+            r#"{"version":"1.0.0"}"#,
+        )
+        .await
+        .unwrap();
+    wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    with.service
+        .until("d1", |d| d.latest.version.is_some())
+        .await;
+    assert_eq!(with.service.counted("mqtt_link", "lost"), 1);
+    with.service.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_fast_stream_is_lost() {
+    const REPORTS: i64 = 20_000;
+    let with = WithBroker::start().await;
+    let (client, mut events) = with.device("d1");
+    let publishing = tokio::spawn(async move {
+        for n in 1..=REPORTS {
+            let payload = format!(r#"{{"version":"1.0.{n}"}}"#);
+            client
+                .publish("ota/v1/d1/up/heartbeat", QoS::AtLeastOnce, false, payload)
+                .await
+                .unwrap();
+        }
+    });
+    let last = format!("1.0.{REPORTS}");
+    let polling = async {
+        loop {
+            events.poll().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = with.service.until("d1", |d| d.latest.version.as_deref() == Some(&last)) => {}
+        () = polling => {}
+    }
+    publishing.await.unwrap();
+    let rows = with.service.heartbeats().await;
+    assert_eq!(rows, REPORTS);
+    with.service.stop().await;
+}
