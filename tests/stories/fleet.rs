@@ -1,0 +1,135 @@
+//! A fleet of simulated devices takes an image in rings: healthy, with faults that it must get over, and with faults
+//! that must bring it back to its old version.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser as _;
+use device_sim::cli::Cli;
+use device_sim::fleet::{Fleet, Summary, Unwatched, Verdict};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Options, Service, image};
+
+matrix!(a_healthy_fleet_ends_on_the_new_version);
+matrix!(a_fleet_gets_over_what_networks_do);
+matrix!(a_failing_fleet_flips_back_to_the_image_it_still_has);
+matrix!(a_failing_fleet_downloads_the_image_it_no_longer_has: sqlite_gateway, postgres_mosquitto);
+
+/// A fleet's command line against a service, without its name.
+pub fn arguments(service: &Service, devices: usize, more: &[&str]) -> Vec<String> {
+    let http = service.admin().url("");
+    let mqtt = service.mqtt();
+    let devices = devices.to_string();
+    let common = [
+        "device-sim", "--http", &http, "--mqtt", &mqtt, "--admin-key", service.key(), "--devices", &devices,
+        "--reboot-time", "100ms", "--install-time", "50ms", "--heartbeat", "2s", "--check-interval", "5s",
+        "--timeout", "100s", "--quiet",
+    ];
+    common.iter().chain(more).map(|&text| text.to_owned()).collect()
+}
+
+/// Runs a fleet to its end, on threads of its own as if it were a process of its own.
+pub async fn run(arguments: Vec<String>) -> Summary {
+    let fleet = tokio::task::spawn_blocking(|| {
+        let config = Cli::parse_from(arguments).into_config().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(Fleet::run(config, &mut Unwatched, CancellationToken::new())).unwrap()
+    });
+    fleet.await.unwrap()
+}
+
+/// A file with an image.
+pub fn image_file(folder: &Path, version: &str) -> PathBuf {
+    let file = folder.join(format!("image-{version}.bin"));
+    std::fs::write(&file, image(version)).unwrap();
+    file
+}
+
+async fn a_healthy_fleet_ends_on_the_new_version(options: Options) {
+    let service = Service::start(options).await;
+    let file = image_file(service.scratch(), "2.0.0");
+    let rollout = ["--rollout", file.to_str().unwrap(), "--to-version", "2.0.0", "--chunks", "20%"];
+    let summary = run(arguments(&service, 60, &rollout)).await;
+    assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
+    assert_eq!(summary.by_version.get("2.0.0"), Some(&60));
+    counters_are_those_of(&service, &summary, "completed", 60).await;
+}
+
+/// The campaign's numbers as the service counts them.
+async fn counters_are_those_of(service: &Service, summary: &Summary, status: &str, completed: u64) {
+    let list = service.admin().get("/api/v1/ota/campaigns").await.expect(200);
+    let campaign = &list["campaigns"][0];
+    assert_eq!(campaign["status"], status, "{summary:#?}");
+    assert_eq!(campaign["completed_devices"], completed, "{campaign:#}");
+    assert_eq!(campaign["pending_devices"], 0);
+    assert_eq!(campaign["in_progress_devices"], 0);
+}
+
+async fn a_fleet_gets_over_what_networks_do(options: Options) {
+    let service = Service::start(options).await;
+    let file = image_file(service.scratch(), "2.0.0");
+    let rollout = [
+        "--rollout", file.to_str().unwrap(), "--to-version", "2.0.0", "--seed", "11", "--chunks", "30%",
+        "--repeat", "20%", "--reorder", "20%", "--drop-connection", "30%",
+    ];
+    let summary = run(arguments(&service, 50, &rollout)).await;
+    assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
+    assert_eq!(summary.by_version.get("2.0.0"), Some(&50));
+    counters_are_those_of(&service, &summary, "completed", 50).await;
+}
+
+/// The image that the fleet was born with, known to the service.
+async fn old_image(service: &Service) {
+    let mut metadata = crate::harness::image_metadata("1.0.0");
+    metadata["name"] = serde_json::json!("The image it was born with");
+    service.admin().upload(&metadata, "old.bin", image("1.0.0")).await.expect(201);
+}
+
+async fn a_failing_fleet_flips_back_to_the_image_it_still_has(options: Options) {
+    let service = Service::start(options).await;
+    old_image(&service).await;
+    let old = image_file(service.scratch(), "1.0.0");
+    let summary = rolled_back(&service, &["--image", old.to_str().unwrap()]).await;
+    // Bytes of the new image went out, at most once to each device, and of the old one none.
+    let bytes = summary.totals.to_string();
+    let old = old_image_downloads(&service).await;
+    assert_eq!(old, 0, "the old image was fetched although it is still in a slot: {bytes}");
+}
+
+async fn a_failing_fleet_downloads_the_image_it_no_longer_has(options: Options) {
+    let service = Service::start(options).await;
+    old_image(&service).await;
+    rolled_back(&service, &["--chunks", "0"]).await;
+    assert!(old_image_downloads(&service).await > 0, "without the old image it must be fetched");
+}
+
+async fn old_image_downloads(service: &Service) -> u64 {
+    let list = service.admin().get("/api/v1/ota/firmware").await.expect(200);
+    let images = list["firmware"].as_array().unwrap();
+    let old = images.iter().find(|image| image["version"] == "1.0.0").unwrap();
+    old["download_count"].as_u64().unwrap()
+}
+
+/// A rollout of which so many fail that it is rolled back.
+async fn rolled_back(service: &Service, more: &[&str]) -> Summary {
+    let file = image_file(service.scratch(), "2.0.0");
+    let mut rollout = vec![
+        "--rollout", file.to_str().unwrap(), "--to-version", "2.0.0", "--seed", "3", "--fail", "health=40%",
+        "--failure-threshold", "10",
+    ];
+    rollout.extend(more);
+    let summary = run(arguments(service, 40, &rollout)).await;
+    assert_eq!(summary.violations, 0, "{summary:#?}");
+    let admin = service.admin();
+    let list = admin.get("/api/v1/ota/campaigns").await.expect(200);
+    let campaign = &list["campaigns"][0];
+    assert_eq!(campaign["status"], "rolled_back", "{summary:#?}");
+    assert_eq!(summary.by_version.get("1.0.0"), Some(&40), "{summary:#?}");
+    let log = admin.rollbacks_of(campaign["campaign_id"].as_str().unwrap()).await;
+    assert!(!log.is_empty());
+    for entry in &log {
+        assert_eq!((&entry["from_version"], &entry["to_version"]), (&"2.0.0".into(), &"1.0.0".into()), "{entry:#}");
+        assert_eq!(entry["status"], "completed", "{entry:#}");
+    }
+    summary
+}

@@ -1,0 +1,38 @@
+//! What every story stands on: the service as a child process, its database and broker, and clients for its ports.
+
+mod admin;
+mod broker;
+mod database;
+mod device;
+mod dsse;
+mod link;
+mod log;
+pub mod raw;
+mod service;
+mod wait;
+
+pub use admin::{Admin, Credentials, device_json, image, image_metadata};
+pub use device::{Device, Offer};
+pub use dsse::Trust;
+pub use link::{Event, Link, MqttVersion};
+pub use service::{MqttEnd, Options, Service};
+pub use wait::{eventually, within};
+
+/// Runs a story once for each named pair of database and MQTT end, each as a test of its own.
+///
+/// `matrix!(story)` is all four; `matrix!(story: sqlite_gateway, postgres_mosquitto)` only those named.
+macro_rules! matrix {
+    ($story:ident) => {
+        matrix!($story: sqlite_gateway, postgres_gateway, sqlite_mosquitto, postgres_mosquitto);
+    };
+    ($story:ident: $($case:ident),+ $(,)?) => {
+        mod $story {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$story($crate::harness::Options::$case()).await;
+                }
+            )+
+        }
+    };
+}

@@ -1,0 +1,315 @@
+//! The service under test: a child process on a folder, a database and a broker of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::admin::Admin;
+use super::broker::Mosquitto;
+use super::database::{Database, DatabaseKind};
+use super::log::Log;
+use super::wait::{eventually, within};
+
+/// The binary that is tested.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_device-ota");
+
+/// Which MQTT end devices speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MqttEnd {
+    /// The service's own gateway.
+    Gateway,
+    /// mosquitto, with the service as one of its clients.
+    Mosquitto,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The database.
+    pub database: DatabaseKind,
+    /// The MQTT end.
+    pub end: MqttEnd,
+    settings: Vec<(&'static str, String)>,
+    expected_errors: Vec<&'static str>,
+}
+
+impl Options {
+    fn new(database: DatabaseKind, end: MqttEnd) -> Self {
+        // One address and few devices do here what a fleet does elsewhere; the limits have a story of their own.
+        let settings = vec![
+            ("RATE_LIMIT_API", "off".to_owned()),
+            ("RATE_LIMIT_HEARTBEAT", "off".to_owned()),
+            ("RATE_LIMIT_UPDATE_CHECK", "off".to_owned()),
+        ];
+        Self {
+            database,
+            end,
+            settings,
+            expected_errors: Vec::new(),
+        }
+    }
+
+    pub fn sqlite_gateway() -> Self {
+        Self::new(DatabaseKind::Sqlite, MqttEnd::Gateway)
+    }
+
+    pub fn postgres_gateway() -> Self {
+        Self::new(DatabaseKind::Postgres, MqttEnd::Gateway)
+    }
+
+    pub fn sqlite_mosquitto() -> Self {
+        Self::new(DatabaseKind::Sqlite, MqttEnd::Mosquitto)
+    }
+
+    pub fn postgres_mosquitto() -> Self {
+        Self::new(DatabaseKind::Postgres, MqttEnd::Mosquitto)
+    }
+
+    /// With one setting, named as in the configuration without its prefix.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.settings.retain(|(known, _)| *known != name);
+        self.settings.push((name, value.into()));
+        self
+    }
+
+    /// Without a setting that the harness makes: the service's own default is what the story is about.
+    pub fn without(mut self, name: &'static str) -> Self {
+        self.settings.retain(|(known, _)| *known != name);
+        self
+    }
+
+    /// Error lines that hold `text` are what the story wants to see.
+    pub fn expecting_error(mut self, text: &'static str) -> Self {
+        self.expected_errors.push(text);
+        self
+    }
+}
+
+/// What the service says of itself when it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Ready {
+    pub http: String,
+    pub mqtt: Option<String>,
+    pub bus: Option<String>,
+    pub admin_key_file: PathBuf,
+}
+
+/// A service with everything that it needs; ended with the test.
+pub struct Service {
+    options: Options,
+    child: Option<Child>,
+    log: Log,
+    ready: Ready,
+    key: String,
+    broker: Option<Mosquitto>,
+    database: Database,
+    folder: TempDir,
+}
+
+impl Service {
+    /// Starts one on an empty folder and a fresh database, every port chosen by the system.
+    pub async fn start(options: Options) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::create(options.database).await;
+        let broker = match options.end {
+            MqttEnd::Gateway => None,
+            MqttEnd::Mosquitto => Some(Mosquitto::start(folder.path()).await),
+        };
+        let mut service = Self {
+            options,
+            child: None,
+            log: Log::new(),
+            ready: Ready {
+                http: "127.0.0.1:0".to_owned(),
+                mqtt: Some("127.0.0.1:0".to_owned()),
+                bus: Some("127.0.0.1:0".to_owned()),
+                admin_key_file: PathBuf::new(),
+            },
+            key: String::new(),
+            broker,
+            database,
+            folder,
+        };
+        service.run().await;
+        service
+    }
+
+    /// Starts the process on the ports that are known, and waits until it is ready.
+    async fn run(&mut self) {
+        assert!(self.child.is_none(), "the service runs already");
+        let mut child = self.command(&self.data_dir()).spawn().unwrap();
+        self.log = Log::new();
+        self.log.capture(child.stdout.take().unwrap());
+        self.log.capture(child.stderr.take().unwrap());
+        self.child = Some(child);
+        let ready = within("the service says that it is ready", self.log.find(ready_line)).await;
+        self.ready = ready.expect("the service ended before it was ready");
+        self.key = std::fs::read_to_string(&self.ready.admin_key_file).unwrap().trim().to_owned();
+    }
+
+    /// The command that starts the service as it is configured here, on some data folder.
+    pub fn command(&self, data_dir: &Path) -> Command {
+        let mut command = Command::new(BINARY);
+        command.env_clear();
+        for name in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        let mut set = |name: &str, value: &str| {
+            command.env(format!("DEVICE_OTA_{name}"), value);
+        };
+        set("DATA_DIR", &data_dir.display().to_string());
+        set("HTTP_ADDR", &self.ready.http);
+        set("MQTT_BUS_ADDR", self.ready.bus.as_deref().unwrap_or("off"));
+        set("LOG_FORMAT", "json");
+        if let Some(url) = self.database.url() {
+            set("DATABASE_URL", url);
+        }
+        match &self.broker {
+            Some(broker) => broker.settings().iter().for_each(|(name, value)| set(name, value)),
+            None => set("MQTT_ADDR", self.ready.mqtt.as_deref().unwrap()),
+        }
+        for (name, value) in &self.options.settings {
+            set(name, value);
+        }
+        command.env("RUST_BACKTRACE", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Its data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A folder that goes with the test.
+    pub fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The options that it runs with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What it said when it was ready.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// What it has written since its last start.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The admin key's text.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Where devices connect.
+    pub fn mqtt(&self) -> String {
+        match &self.broker {
+            Some(broker) => broker.address(),
+            None => self.ready.mqtt.clone().expect("a gateway says where it listens"),
+        }
+    }
+
+    /// Its HTTP side, for an administrator. Stays good over restarts.
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.ready.http, &self.key)
+    }
+
+    /// Registers a device and returns when it may connect.
+    pub async fn register(&self, device: serde_json::Value) -> super::Credentials {
+        let credentials = self.admin().register(&[device]).await.remove(0);
+        self.knows(&credentials.username).await;
+        credentials
+    }
+
+    /// Returns when the MQTT end knows a registered device.
+    pub async fn knows(&self, device_id: &str) {
+        if let Some(broker) = &self.broker {
+            broker.knows(device_id).await;
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the service runs").id()
+    }
+
+    /// The most memory that it has ever held, bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kibibytes * 1024
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
+    }
+
+    /// Waits for the end of the process.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("the service runs");
+        let status = eventually("the service ends", async || {
+            child.try_wait().unwrap().ok_or_else(|| "still runs".to_owned())
+        })
+        .await;
+        self.child = None;
+        self.assert_no_defects();
+        status
+    }
+
+    /// Ends it as an operator does.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended().await;
+        assert!(status.success(), "ended with {status}");
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the service runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        self.assert_no_defects();
+    }
+
+    /// Starts it again on the same folder and the same ports.
+    pub async fn start_again(&mut self) {
+        self.run().await;
+    }
+
+    fn assert_no_defects(&self) {
+        let defects = self.log.defects(&self.options.expected_errors);
+        assert!(defects.is_empty(), "the service's log tells of defects: {defects:#?}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("---- the service's log ----");
+            for line in self.log.lines() {
+                eprintln!("{line}");
+            }
+        } else {
+            self.assert_no_defects();
+        }
+    }
+}
+
+fn ready_line(line: &str) -> Option<Ready> {
+    serde_json::from_str(line.strip_prefix("ready ")?).ok()
+}

@@ -1,0 +1,33 @@
+//! Black-box stories: the real binary with a real database and a real MQTT end, driven through its ports as
+//! administrators, devices and strangers drive it, and judged by the requirement documents alone.
+//!
+//! # How to add a story
+//! A file beside this one with an `async fn` that takes [`harness::Options`], and a line of `matrix!` that says over
+//! which databases and MQTT ends it runs. Wait with [`harness::eventually`] or for a message, never for time.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a story that cannot go on has failed, and a panic says where"
+)]
+
+#![expect(
+    unreachable_pub,
+    reason = "the harness is public to the stories, and there is nobody else"
+)]
+
+#[macro_use]
+mod harness;
+
+mod bus;
+mod by_hand;
+mod disk_full;
+mod first_start;
+mod fleet;
+mod gateway_hostile;
+mod gateway_rules;
+mod kill;
+mod registration;
+mod rings;
+mod rollback;
+mod two_admins;
+mod upload;

@@ -1,0 +1,78 @@
+//! The threshold: too many failures stop a campaign by itself and bring the updated devices back.
+
+use serde_json::json;
+
+use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json};
+
+matrix!(failures_stop_the_campaign_and_bring_the_updated_back);
+
+const DEVICES: usize = 10;
+
+async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    admin.image("2.0.0").await;
+    let firmware = admin.image("2.1.0").await;
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let entries: Vec<_> = (0..DEVICES).map(|n| device_json(&format!("frame-{n}"))).collect();
+    let credentials = admin.register(&entries).await;
+    service.knows(&credentials.last().unwrap().username).await;
+    let campaign = admin
+        .start_campaign(json!({
+            "name": "a bad image", "firmware_id": firmware, "deployment_strategy": "immediate",
+            "max_concurrent_updates": 4, "auto_rollback": true, "failure_threshold_percent": 10,
+            "failure_min_samples": 4, "max_retries": 0,
+        }))
+        .await;
+    let mut fleet = Vec::new();
+    for credentials in &credentials {
+        fleet.push(Device::connect(&service, MqttVersion::V311, credentials).await);
+    }
+    // Only those that show themselves are offered anything: four at a time, and four there are.
+    let (four, rest) = fleet.split_at_mut(4);
+    let mut offers = Vec::new();
+    for device in four.iter_mut() {
+        device.report("heartbeat", &json!({ "version": "2.0.0" })).await;
+        device.check("2.0.0", "boot").await;
+    }
+    // The limit holds whichever four it is, so offers are taken from whoever has one.
+    for device in four.iter_mut() {
+        offers.push(device.offer(&trust).await);
+    }
+    for (device, offer) in four.iter_mut().zip(&offers).take(2) {
+        device.complete(offer).await;
+    }
+    for (device, offer) in four.iter_mut().zip(&offers).skip(2) {
+        device.fail(offer).await;
+    }
+
+    // It stops by itself. What was updated is offered its old version again, signed like everything else.
+    let seen = admin.campaign_becomes(&campaign, "rolling back", |c| c["rollback_trigger"].is_string()).await;
+    assert_eq!(seen["failed_devices"], 2);
+    for device in four.iter_mut().take(2) {
+        device.check("2.1.0", "poll").await;
+        let offer = device.offer(&trust).await;
+        assert_eq!(offer.text("action"), "rollback");
+        assert_eq!(offer.release["version"], "2.0.0");
+        device.complete(&offer).await;
+    }
+    let ended = admin.campaign_becomes(&campaign, "rolled back", |c| c["status"] == "rolled_back").await;
+    assert_eq!(ended["cancelled_devices"], 6, "{ended:#}");
+    assert_eq!(ended["pending_devices"], 0);
+    assert_eq!(ended["in_progress_devices"], 0);
+    for device in rest {
+        let reply = device.check("2.0.0", "poll").await;
+        assert_eq!(reply["offer"], false, "what waited is cancelled: {reply}");
+    }
+
+    let mut log = admin.rollbacks_of(&campaign).await;
+    log.sort_by_key(|entry| entry["device_id"].to_string());
+    insta::assert_json_snapshot!(log, {
+        "[].rollback_id" => "[id]", "[].update_id" => "[id]", "[].campaign_id" => "[id]",
+        "[].started_at" => "[time]", "[].completed_at" => "[time]",
+    }, @"");
+    for name in ["frame-0", "frame-1"] {
+        let device = admin.get(&format!("/api/v1/ota/devices/{name}")).await.expect(200);
+        assert_eq!(device["firmware_version"], "2.0.0");
+    }
+}

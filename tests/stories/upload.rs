@@ -1,0 +1,281 @@
+//! An image comes in: right, wrong, too large, broken off, at five hundred megabytes; and goes out again in ranges.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use md5::Md5;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::harness::{Options, Service, eventually, image, image_metadata, within};
+
+matrix!(the_documented_curl_command_uploads_a_real_binary: sqlite_gateway, postgres_gateway);
+matrix!(the_same_again_is_the_same_record_and_other_bytes_are_a_conflict: sqlite_gateway, postgres_gateway);
+matrix!(what_is_wrong_with_a_file_is_told_and_nothing_stays: sqlite_gateway, postgres_gateway);
+matrix!(what_is_too_large_is_told_as_soon_as_it_is_known: sqlite_gateway);
+matrix!(a_client_that_breaks_off_leaves_nothing: sqlite_gateway, postgres_gateway);
+matrix!(a_link_serves_ranges_to_anyone_who_has_it_and_no_forgery: sqlite_gateway, postgres_gateway);
+matrix!(memory_stays_flat_while_three_hundred_megabytes_come_in: sqlite_gateway);
+
+const FIRMWARE: &str = "/api/v1/ota/firmware";
+const MIB: u64 = 1024 * 1024;
+/// The largest image (PRD, E1-US1).
+const LARGEST: u64 = 500 * MIB;
+
+/// A service whose images lie in a folder of their own.
+async fn with_storage(options: Options) -> (Service, tempfile::TempDir) {
+    let storage = tempfile::tempdir().unwrap();
+    let path = storage.path().display().to_string();
+    (Service::start(options.with("STORAGE_BASE_PATH", path)).await, storage)
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for entry in entries.map_while(Result::ok) {
+            let list = if entry.path().is_dir() { &mut folders } else { &mut files };
+            list.push(entry.path());
+        }
+    }
+    files
+}
+
+/// The upload as the PRD writes it; status and body.
+async fn curl(service: &Service, metadata: &Value, file: &Path, more: &[&str]) -> (u16, Value) {
+    let output = Command::new("curl")
+        .args(["-sS", "-X", "POST", &service.admin().url(FIRMWARE), "-w", "\n%{http_code}"])
+        .args(["-H", &format!("Authorization: Bearer {}", service.key())])
+        .args(["-F", &format!("metadata={metadata}"), "-F", &format!("file=@{}", file.display())])
+        .args(more)
+        .output()
+        .await
+        .expect("curl is installed");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = text.rsplit_once('\n').unwrap();
+    assert_ne!(status, "000", "no answer: {}", String::from_utf8_lossy(&output.stderr));
+    (status.parse().unwrap(), serde_json::from_str(body).unwrap_or_else(|_| panic!("{text}")))
+}
+
+async fn nothing_stays(service: &Service, storage: &Path) {
+    let list = service.admin().get(FIRMWARE).await.expect(200);
+    assert_eq!(list["firmware"], json!([]));
+    eventually("the storage folder is empty", async || match files(storage) {
+        files if files.is_empty() => Ok(()),
+        files => Err(format!("{files:?}")),
+    })
+    .await;
+}
+
+async fn the_documented_curl_command_uploads_a_real_binary(options: Options) {
+    let (service, storage) = with_storage(options).await;
+    let file = service.scratch().join("firmware_v2.1.0.bin");
+    std::fs::copy("/bin/bash", &file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let metadata = json!({
+        "name": "Smart Frame Firmware", "version": "2.1.0", "device_model": "SF-100", "manufacturer": "Acme",
+        "description": "Bug fixes and performance improvements", "is_security_update": false,
+    });
+    let (status, body) = curl(&service, &metadata, &file, &[]).await;
+    assert_eq!(status, 201, "{body:#}");
+    assert_eq!(body["file_size"], bytes.len());
+    assert_eq!(body["checksum_md5"], hex::encode(Md5::digest(&bytes)).as_str());
+    assert_eq!(body["checksum_sha256"], hex::encode(Sha256::digest(&bytes)).as_str());
+    let id = hex::encode(Sha256::digest("Smart Frame Firmware:2.1.0:SF-100"));
+    assert_eq!(body["firmware_id"].as_str(), id.get(..32), "made from name, version and model");
+    insta::assert_json_snapshot!(body, {
+        ".created_at" => "[time]", ".updated_at" => "[time]", ".checksum_md5" => "[md5]",
+        ".checksum_sha256" => "[sha256]", ".file_size" => "[size]",
+    }, @"");
+    let read = service.admin().get(&format!("{FIRMWARE}/{}", body["firmware_id"].as_str().unwrap())).await.expect(200);
+    assert_eq!(read, body);
+    assert_eq!(files(storage.path()).len(), 1);
+    service.admin().get(&format!("{FIRMWARE}/ffffffffffffffffffffffffffffffff")).await.refused(404);
+}
+
+async fn the_same_again_is_the_same_record_and_other_bytes_are_a_conflict(options: Options) {
+    let (service, storage) = with_storage(options).await;
+    let admin = service.admin();
+    let first = admin.upload(&image_metadata("2.1.0"), "a.bin", image("2.1.0")).await.expect(201);
+    let again = admin.upload(&image_metadata("2.1.0"), "a.bin", image("2.1.0")).await.expect(200);
+    assert_eq!(again, first);
+    admin.upload(&image_metadata("2.1.0"), "a.bin", image("other")).await.refused(409);
+    let list = admin.get(&format!("{FIRMWARE}?device_model=SF-100")).await.expect(200);
+    assert_eq!(list["firmware"], json!([first]));
+    assert_eq!((&list["count"], &list["offset"]), (&json!(1), &json!(0)));
+    assert_eq!(files(storage.path()).len(), 1, "one object, and nothing half-made");
+}
+
+async fn what_is_wrong_with_a_file_is_told_and_nothing_stays(options: Options) {
+    let (service, storage) = with_storage(options).await;
+    let admin = service.admin();
+    for field in ["checksum_sha256", "checksum_md5"] {
+        let mut metadata = image_metadata("2.1.0");
+        metadata[field] = json!("0".repeat(if field == "checksum_md5" { 32 } else { 64 }));
+        let told = admin.upload(&metadata, "a.bin", image("2.1.0")).await.refused(422);
+        assert!(told["detail"].as_str().unwrap().contains("checksum"), "{told}");
+    }
+    let good = image_metadata("2.1.0");
+    for name in ["firmware.exe", "firmware", "firmware.bin.txt", "../firmware.sh"] {
+        admin.upload(&good, name, image("2.1.0")).await.refused(400);
+    }
+    admin.upload(&good, "a.bin", Vec::new()).await.refused(400);
+    admin.upload(&json!({ "name": "n" }), "a.bin", image("2.1.0")).await.refused(400);
+    nothing_stays(&service, storage.path()).await;
+
+    // With its true checksums the same file is taken.
+    let mut metadata = good;
+    metadata["checksum_sha256"] = json!(hex::encode(Sha256::digest(image("2.1.0"))));
+    metadata["checksum_md5"] = json!(hex::encode(Md5::digest(image("2.1.0"))));
+    admin.upload(&metadata, "a.tar.gz", image("2.1.0")).await.expect(201);
+}
+
+/// The head of an upload by hand; the body begins with the metadata and the file's own head.
+fn head(service: &Service, length: &str, file_name: &str) -> String {
+    let first = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"metadata\"\r\n\r\n{}\r\n\
+         --b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{file_name}\"\r\n\r\n",
+        image_metadata("2.1.0")
+    );
+    let body = if length.starts_with("Transfer") { format!("{:x}\r\n{first}\r\n", first.len()) } else { first };
+    format!(
+        "POST {FIRMWARE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: multipart/form-data; boundary=b\r\n{length}\r\n\r\n{body}",
+        service.key()
+    )
+}
+
+/// The first line of what comes back, while the request is still open.
+async fn first_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        match stream.read_u8().await {
+            Ok(byte) => line.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(line).unwrap()
+}
+
+async fn what_is_too_large_is_told_as_soon_as_it_is_known(options: Options) {
+    let (service, storage) = with_storage(options).await;
+    // The length is said at once, and so is the answer: not one byte of the file has gone.
+    let long = format!("Content-Length: {}", LARGEST + 10 * MIB);
+    let wrong_suffix = "Content-Length: 100000".to_owned();
+    for (length, name) in [(long, "a.bin"), (wrong_suffix, "a.exe")] {
+        let mut stream = TcpStream::connect(&service.ready().http).await.unwrap();
+        stream.write_all(head(&service, &length, name).as_bytes()).await.unwrap();
+        let line = within("the answer comes before the file", first_line(&mut stream)).await;
+        assert!(line.starts_with("HTTP/1.1 400"), "{length} {name}: {line:?}");
+    }
+
+    // A length that nobody says is known at the byte too many.
+    let stream = TcpStream::connect(&service.ready().http).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let head = head(&service, "Transfer-Encoding: chunked", "a.bin");
+    let sender = tokio::spawn(async move {
+        writer.write_all(head.as_bytes()).await.unwrap();
+        let mut chunk = format!("{MIB:x}\r\n").into_bytes();
+        chunk.resize(chunk.len() + usize::try_from(MIB).unwrap(), 7);
+        chunk.extend(b"\r\n");
+        let mut sent = 0;
+        while sent < 2 * LARGEST && writer.write_all(&chunk).await.is_ok() {
+            sent += MIB;
+        }
+        sent
+    });
+    let line = within("the answer comes before the end", first_line(&mut reader)).await;
+    assert!(line.starts_with("HTTP/1.1 400"), "{line:?}");
+    drop(reader);
+    let sent = within("the service stops reading", sender).await.unwrap();
+    assert!(sent < LARGEST + 64 * MIB, "{sent} bytes were taken");
+    nothing_stays(&service, storage.path()).await;
+}
+
+async fn a_client_that_breaks_off_leaves_nothing(options: Options) {
+    let (service, storage) = with_storage(options).await;
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(&service.ready().http).await.unwrap();
+        stream.write_all(head(&service, "Content-Length: 5000000", "a.bin").as_bytes()).await.unwrap();
+        stream.write_all(&vec![7; 3_000_000]).await.unwrap();
+        eventually("some of it is on the disk", async || {
+            let seen = files(storage.path());
+            if seen.is_empty() { Err("nothing".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        drop(stream);
+        nothing_stays(&service, storage.path()).await;
+    }
+    service.admin().image("2.1.0").await;
+}
+
+async fn a_link_serves_ranges_to_anyone_who_has_it_and_no_forgery(options: Options) {
+    let (service, _storage) = with_storage(options).await;
+    let admin = service.admin();
+    let id = admin.image("2.1.0").await;
+    let bytes = image("2.1.0");
+    let grant = admin.get(&format!("{FIRMWARE}/{id}/download")).await.expect(200);
+    insta::assert_json_snapshot!(grant, {
+        ".url" => "[url]", ".expires_at" => "[time]", ".checksum_md5" => "[md5]", ".checksum_sha256" => "[sha256]",
+    }, @"");
+    let url = grant["url"].as_str().unwrap();
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
+
+    let whole = client.get(url).send().await.unwrap();
+    assert_eq!(whole.status(), 200);
+    assert_eq!(whole.headers()["accept-ranges"], "bytes");
+    let tag = whole.headers()["etag"].clone();
+    assert_eq!(whole.bytes().await.unwrap(), bytes);
+    let head = client.head(url).send().await.unwrap();
+    assert_eq!((head.status().as_u16(), &head.headers()["content-length"]), (200, &"200000".parse().unwrap()));
+    assert_eq!(head.headers()["etag"], tag);
+
+    for (range, from, to) in [("bytes=100-199", 100, 200), ("bytes=199990-", 199_990, 200_000), ("bytes=-5", 199_995, 200_000)] {
+        let part = client.get(url).header("Range", range).header("If-Range", tag.clone()).send().await.unwrap();
+        assert_eq!(part.status(), 206, "{range}");
+        let said = format!("bytes {from}-{}/200000", to - 1);
+        assert_eq!(part.headers()["content-range"], said.as_str());
+        assert_eq!(Some(part.bytes().await.unwrap().as_ref()), bytes.get(from..to));
+    }
+    let beyond = client.get(url).header("Range", "bytes=200000-").send().await.unwrap();
+    assert_eq!((beyond.status().as_u16(), &beyond.headers()["content-range"]), (416, &"bytes */200000".parse().unwrap()));
+    let other = client.get(url).header("Range", "bytes=0-1").header("If-Range", "\"other\"").send().await.unwrap();
+    assert_eq!(other.status(), 200, "another image's rest is of no use");
+    let known = client.get(url).header("If-None-Match", tag).send().await.unwrap();
+    assert_eq!(known.status(), 304);
+
+    the_time_of_a_link_cannot_be_changed(&client, url).await;
+    let read = admin.get(&format!("{FIRMWARE}/{id}")).await.expect(200);
+    assert!(read["download_count"].as_u64().unwrap() >= 1, "{read:#}");
+}
+
+/// Whatever digit or letter of the query is another, the link is none.
+async fn the_time_of_a_link_cannot_be_changed(client: &reqwest::Client, url: &str) {
+    let (path, query) = url.split_once('?').expect("a link carries its time and its proof");
+    assert_eq!(client.get(path).send().await.unwrap().status().as_u16() / 100, 4);
+    for (at, byte) in query.bytes().enumerate().filter(|(_, byte)| byte.is_ascii_alphanumeric()) {
+        let mut forged = query.as_bytes().to_vec();
+        forged.splice(at..=at, [if byte == b'1' { b'2' } else { b'1' }]);
+        let forged = format!("{path}?{}", String::from_utf8(forged).unwrap());
+        let status = client.get(&forged).send().await.unwrap().status().as_u16();
+        assert!([400, 401, 403, 404].contains(&status), "{status} for a forged link");
+    }
+}
+
+async fn memory_stays_flat_while_three_hundred_megabytes_come_in(options: Options) {
+    let (service, _storage) = with_storage(options).await;
+    service.admin().image("2.0.0").await;
+    let file = service.scratch().join("large.bin");
+    std::fs::File::create(&file).unwrap().set_len(300 * MIB).unwrap();
+    let before = service.peak_memory();
+    let (status, body) = curl(&service, &image_metadata("2.1.0"), &file, &[]).await;
+    assert_eq!(status, 201, "{body:#}");
+    assert_eq!(body["file_size"], 300 * MIB);
+    let growth = service.peak_memory() - before;
+    assert!(growth < 64 * MIB, "grew by {} MiB", growth / MIB);
+}
