@@ -76,9 +76,21 @@ impl Agent {
             CheckReason::Boot
         };
         self.link.reconnect = true;
+        // How an update ended comes before the check, whose version alone tells less.
+        let ended = self.update_has_ended();
+        if ended {
+            self.repeat_report(fx);
+        }
         self.send_check(now, reason, fx);
-        self.repeat_report(fx);
+        if !ended {
+            self.repeat_report(fx);
+        }
         self.resume_download(now, fx);
+    }
+
+    fn update_has_ended(&self) -> bool {
+        let update = self.state.update.as_ref();
+        update.is_some_and(|record| record.report.phase.is_final())
     }
 
     /// Sends a check, now if the last one is old enough, else when it is.
