@@ -1,14 +1,14 @@
 //! The HTTP side: what admins and services call, and where devices fetch their images (PRD, *API Surface*).
 //!
-//! A request passes [`server`] (connection, deadlines), [`gate`] (request id, rate limit, who it is), then warp's
-//! filters in [`routes`] find the handler in the file of its resource. Handlers read the [`request`], ask the engine
-//! and answer with a form from [`dto`]. Whatever goes wrong becomes one [`errors::ApiError`], which the gate renders.
+//! A request passes `server` (connection, deadlines), `gate` (request id, rate limit, who it is), then warp's
+//! filters in `routes` find the handler in the file of its resource. Handlers read the `request`, ask the engine
+//! and answer with a form from `dto`. Whatever goes wrong becomes one `errors::ApiError`, which the gate renders.
 //!
 //! # How to add …
 //! * **a route**: a handler in the file of its resource, a line in that file's `routes` and one in
-//!   [`routes::METHODS`], from which 405 answers say what is allowed.
+//!   `routes::METHODS`, from which 405 answers say what is allowed.
 //! * **a field**: in the resource's file under `dto/`; its snapshot shows the change.
-//! * **a way to sign in**: a variant in [`access`]; routes need a principal unless [`access::is_open`] names them.
+//! * **a way to sign in**: a variant in `access`; routes need a principal unless `access::is_open` names them.
 
 mod access;
 mod campaigns;
