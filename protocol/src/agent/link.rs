@@ -8,7 +8,7 @@ use super::io::Ignored;
 use super::state::Stage;
 use super::{Agent, elapsed_s};
 use crate::digest::Digest;
-use crate::messages::{Check, CheckReason, ErrorCode, Reply, ReportedError};
+use crate::messages::{Check, CheckReason, ErrorCode, Phase, Reply, ReportedError};
 use crate::objects::{TimeStatement, open};
 use crate::topics::Up;
 
@@ -76,21 +76,21 @@ impl Agent {
             CheckReason::Boot
         };
         self.link.reconnect = true;
-        // How an update ended comes before the check, whose version alone tells less.
-        let ended = self.update_has_ended();
-        if ended {
+        // Why an update failed comes before the check, whose old version alone tells less.
+        let failed = self.update_has_failed();
+        if failed {
             self.repeat_report(fx);
         }
         self.send_check(now, reason, fx);
-        if !ended {
+        if !failed {
             self.repeat_report(fx);
         }
         self.resume_download(now, fx);
     }
 
-    fn update_has_ended(&self) -> bool {
+    fn update_has_failed(&self) -> bool {
         let update = self.state.update.as_ref();
-        update.is_some_and(|record| record.report.phase.is_final())
+        update.is_some_and(|record| record.report.phase == Phase::Failed)
     }
 
     /// Sends a check, now if the last one is old enough, else when it is.
