@@ -184,6 +184,8 @@ pub struct Rollout {
     pub image: std::path::PathBuf,
     /// Its version.
     pub version: String,
+    /// The image to go back to and its version, if the service is to know it.
+    pub base: Option<(std::path::PathBuf, String)>,
     /// The model it runs on.
     pub device_model: String,
     /// Who makes the model.
@@ -258,7 +260,12 @@ impl Api {
 
     /// Uploads an image, makes a staged campaign of it and starts it.
     pub async fn roll_out(&self, rollout: &Rollout) -> Result<Campaign, Error> {
-        let firmware = self.upload(rollout).await?;
+        if let Some((image, version)) = &rollout.base {
+            self.upload(rollout, image, version).await?;
+        }
+        let firmware = self
+            .upload(rollout, &rollout.image, &rollout.version)
+            .await?;
         let body = json!({
             "name": format!("device-sim {} {}", rollout.device_model, rollout.version),
             "firmware_id": firmware.firmware_id,
@@ -274,14 +281,20 @@ impl Api {
         self.post(&path, None).await
     }
 
-    async fn upload(&self, rollout: &Rollout) -> Result<Firmware, Error> {
+    /// Uploads an image; the same one again is found and not stored twice.
+    async fn upload(
+        &self,
+        rollout: &Rollout,
+        image: &Path,
+        version: &str,
+    ) -> Result<Firmware, Error> {
         let metadata = json!({
             "name": format!("device-sim {}", rollout.device_model),
-            "version": rollout.version,
+            "version": version,
             "device_model": rollout.device_model,
             "manufacturer": rollout.manufacturer,
         });
-        let file = reqwest::multipart::Part::file(Path::new(&rollout.image))
+        let file = reqwest::multipart::Part::file(image)
             .await
             .map_err(Error::Image)?;
         let form = reqwest::multipart::Form::new()

@@ -71,7 +71,8 @@ pub struct Cli {
     /// The version they are born with.
     #[arg(long = "version", default_value = "1.0.0", help_heading = FLEET)]
     version_at_birth: String,
-    /// A file with the image they are born with, so that a rollback to it needs no download.
+    /// A file with the image they are born with; `--rollout` uploads it too, so that there is
+    /// something to roll back to.
     #[arg(long, help_heading = FLEET)]
     image: Option<PathBuf>,
     /// What everything random follows from.
@@ -306,6 +307,10 @@ impl Cli {
         Some(Rollout {
             image: self.rollout.clone()?,
             version: self.to_version.clone()?,
+            base: self
+                .image
+                .clone()
+                .map(|image| (image, self.version_at_birth.clone())),
             device_model: self.model.clone(),
             manufacturer: self
                 .manufacturer
@@ -354,7 +359,6 @@ impl Cli {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;

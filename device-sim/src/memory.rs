@@ -83,7 +83,6 @@ fn write<'d>(path: &Path, devices: impl IntoIterator<Item = &'d Remembered>) -> 
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;

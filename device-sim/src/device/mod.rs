@@ -378,7 +378,7 @@ impl Device {
 
     /// Tells the agent what happened and does what it answers.
     fn feed(&mut self, input: Input<'_>) {
-        for output in self.agent.handle(Timestamp::now(), input) {
+        for output in self.agent.handle(clock(), input) {
             self.perform(output);
         }
         self.show();
@@ -430,4 +430,13 @@ impl Device {
     fn jittered(&mut self, time: Duration) -> Duration {
         time.mul_f64(self.rng.random_range(0.5..=1.0))
     }
+}
+
+/// A device's own clock. A simulator lives in real time; the agent within takes it as a parameter.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the clock that others are given"
+)]
+fn clock() -> Timestamp {
+    Timestamp::now()
 }

@@ -5,11 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use device_ota_protocol::messages::{Battery, Phase, Progress, Space, Status};
 use device_ota_protocol::topics::Up;
-use jiff::Timestamp;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::Device;
+use super::{Device, clock};
 use crate::board::Final;
 use crate::faults::Flaw;
 use crate::mqtt::{self, Client, Topic};
@@ -79,6 +78,9 @@ impl Device {
                 .violation("the agent made an invalid report".to_owned());
             return;
         };
+        if report.phase == Phase::Accepted {
+            self.downloaded = false;
+        }
         let lie = self.perhaps_lie(&mut report);
         let outgoing = Outgoing {
             up: Up::Progress,
@@ -201,7 +203,7 @@ impl Device {
         let mut heartbeat = self.agent.heartbeat();
         heartbeat.boot_id = Some(format!("{:08x}", self.boot_id));
         heartbeat.uptime_s = Some(self.booted_at.elapsed().as_secs());
-        heartbeat.sent_at = Some(Timestamp::now());
+        heartbeat.sent_at = Some(clock());
         heartbeat.device_type = Some(self.ctx.habits.device_type.clone());
         heartbeat.battery = Some(Battery {
             percent: battery,
