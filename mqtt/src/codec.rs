@@ -57,7 +57,7 @@ pub struct Connect {
     pub password: Option<Bytes>,
     /// Seconds; 0: never.
     pub keep_alive: u16,
-    /// The last will; its payload is not kept, see [`crate::session::admission`].
+    /// The last will; its payload is not kept, see [`crate::session::admit`].
     pub will: Option<Will>,
     /// QoS 1 messages it takes without acknowledging (5 only).
     pub receive_maximum: Option<u16>,

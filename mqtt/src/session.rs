@@ -3,7 +3,9 @@
 
 mod acks;
 mod admission;
+mod end;
 mod filters;
+mod note;
 mod rates;
 
 use std::time::Duration;
@@ -17,160 +19,15 @@ use device_ota_protocol::topics::{Down, Prefix, Up};
 
 pub use acks::Acks;
 pub use admission::{Admission, admit};
+pub use end::End;
 pub use filters::{Filters, Subscribed};
+pub use note::{Note, NoteKind};
 pub use rates::{Class, Meter, RateLimits};
 
 use crate::codec::{
-    self, CodecError, DisconnectReasonCode, Granted, Packet, Pid, Publish, QoS, QosPid,
-    TopicFilter, TopicName, Verdict, Version,
+    self, Granted, Packet, Pid, Publish, QoS, QosPid, TopicFilter, TopicName, Verdict, Version,
 };
 use crate::limits::MAX_PACKET;
-
-/// Why a session ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The connection is gone.
-    Gone,
-    /// The device said good-bye.
-    Disconnected,
-    /// Bytes that are no packet.
-    Malformed,
-    /// A packet that may not be sent.
-    Unexpected,
-    /// A packet beyond [`MAX_PACKET`].
-    TooLarge,
-    /// QoS 2.
-    Qos2,
-    /// A message to be retained (5; in 3.1.1 the flag is ignored).
-    Retained,
-    /// A subscription identifier.
-    SubscriptionId,
-    /// A message outside the device's own `up/` (3.1.1; in 5 the message is refused).
-    NotAuthorized,
-    /// Silent for 1.5 times its keep-alive.
-    KeepAlive,
-    /// It does not read what is sent.
-    Stalled,
-    /// The same device has connected again.
-    TakenOver,
-    /// Its credentials have changed.
-    Administrative,
-    /// The service stops.
-    ShuttingDown,
-}
-
-impl End {
-    /// A short stable label, fit for a counter.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Gone => "gone",
-            Self::Disconnected => "disconnected",
-            Self::Malformed => "malformed",
-            Self::Unexpected => "unexpected",
-            Self::TooLarge => "too_large",
-            Self::Qos2 => "qos2",
-            Self::Retained => "retained",
-            Self::SubscriptionId => "subscription_id",
-            Self::NotAuthorized => "not_authorized",
-            Self::KeepAlive => "keep_alive",
-            Self::Stalled => "stalled",
-            Self::TakenOver => "taken_over",
-            Self::Administrative => "administrative",
-            Self::ShuttingDown => "shutting_down",
-        }
-    }
-
-    /// What a device of version 5 is told; `None` when there is nobody to tell.
-    pub const fn reason(self) -> Option<DisconnectReasonCode> {
-        Some(match self {
-            Self::Gone | Self::Disconnected | Self::Stalled => return None,
-            Self::Malformed => DisconnectReasonCode::MalformedPacket,
-            Self::Unexpected => DisconnectReasonCode::ProtocolError,
-            Self::TooLarge => DisconnectReasonCode::PacketTooLarge,
-            Self::Qos2 => DisconnectReasonCode::QoSNotSupported,
-            Self::Retained => DisconnectReasonCode::RetainNotSupported,
-            Self::SubscriptionId => DisconnectReasonCode::SubscriptionIdentifiersNotSupported,
-            Self::NotAuthorized => DisconnectReasonCode::NotAuthorized,
-            Self::KeepAlive => DisconnectReasonCode::KeepAliveTimeout,
-            Self::TakenOver => DisconnectReasonCode::SessionTakenOver,
-            Self::Administrative => DisconnectReasonCode::AdministrativeAction,
-            Self::ShuttingDown => DisconnectReasonCode::ServerShuttingDown,
-        })
-    }
-
-    /// Whether the device broke a rule: these ends are counted and logged.
-    pub const fn is_offence(self) -> bool {
-        !matches!(
-            self,
-            Self::Gone
-                | Self::Disconnected
-                | Self::TakenOver
-                | Self::Administrative
-                | Self::ShuttingDown
-        )
-    }
-}
-
-impl From<CodecError> for End {
-    fn from(error: CodecError) -> Self {
-        match error {
-            CodecError::Malformed => Self::Malformed,
-            CodecError::TooLarge(_) => Self::TooLarge,
-            CodecError::Unexpected | CodecError::UnknownVersion(_) => Self::Unexpected,
-        }
-    }
-}
-
-/// Something refused while the session goes on: to be counted, and logged the first time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Note {
-    /// What was refused.
-    pub kind: NoteKind,
-    /// Nothing of this kind was noted before in this session.
-    pub first: bool,
-}
-
-/// What was refused while the session goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoteKind {
-    /// A report that is not valid; the reason.
-    Invalid(&'static str),
-    /// A message outside the device's own `up/`.
-    PublishRefused,
-    /// A filter outside its own `down/`, or too many.
-    SubscribeRefused,
-    /// More heartbeats or checks than allowed.
-    OverRate,
-    /// A retain flag that was ignored.
-    RetainIgnored,
-    /// A message to the device, larger than the device takes.
-    DownTooLarge,
-}
-
-impl NoteKind {
-    /// A short stable label, fit for a counter.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Invalid(reason) => reason,
-            Self::PublishRefused => "publish_refused",
-            Self::SubscribeRefused => "subscribe_refused",
-            Self::OverRate => "over_rate",
-            Self::RetainIgnored => "retain_ignored",
-            Self::DownTooLarge => "down_too_large",
-        }
-    }
-
-    const fn bit(self) -> u8 {
-        match self {
-            Self::Invalid(_) => 1,
-            Self::PublishRefused => 2,
-            Self::SubscribeRefused => 4,
-            Self::OverRate => 8,
-            Self::RetainIgnored => 16,
-            Self::DownTooLarge => 32,
-        }
-    }
-}
 
 /// A message for the engine.
 #[derive(Debug)]
