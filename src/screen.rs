@@ -1,5 +1,6 @@
 //! The first screen: what a person needs to know after a start, and one line for programs.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -74,8 +75,13 @@ fn text(started: &Started<'_>) -> String {
         .mqtt
         .map(|addr| format!(" --mqtt {addr}"))
         .unwrap_or_default();
-    text.push_str(&format!(
-        "  Next:\n    export KEY=$(cat {key})\n    curl -H \"X-API-Key: $KEY\" http://{http}/api/v1/ota/campaigns\n    cargo run --release -p device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500\n\n",
-    ));
+    let _ = writeln!(
+        text,
+        "  Next:
+    export KEY=$(cat {key})
+    curl -H \"X-API-Key: $KEY\" http://{http}/api/v1/ota/campaigns
+    cargo run --release -p device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500
+" // writing to a String cannot fail
+    );
     text
 }

@@ -109,7 +109,7 @@ where
 fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {
     match text.unwrap_or(default) {
         "off" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| {
+        text => text.parse().map(Some).map_err(|()| {
             ConfigError::new(
                 name,
                 format!(

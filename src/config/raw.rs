@@ -106,7 +106,7 @@ fn from_environment(
             continue;
         }
         let key = key.to_ascii_lowercase();
-        known(&key).map_err(|()| ConfigError::new(&name, "no such setting; see --help"))?;
+        known(&key).map_err(|why| ConfigError::new(&name, why))?;
         layer.insert(key, value);
     }
     Ok(layer)
@@ -121,8 +121,7 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
         .map_err(|error| ConfigError::new(&shown, format!("is not TOML: {error}")))?;
     let mut layer = BTreeMap::new();
     for (key, value) in table {
-        known(&key)
-            .map_err(|()| ConfigError::new(&format!("{shown}: {key}"), "no such setting"))?;
+        known(&key).map_err(|why| ConfigError::new(&format!("{shown}: {key}"), why))?;
         let value = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
@@ -139,11 +138,38 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
     Ok(layer)
 }
 
-fn known(key: &str) -> Result<(), ()> {
+/// Names that the product has and this version does not serve: refused like unknown ones, in other words.
+const NOT_SERVED: &[&str] = &[
+    "internal_addr",
+    "mqtt_tls_addr",
+    "mqtt_tls_cert",
+    "mqtt_tls_key",
+    "mqtt_tls_client_ca",
+    "mqtt_tls_crl",
+    "storage_s3_endpoint",
+    "storage_s3_bucket",
+    "storage_s3_region",
+    "storage_s3_access_key",
+    "storage_s3_secret_key",
+    "nats_url",
+    "consul_url",
+    "device_service_url",
+    "auth_service_url",
+    "jwt_secret",
+    "jwt_public_key",
+    "jwt_issuer",
+    "jwt_audience",
+    "rollback_timeout_hours",
+    "heartbeat_retention_days",
+];
+
+fn known(key: &str) -> Result<(), &'static str> {
     if RawConfig::KEYS.contains(&key) {
         Ok(())
+    } else if NOT_SERVED.contains(&key) {
+        Err("is not served by this version; leave it out")
     } else {
-        Err(())
+        Err("no such setting; see --help")
     }
 }
 
@@ -195,6 +221,11 @@ mod tests {
                 "DEVICE_OTA_HTTP_ADR",
                 "x",
                 "DEVICE_OTA_HTTP_ADR: no such setting",
+            ),
+            (
+                "DEVICE_OTA_NATS_URL",
+                "x",
+                "DEVICE_OTA_NATS_URL: is not served",
             ),
             ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
             ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
