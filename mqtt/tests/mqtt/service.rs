@@ -34,6 +34,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 struct RealClock;
 
 impl Clock for RealClock {
+    #[expect(clippy::disallowed_methods, reason = "the test's composition root")]
     fn now(&self) -> Timestamp {
         let now = Timestamp::now();
         now.round(TimestampRound::new().smallest(Unit::Microsecond))
@@ -191,7 +192,7 @@ pub(crate) fn registration(id: &str) -> Registration {
 
 fn keyring() -> Keyring {
     let [root, release, dispatch] = [1, 2, 3].map(|n| Keypair::from_seed([n; 32]));
-    let expires = Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let expires = RealClock.now() + jiff::SignedDuration::from_hours(24);
     let statement = Root::single(
         1,
         expires,
