@@ -141,3 +141,12 @@ pub(crate) fn verifier() -> String {
 pub(crate) fn names(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("bench-{n:06}")).collect()
 }
+
+/// The time of the machine's clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is measured runs in real time"
+)]
+pub(crate) fn now() -> Timestamp {
+    Timestamp::now()
+}

@@ -226,7 +226,7 @@ fn rows(
     keys: &HashMap<String, DeviceKey>,
     batch: &[Publish],
 ) -> (Vec<Touch>, Vec<HeartbeatRow>) {
-    let now = Timestamp::now();
+    let now = fleet::now();
     let mut touches = BTreeMap::new();
     let mut rows = Vec::with_capacity(batch.len());
     for publish in batch {

@@ -9,13 +9,12 @@ use device_ota_engine::ports::store::{HeartbeatRow, Touch};
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::Up;
 use device_ota_store::SqlStore;
-use jiff::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
 use super::heartbeats::PAYLOAD;
-use crate::fleet::Database;
+use crate::fleet::{self, Database};
 use crate::peers::touch;
 use crate::stats::real;
 
@@ -124,7 +123,7 @@ pub(crate) async fn store_rate(
     };
     let (began, mut rows) = (Instant::now(), 0);
     while began.elapsed() < length {
-        let now = Timestamp::now();
+        let now = fleet::now();
         let row = |key| HeartbeatRow {
             device: DeviceKey(key),
             received_at: now,

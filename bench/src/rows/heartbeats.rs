@@ -289,7 +289,8 @@ impl Side {
             options,
         )
         .await?;
-        let processes = vec![mosquitto.process, consumer];
+        // In this order they end.
+        let processes = vec![consumer, mosquitto.process];
         Ok(Self {
             processes,
             connections,

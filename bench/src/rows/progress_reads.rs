@@ -25,6 +25,7 @@ use crate::fleet::{self, Database};
 use crate::http::{Admin, answer_length};
 use crate::mqtt::{self, Connection, Target};
 use crate::peers::start_constant;
+use crate::process::Running;
 use crate::service::Service;
 use crate::stats::{Series, Target as Wanted, ratio, real, title};
 
@@ -74,7 +75,7 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let database = Database::file_in(folder.path());
     database.fill(DEVICES).await?;
     let service = Service::start(folder.path(), &database.url())?;
-    let (_constant, constant) = start_constant()?;
+    let (warp, constant) = start_constant()?;
     let target = Target {
         addr: service.mqtt,
         password: Some(fleet::SECRET.into()),
@@ -91,34 +92,90 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
         .collect();
     drop(devices);
     let load = Load::start(target, updates, options.reports);
-    let mut reads = Series::new("service", "reads/s");
-    let mut constants = Series::new("warp, a constant", "reads/s");
-    let mut taken = Series::new("reports committed meanwhile (service)", "reports/s");
-    let mut beside = Series::new("reports committed meanwhile (warp)", "reports/s");
+    let mut ours = Side::new("service", service.http);
+    let mut theirs = Side::new("warp, a constant", constant);
     load.reach(options.reports).await?;
     for _ in 0..plan.rounds {
-        for (addr, reads, reports) in [
-            (service.http, &mut reads, &mut taken),
-            (constant, &mut constants, &mut beside),
-        ] {
-            let (began, before) = (Instant::now(), load.acknowledged());
-            let count = read_for(addr, &requests, plan.length, options.readers.into()).await?;
-            reads.push(real(count) / began.elapsed().as_secs_f64());
-            reports.push(real(load.acknowledged() - before) / began.elapsed().as_secs_f64());
-        }
+        let idle = service.process.cpu_seconds()?;
+        theirs
+            .take(&warp, &load, &requests, plan.length, options.readers.into())
+            .await?;
+        theirs.without(0.0);
+        // What the reports alone cost the service.
+        let reports = service.process.cpu_seconds()? - idle;
+        ours.take(
+            &service.process,
+            &load,
+            &requests,
+            plan.length,
+            options.readers.into(),
+        )
+        .await?;
+        ours.without(reports);
     }
     load.end()?;
-    for series in [&reads, &constants, &taken, &beside] {
-        series.print();
-    }
+    ours.print();
+    theirs.print();
+    let (reads, constants) = (&ours.reads, &theirs.reads);
     reads.judge(Wanted::AtLeast(10_000.0));
     ratio(
         "reads, service / warp",
-        &reads,
-        &constants,
+        reads,
+        constants,
         Wanted::AtLeast(0.3),
     );
     Ok(())
+}
+
+/// A server that is read from.
+struct Side {
+    addr: SocketAddr,
+    reads: Series,
+    reports: Series,
+    cpu: Series,
+    /// Of the latest round: processor time in seconds, and reads.
+    latest: (f64, u64),
+}
+
+impl Side {
+    fn new(name: &str, addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            reads: Series::new(name, "reads/s"),
+            reports: Series::new(format!("{name}: reports committed meanwhile"), "reports/s"),
+            cpu: Series::new(format!("{name}: processor time"), "µs/read"),
+            latest: (0.0, 0),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        process: &Running,
+        load: &Load,
+        requests: &Arc<[Vec<u8>]>,
+        length: Duration,
+        readers: usize,
+    ) -> anyhow::Result<()> {
+        let (began, before, cpu) = (Instant::now(), load.acknowledged(), process.cpu_seconds()?);
+        let count = read_for(self.addr, requests, length, readers).await?;
+        let took = began.elapsed().as_secs_f64();
+        self.reads.push(real(count) / took);
+        self.reports.push(real(load.acknowledged() - before) / took);
+        self.latest = (process.cpu_seconds()? - cpu, count);
+        Ok(())
+    }
+
+    /// Notes the processor time of a read, less what was spent on something else.
+    fn without(&mut self, other_seconds: f64) {
+        let (seconds, count) = self.latest;
+        self.cpu.push((seconds - other_seconds) * 1e6 / real(count));
+    }
+
+    fn print(&self) {
+        self.reads.print();
+        self.reports.print();
+        self.cpu.print();
+    }
 }
 
 /// Starts a campaign and waits until every device has been offered its update.
