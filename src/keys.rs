@@ -63,6 +63,17 @@ pub(crate) fn development(
         .context("the keys in the data folder do not fit its trust root")
 }
 
+/// The key that download links are signed with; it outlives a restart, and running downloads with it.
+pub(crate) fn downloads(data: &DataDir, entropy: &dyn Entropy) -> anyhow::Result<[u8; 32]> {
+    let (text, _) = data.private("keys/downloads.key", || {
+        Ok(hex::encode(random::<32>(entropy)))
+    })?;
+    let mut key = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut key)
+        .context("keys/downloads.key does not hold 64 hex digits")?;
+    Ok(key)
+}
+
 fn read_key(path: &Path) -> anyhow::Result<Keypair> {
     let pem = std::fs::read_to_string(path)
         .with_context(|| format!("{} cannot be read", path.display()))?;

@@ -5,12 +5,14 @@ mod admin;
 mod cli;
 mod config;
 mod data_dir;
+mod edge;
 mod keys;
 mod password_file;
 mod screen;
 mod serve;
 mod shutdown;
 mod system;
+mod tasks;
 
 use std::process::ExitCode;
 

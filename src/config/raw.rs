@@ -14,11 +14,11 @@ macro_rules! settings {
     ($($(#[doc = $doc:literal])* $field:ident $flag:literal $key:literal),* $(,)?) => {
         /// Settings as texts. Each can stand in the file, in the environment, and on the command line.
         #[derive(Debug, Default, Clone, Args)]
-        pub struct RawConfig {
+        pub(crate) struct RawConfig {
             /// A TOML file of settings; the keys are the flags' names with underscores.
             #[arg(long, global = true, value_name = "FILE")]
-            pub config: Option<PathBuf>,
-            $($(#[doc = $doc])* #[arg(long = $flag, global = true)] pub $field: Option<String>,)*
+            pub(crate) config: Option<PathBuf>,
+            $($(#[doc = $doc])* #[arg(long = $flag, global = true)] pub(crate) $field: Option<String>,)*
         }
 
         impl RawConfig {
