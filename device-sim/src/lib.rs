@@ -9,6 +9,26 @@
 //! | speak MQTT as a light client | [`mqtt::Client`] |
 //! | say what is wrong with whom | [`faults::FaultPlan`] |
 //! | use the service as an administrator | [`api::Api`] |
+//!
+//! A test runs a fleet like this:
+//!
+//! ```no_run
+//! use device_sim::faults::{FaultPlan, Share};
+//! use device_sim::fleet::{Fleet, FleetConfig, Until, Unwatched, Verdict};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! # async fn story() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = FleetConfig {
+//!     devices: 50,
+//!     faults: FaultPlan { boot_loop: Share::Count(3), ..FaultPlan::default() },
+//!     until: Until::Version("1.1.0".to_owned()),
+//!     ..FleetConfig::new("http://127.0.0.1:8216", "127.0.0.1:1883", "the admin key")
+//! };
+//! let summary = Fleet::run(config, &mut Unwatched, CancellationToken::new()).await?;
+//! assert_eq!(summary.verdict, Verdict::Good);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod api;
 pub mod board;

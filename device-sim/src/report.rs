@@ -91,13 +91,10 @@ impl Observer for Lines {
     }
 
     fn stands(&mut self, standing: &Standing) {
-        let line = format!(
-            "{}/{} online; {}; {}",
-            standing.online,
-            standing.devices,
-            names(&standing.versions),
-            activity(standing)
-        );
+        let online = format!("{}/{} online", standing.online, standing.devices);
+        let parts = [online, names(&standing.versions), activity(standing)];
+        let said: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let line = said.join("; ");
         let due = match &self.last {
             Some((at, last)) => *last != line && at.elapsed() >= LINE_INTERVAL,
             None => true,
@@ -117,7 +114,10 @@ fn names<K: std::fmt::Display>(counts: &std::collections::BTreeMap<K, usize>) ->
 }
 
 fn activity(standing: &Standing) -> String {
-    let mut parts = vec![HumanBytes(standing.bytes).to_string()];
+    let mut parts = Vec::new();
+    if standing.bytes > 0 {
+        parts.push(HumanBytes(standing.bytes).to_string());
+    }
     if !standing.phases.is_empty() {
         parts.push(names(&standing.phases));
     }

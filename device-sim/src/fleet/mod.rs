@@ -78,6 +78,9 @@ pub enum Error {
         /// Files that may be open.
         limit: u64,
     },
+    /// It was stopped before there were devices.
+    #[error("stopped before there were devices")]
+    Stopped,
     /// A name that no device can have.
     #[error("`{0}` cannot be the name of a device")]
     Name(String),
@@ -154,7 +157,10 @@ impl Fleet {
     ) -> Result<Summary, Error> {
         let started = Instant::now();
         limits::ensure_open_files(config.devices, config.downloads)?;
-        let mut fleet = Self::prepare(config, observer).await?;
+        let mut fleet = tokio::select! {
+            fleet = Self::prepare(config, observer) => fleet?,
+            () = stop.cancelled() => return Err(Error::Stopped),
+        };
         let mut tasks = JoinSet::new();
         fleet.live(observer, &stop, &mut tasks).await?;
         fleet.ctx.stop.cancel();
