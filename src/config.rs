@@ -7,10 +7,9 @@ mod parse;
 mod raw;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use device_ota_engine::Rate;
 use device_ota_protocol::topics::Prefix;
 
 pub(crate) use raw::RawConfig;
@@ -39,46 +38,6 @@ pub(crate) enum Broker {
         /// Where devices' passwords are written for it.
         password_file: Option<PathBuf>,
     },
-}
-
-/// So many in such a time: `N/second`, `N/minute` or `N/hour`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: NonZeroU32,
-    /// In what time.
-    pub per: Duration,
-}
-
-impl std::str::FromStr for Rate {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (count, unit) = text.split_once('/').ok_or(())?;
-        let seconds = match unit {
-            "second" => 1,
-            "minute" => 60,
-            "hour" => 3_600,
-            _ => return Err(()),
-        };
-        let count = count.parse().map_err(|_| ())?;
-        Ok(Self {
-            count,
-            per: Duration::from_secs(seconds),
-        })
-    }
-}
-
-impl From<Rate> for device_ota_http::Rate {
-    fn from(Rate { count, per }: Rate) -> Self {
-        Self { count, per }
-    }
-}
-
-impl From<Rate> for device_ota_mqtt::Rate {
-    fn from(Rate { count, per }: Rate) -> Self {
-        Self { count, per }
-    }
 }
 
 /// How log lines look.

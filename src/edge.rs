@@ -106,8 +106,8 @@ impl Edge {
             Broker::Embedded { addr } => {
                 let limits = Limits {
                     max_connections: config.mqtt_max_connections as usize,
-                    heartbeat: config.rate_limit_heartbeat.map(Into::into),
-                    check: config.rate_limit_update_check.map(Into::into),
+                    heartbeat: config.rate_limit_heartbeat,
+                    check: config.rate_limit_update_check,
                     ..Limits::default()
                 };
                 let sessions = Sessions::new(config.topic_prefix.clone(), limits);

@@ -121,7 +121,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         engine: engine.clone(),
         access: Access::admin_key(sha2::Sha256::digest(admin_key).into()),
         limits: RateLimits {
-            per_address: config.rate_limit_api.map(Into::into),
+            per_address: config.rate_limit_api,
             global: None,
         },
         version: env!("CARGO_PKG_VERSION"),

@@ -23,6 +23,7 @@ pub mod keyring;
 pub mod metrics;
 mod offers;
 pub mod ports;
+mod rate;
 mod relay;
 pub mod secrets;
 mod settings;
@@ -46,6 +47,7 @@ use inbound::{Inbound, Uplinks};
 use keyring::Keyring;
 use metrics::Metrics;
 use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
+pub use rate::{NotARate, Rate};
 pub use settings::Settings;
 pub use updates::{UpdateRequest, UpdateView};
 

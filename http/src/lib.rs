@@ -35,7 +35,7 @@ use device_ota_engine::Engine;
 
 pub use access::Access;
 pub use health::Component;
-pub use limits::{Rate, RateLimits};
+pub use limits::RateLimits;
 pub use server::Http;
 
 /// What the routes work with.

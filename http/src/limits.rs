@@ -1,11 +1,10 @@
 //! How often one address, and all of them together, may call; counted before anybody is asked who they are.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
 
+use device_ota_engine::Rate;
 use governor::clock::{Clock as _, DefaultClock, QuantaInstant};
 use governor::state::keyed::DashMapStateStore;
 use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
@@ -16,21 +15,6 @@ use crate::errors::ApiError;
 const MAX_ADDRESSES: usize = 65_536;
 /// Requests between two looks at how many addresses are remembered.
 const LOOK_EVERY: u64 = 1_024;
-
-/// So many requests in such a time; they may come in one burst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// Requests.
-    pub count: NonZeroU32,
-    /// In this time.
-    pub per: Duration,
-}
-
-impl Rate {
-    fn quota(self) -> Option<Quota> {
-        Quota::with_period(self.per / self.count.get()).map(|quota| quota.allow_burst(self.count))
-    }
-}
 
 /// The limits of the API; `None` is no limit. Downloads by link and health checks are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,11 +44,8 @@ struct PerAddress {
 impl Limiter {
     pub(crate) fn new(limits: RateLimits) -> Self {
         Self {
-            per_address: limits
-                .per_address
-                .and_then(Rate::quota)
-                .map(PerAddress::new),
-            global: limits.global.and_then(Rate::quota).map(RateLimiter::direct),
+            per_address: limits.per_address.and_then(quota).map(PerAddress::new),
+            global: limits.global.and_then(quota).map(RateLimiter::direct),
             clock: DefaultClock::default(),
         }
     }
@@ -128,6 +109,10 @@ impl PerAddress {
     }
 }
 
+fn quota(rate: Rate) -> Option<Quota> {
+    Quota::with_period(rate.per / rate.count.get()).map(|quota| quota.allow_burst(rate.count))
+}
+
 /// What counts as one address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -139,6 +124,9 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
     use super::*;
 
     fn rate(count: u32) -> Rate {

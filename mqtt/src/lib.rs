@@ -16,5 +16,5 @@ pub mod session;
 
 pub use bus::Bus;
 pub use gateway::{Gateway, Sessions};
-pub use limits::{Limits, Rate};
+pub use limits::Limits;
 pub use link::{Link, LinkOptions};

@@ -1,8 +1,8 @@
 //! What the gateway allows, to all devices together and to each.
 
-use std::num::NonZeroU32;
 use std::time::Duration;
 
+use device_ota_engine::Rate;
 use device_ota_protocol::messages::MAX_PAYLOAD;
 
 /// Room in a packet beside its payload: fixed header, packet id, a topic (below 256 bytes), and in MQTT 5 some properties.
@@ -25,28 +25,6 @@ pub const RESERVED_MAIL: usize = 16;
 pub const MAX_MAIL_BYTES: usize = 256 * 1024;
 /// Beyond these, bytes that only offers, commands and replies may use.
 pub const RESERVED_MAIL_BYTES: usize = 64 * 1024;
-
-/// So many in such a time; as many may come at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: NonZeroU32,
-    /// In what time.
-    pub per: Duration,
-}
-
-impl Rate {
-    /// `count` a minute; `None` for zero.
-    pub const fn per_minute(count: u32) -> Option<Self> {
-        match NonZeroU32::new(count) {
-            Some(count) => Some(Self {
-                count,
-                per: Duration::from_mins(1),
-            }),
-            None => None,
-        }
-    }
-}
 
 /// The gateway's limits.
 #[derive(Debug, Clone, Copy)]

@@ -4,10 +4,11 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use device_ota_engine::Rate;
 use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
-use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Rate, Secret};
+use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret};
 
 type Checked<T> = Result<T, ConfigError>;
 
@@ -109,7 +110,7 @@ where
 fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {
     match text.unwrap_or(default) {
         "off" => Ok(None),
-        text => text.parse().map(Some).map_err(|()| {
+        text => text.parse().map(Some).map_err(|_| {
             ConfigError::new(
                 name,
                 format!(

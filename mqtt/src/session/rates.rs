@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use device_ota_domain::DeviceKey;
+use device_ota_engine::Rate;
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 
-use crate::limits::{Limits, Rate};
+use crate::limits::Limits;
 
 /// What is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

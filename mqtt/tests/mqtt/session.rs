@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use device_ota_domain::DeviceKey;
+use device_ota_engine::Rate;
 use device_ota_engine::inbound::Uplink;
 use device_ota_mqtt::codec::{QoS, Refusal, Version, read_connect};
-use device_ota_mqtt::limits::{Limits, MAX_CONNECT, MAX_FILTERS, MAX_INFLIGHT_DOWN, Rate};
+use device_ota_mqtt::limits::{Limits, MAX_CONNECT, MAX_FILTERS, MAX_INFLIGHT_DOWN};
 use device_ota_mqtt::session::{
     End, NoteKind, RateLimits, Reaction, Rules, Session, admit, consume,
 };
