@@ -36,7 +36,7 @@ impl Rate {
         match NonZeroU32::new(count) {
             Some(count) => Some(Self {
                 count,
-                per: Duration::from_secs(60),
+                per: Duration::from_mins(1),
             }),
             None => None,
         }

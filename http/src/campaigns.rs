@@ -14,7 +14,7 @@ use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
 use crate::request::{Call, Segment, call};
 use crate::rollbacks::{self, checked_reason};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 use crate::updates::{self, GROUPS};
 
 /// Most bytes of a new campaign: 200,000 named devices with ids of usual length.

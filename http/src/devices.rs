@@ -19,7 +19,7 @@ use crate::request::body::{Body, body};
 use crate::request::json::{from_value, json, json_up_to, no_body};
 use crate::request::{Call, Segment, call};
 use crate::rollbacks::checked_reason;
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 use crate::updates;
 
 /// Most bytes of a registration: a thousand devices with four KiB each.

@@ -20,7 +20,7 @@ use warp::reply::Response;
 use crate::errors::ApiError;
 use crate::range::{Wanted, wanted};
 use crate::request::{Call, Segment, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);

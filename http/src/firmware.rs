@@ -9,7 +9,7 @@ use crate::dto::firmware::{FirmwareDto, GrantDto};
 use crate::dto::{self, List};
 use crate::request::body::body;
 use crate::request::{Call, Segment, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 use crate::upload::upload;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {

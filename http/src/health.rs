@@ -12,25 +12,10 @@ use warp::reply::Response;
 
 use crate::dto;
 use crate::request::{Call, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Component, Routes, Shared, reply};
 
 /// The name of the service (PRD, *Dependencies*, Consul).
 const SERVICE: &str = "ota_service";
-
-/// A part of the service beside the engine, such as the device gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Component {
-    /// Its name in the answer, e.g. `mqtt_gateway`.
-    pub name: &'static str,
-    /// It does its work.
-    pub healthy: bool,
-    /// The service cannot do without it: when it is down, so is the service.
-    pub essential: bool,
-    /// For people: what is wrong, or a number worth knowing.
-    pub detail: Option<String>,
-    /// Where it really listens, if it does.
-    pub address: Option<SocketAddr>,
-}
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);

@@ -25,6 +25,7 @@ mod request;
 mod rollbacks;
 mod routes;
 mod server;
+mod shared;
 mod trust;
 mod updates;
 mod upload;
@@ -34,9 +35,9 @@ use std::sync::Arc;
 use device_ota_engine::Engine;
 
 pub use access::Access;
-pub use health::Component;
 pub use limits::RateLimits;
 pub use server::Http;
+pub use shared::Component;
 
 /// What the routes work with.
 pub struct Api {

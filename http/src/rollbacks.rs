@@ -11,7 +11,7 @@ use crate::dto::rollback::RollbackDto;
 use crate::dto::{self, List};
 use crate::errors::ApiError;
 use crate::request::{Call, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 
 /// Longest reason of a rollback, in bytes.
 const MAX_REASON_BYTES: usize = 1_024;

@@ -1,19 +1,11 @@
-//! All routes in one filter, and what they share.
+//! All routes in one filter, and the methods that each path takes.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use device_ota_domain::FirmwareId;
-use device_ota_engine::{Engine, Error};
 use warp::Filter as _;
-use warp::Reply;
-use warp::filters::BoxedFilter;
-use warp::reply::Response;
 
-use crate::dto::firmware::FirmwareRef;
-use crate::errors::{ApiError, recover};
-use crate::health::Component;
+use crate::errors::recover;
+use crate::shared::{Routes, Shared};
 use crate::{campaigns, devices, downloads, firmware, health, rollbacks, trust, updates};
 
 /// Every path and the methods it takes, for the `Allow` of a 405; `*` is one level. The tests hold it to the filters.
@@ -51,70 +43,6 @@ pub(crate) const METHODS: &[(&str, &str)] = &[
     ("/health/detailed", "GET, HEAD"),
 ];
 
-/// Most images whose unchanging facts are kept for updates that name them, some 500 bytes each.
-const MAX_KNOWN_FIRMWARE: usize = 1_024;
-
-/// What a handler answers.
-pub(crate) type Answer = Result<Response, ApiError>;
-/// A resource's routes.
-pub(crate) type Routes = BoxedFilter<(Response,)>;
-
-/// What handlers share.
-pub(crate) struct Shared {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) version: &'static str,
-    pub(crate) listening: SocketAddr,
-    pub(crate) components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
-    known_firmware: Mutex<HashMap<FirmwareId, Arc<FirmwareRef>>>,
-}
-
-impl Shared {
-    pub(crate) fn new(
-        engine: Arc<Engine>,
-        version: &'static str,
-        listening: SocketAddr,
-        components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
-    ) -> Self {
-        Self {
-            engine,
-            version,
-            listening,
-            components,
-            known_firmware: Mutex::default(),
-        }
-    }
-
-    /// The unchanging facts of an image, from memory when it was seen before; `None` when it is gone.
-    pub(crate) async fn firmware_ref(
-        &self,
-        id: &FirmwareId,
-    ) -> Result<Option<Arc<FirmwareRef>>, Error> {
-        let known = self
-            .known_firmware
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .cloned();
-        if known.is_some() {
-            return Ok(known);
-        }
-        let found = match self.engine.firmware(id).await {
-            Ok(firmware) => Arc::new(FirmwareRef::of(&firmware)),
-            Err(Error::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut known = self
-            .known_firmware
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_KNOWN_FIRMWARE {
-            known.clear();
-        }
-        known.insert(id.clone(), Arc::clone(&found));
-        Ok(Some(found))
-    }
-}
-
 /// All routes; whatever none of them takes is 404 or 405. The most frequent ones come first.
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let resources = updates::routes(shared)
@@ -137,11 +65,6 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .recover(recover)
         .unify()
         .boxed()
-}
-
-/// Makes the answer of a handler out of what it returned.
-pub(crate) fn reply(answer: Answer) -> Response {
-    answer.unwrap_or_else(Reply::into_response)
 }
 
 /// The methods of a path, if it is one of ours.

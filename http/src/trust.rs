@@ -8,7 +8,7 @@ use warp::Reply as _;
 
 use crate::errors::ApiError;
 use crate::request::{Call, Segment, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);

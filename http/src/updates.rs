@@ -17,7 +17,7 @@ use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::no_body;
 use crate::request::{Call, Segment, call};
-use crate::routes::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply};
 
 /// Groups of updates by name.
 pub(crate) const GROUPS: [(&str, Group); 6] = [

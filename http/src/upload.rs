@@ -22,7 +22,7 @@ use crate::dto::firmware::FirmwareDto;
 use crate::errors::ApiError;
 use crate::request::body::{Body, announced_length, broken_off};
 use crate::request::{Call, json};
-use crate::routes::Answer;
+use crate::shared::Answer;
 
 /// Most bytes of the `metadata` part.
 const MAX_METADATA_BYTES: usize = 64 * 1024;

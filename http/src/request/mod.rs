@@ -15,7 +15,7 @@ use warp::{Filter, Rejection};
 
 use crate::access::Principal;
 use crate::errors::ApiError;
-use crate::routes::Shared;
+use crate::shared::Shared;
 pub(crate) use query::Query;
 
 /// What the gate found out before routing; travels as an extension of the request.

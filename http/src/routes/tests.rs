@@ -1,11 +1,13 @@
 //! The table of paths against the real routes, over a real database and a real folder.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use device_ota_domain::DeviceId;
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy};
-use device_ota_engine::{Grants, Parts, Settings};
+use device_ota_engine::{Engine, Grants, Parts, Settings};
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::objects::{self, Root};

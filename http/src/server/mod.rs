@@ -27,6 +27,7 @@ use warp::reply::Response;
 
 use crate::gate::Gate;
 use crate::request::linger::Lingering;
+use crate::shared::Shared;
 use crate::{Api, routes};
 use stall::Stall;
 
@@ -90,7 +91,7 @@ impl Http {
             run_id,
             components,
         } = api;
-        let shared = routes::Shared::new(engine, version, self.local_addr, components);
+        let shared = Shared::new(engine, version, self.local_addr, components);
         let service = TowerToHyperService::new(warp::service(routes::routes(&Arc::new(shared))));
         serve_gate(
             self.listener,
