@@ -25,7 +25,9 @@ pub(super) enum Admin {
 impl World {
     pub(super) fn create(&mut self, to: &'static str) {
         let index = self.rollouts.len();
-        let spec = any_spec(&mut self.rng, self.agents.len());
+        // An attempt of a device that behaves takes less than four minutes.
+        let shortest_minutes = if self.trouble.faults { 1 } else { 4 };
+        let spec = any_spec(&mut self.rng, self.agents.len(), shortest_minutes);
         self.story
             .tell(|| format!("{to} to {} devices by {spec:?}", self.agents.len()));
         let stages = spec.stages.len();
@@ -130,7 +132,7 @@ fn stage_of(spec: &CampaignSpec, agent: &Agent) -> u16 {
     u16::try_from(stage.unwrap()).unwrap()
 }
 
-fn any_spec(rng: &mut StdRng, devices: usize) -> CampaignSpec {
+fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> CampaignSpec {
     let gate = |rng: &mut StdRng| {
         json!({
             "min_success_percent": rng.random_range(0..=100),
@@ -150,7 +152,7 @@ fn any_spec(rng: &mut StdRng, devices: usize) -> CampaignSpec {
         "deployment_strategy": if none && rng.random_bool(0.3) { "immediate" } else { "staged" },
         "max_concurrent_updates": rng.random_range(1..devices + 3),
         "batch_size": rng.random_range(1..8),
-        "timeout_minutes": rng.random_range(4..60),
+        "timeout_minutes": rng.random_range(shortest_minutes..60),
         "auto_rollback": rng.random_bool(0.7),
         "failure_threshold_percent": threshold,
         "failure_min_samples": rng.random_range(0..5),

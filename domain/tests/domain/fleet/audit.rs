@@ -17,6 +17,13 @@ impl World {
         rule(!before.is_terminal(), || {
             format!("row {row} had ended as {:?}", before.state)
         })?;
+        if after.retries > before.retries {
+            let (spent, attempt) = (self.rows[row].spent, after.attempt);
+            rule(spent < attempt, || {
+                format!("attempt {attempt} of row {row} spent two retries")
+            })?;
+            self.rows[row].spent = attempt;
+        }
         self.write(row, after)
     }
 

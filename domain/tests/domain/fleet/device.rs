@@ -149,7 +149,9 @@ impl Agent {
             match nature {
                 Nature::Fails(at, retry) if at == phase => {
                     let failure = Failure::new("install_failed", "", retry);
-                    steps.push((2, Step::Say(Reported::Failed(failure), None)));
+                    for _ in 0..rng.random_range(1..=2) {
+                        steps.push((2, Step::Say(Reported::Failed(failure.clone()), None)));
+                    }
                     return steps;
                 }
                 Nature::Gone(at) if at == phase => {

@@ -285,6 +285,7 @@ impl World {
             rollout,
             agent,
             takes_back,
+            spent: 0,
         });
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Row {
     pub(super) agent: usize,
     /// The row that this one takes back.
     pub(super) takes_back: Option<usize>,
+    /// The attempt that spent the last retry.
+    pub(super) spent: u32,
 }
 
 /// What may happen next.
