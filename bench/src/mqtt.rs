@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::fleet::SECRET;
+
 /// How long a server may take to answer CONNECT or SUBSCRIBE.
 const ANSWER_TIME: Duration = Duration::from_mins(1);
 /// Bytes of a PUBACK.
@@ -25,12 +27,57 @@ pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
 }
 
-/// Who connects to whom.
+/// Where clients connect, and how they prove who they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) addr: SocketAddr,
-    /// The password of every client; without one none is sent.
-    pub(crate) password: Option<Arc<str>>,
+    pub(crate) proof: Proof,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone)]
+pub(crate) enum Proof {
+    /// Not at all.
+    None,
+    /// Each by its own name, all with this password.
+    Own(Arc<str>),
+    /// All by the same name and password.
+    Shared(Arc<str>, Arc<str>),
+}
+
+impl Target {
+    /// Nobody is asked for a password.
+    pub(crate) fn open_to_all(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            proof: Proof::None,
+        }
+    }
+
+    /// Everybody is a device of [`crate::fleet`].
+    pub(crate) fn of_devices(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            proof: Proof::Own(SECRET.into()),
+        }
+    }
+
+    /// Everybody shares the first device's name.
+    pub(crate) fn of_one_user(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            proof: Proof::Shared("bench-000000".into(), SECRET.into()),
+        }
+    }
+
+    /// User and password of a client.
+    fn user<'t>(&'t self, id: &'t str) -> Option<(&'t str, &'t str)> {
+        match &self.proof {
+            Proof::None => None,
+            Proof::Own(password) => Some((id, password)),
+            Proof::Shared(user, password) => Some((user, password)),
+        }
+    }
 }
 
 impl Connection {
@@ -39,9 +86,7 @@ impl Connection {
         let connecting = async {
             let mut stream = TcpStream::connect(target.addr).await?;
             stream.set_nodelay(true)?;
-            stream
-                .write_all(&connect(id, target.password.as_deref()))
-                .await?;
+            stream.write_all(&connect(id, target.user(id))).await?;
             let mut answer = [0; 4];
             stream.read_exact(&mut answer).await?;
             anyhow::ensure!(
@@ -123,15 +168,15 @@ pub(crate) async fn subscribe_all(
     Ok(done)
 }
 
-fn connect(id: &str, password: Option<&str>) -> Vec<u8> {
+fn connect(id: &str, user: Option<(&str, &str)>) -> Vec<u8> {
     let mut body = Vec::new();
     text(&mut body, b"MQTT");
     body.push(4);
-    body.push(if password.is_some() { 0xc2 } else { 0x02 });
+    body.push(if user.is_some() { 0xc2 } else { 0x02 });
     body.extend(KEEP_ALIVE.to_be_bytes());
     text(&mut body, id.as_bytes());
-    if let Some(password) = password {
-        text(&mut body, id.as_bytes());
+    if let Some((user, password)) = user {
+        text(&mut body, user.as_bytes());
         text(&mut body, password.as_bytes());
     }
     packet(0x10, &body)

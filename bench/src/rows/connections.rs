@@ -47,16 +47,32 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
     let passwords = password_file(folder.path(), devices)?;
     let mut ours = Figures::new("service");
     let mut theirs = Figures::new("mosquitto");
+    let mut shared = Figures::new("mosquitto, one user for all");
     for _ in 0..plan.rounds {
         let service = Service::start(folder.path(), &database.url())?;
-        ours.take(service.mqtt, &service.process, devices).await?;
+        ours.take(&Target::of_devices(service.mqtt), &service.process, devices)
+            .await?;
         drop(service);
         let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
         theirs
-            .take(mosquitto.addr, &mosquitto.process, devices)
+            .take(
+                &Target::of_devices(mosquitto.addr),
+                &mosquitto.process,
+                devices,
+            )
+            .await?;
+        drop(mosquitto);
+        // mosquitto looks through its users one by one: here it finds the first.
+        let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
+        shared
+            .take(
+                &Target::of_one_user(mosquitto.addr),
+                &mosquitto.process,
+                devices,
+            )
             .await?;
     }
-    for figures in [&ours, &theirs] {
+    for figures in [&ours, &theirs, &shared] {
         figures.connects.print();
         figures.memory.print();
         figures.marginal.print();
@@ -66,6 +82,12 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
         "connects a second, service / mosquitto",
         &ours.connects,
         &theirs.connects,
+        Wanted::AtLeast(1.0),
+    );
+    ratio(
+        "connects a second, service / mosquitto, one user",
+        &ours.connects,
+        &shared.connects,
         Wanted::AtLeast(1.0),
     );
     verdict(
@@ -103,21 +125,17 @@ impl Figures {
     /// Half of the devices, then the other half: the first half also fills the caches of the database.
     async fn take(
         &mut self,
-        addr: std::net::SocketAddr,
+        target: &Target,
         process: &Running,
         devices: usize,
     ) -> anyhow::Result<()> {
-        let target = Target {
-            addr,
-            password: Some(fleet::SECRET.into()),
-        };
         tokio::time::sleep(SETTLE).await;
         let mut resident = vec![process.memory_kib("VmRSS")?];
         let (mut open, mut took) = (Vec::with_capacity(devices), Duration::ZERO);
         let names = fleet::names(devices);
         for half in names.chunks(devices.div_ceil(2)) {
             let began = Instant::now();
-            let opened = mqtt::open_all(&target, half.to_vec(), OPENING).await?;
+            let opened = mqtt::open_all(target, half.to_vec(), OPENING).await?;
             took += began.elapsed();
             open.extend(mqtt::subscribe_all(opened, OPENING).await?);
             tokio::time::sleep(SETTLE).await;

@@ -1,7 +1,6 @@
 //! Offers to a connected fleet: from the start of a campaign (its targets, claims and signatures included) and from
 //! the first offer that arrives, to the last; beside mosquitto passing on ready-made bytes of the same size.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -104,7 +103,7 @@ async fn service_round(folder: &Path, devices: usize) -> anyhow::Result<(Took, D
     let database = Database::file_in(folder);
     database.fill(devices).await?;
     let service = Service::start(folder, &database.url())?;
-    let receivers = Receivers::connect(service.mqtt, Some(fleet::SECRET), devices).await?;
+    let receivers = Receivers::connect(&Target::of_devices(service.mqtt), devices).await?;
     let admin = Admin {
         addr: service.http,
         key: &service.key,
@@ -151,11 +150,8 @@ pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<Stri
 
 async fn mosquitto_round(folder: &Path, devices: usize, size: usize) -> anyhow::Result<Took> {
     let mosquitto = Mosquitto::start(folder, None)?;
-    let receivers = Receivers::connect(mosquitto.addr, None, devices).await?;
-    let target = Target {
-        addr: mosquitto.addr,
-        password: None,
-    };
+    let target = Target::open_to_all(mosquitto.addr);
+    let receivers = Receivers::connect(&target, devices).await?;
     let publisher = Connection::open(&target, "bench-publisher").await?;
     let payload = vec![b'x'; size];
     let mut bytes = Vec::new();
@@ -207,16 +203,8 @@ struct Taken {
 }
 
 impl Receivers {
-    async fn connect(
-        addr: SocketAddr,
-        password: Option<&str>,
-        devices: usize,
-    ) -> anyhow::Result<Self> {
-        let target = Target {
-            addr,
-            password: password.map(Into::into),
-        };
-        let open = mqtt::open_all(&target, fleet::names(devices), OPENING).await?;
+    async fn connect(target: &Target, devices: usize) -> anyhow::Result<Self> {
+        let open = mqtt::open_all(target, fleet::names(devices), OPENING).await?;
         let open = mqtt::subscribe_all(open, OPENING).await?;
         let taken = Arc::new(Mutex::new(Taken {
             missing: open.len(),

@@ -254,10 +254,7 @@ impl Side {
         options: &Options,
     ) -> anyhow::Result<Self> {
         let service = Service::start(folder, &database.url())?;
-        let target = Target {
-            addr: service.mqtt,
-            password: Some(fleet::SECRET.into()),
-        };
+        let target = Target::of_devices(service.mqtt);
         let connections = links(&target, options).await?;
         Ok(Self {
             processes: Vec::new(),
@@ -281,14 +278,7 @@ impl Side {
             room: Arc::new(Semaphore::new(room)),
         };
         commits.follow(lines);
-        let connections = links(
-            &Target {
-                addr: mosquitto.addr,
-                password: None,
-            },
-            options,
-        )
-        .await?;
+        let connections = links(&Target::open_to_all(mosquitto.addr), options).await?;
         // In this order they end.
         let processes = vec![consumer, mosquitto.process];
         Ok(Self {

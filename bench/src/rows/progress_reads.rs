@@ -76,10 +76,7 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     database.fill(DEVICES).await?;
     let service = Service::start(folder.path(), &database.url())?;
     let (warp, constant) = start_constant()?;
-    let target = Target {
-        addr: service.mqtt,
-        password: Some(fleet::SECRET.into()),
-    };
+    let target = Target::of_devices(service.mqtt);
     let devices = mqtt::open_all(&target, fleet::names(DEVICES), OPENING).await?;
     let updates = offered(&service, &database).await?;
     let paths: Vec<_> = updates

@@ -1,14 +1,13 @@
 //! Start on a database of many devices: from the start of the process to an answer over HTTP and a CONNACK, beside
 //! mosquitto's to a CONNACK with the same devices in its password file.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use clap::Args;
 
 use super::runtime;
 use crate::Plan;
-use crate::fleet::{self, Database};
+use crate::fleet::Database;
 use crate::http;
 use crate::mqtt::{Connection, Target};
 use crate::peers::{Mosquitto, password_file};
@@ -54,17 +53,17 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
             http::is_ok(service.http, "/health")?,
             "/health did not answer 200"
         );
-        connack(service.mqtt, true).await?;
+        connack(&Target::of_devices(service.mqtt)).await?;
         ours.push(began.elapsed().as_secs_f64() * 1e3);
         drop(service);
         let began = Instant::now();
         let mosquitto = Mosquitto::start(folder.path(), None)?;
-        connack(mosquitto.addr, false).await?;
+        connack(&Target::open_to_all(mosquitto.addr)).await?;
         empty.push(began.elapsed().as_secs_f64() * 1e3);
         drop(mosquitto);
         let began = Instant::now();
         let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
-        connack(mosquitto.addr, true).await?;
+        connack(&Target::of_devices(mosquitto.addr)).await?;
         theirs.push(began.elapsed().as_secs_f64() * 1e3);
     }
     for series in [&ours, &theirs, &empty] {
@@ -74,10 +73,6 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connack(addr: SocketAddr, with_password: bool) -> anyhow::Result<()> {
-    let target = Target {
-        addr,
-        password: with_password.then(|| fleet::SECRET.into()),
-    };
-    Connection::open(&target, "bench-000000").await.map(drop)
+async fn connack(target: &Target) -> anyhow::Result<()> {
+    Connection::open(target, "bench-000000").await.map(drop)
 }
