@@ -98,7 +98,7 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    /// A queue and its far end, which [`crate::ingest`] empties.
+    /// A queue and its far end, which `crate::ingest` empties.
     pub fn channel() -> (Self, mpsc::Receiver<Inbound>) {
         let (queue, far_end) = mpsc::channel(QUEUE_MESSAGES);
         (Self { queue }, far_end)

@@ -262,6 +262,16 @@ impl Update {
                         deadline,
                         cancel_requested,
                     }
+                } else if cancel_requested && phase > Phase::Offered {
+                    // It may be on its way into the new image: what it did is settled by its
+                    // own word, or when its time has run out.
+                    UpdateState::InFlight {
+                        phase,
+                        since,
+                        lease_until: deadline,
+                        deadline,
+                        cancel_requested,
+                    }
                 } else if cancel_requested {
                     UpdateState::Cancelled { at: at.now }
                 } else {

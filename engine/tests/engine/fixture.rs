@@ -340,8 +340,23 @@ pub(crate) fn report(up: Up, payload: &str) -> Uplink {
     Uplink::Report(Box::new(parsed), Bytes::copy_from_slice(payload.as_bytes()))
 }
 
-/// Files below a folder.
-pub(crate) fn files(folder: &Path) -> usize {
+/// Waits until so many files are below a folder: temporaries are removed in the background.
+pub(crate) async fn left(folder: &Path, count: usize) {
+    let wait = async {
+        while files(folder) != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    let deadline = std::time::Duration::from_secs(30);
+    let in_time = tokio::time::timeout(deadline, wait).await;
+    assert!(
+        in_time.is_ok(),
+        "{} files instead of {count}",
+        files(folder)
+    );
+}
+
+fn files(folder: &Path) -> usize {
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

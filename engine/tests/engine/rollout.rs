@@ -152,6 +152,38 @@ async fn a_breach_stops_cancels_and_takes_back_under_the_same_limits() {
 }
 
 #[tokio::test]
+async fn a_device_that_was_silent_while_the_rest_went_back_goes_back_when_it_returns() {
+    let mut fixture = Fixture::new().await;
+    fixture.upload("1.0.0", b"old").await;
+    let campaign = fixture.campaign_before("1.1.0", "", 1).await;
+    let offer = fixture.offer().await;
+    let device = fixture.known(offer.device_id.as_str()).await;
+    fixture.progress(&device, &offer, 1, "verifying", "").await;
+    fixture.gone(&device).await;
+    fixture
+        .engine
+        .roll_back_campaign(&campaign, "trying it", "tester")
+        .await
+        .unwrap();
+    fixture.command().await;
+    fixture.advance(LEASE + SECOND);
+    fixture.engine.keep_time().await.unwrap();
+
+    // It never saw the cancel: it comes back on the new version.
+    fixture.online_again(&device, "1.1.0").await;
+    fixture
+        .progress(&device, &offer, 5, "completed", r#","version":"1.1.0""#)
+        .await;
+    let back = fixture.offer().await;
+    assert_eq!(back.action, WireAction::Rollback);
+    fixture
+        .progress(&device, &back, 1, "completed", r#","version":"1.0.0""#)
+        .await;
+    fixture.until(&campaign, "rolled_back").await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_rollback_without_the_old_image_ends_and_says_why() {
     let mut fixture = Fixture::new().await;
     let campaign = fixture.campaign_before("1.1.0", "", 1).await;
@@ -265,6 +297,13 @@ impl Fixture {
             .await
             .unwrap()
             .unwrap()
+    }
+
+    async fn online_again(&self, device: &device_ota_engine::inbound::DeviceRef, version: &str) {
+        let uplink = device_ota_engine::inbound::Uplink::Online { session: i64::MAX };
+        self.submit(device, uplink).await.wait().await;
+        let check = format!(r#"{{"version":"{version}","nonce":"n2","reason":"boot"}}"#);
+        self.publish(device, Up::Check, &check).await;
     }
 
     async fn gone(&self, device: &device_ota_engine::inbound::DeviceRef) {

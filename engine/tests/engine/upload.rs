@@ -4,7 +4,7 @@ use bytes::Bytes;
 use device_ota_domain::firmware::UploadMetadata;
 use device_ota_engine::Uploaded;
 
-use crate::fixture::{Fixture, files};
+use crate::fixture::{Fixture, left};
 
 fn metadata(more: &str) -> UploadMetadata {
     let text = format!(
@@ -56,7 +56,7 @@ async fn a_refused_upload_leaves_nothing() {
     drop(broken);
 
     fixture.engine.reconcile_objects().await.unwrap();
-    assert_eq!(files(fixture.folder.path()), 0);
+    left(fixture.folder.path(), 0).await;
     fixture.stop().await;
 }
 
@@ -81,7 +81,7 @@ async fn the_same_bytes_are_the_same_record_and_other_bytes_are_refused() {
             .code(),
         "other_content"
     );
-    assert_eq!(files(fixture.folder.path()), 1);
+    left(fixture.folder.path(), 1).await;
     fixture.stop().await;
 }
 
@@ -95,6 +95,6 @@ async fn an_object_without_a_record_is_gone_after_the_next_start() {
     std::fs::write(folder.join(&orphan), b"left by a crash").unwrap();
     fixture.engine.reconcile_objects().await.unwrap();
     assert!(!folder.join(&orphan).exists());
-    assert_eq!(files(fixture.folder.path()), 1);
+    left(fixture.folder.path(), 1).await;
     fixture.stop().await;
 }

@@ -69,10 +69,10 @@ impl Writer {
         let mut temporary = self.take().await?;
         let pieces = std::mem::take(&mut self.gathered);
         self.unflushed_bytes += std::mem::take(&mut self.gathered_bytes);
-        if self.unflushed_bytes >= FLUSH_BYTES
-            && self.flushing.as_ref().is_none_or(JoinHandle::is_finished)
-        {
+        let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.unflushed_bytes >= FLUSH_BYTES && idle {
             self.unflushed_bytes = 0;
+            self.flushed().await?;
             self.flush_behind(&temporary)?;
         }
         self.at = At::Writing(spawn_blocking(move || {
@@ -81,7 +81,17 @@ impl Writer {
         Ok(())
     }
 
-    /// A failed background sync is not lost: the one before the rename meets the same error, or the disk recovered.
+    /// Waits for the background sync, if there is one. The system tells an error once and forgets it: whoever does
+    /// not ask here would make an object durable that is not.
+    async fn flushed(&mut self) -> Result<(), ObjectError> {
+        let Some(flushing) = self.flushing.take() else {
+            return Ok(());
+        };
+        let done = flushing.await;
+        done.map_err(|gone| ObjectError::Unavailable(Box::new(gone)))?
+            .map_err(failed)
+    }
+
     fn flush_behind(&mut self, temporary: &Temporary) -> Result<(), ObjectError> {
         let handle: File = temporary.second_handle().map_err(failed)?;
         self.flushing = Some(spawn_blocking(move || handle.sync_data()));
@@ -107,12 +117,7 @@ impl ObjectWriter for Writer {
             object.ok_or_else(|| failed(io::Error::other("an object's name is 64 hex digits")))?;
         self.push().await?;
         let temporary = self.take().await?;
-        if let Some(flushing) = self.flushing.take() {
-            flushing
-                .await
-                .map_err(|gone| ObjectError::Unavailable(Box::new(gone)))?
-                .map_err(failed)?;
-        }
+        self.flushed().await?;
         let layout = Arc::clone(&self.layout);
         blocking(move || temporary.install(&layout, &object).map_err(failed)).await
     }
