@@ -19,13 +19,19 @@ matrix!(one_folder_is_for_one_process: sqlite_gateway);
 
 async fn nothing_is_set_up_and_it_runs(options: Options) {
     let service = Service::start(options.without("RATE_LIMIT_API")).await;
-    let screen = service.log().lines().join("\n");
+    let screen = service.log().lines().join("\n").to_lowercase();
     let ready = service.ready();
     let mqtt = ready.mqtt.as_deref().unwrap();
-    for said in [&ready.http, mqtt, "admin.key", "development", "curl"] {
-        assert!(screen.contains(said), "the first screen says {said:?}: {screen}");
+    for said in [&ready.http, mqtt, "admin.key", "development mode", "curl"] {
+        assert!(
+            screen.contains(said),
+            "the first screen says {said:?}: {screen}"
+        );
     }
-    assert!(!screen.contains(service.key()), "the key itself is a secret");
+    assert!(
+        !screen.contains(service.key()),
+        "the key itself is a secret"
+    );
     assert!(ready.admin_key_file.ends_with("admin.key"));
     every_secret_is_private(&service.data_dir());
 
@@ -35,11 +41,26 @@ async fn nothing_is_set_up_and_it_runs(options: Options) {
         assert_eq!(plain.status(), 200, "{path}");
     }
     assert_eq!(admin.health().await["status"], "healthy");
-    let stranger = admin.client().get(admin.url("/api/v1/ota/campaigns")).send().await.unwrap();
+    let stranger = admin
+        .client()
+        .get(admin.url("/api/v1/ota/campaigns"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(stranger.status(), 401);
-    let internal = admin.client().get(admin.url("/api/v1/ota/campaigns")).header("X-Internal-Call", "true");
-    assert_eq!(internal.send().await.unwrap().status(), 401, "X-Internal-Call is no credential");
-    let by_key = admin.client().get(admin.url("/api/v1/ota/campaigns")).header("X-API-Key", service.key());
+    let internal = admin
+        .client()
+        .get(admin.url("/api/v1/ota/campaigns"))
+        .header("X-Internal-Call", "true");
+    assert_eq!(
+        internal.send().await.unwrap().status(),
+        401,
+        "X-Internal-Call is no credential"
+    );
+    let by_key = admin
+        .client()
+        .get(admin.url("/api/v1/ota/campaigns"))
+        .header("X-API-Key", service.key());
     assert_eq!(by_key.send().await.unwrap().status(), 200);
 }
 
@@ -57,13 +78,19 @@ fn every_secret_is_private(folder: &Path) {
             seen += 1;
         }
     }
-    assert!(seen > 1, "the folder holds at least the admin key and the database");
+    assert!(
+        seen > 1,
+        "the folder holds at least the admin key and the database"
+    );
     let mode = fs::metadata(folder).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o700, "{} has mode {mode:o}", folder.display());
 }
 
 fn every_secret_is_private_or_empty(folder: &Path) {
-    if fs::read_dir(folder).unwrap().any(|entry| entry.unwrap().file_type().unwrap().is_file()) {
+    if fs::read_dir(folder)
+        .unwrap()
+        .any(|entry| entry.unwrap().file_type().unwrap().is_file())
+    {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
             let mode = entry.metadata().unwrap().permissions().mode() & 0o077;
@@ -77,9 +104,14 @@ async fn an_end_and_a_second_start_change_nothing(options: Options) {
     let admin = service.admin();
     let credentials = service.register(device_json("frame-1")).await;
     let firmware = admin.image("2.1.0").await;
-    let campaign = admin.create_campaign(json!({ "name": "n", "firmware_id": firmware })).await;
+    let campaign = admin
+        .create_campaign(json!({ "name": "n", "firmware_id": firmware }))
+        .await;
     let trust = admin.get("/api/v1/ota/trust/root").await.expect(200);
-    let image = admin.get(&format!("/api/v1/ota/firmware/{firmware}")).await.expect(200);
+    let image = admin
+        .get(&format!("/api/v1/ota/firmware/{firmware}"))
+        .await
+        .expect(200);
     let read = admin.campaign(&campaign).await;
     let (key, ready) = (service.key().to_owned(), service.ready().clone());
 
@@ -97,9 +129,18 @@ async fn an_end_and_a_second_start_change_nothing(options: Options) {
     assert_eq!(service.key(), key);
     assert_eq!(*service.ready(), ready);
     assert_eq!(admin.get("/api/v1/ota/trust/root").await.expect(200), trust);
-    assert_eq!(admin.get(&format!("/api/v1/ota/firmware/{firmware}")).await.expect(200), image);
+    assert_eq!(
+        admin
+            .get(&format!("/api/v1/ota/firmware/{firmware}"))
+            .await
+            .expect(200),
+        image
+    );
     assert_eq!(admin.campaign(&campaign).await, read);
-    Device::connect(&service, MqttVersion::V5, &credentials).await.leave().await;
+    Device::connect(&service, MqttVersion::V5, &credentials)
+        .await
+        .leave()
+        .await;
     service.stop().await;
 }
 
@@ -109,11 +150,18 @@ async fn one_folder_is_for_one_process(options: Options) {
     for port in ["HTTP_ADDR", "MQTT_ADDR", "MQTT_BUS_ADDR"] {
         second.env(format!("DEVICE_OTA_{port}"), "127.0.0.1:0");
     }
-    let output = tokio::task::spawn_blocking(move || second.output().unwrap()).await.unwrap();
+    let output = tokio::task::spawn_blocking(move || second.output().unwrap())
+        .await
+        .unwrap();
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("in use"), "{said}");
     assert!(said.contains("DATA_DIR"), "names the setting: {said}");
     assert!(!said.contains("panicked"), "{said}");
-    assert_eq!(service.admin().health().await["status"], "healthy", "the first one goes on");
+    assert_eq!(
+        service.admin().health().await["status"],
+        "healthy",
+        "the first one goes on"
+    );
 }

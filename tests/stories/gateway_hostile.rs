@@ -21,7 +21,11 @@ const PROMPT: Duration = Duration::from_secs(5);
 async fn is_served_promptly(device: &mut Device, while_what: &str) {
     let asked = Instant::now();
     device.check("2.0.0", "poll").await;
-    assert!(asked.elapsed() < PROMPT, "{:?} for an answer while {while_what}", asked.elapsed());
+    assert!(
+        asked.elapsed() < PROMPT,
+        "{:?} for an answer while {while_what}",
+        asked.elapsed()
+    );
 }
 
 async fn idle_strangers_and_slow_ones_keep_nobody_out(options: Options) {
@@ -62,13 +66,19 @@ async fn malformed_bytes_by_the_hundred_end_only_their_own_connection(options: O
     let mut device = Device::connect(&service, MqttVersion::V5, one).await;
     let mut random = StdRng::seed_from_u64(7);
     for round in 0..400 {
-        let version = if round % 2 == 0 { MqttVersion::V311 } else { MqttVersion::V5 };
+        let version = if round % 2 == 0 {
+            MqttVersion::V311
+        } else {
+            MqttVersion::V5
+        };
         let mut raw = Raw::open(&address, version).await;
         // Half of them come in first, as a device gone mad would.
         if round % 4 < 2 {
-            raw.send(&connect(version, "frame-2", "frame-2", &two.password, 30)).await;
+            raw.send(&connect(version, "frame-2", "frame-2", &two.password, 30))
+                .await;
         }
-        raw.send(&damaged(&mut random, version, &two.password)).await;
+        raw.send(&damaged(&mut random, version, &two.password))
+            .await;
         drop(raw);
         if round % 50 == 0 {
             is_served_promptly(&mut device, "strangers send garbage").await;
@@ -78,9 +88,12 @@ async fn malformed_bytes_by_the_hundred_end_only_their_own_connection(options: O
     // The name that was misused is not spoilt.
     Raw::connected(&address, MqttVersion::V311, "frame-2", &two.password, 30).await;
     let health = service.admin().health().await;
-    insta::assert_json_snapshot!(health["status"], @r#""healthy""#);
+    assert_eq!(health["status"], "healthy");
     let counters = health["counters"].to_string();
-    assert!(counters.contains("malformed") || counters.contains("protocol"), "it is counted: {counters}");
+    assert!(
+        counters.contains("malformed") || counters.contains("protocol"),
+        "it is counted: {counters}"
+    );
     device.leave().await;
 }
 
@@ -89,8 +102,15 @@ fn damaged(random: &mut StdRng, version: MqttVersion, password: &str) -> Vec<u8>
     let mut bytes = match random.random_range(0..4) {
         0 => connect(version, "frame-2", "frame-2", password, 30),
         1 => subscribe(version, "ota/v1/frame-2/down/#"),
-        2 => publish(version, 1, "ota/v1/frame-2/up/heartbeat", br#"{"version":"2.0.0"}"#),
-        _ => (0..random.random_range(1..300)).map(|_| random.random()).collect(),
+        2 => publish(
+            version,
+            1,
+            "ota/v1/frame-2/up/heartbeat",
+            br#"{"version":"2.0.0"}"#,
+        ),
+        _ => (0..random.random_range(1..300))
+            .map(|_| random.random())
+            .collect(),
     };
     for _ in 0..random.random_range(1..5) {
         let at = random.random_range(0..bytes.len());
@@ -113,7 +133,12 @@ async fn a_device_that_stops_reading_harms_only_itself(options: Options) {
     let answer = stalled.subscribe("ota/v1/frame-2/down/#").await.unwrap();
     assert_eq!(answer.kind(), Packet::SUBACK);
     // It asks and asks and never reads an answer: buffers fill up, and at last it is cut off or held back.
-    let ask = publish(version, 1, "ota/v1/frame-2/up/check", br#"{"version":"2.0.0","nonce":"n","reason":"poll"}"#);
+    let ask = publish(
+        version,
+        1,
+        "ota/v1/frame-2/up/check",
+        br#"{"version":"2.0.0","nonce":"n","reason":"poll"}"#,
+    );
     let flood = tokio::spawn(async move {
         for _ in 0..20_000 {
             stalled.send(&ask).await;
@@ -125,31 +150,63 @@ async fn a_device_that_stops_reading_harms_only_itself(options: Options) {
     }
     flood.abort();
     let _ = flood.await;
-    assert!(service.peak_memory() < 512 * 1024 * 1024, "{} bytes", service.peak_memory());
+    assert!(
+        service.peak_memory() < 512 * 1024 * 1024,
+        "{} bytes",
+        service.peak_memory()
+    );
     device.leave().await;
 }
 
 async fn more_connections_than_the_cap_are_turned_away(options: Options) {
     let service = Service::start(options.with("MQTT_MAX_CONNECTIONS", "10")).await;
-    let devices: Vec<_> = (0..12).map(|n| device_json(&format!("frame-{n}"))).collect();
+    let devices: Vec<_> = (0..12)
+        .map(|n| device_json(&format!("frame-{n}")))
+        .collect();
     let credentials = service.admin().register(&devices).await;
     let address = service.mqtt();
     let mut inside = Vec::new();
     for known in credentials.iter().take(10) {
-        inside.push(Raw::connected(&address, MqttVersion::V311, &known.username, &known.password, 60).await);
+        inside.push(
+            Raw::connected(
+                &address,
+                MqttVersion::V311,
+                &known.username,
+                &known.password,
+                60,
+            )
+            .await,
+        );
     }
     let mut late = Raw::open(&address, MqttVersion::V311).await;
     let last = credentials.last().unwrap();
-    late.send(&connect(MqttVersion::V311, &last.username, &last.username, &last.password, 60)).await;
+    late.send(&connect(
+        MqttVersion::V311,
+        &last.username,
+        &last.username,
+        &last.password,
+        60,
+    ))
+    .await;
     let answers = late.until_closed().await;
-    assert!(answers.iter().all(|packet| packet.body.get(1) != Some(&0)), "was let in: {answers:?}");
+    assert!(
+        answers.iter().all(|packet| packet.body.get(1) != Some(&0)),
+        "was let in: {answers:?}"
+    );
     for raw in &mut inside {
         assert!(raw.answers().await, "those inside stay");
     }
     drop(inside);
     crate::harness::eventually("there is room again", async || {
         let mut raw = Raw::open(&address, MqttVersion::V311).await;
-        raw.send(&connect(MqttVersion::V311, &last.username, &last.username, &last.password, 60)).await;
+        raw.send(&connect(
+            MqttVersion::V311,
+            &last.username,
+            &last.username,
+            &last.password,
+            60,
+        ))
+        .await;
         match raw.packet().await {
             Some(packet) if packet.body.get(1) == Some(&0) => Ok(()),
             other => Err(format!("{other:?}")),

@@ -8,7 +8,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use crate::fleet::{arguments, image_file, run};
-use crate::harness::{Device, Event, MqttEnd, MqttVersion, Options, Service, Trust, device_json, eventually};
+use crate::harness::{
+    Device, Event, MqttEnd, MqttVersion, Options, Service, Trust, device_json, eventually,
+};
 
 matrix!(a_rollout_survives_kills_at_any_moment);
 matrix!(what_was_acknowledged_is_there_after_the_kill);
@@ -21,8 +23,16 @@ async fn a_rollout_survives_kills_at_any_moment(options: Options) {
     let mut service = Service::start(options.with("LEASE_SECONDS", "10")).await;
     let file = image_file(service.scratch(), "2.0.0");
     let rollout = [
-        "--rollout", file.to_str().unwrap(), "--to-version", "2.0.0", "--seed", "5", "--speed", "400000",
-        "--connect-rate", "100",
+        "--rollout",
+        file.to_str().unwrap(),
+        "--to-version",
+        "2.0.0",
+        "--seed",
+        "5",
+        "--speed",
+        "400000",
+        "--connect-rate",
+        "100",
     ];
     let fleet = tokio::spawn(run(arguments(&service, FLEET, &rollout)));
     let admin = service.admin();
@@ -38,7 +48,8 @@ async fn a_rollout_survives_kills_at_any_moment(options: Options) {
     for kill in 1..=KILLS {
         // Somewhere in the kill's own part of the rollout, and some milliseconds beside any event.
         let share = kill * FLEET as u64 / (KILLS + 2);
-        let seen = |campaign: &serde_json::Value| campaign["completed_devices"].as_u64() >= Some(share);
+        let seen =
+            |campaign: &serde_json::Value| campaign["completed_devices"].as_u64() >= Some(share);
         admin.campaign_becomes(&campaign, "on its way", seen).await;
         tokio::time::sleep(Duration::from_micros(random.random_range(0..100_000))).await;
         service.kill();
@@ -64,7 +75,9 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
     let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
     device.check("2.0.0", "boot").await;
     let offer = device.offer(&trust).await;
-    device.report("progress", &offer.progress(1, "accepted", json!({}))).await;
+    device
+        .report("progress", &offer.progress(1, "accepted", json!({})))
+        .await;
     let mut seq: u64 = 1;
     for _ in 0..KILLS {
         // A stream of reports, several on their way at a time, and the end in the midst of it.
@@ -87,16 +100,25 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
         drop(device);
         service.start_again().await;
         let shown = bytes_done(&service, offer.text("update_id"), acknowledged).await;
-        assert!(shown >= acknowledged, "acknowledged up to {acknowledged}, kept up to {shown}");
+        assert!(
+            shown >= acknowledged,
+            "acknowledged up to {acknowledged}, kept up to {shown}"
+        );
         assert!(shown <= sent);
         seq = sent;
         device = Device::connect(&service, MqttVersion::V311, &credentials).await;
     }
     let reply = device.check("2.0.0", "reconnect").await;
     assert!(reply["nonce"].is_string());
-    let done = offer.progress(u32::try_from(seq + 1).unwrap(), "completed", json!({ "version": "2.1.0" }));
+    let done = offer.progress(
+        u32::try_from(seq + 1).unwrap(),
+        "completed",
+        json!({ "version": "2.1.0" }),
+    );
     device.report("progress", &done).await;
-    admin.update_becomes(offer.text("update_id"), "completed").await;
+    admin
+        .update_becomes(offer.text("update_id"), "completed")
+        .await;
 }
 
 /// What the service knows of the download. An external broker has acknowledged by itself, and hands over what the
@@ -106,10 +128,17 @@ async fn bytes_done(service: &Service, update: &str, wanted: u64) -> u64 {
     match service.options().end {
         MqttEnd::Gateway => admin.update(update).await["bytes_done"].as_u64().unwrap(),
         MqttEnd::Mosquitto => {
-            eventually("the broker hands over what it has acknowledged", async || {
-                let shown = admin.update(update).await["bytes_done"].as_u64().unwrap();
-                if shown >= wanted { Ok(shown) } else { Err(format!("{shown} of {wanted}")) }
-            })
+            eventually(
+                "the broker hands over what it has acknowledged",
+                async || {
+                    let shown = admin.update(update).await["bytes_done"].as_u64().unwrap();
+                    if shown >= wanted {
+                        Ok(shown)
+                    } else {
+                        Err(format!("{shown} of {wanted}"))
+                    }
+                },
+            )
             .await
         }
     }

@@ -9,7 +9,6 @@
     clippy::unwrap_used,
     reason = "a story that cannot go on has failed, and a panic says where"
 )]
-
 #![expect(
     unreachable_pub,
     reason = "the harness is public to the stories, and there is nobody else"

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Device, Event, Link, MqttEnd, MqttVersion, Options, Service, device_json, eventually};
+use crate::harness::{
+    Device, Event, Link, MqttEnd, MqttVersion, Options, Service, device_json, eventually,
+};
 
 matrix!(a_single_device_is_taken_without_a_list: sqlite_gateway);
 matrix!(a_thousand_are_taken_and_one_more_refused: sqlite_gateway, postgres_gateway);
@@ -14,8 +16,11 @@ const DEVICES: &str = "/api/v1/ota/devices";
 async fn a_single_device_is_taken_without_a_list(options: Options) {
     let service = Service::start(options).await;
     let admin = service.admin();
-    let first = admin.post(DEVICES, device_json("frame:1.a_B-c")).await.expect(201);
-    insta::assert_json_snapshot!(first, { ".devices[].mqtt.password" => "[secret]" }, @r#"
+    let first = admin
+        .post(DEVICES, device_json("frame:1.a_B-c"))
+        .await
+        .expect(201);
+    insta::allow_duplicates! { insta::assert_json_snapshot!(first, { ".devices[].mqtt.password" => "[secret]" }, @r#"
     {
       "count": 1,
       "devices": [
@@ -29,12 +34,19 @@ async fn a_single_device_is_taken_without_a_list(options: Options) {
         }
       ]
     }
-    "#);
-    let again = admin.post(DEVICES, device_json("frame:1.a_B-c")).await.expect(201);
+    "#) }
+    let again = admin
+        .post(DEVICES, device_json("frame:1.a_B-c"))
+        .await
+        .expect(201);
     let entry = &again["devices"][0];
     assert_eq!(entry["status"], "exists");
     assert!(entry["mqtt"].is_null(), "a secret is shown once: {entry}");
-    let shown = admin.get(&format!("{DEVICES}/frame:1.a_B-c")).await.expect(200).to_string();
+    let shown = admin
+        .get(&format!("{DEVICES}/frame:1.a_B-c"))
+        .await
+        .expect(200)
+        .to_string();
     let secret = first["devices"][0]["mqtt"]["password"].as_str().unwrap();
     assert!(!shown.contains(secret));
 }
@@ -42,15 +54,26 @@ async fn a_single_device_is_taken_without_a_list(options: Options) {
 async fn a_thousand_are_taken_and_one_more_refused(options: Options) {
     let service = Service::start(options).await;
     let admin = service.admin();
-    let devices = |count: usize| -> Vec<Value> { (0..count).map(|n| device_json(&format!("d-{n}"))).collect() };
-    admin.post(DEVICES, json!({ "devices": devices(1_001) })).await.refused(400);
+    let devices = |count: usize| -> Vec<Value> {
+        (0..count).map(|n| device_json(&format!("d-{n}"))).collect()
+    };
+    admin
+        .post(DEVICES, json!({ "devices": devices(1_001) }))
+        .await
+        .refused(400);
     let nobody = admin.get(&format!("{DEVICES}/d-0")).await;
     nobody.refused(404);
-    let body = admin.post(DEVICES, json!({ "devices": devices(1_000) })).await.expect(201);
+    let body = admin
+        .post(DEVICES, json!({ "devices": devices(1_000) }))
+        .await
+        .expect(201);
     assert_eq!(body["count"], 1_000);
     let entries = body["devices"].as_array().unwrap();
     assert!(entries.iter().all(|entry| entry["status"] == "created"));
-    let mut secrets: Vec<_> = entries.iter().map(|entry| entry["mqtt"]["password"].as_str().unwrap()).collect();
+    let mut secrets: Vec<_> = entries
+        .iter()
+        .map(|entry| entry["mqtt"]["password"].as_str().unwrap())
+        .collect();
     secrets.sort_unstable();
     secrets.dedup();
     assert_eq!(secrets.len(), 1_000, "every secret is another");
@@ -60,20 +83,32 @@ async fn a_thousand_are_taken_and_one_more_refused(options: Options) {
 async fn each_wrong_entry_is_told_and_harms_no_other(options: Options) {
     let service = Service::start(options).await;
     let long = "x".repeat(65);
-    let bad = ["", "a/b", "a+b", "#", "$SYS", "-a", "a b", "é", "a\u{0}b", "a\nb", &long];
+    let bad = [
+        "", "a/b", "a+b", "#", "$SYS", "-a", "a b", "é", "a\u{0}b", "a\nb", &long,
+    ];
     let mut devices = vec![device_json("good-1"), device_json("good-1")];
     devices.extend(bad.iter().map(|id| device_json(id)));
     devices.push(json!({ "device_model": "SF-100" }));
     devices.push(device_json(&"y".repeat(64)));
-    let body = service.admin().post(DEVICES, json!({ "devices": devices })).await.expect(201);
+    let body = service
+        .admin()
+        .post(DEVICES, json!({ "devices": devices }))
+        .await
+        .expect(201);
     let entries = body["devices"].as_array().unwrap();
-    let statuses: Vec<_> = entries.iter().map(|entry| entry["status"].as_str().unwrap()).collect();
+    let statuses: Vec<_> = entries
+        .iter()
+        .map(|entry| entry["status"].as_str().unwrap())
+        .collect();
     let mut expected = vec!["created", "exists"];
     expected.extend(vec!["error"; bad.len() + 1]);
     expected.push("created");
     assert_eq!(statuses, expected, "{body:#}");
     for entry in entries.iter().filter(|entry| entry["status"] == "error") {
-        assert!(entry["error"].as_str().is_some_and(|text| !text.is_empty()), "{entry}");
+        assert!(
+            entry["error"].as_str().is_some_and(|text| !text.is_empty()),
+            "{entry}"
+        );
         assert!(entry["mqtt"].is_null(), "{entry}");
     }
 }
@@ -86,7 +121,10 @@ async fn new_credentials_end_the_old_session(options: Options) {
     let path = format!("{DEVICES}/frame-1/credentials");
     let body = admin.post(&path, json!({})).await;
     assert!([200, 201].contains(&body.status), "{body:?}");
-    let new = body.body["mqtt"]["password"].as_str().unwrap_or_else(|| panic!("{:#}", body.body)).to_owned();
+    let new = body.body["mqtt"]["password"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{:#}", body.body))
+        .to_owned();
     assert_ne!(new, old.password);
 
     loop {
@@ -98,16 +136,31 @@ async fn new_credentials_end_the_old_session(options: Options) {
     }
     let address = service.mqtt();
     eventually("the old secret is refused", async || {
-        let mut link = Link::open(MqttVersion::V311, &address, "frame-1", "frame-1", &old.password);
+        let mut link = Link::open(
+            MqttVersion::V311,
+            &address,
+            "frame-1",
+            "frame-1",
+            &old.password,
+        );
         match link.event().await {
             Event::Closed(why) => Ok(why),
             other => Err(format!("{other:?}")),
         }
     })
     .await;
-    let renewed = crate::harness::Credentials { password: new, ..old };
-    Device::connect(&service, MqttVersion::V311, &renewed).await.leave().await;
+    let renewed = crate::harness::Credentials {
+        password: new,
+        ..old
+    };
+    Device::connect(&service, MqttVersion::V311, &renewed)
+        .await
+        .leave()
+        .await;
     if service.options().end == MqttEnd::Gateway {
-        admin.post(&format!("{DEVICES}/nobody/credentials"), json!({})).await.refused(404);
+        admin
+            .post(&format!("{DEVICES}/nobody/credentials"), json!({}))
+            .await
+            .refused(404);
     }
 }

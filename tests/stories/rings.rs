@@ -2,12 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json};
+use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json, eventually};
 
 matrix!(canaries_first_then_ring_by_ring_and_no_further_than_told);
 
 /// Devices of each ring: pinned, so that the story does not hang on hashes.
-const RINGS: [(&str, usize); 4] = [("canary", 3), ("early", 6), ("broad", 16), ("production", 16)];
+const RINGS: [(&str, usize); 4] = [
+    ("canary", 3),
+    ("early", 6),
+    ("broad", 16),
+    ("production", 16),
+];
 const ALL: u64 = 41;
 
 struct Rings {
@@ -44,12 +49,21 @@ impl Rings {
             let device = Device::connect(&service, MqttVersion::V311, credentials).await;
             fleet.push((*ring, device));
         }
-        Self { service, trust, campaign, fleet }
+        Self {
+            service,
+            trust,
+            campaign,
+            fleet,
+        }
     }
 
     /// The devices of a ring.
     fn ring(&mut self, name: &str) -> (Vec<&mut Device>, &Trust) {
-        let of_it = self.fleet.iter_mut().filter(|(ring, _)| *ring == name).map(|(_, device)| device);
+        let of_it = self
+            .fleet
+            .iter_mut()
+            .filter(|(ring, _)| *ring == name)
+            .map(|(_, device)| device);
         (of_it.collect(), &self.trust)
     }
 
@@ -57,26 +71,40 @@ impl Rings {
     async fn completes(&mut self, name: &str) {
         let (devices, trust) = self.ring(name);
         for device in devices {
-            device.check("2.0.0", "boot").await;
+            device.follows("2.0.0").await;
             let offer = device.offer(trust).await;
             device.complete(&offer).await;
         }
     }
 
-    /// Every device of a ring is told that there is nothing for it now, and why.
+    /// No device of a ring gets an offer, even when it asks; the administrator reads why.
     async fn waits(&mut self, name: &str, why: &str) {
         let (devices, _) = self.ring(name);
         for device in devices {
             let reply = device.check("2.0.0", "poll").await;
-            assert_eq!(reply["offer"], false, "{} has to wait: {reply}", device.id());
-            assert!(reply["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{why}: {reply}");
-            assert!(!device.has_offer(), "{} was offered too early", device.id());
+            assert_eq!(reply["offer"], false, "{name} has to wait: {reply}");
+            assert!(!device.has_offer(), "{name} was offered too early");
         }
+        let admin = self.service.admin();
+        eventually("the update says why it waits", async || {
+            let update = admin.updates_of(&format!("{name}-0")).await.remove(0);
+            if update["why"]["detail"]
+                .as_str()
+                .is_some_and(|told| told.contains(why))
+            {
+                Ok(())
+            } else {
+                Err(update.to_string())
+            }
+        })
+        .await;
     }
 
     async fn counts(&self, what: &str, wanted: [u64; 4]) -> Value {
         let admin = self.service.admin();
-        let seen = admin.campaign_becomes(&self.campaign, what, |campaign| numbers(campaign) == wanted).await;
+        let seen = admin
+            .campaign_becomes(&self.campaign, what, |campaign| numbers(campaign) == wanted)
+            .await;
         assert_eq!(seen["total_devices"], ALL);
         seen
     }
@@ -84,8 +112,11 @@ impl Rings {
 
 /// Pending, in progress, completed, cancelled.
 fn numbers(campaign: &Value) -> [u64; 4] {
-    ["pending", "in_progress", "completed", "cancelled"]
-        .map(|name| campaign[format!("{name}_devices")].as_u64().unwrap_or(u64::MAX))
+    ["pending", "in_progress", "completed", "cancelled"].map(|name| {
+        campaign[format!("{name}_devices")]
+            .as_u64()
+            .unwrap_or(u64::MAX)
+    })
 }
 
 async fn canaries_first_then_ring_by_ring_and_no_further_than_told(options: Options) {
@@ -96,7 +127,9 @@ async fn canaries_first_then_ring_by_ring_and_no_further_than_told(options: Opti
         rings.waits(later, "").await;
     }
     rings.completes("canary").await;
-    rings.counts("through its canaries", [38 - 6, 6, 3, 0]).await;
+    rings
+        .counts("through its canaries", [38 - 6, 6, 3, 0])
+        .await;
     rings.waits("production", "").await;
     rings.waits("broad", "").await;
 

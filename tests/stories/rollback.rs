@@ -14,7 +14,9 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
     admin.image("2.0.0").await;
     let firmware = admin.image("2.1.0").await;
     let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
-    let entries: Vec<_> = (0..DEVICES).map(|n| device_json(&format!("frame-{n}"))).collect();
+    let entries: Vec<_> = (0..DEVICES)
+        .map(|n| device_json(&format!("frame-{n}")))
+        .collect();
     let credentials = admin.register(&entries).await;
     service.knows(&credentials.last().unwrap().username).await;
     let campaign = admin
@@ -32,7 +34,9 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
     let (four, rest) = fleet.split_at_mut(4);
     let mut offers = Vec::new();
     for device in four.iter_mut() {
-        device.report("heartbeat", &json!({ "version": "2.0.0" })).await;
+        device
+            .report("heartbeat", &json!({ "version": "2.0.0" }))
+            .await;
         device.check("2.0.0", "boot").await;
     }
     // The limit holds whichever four it is, so offers are taken from whoever has one.
@@ -47,7 +51,11 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
     }
 
     // It stops by itself. What was updated is offered its old version again, signed like everything else.
-    let seen = admin.campaign_becomes(&campaign, "rolling back", |c| c["rollback_trigger"].is_string()).await;
+    let seen = admin
+        .campaign_becomes(&campaign, "rolling back", |c| {
+            c["rollback_trigger"].is_string()
+        })
+        .await;
     assert_eq!(seen["failed_devices"], 2);
     for device in four.iter_mut().take(2) {
         device.check("2.1.0", "poll").await;
@@ -56,7 +64,9 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
         assert_eq!(offer.release["version"], "2.0.0");
         device.complete(&offer).await;
     }
-    let ended = admin.campaign_becomes(&campaign, "rolled back", |c| c["status"] == "rolled_back").await;
+    let ended = admin
+        .campaign_becomes(&campaign, "rolled back", |c| c["status"] == "rolled_back")
+        .await;
     assert_eq!(ended["cancelled_devices"], 6, "{ended:#}");
     assert_eq!(ended["pending_devices"], 0);
     assert_eq!(ended["in_progress_devices"], 0);
@@ -72,7 +82,10 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
         "[].started_at" => "[time]", "[].completed_at" => "[time]",
     }, @"");
     for name in ["frame-0", "frame-1"] {
-        let device = admin.get(&format!("/api/v1/ota/devices/{name}")).await.expect(200);
+        let device = admin
+            .get(&format!("/api/v1/ota/devices/{name}"))
+            .await
+            .expect(200);
         assert_eq!(device["firmware_version"], "2.0.0");
     }
 }

@@ -1,6 +1,5 @@
 //! An administrator's HTTP client, in the forms of the requirement documents.
 
-use reqwest::header::HeaderMap;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -11,7 +10,6 @@ use super::wait::{DEADLINE, eventually};
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    pub headers: HeaderMap,
     pub body: Value,
 }
 
@@ -50,7 +48,10 @@ pub struct Admin {
 impl Admin {
     pub fn new(address: &str, key: &str) -> Self {
         // Connections are not kept: the service is killed and started again on the same port.
-        let builder = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(DEADLINE);
+        let builder = Client::builder()
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .timeout(DEADLINE);
         Self {
             client: builder.build().unwrap(),
             base: format!("http://{address}"),
@@ -74,10 +75,10 @@ impl Admin {
 
     async fn try_send(&self, request: RequestBuilder) -> Result<Answer, reqwest::Error> {
         let response = request.bearer_auth(&self.key).send().await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
         let bytes = response.bytes().await?;
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, body })
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -90,12 +91,15 @@ impl Admin {
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
-        self.send(self.client.post(self.url(path)).json(&body)).await
+        self.send(self.client.post(self.url(path)).json(&body))
+            .await
     }
 
     /// Registers devices, each of which must be new.
     pub async fn register(&self, devices: &[Value]) -> Vec<Credentials> {
-        let answer = self.post("/api/v1/ota/devices", json!({ "devices": devices })).await;
+        let answer = self
+            .post("/api/v1/ota/devices", json!({ "devices": devices }))
+            .await;
         let body = answer.expect(201);
         let entries = body["devices"].as_array().unwrap();
         entries.iter().map(credentials).collect()
@@ -104,20 +108,27 @@ impl Admin {
     /// Uploads an image as a form of two parts.
     pub async fn upload(&self, metadata: &Value, file_name: &str, bytes: Vec<u8>) -> Answer {
         let file = Part::bytes(bytes).file_name(file_name.to_owned());
-        let form = Form::new().text("metadata", metadata.to_string()).part("file", file);
+        let form = Form::new()
+            .text("metadata", metadata.to_string())
+            .part("file", file);
         let url = self.url("/api/v1/ota/firmware");
         self.send(self.client.post(url).multipart(form)).await
     }
 
     /// Uploads an image that must be new, and returns its id.
     pub async fn image(&self, version: &str) -> String {
-        let answer = self.upload(&image_metadata(version), "image.bin", image(version)).await;
+        let answer = self
+            .upload(&image_metadata(version), "image.bin", image(version))
+            .await;
         text(&answer.expect(201), "firmware_id")
     }
 
     /// Creates a campaign and returns its id.
     pub async fn create_campaign(&self, spec: Value) -> String {
-        text(&self.post("/api/v1/ota/campaigns", spec).await.expect(201), "campaign_id")
+        text(
+            &self.post("/api/v1/ota/campaigns", spec).await.expect(201),
+            "campaign_id",
+        )
     }
 
     /// Creates and starts a campaign.
@@ -129,26 +140,42 @@ impl Admin {
 
     /// Starts, pauses, resumes or cancels a campaign.
     pub async fn act(&self, campaign: &str, action: &str) -> Answer {
-        self.post(&format!("/api/v1/ota/campaigns/{campaign}/{action}"), json!({})).await
+        self.post(
+            &format!("/api/v1/ota/campaigns/{campaign}/{action}"),
+            json!({}),
+        )
+        .await
     }
 
     pub async fn campaign(&self, id: &str) -> Value {
-        self.get(&format!("/api/v1/ota/campaigns/{id}")).await.expect(200)
+        self.get(&format!("/api/v1/ota/campaigns/{id}"))
+            .await
+            .expect(200)
     }
 
     pub async fn update(&self, id: &str) -> Value {
-        self.get(&format!("/api/v1/ota/updates/{id}")).await.expect(200)
+        self.get(&format!("/api/v1/ota/updates/{id}"))
+            .await
+            .expect(200)
     }
 
     /// A device's updates, newest first.
     pub async fn updates_of(&self, device: &str) -> Vec<Value> {
-        let body = self.get(&format!("/api/v1/ota/devices/{device}/updates")).await.expect(200);
+        let body = self
+            .get(&format!("/api/v1/ota/devices/{device}/updates"))
+            .await
+            .expect(200);
         body["updates"].as_array().unwrap().clone()
     }
 
     /// Every rollback of a campaign.
     pub async fn rollbacks_of(&self, campaign: &str) -> Vec<Value> {
-        let body = self.get(&format!("/api/v1/ota/campaigns/{campaign}/rollbacks?limit=200")).await.expect(200);
+        let body = self
+            .get(&format!(
+                "/api/v1/ota/campaigns/{campaign}/rollbacks?limit=200"
+            ))
+            .await
+            .expect(200);
         body["rollbacks"].as_array().unwrap().clone()
     }
 
@@ -157,11 +184,23 @@ impl Admin {
     }
 
     /// Waits until a campaign looks as wanted; the service may be away meanwhile.
-    pub async fn campaign_becomes(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn campaign_becomes(
+        &self,
+        id: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let path = format!("/api/v1/ota/campaigns/{id}");
         eventually(&format!("the campaign is {what}"), async || {
-            let answer = self.try_get(&path).await.map_err(|error| error.to_string())?;
-            if answer.status == 200 && wanted(&answer.body) { Ok(answer.body) } else { Err(counters(&answer.body)) }
+            let answer = self
+                .try_get(&path)
+                .await
+                .map_err(|error| error.to_string())?;
+            if answer.status == 200 && wanted(&answer.body) {
+                Ok(answer.body)
+            } else {
+                Err(counters(&answer.body))
+            }
         })
         .await
     }
@@ -170,7 +209,11 @@ impl Admin {
     pub async fn update_becomes(&self, id: &str, status: &str) -> Value {
         eventually(&format!("update {id} is {status}"), async || {
             let update = self.update(id).await;
-            if update["status"] == status { Ok(update) } else { Err(update.to_string()) }
+            if update["status"] == status {
+                Ok(update)
+            } else {
+                Err(update.to_string())
+            }
         })
         .await
     }
@@ -185,17 +228,36 @@ fn credentials(entry: &Value) -> Credentials {
 }
 
 fn text(body: &Value, field: &str) -> String {
-    body[field].as_str().unwrap_or_else(|| panic!("{field} is missing in {body:#}")).to_owned()
+    body[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{field} is missing in {body:#}"))
+        .to_owned()
 }
 
 /// A campaign's numbers in one line.
 fn counters(campaign: &Value) -> String {
-    let names = ["status", "pending", "in_progress", "completed", "failed", "cancelled"];
+    let names = [
+        "status",
+        "pending",
+        "in_progress",
+        "completed",
+        "failed",
+        "cancelled",
+    ];
     let shown = names.map(|name| {
-        let field = if name == "status" { name.to_owned() } else { format!("{name}_devices") };
+        let field = if name == "status" {
+            name.to_owned()
+        } else {
+            format!("{name}_devices")
+        };
         format!("{name} {}", campaign[field])
     });
-    format!("{}; rollback {}; waits {}", shown.join(", "), campaign["rollback"], campaign["waits"])
+    format!(
+        "{}; rollback {}; waits {}",
+        shown.join(", "),
+        campaign["rollback"],
+        campaign["waits"]
+    )
 }
 
 /// A device of the model that stories use.

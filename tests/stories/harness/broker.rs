@@ -66,7 +66,9 @@ impl Mosquitto {
                 let said = fs::read_to_string(folder.join("log")).unwrap_or_default();
                 panic!("mosquitto ended with {status}: {said}");
             }
-            TcpStream::connect(("127.0.0.1", ports.devices)).await.map_err(|error| error.to_string())
+            TcpStream::connect(("127.0.0.1", ports.devices))
+                .await
+                .map_err(|error| error.to_string())
         })
         .await;
         let mosquitto = Self {
@@ -87,7 +89,10 @@ impl Mosquitto {
 
     /// What the service must be told.
     pub fn settings(&self) -> [(&'static str, String); 2] {
-        let url = format!("mqtt://{SERVICE_USER}:{SERVICE_PASSWORD}@127.0.0.1:{}", self.ports.service);
+        let url = format!(
+            "mqtt://{SERVICE_USER}:{SERVICE_PASSWORD}@127.0.0.1:{}",
+            self.ports.service
+        );
         [
             ("MQTT_BROKER", url),
             ("MQTT_PASSWORD_FILE", self.passwords.display().to_string()),
@@ -99,20 +104,35 @@ impl Mosquitto {
         let line = format!("{device_id}:");
         eventually("the password file names the device", async || {
             let text = fs::read_to_string(&self.passwords).unwrap_or_default();
-            if text.lines().any(|known| known.starts_with(&line)) { Ok(()) } else { Err(text) }
+            if text.lines().any(|known| known.starts_with(&line)) {
+                Ok(())
+            } else {
+                Err(text)
+            }
         })
         .await;
         let file = fs::read(&self.passwords).unwrap_or_default();
-        eventually("mosquitto was told to read its passwords again", async || {
-            let told = self.told.lock().unwrap().clone();
-            if told == file { Ok(()) } else { Err(String::from_utf8_lossy(&told).into_owned()) }
-        })
+        eventually(
+            "mosquitto was told to read its passwords again",
+            async || {
+                let told = self.told.lock().unwrap().clone();
+                if told == file {
+                    Ok(())
+                } else {
+                    Err(String::from_utf8_lossy(&told).into_owned())
+                }
+            },
+        )
         .await;
     }
 
     /// Does what whoever runs the broker does: SIGHUP after the file has changed.
     fn keep_passwords_fresh(&self) {
-        let (file, told, ended) = (self.passwords.clone(), self.told.clone(), self.ended.clone());
+        let (file, told, ended) = (
+            self.passwords.clone(),
+            self.told.clone(),
+            self.ended.clone(),
+        );
         let broker = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         std::thread::spawn(move || {
             while !ended.load(Ordering::Acquire) {
@@ -146,7 +166,10 @@ fn adapted(folder: &Path, ports: Ports) -> String {
         let changed = match key {
             "listener" => listener(words.next().unwrap_or_default(), ports),
             "password_file" => format!("password_file {}", folder.join("passwords").display()),
-            "acl_file" => format!("acl_file {}", acl_file(folder, words.next().unwrap_or_default()).display()),
+            "acl_file" => format!(
+                "acl_file {}",
+                acl_file(folder, words.next().unwrap_or_default()).display()
+            ),
             "persistence_location" => format!("persistence_location {}/", folder.display()),
             "log_dest" => "log_dest stdout".to_owned(),
             "pid_file" | "user" => continue,
@@ -164,7 +187,11 @@ fn adapted(folder: &Path, ports: Ports) -> String {
 
 /// The service's listener is the one on 1885.
 fn listener(port: &str, ports: Ports) -> String {
-    let port = if port == "1885" { ports.service } else { ports.devices };
+    let port = if port == "1885" {
+        ports.service
+    } else {
+        ports.devices
+    };
     format!("listener {port} 127.0.0.1")
 }
 
@@ -172,7 +199,8 @@ fn listener(port: &str, ports: Ports) -> String {
 fn acl_file(folder: &Path, named: &str) -> PathBuf {
     let name = Path::new(named).file_name().expect("acl_file names a file");
     let copy = folder.join(name);
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), &copy).expect("the access rules lie in the repository");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), &copy)
+        .expect("the access rules lie in the repository");
     copy
 }
 
@@ -184,5 +212,9 @@ fn free_port() -> u16 {
 
 fn program() -> &'static str {
     let debian = "/usr/sbin/mosquitto";
-    if Path::new(debian).exists() { debian } else { "mosquitto" }
+    if Path::new(debian).exists() {
+        debian
+    } else {
+        "mosquitto"
+    }
 }

@@ -1,14 +1,15 @@
 //! A device by hand: a stock MQTT client that says and hears what the protocol document tells it to.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::admin::Credentials;
 use super::dsse::{Trust, payload};
 use super::link::{Event, Link, MqttVersion};
 use super::service::Service;
-use super::wait::eventually;
+use super::wait::{DEADLINE, eventually};
 
 /// One device on one connection.
 pub struct Device {
@@ -17,6 +18,8 @@ pub struct Device {
     inbox: VecDeque<(String, Vec<u8>)>,
     acknowledged: usize,
     nonce: u32,
+    /// Update and attempt of each offer that was read: what comes again about them is the same said again.
+    read: BTreeSet<(String, u64)>,
 }
 
 /// An offer, verified.
@@ -31,7 +34,9 @@ pub struct Offer {
 impl Offer {
     /// One of the assignment's texts.
     pub fn text(&self, field: &str) -> &str {
-        self.assignment[field].as_str().unwrap_or_else(|| panic!("{field} is missing in {:#}", self.assignment))
+        self.assignment[field]
+            .as_str()
+            .unwrap_or_else(|| panic!("{field} is missing in {:#}", self.assignment))
     }
 
     /// A progress report about it.
@@ -39,14 +44,21 @@ impl Offer {
         let mut report = json!({
             "update_id": self.text("update_id"), "attempt": self.assignment["attempt"], "seq": seq, "phase": phase,
         });
-        report.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        report
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         report
     }
 }
 
 impl Device {
     /// Connects with its credentials and subscribes to what is its own.
-    pub async fn connect(service: &Service, version: MqttVersion, credentials: &Credentials) -> Self {
+    pub async fn connect(
+        service: &Service,
+        version: MqttVersion,
+        credentials: &Credentials,
+    ) -> Self {
         let id = credentials.username.clone();
         let mut link = None;
         // A broker reads its password file a moment after it was told to; only then does it let a new device in.
@@ -66,6 +78,7 @@ impl Device {
             inbox: VecDeque::new(),
             acknowledged: 0,
             nonce: 0,
+            read: BTreeSet::new(),
             id,
         };
         device.link.subscribe(&device.topic("down/#"));
@@ -78,10 +91,6 @@ impl Device {
                 other => device.note(other),
             }
         }
-    }
-
-    pub fn id(&self) -> &str {
-        &self.id
     }
 
     pub fn topic(&self, rest: &str) -> String {
@@ -107,7 +116,8 @@ impl Device {
     /// Publishes a report, and returns when it is acknowledged.
     pub async fn report(&mut self, kind: &str, body: &Value) {
         let wanted = self.acknowledged + 1;
-        self.link.publish(&self.topic(&format!("up/{kind}")), body.to_string());
+        self.link
+            .publish(&self.topic(&format!("up/{kind}")), body.to_string());
         while self.acknowledged < wanted {
             let event = self.link.event().await;
             self.note(event);
@@ -134,7 +144,11 @@ impl Device {
     pub async fn check(&mut self, version: &str, reason: &str) -> Value {
         self.nonce += 1;
         let nonce = format!("{}-{}", self.id, self.nonce);
-        self.report("check", &json!({ "version": version, "nonce": nonce, "reason": reason })).await;
+        self.report(
+            "check",
+            &json!({ "version": version, "nonce": nonce, "reason": reason }),
+        )
+        .await;
         loop {
             let reply = self.json("down/reply").await;
             if reply["nonce"] == nonce.as_str() {
@@ -143,45 +157,106 @@ impl Device {
         }
     }
 
-    /// The next offer, which must be for it and signed as the trust root wants.
+    /// Asks until it is told to wait for a reason that names `why`; until then it must not be told that there is an
+    /// offer, but the service may not have thought of it yet.
+    pub async fn refusal(&mut self, version: &str, why: &str) -> Value {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let reply = self.check(version, "poll").await;
+            assert_eq!(reply["offer"], false, "{} has to wait: {reply}", self.id);
+            assert!(!self.has_offer(), "{} was offered too early", self.id);
+            if reply["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.contains(why))
+            {
+                return reply;
+            }
+            assert!(Instant::now() < end, "never told why ({why}): {reply}");
+        }
+    }
+
+    /// Asks until it is told that an offer follows.
+    pub async fn follows(&mut self, version: &str) {
+        let end = Instant::now() + DEADLINE;
+        while self.check(version, "poll").await["offer"] != true {
+            assert!(
+                Instant::now() < end,
+                "{} is never told of an offer",
+                self.id
+            );
+        }
+    }
+
+    /// The next offer that is new, which must be for it and signed as the trust root wants.
     pub async fn offer(&mut self, trust: &Trust) -> Offer {
-        let offer = self.json("down/offer").await;
-        let assignment = trust.open(&offer["assignment"], "assignment", "dispatch");
-        assert_eq!(assignment["device_id"], self.id.as_str());
-        Offer {
-            release: trust.open(&offer["release"], "release", "release"),
-            assignment,
-            release_payload: payload(&offer["release"]),
+        loop {
+            let offer = self.json("down/offer").await;
+            let assignment = trust.open(&offer["assignment"], "assignment", "dispatch");
+            assert_eq!(assignment["device_id"], self.id.as_str());
+            if !self.read.insert(identity(&assignment)) {
+                continue;
+            }
+            return Offer {
+                release: trust.open(&offer["release"], "release", "release"),
+                assignment,
+                release_payload: payload(&offer["release"]),
+            };
         }
     }
 
     /// Goes through the phases that end well, without the bytes: what the service hears is the same.
     pub async fn complete(&mut self, offer: &Offer) {
         let to = offer.release["version"].as_str().unwrap().to_owned();
-        for (seq, phase) in (1..).zip(["accepted", "downloading", "verifying", "installing", "rebooting"]) {
-            self.report("progress", &offer.progress(seq, phase, json!({}))).await;
+        for (seq, phase) in (1..).zip([
+            "accepted",
+            "downloading",
+            "verifying",
+            "installing",
+            "rebooting",
+        ]) {
+            self.report("progress", &offer.progress(seq, phase, json!({})))
+                .await;
         }
-        self.report("progress", &offer.progress(6, "completed", json!({ "version": to }))).await;
+        self.report(
+            "progress",
+            &offer.progress(6, "completed", json!({ "version": to })),
+        )
+        .await;
     }
 
     /// Takes an offer and fails at its installation.
     pub async fn fail(&mut self, offer: &Offer) {
-        self.report("progress", &offer.progress(1, "accepted", json!({}))).await;
-        let error = json!({ "error": { "code": "install_failed", "message": "no space in slot b" } });
-        self.report("progress", &offer.progress(2, "failed", error)).await;
+        self.report("progress", &offer.progress(1, "accepted", json!({})))
+            .await;
+        let error =
+            json!({ "error": { "code": "install_failed", "message": "no space in slot b" } });
+        self.report("progress", &offer.progress(2, "failed", error))
+            .await;
     }
 
-    /// Whether an offer lies unread.
+    /// Whether a new offer lies unread.
     pub fn has_offer(&mut self) -> bool {
         while let Some(event) = self.link.pending() {
             self.note(event);
         }
         let topic = self.topic("down/offer");
-        self.inbox.iter().any(|(known, _)| *known == topic)
+        let offers = self.inbox.iter().filter(|(known, _)| *known == topic);
+        let mut read = offers.map(|(_, offer)| {
+            let offer: Value = serde_json::from_slice(offer).unwrap();
+            let assignment: Value = serde_json::from_slice(&payload(&offer["assignment"])).unwrap();
+            self.read.contains(&identity(&assignment))
+        });
+        read.any(|is_read| !is_read)
     }
 
     /// Takes leave.
     pub async fn leave(self) {
         self.link.close().await;
     }
+}
+
+/// What an offer is about.
+fn identity(assignment: &Value) -> (String, u64) {
+    let update = assignment["update_id"].as_str().unwrap().to_owned();
+    (update, assignment["attempt"].as_u64().unwrap())
 }

@@ -23,14 +23,25 @@ impl Trust {
         for (id, key) in root["keys"].as_object().unwrap() {
             assert_eq!(key["type"], "ed25519");
             let raw: [u8; 32] = unhex(key["public"].as_str().unwrap()).try_into().unwrap();
-            assert_eq!(*id, hex::encode(Sha256::digest(raw)), "a key id is the SHA-256 of the raw key");
+            assert_eq!(
+                *id,
+                hex::encode(Sha256::digest(raw)),
+                "a key id is the SHA-256 of the raw key"
+            );
             keys.insert(id.clone(), VerifyingKey::from_bytes(&raw).unwrap());
         }
         let mut roles = BTreeMap::new();
         for name in ["root", "release", "dispatch"] {
             let role = &root["roles"][name];
-            let ids = role["keys"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned());
-            roles.insert(name.to_owned(), (ids.collect(), role["threshold"].as_u64().unwrap()));
+            let ids = role["keys"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| id.as_str().unwrap().to_owned());
+            roles.insert(
+                name.to_owned(),
+                (ids.collect(), role["threshold"].as_u64().unwrap()),
+            );
         }
         let trust = Self { keys, roles };
         trust.open(envelope, "root", "root");
@@ -39,7 +50,8 @@ impl Trust {
 
     /// The payload of an envelope, which must be of the kind and signed by enough keys of the role.
     pub fn open(&self, envelope: &Value, kind: &str, role: &str) -> Value {
-        self.verify(envelope, kind, role).unwrap_or_else(|why| panic!("{kind}: {why} in {envelope:#}"))
+        self.verify(envelope, kind, role)
+            .unwrap_or_else(|why| panic!("{kind}: {why} in {envelope:#}"))
     }
 
     /// As `open`, saying why not.
@@ -53,10 +65,14 @@ impl Trust {
         let (ids, threshold) = self.roles.get(role).ok_or("no such role")?;
         let mut good = BTreeSet::new();
         for signature in envelope["signatures"].as_array().ok_or("no signatures")? {
-            let bytes = STANDARD.decode(signature["sig"].as_str().ok_or("no signature")?).map_err(|_| "not base64")?;
+            let bytes = STANDARD
+                .decode(signature["sig"].as_str().ok_or("no signature")?)
+                .map_err(|_| "not base64")?;
             let signature = Signature::from_slice(&bytes).map_err(|_| "not a signature")?;
             let by = ids.iter().find(|id| {
-                self.keys.get(*id).is_some_and(|key| key.verify_strict(&signed, &signature).is_ok())
+                self.keys
+                    .get(*id)
+                    .is_some_and(|key| key.verify_strict(&signed, &signature).is_ok())
             });
             good.extend(by);
         }
@@ -69,12 +85,19 @@ impl Trust {
 
 /// An envelope's payload, not verified.
 pub fn payload(envelope: &Value) -> Vec<u8> {
-    STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap()
+    STANDARD
+        .decode(envelope["payload"].as_str().unwrap())
+        .unwrap()
 }
 
 /// What is signed: DSSE v1's pre-authentication encoding.
 fn pae(payload_type: &str, body: &[u8]) -> Vec<u8> {
-    let mut signed = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), body.len()).into_bytes();
+    let mut signed = format!(
+        "DSSEv1 {} {payload_type} {} ",
+        payload_type.len(),
+        body.len()
+    )
+    .into_bytes();
     signed.extend_from_slice(body);
     signed
 }
@@ -85,5 +108,8 @@ fn unhex(text: &str) -> Vec<u8> {
 
 #[test]
 fn the_encoding_is_that_of_the_specification() {
-    assert_eq!(pae("http://example.com/HelloWorld", b"hello world"), b"DSSEv1 29 http://example.com/HelloWorld 11 hello world");
+    assert_eq!(
+        pae("http://example.com/HelloWorld", b"hello world"),
+        b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    );
 }

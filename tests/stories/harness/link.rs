@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use rumqttc::{v5, AsyncClient, EventLoop, Incoming, MqttOptions, Packet, QoS, SubscribeReasonCode};
+use rumqttc::{
+    AsyncClient, EventLoop, Incoming, MqttOptions, Packet, QoS, SubscribeReasonCode, v5,
+};
 use tokio::sync::mpsc;
 
 use super::wait::within;
@@ -22,7 +24,10 @@ pub enum Event {
     Subscribed(Vec<bool>),
     /// A publish of ours was acknowledged; whether with success (MQTT 5 can say no).
     Acknowledged(bool),
-    Message { topic: String, payload: Vec<u8> },
+    Message {
+        topic: String,
+        payload: Vec<u8>,
+    },
     /// The connection is over; this client does not connect again.
     Closed(String),
 }
@@ -46,12 +51,30 @@ const REQUESTS: usize = 128;
 
 impl Link {
     /// Begins to connect; the first event says how it went.
-    pub fn open(version: MqttVersion, address: &str, client_id: &str, user: &str, password: &str) -> Self {
-        Self::open_with(version, address, client_id, user, password, Duration::from_secs(30))
+    pub fn open(
+        version: MqttVersion,
+        address: &str,
+        client_id: &str,
+        user: &str,
+        password: &str,
+    ) -> Self {
+        Self::open_with(
+            version,
+            address,
+            client_id,
+            user,
+            password,
+            Duration::from_secs(30),
+        )
     }
 
     pub fn open_with(
-        version: MqttVersion, address: &str, client_id: &str, user: &str, password: &str, keep_alive: Duration,
+        version: MqttVersion,
+        address: &str,
+        client_id: &str,
+        user: &str,
+        password: &str,
+        keep_alive: Duration,
     ) -> Self {
         let (host, port) = address.rsplit_once(':').unwrap();
         let port = port.parse().unwrap();
@@ -59,7 +82,9 @@ impl Link {
         let client = match version {
             MqttVersion::V311 => {
                 let mut options = MqttOptions::new(client_id, host, port);
-                options.set_credentials(user, password).set_keep_alive(keep_alive);
+                options
+                    .set_credentials(user, password)
+                    .set_keep_alive(keep_alive);
                 options.set_max_packet_size(MAX_PACKET as usize, MAX_PACKET as usize);
                 let (client, events) = AsyncClient::new(options, REQUESTS);
                 tokio::spawn(poll_v311(events, sender));
@@ -67,7 +92,9 @@ impl Link {
             }
             MqttVersion::V5 => {
                 let mut options = v5::MqttOptions::new(client_id, host, port);
-                options.set_credentials(user, password).set_keep_alive(keep_alive);
+                options
+                    .set_credentials(user, password)
+                    .set_keep_alive(keep_alive);
                 options.set_max_packet_size(Some(MAX_PACKET));
                 let (client, events) = v5::AsyncClient::new(options, REQUESTS);
                 tokio::spawn(poll_v5(events, sender));
@@ -79,7 +106,11 @@ impl Link {
 
     /// The next thing that happens.
     pub async fn event(&mut self) -> Event {
-        let event = within("something happens on the MQTT connection", self.events.recv()).await;
+        let event = within(
+            "something happens on the MQTT connection",
+            self.events.recv(),
+        )
+        .await;
         event.unwrap_or_else(|| Event::Closed("closed before".to_owned()))
     }
 
@@ -90,9 +121,18 @@ impl Link {
 
     pub fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
         match &self.client {
-            Client::V311(client) => client.try_publish(topic, QoS::AtLeastOnce, false, payload).unwrap(),
+            Client::V311(client) => client
+                .try_publish(topic, QoS::AtLeastOnce, false, payload)
+                .unwrap(),
             Client::V5(client) => {
-                client.try_publish(topic, v5::mqttbytes::QoS::AtLeastOnce, false, payload.into()).unwrap();
+                client
+                    .try_publish(
+                        topic,
+                        v5::mqttbytes::QoS::AtLeastOnce,
+                        false,
+                        payload.into(),
+                    )
+                    .unwrap();
             }
         }
     }
@@ -100,7 +140,9 @@ impl Link {
     pub fn subscribe(&self, filter: &str) {
         match &self.client {
             Client::V311(client) => client.try_subscribe(filter, QoS::AtLeastOnce).unwrap(),
-            Client::V5(client) => client.try_subscribe(filter, v5::mqttbytes::QoS::AtLeastOnce).unwrap(),
+            Client::V5(client) => client
+                .try_subscribe(filter, v5::mqttbytes::QoS::AtLeastOnce)
+                .unwrap(),
         }
     }
 
@@ -120,7 +162,10 @@ async fn poll_v311(mut events: EventLoop, sender: mpsc::UnboundedSender<Event>) 
             Ok(rumqttc::Event::Incoming(packet)) => match packet {
                 Packet::ConnAck(_) => Event::Connected,
                 Incoming::SubAck(ack) => Event::Subscribed(
-                    ack.return_codes.iter().map(|code| *code != SubscribeReasonCode::Failure).collect(),
+                    ack.return_codes
+                        .iter()
+                        .map(|code| *code != SubscribeReasonCode::Failure)
+                        .collect(),
                 ),
                 Incoming::PubAck(_) => Event::Acknowledged(true),
                 Incoming::Publish(publish) => Event::Message {
@@ -146,7 +191,10 @@ async fn poll_v5(mut events: v5::EventLoop, sender: mpsc::UnboundedSender<Event>
             Ok(v5::Event::Incoming(packet)) => match packet {
                 Packet::ConnAck(_) => Event::Connected,
                 Packet::SubAck(ack) => Event::Subscribed(
-                    ack.return_codes.iter().map(|code| matches!(code, SubscribeReasonCode::Success(_))).collect(),
+                    ack.return_codes
+                        .iter()
+                        .map(|code| matches!(code, SubscribeReasonCode::Success(_)))
+                        .collect(),
                 ),
                 Packet::PubAck(ack) => Event::Acknowledged(matches!(
                     ack.reason,

@@ -71,7 +71,7 @@ impl Log {
         let is_defect = |line: &String| {
             let error = line.contains("\"level\":\"ERROR\"") || line.contains(" ERROR ");
             let panic = line.contains("panicked at");
-            panic || (error && !expected.iter().any(|text| line.contains(text)))
+            (error || panic) && !expected.iter().any(|text| line.contains(text))
         };
         self.lines().into_iter().filter(is_defect).collect()
     }

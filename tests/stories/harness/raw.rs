@@ -40,11 +40,21 @@ impl Raw {
     }
 
     /// A connection that has been let in.
-    pub async fn connected(address: &str, version: MqttVersion, id: &str, password: &str, keep_alive: u16) -> Self {
+    pub async fn connected(
+        address: &str,
+        version: MqttVersion,
+        id: &str,
+        password: &str,
+        keep_alive: u16,
+    ) -> Self {
         let mut raw = Self::open(address, version).await;
-        raw.send(&connect(version, id, id, password, keep_alive)).await;
+        raw.send(&connect(version, id, id, password, keep_alive))
+            .await;
         let answer = raw.packet().await.expect("an answer to CONNECT");
-        assert_eq!((answer.kind(), answer.body.get(1)), (Packet::CONNACK, Some(&0)));
+        assert_eq!(
+            (answer.kind(), answer.body.get(1)),
+            (Packet::CONNACK, Some(&0))
+        );
         raw
     }
 
@@ -102,7 +112,13 @@ impl Raw {
 }
 
 /// A CONNECT with a clean session.
-pub fn connect(version: MqttVersion, id: &str, user: &str, password: &str, keep_alive: u16) -> Vec<u8> {
+pub fn connect(
+    version: MqttVersion,
+    id: &str,
+    user: &str,
+    password: &str,
+    keep_alive: u16,
+) -> Vec<u8> {
     let mut body = text("MQTT");
     body.push(if version == MqttVersion::V5 { 5 } else { 4 });
     body.push(0b1100_0010);

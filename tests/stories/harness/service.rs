@@ -146,9 +146,34 @@ impl Service {
         self.log.capture(child.stdout.take().unwrap());
         self.log.capture(child.stderr.take().unwrap());
         self.child = Some(child);
-        let ready = within("the service says that it is ready", self.log.find(ready_line)).await;
+        let ready = within(
+            "the service says that it is ready",
+            self.log.find(ready_line),
+        )
+        .await;
         self.ready = ready.expect("the service ended before it was ready");
-        self.key = std::fs::read_to_string(&self.ready.admin_key_file).unwrap().trim().to_owned();
+        self.key = std::fs::read_to_string(&self.ready.admin_key_file)
+            .unwrap()
+            .trim()
+            .to_owned();
+        self.is_linked().await;
+    }
+
+    /// Waits for the link to an external broker: before its first subscription nobody keeps what devices say.
+    async fn is_linked(&self) {
+        if self.broker.is_some() {
+            let admin = self.admin();
+            eventually("the service has its link to the broker", async || {
+                let answer = admin.get("/health/detailed").await;
+                let links = answer.body["counters"]["mqtt_link"]["connected"].as_u64();
+                if answer.body["status"] == "healthy" && links >= Some(1) {
+                    Ok(())
+                } else {
+                    Err(answer.body.to_string())
+                }
+            })
+            .await;
+        }
     }
 
     /// The command that starts the service as it is configured here, on some data folder.
@@ -169,14 +194,20 @@ impl Service {
             set("DATABASE_URL", url);
         }
         match &self.broker {
-            Some(broker) => broker.settings().iter().for_each(|(name, value)| set(name, value)),
+            Some(broker) => broker
+                .settings()
+                .iter()
+                .for_each(|(name, value)| set(name, value)),
             None => set("MQTT_ADDR", self.ready.mqtt.as_deref().unwrap()),
         }
         for (name, value) in &self.options.settings {
             set(name, value);
         }
         command.env("RUST_BACKTRACE", "1");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -214,7 +245,11 @@ impl Service {
     pub fn mqtt(&self) -> String {
         match &self.broker {
             Some(broker) => broker.address(),
-            None => self.ready.mqtt.clone().expect("a gateway says where it listens"),
+            None => self
+                .ready
+                .mqtt
+                .clone()
+                .expect("a gateway says where it listens"),
         }
     }
 
@@ -245,7 +280,10 @@ impl Service {
     /// The most memory that it has ever held, bytes.
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
         kibibytes * 1024
     }
@@ -259,7 +297,10 @@ impl Service {
     pub async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("the service runs");
         let status = eventually("the service ends", async || {
-            child.try_wait().unwrap().ok_or_else(|| "still runs".to_owned())
+            child
+                .try_wait()
+                .unwrap()
+                .ok_or_else(|| "still runs".to_owned())
         })
         .await;
         self.child = None;
@@ -289,7 +330,10 @@ impl Service {
 
     fn assert_no_defects(&self) {
         let defects = self.log.defects(&self.options.expected_errors);
-        assert!(defects.is_empty(), "the service's log tells of defects: {defects:#?}");
+        assert!(
+            defects.is_empty(),
+            "the service's log tells of defects: {defects:#?}"
+        );
     }
 }
 

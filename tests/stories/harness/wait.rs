@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long anything may take. Generous: the machine that runs the tests may be busy with others.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(40);
 
 /// Pause between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(40);
@@ -16,7 +16,9 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, 
     loop {
         match look().await {
             Ok(seen) => return seen,
-            Err(last) if Instant::now() > end => panic!("not within {DEADLINE:?}: {what}; last seen: {last}"),
+            Err(last) if Instant::now() > end => {
+                panic!("not within {DEADLINE:?}: {what}; last seen: {last}")
+            }
             Err(_) => sleep(BETWEEN_LOOKS).await,
         }
     }
