@@ -139,6 +139,10 @@ pub enum Refusal {
     Unavailable,
     /// As many connections as are allowed.
     TooManyConnections,
+    /// The same device has connected too often of late.
+    ConnectRate,
+    /// It takes no packet of the size that it would be sent (5 only).
+    MaxPacket,
     /// Authentication by a method: there is none.
     AuthenticationMethod,
     /// Some other version of MQTT.
@@ -156,6 +160,8 @@ impl Refusal {
             Self::ClientId => "bad_client_id",
             Self::Unavailable => "unavailable",
             Self::TooManyConnections => "too_many_connections",
+            Self::ConnectRate => "connect_rate",
+            Self::MaxPacket => "bad_max_packet",
             Self::AuthenticationMethod => "bad_method",
             Self::Version => "bad_version",
             Self::TooLarge => "connect_too_large",
@@ -167,13 +173,14 @@ impl Refusal {
             Self::Version => v3::ConnectReturnCode::UnacceptableProtocolVersion,
             Self::ClientId => v3::ConnectReturnCode::IdentifierRejected,
             Self::BadCredentials => v3::ConnectReturnCode::BadUserNameOrPassword,
-            Self::Unavailable | Self::TooManyConnections => {
+            Self::Unavailable | Self::TooManyConnections | Self::ConnectRate => {
                 v3::ConnectReturnCode::ServerUnavailable
             }
             Self::WillNotAuthorized
             | Self::WillQos
             | Self::WillRetained
             | Self::AuthenticationMethod
+            | Self::MaxPacket
             | Self::TooLarge => v3::ConnectReturnCode::NotAuthorized,
         }
     }
@@ -187,6 +194,8 @@ impl Refusal {
             Self::ClientId => v5::ConnectReasonCode::ClientIdentifierNotValid,
             Self::Unavailable => v5::ConnectReasonCode::ServerUnavailable,
             Self::TooManyConnections => v5::ConnectReasonCode::QuotaExceeded,
+            Self::ConnectRate => v5::ConnectReasonCode::ConnectionRateExceeded,
+            Self::MaxPacket => v5::ConnectReasonCode::ImplementationSpecificError,
             Self::AuthenticationMethod => v5::ConnectReasonCode::BadAuthMethod,
             Self::Version => v5::ConnectReasonCode::UnsupportedProtocolVersion,
             Self::TooLarge => v5::ConnectReasonCode::PacketTooLarge,

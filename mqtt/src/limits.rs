@@ -15,6 +15,8 @@ pub const MAX_CONNECT: usize = 4096;
 pub const MAX_RECEIVE: u16 = 64;
 /// Unacknowledged QoS 1 messages to one device, where it does not ask for fewer.
 pub const MAX_INFLIGHT_DOWN: u16 = 16;
+/// Smallest "Maximum Packet Size" of a client that can be served, bytes: our CONNACK has to fit.
+pub const MIN_CLIENT_PACKET: u32 = 64;
 /// Most filters of one device; it needs one, and there are four kinds of topics.
 pub const MAX_FILTERS: usize = 8;
 /// Messages that wait for one device.
@@ -31,7 +33,8 @@ pub const RESERVED_MAIL_BYTES: usize = 64 * 1024;
 pub struct Limits {
     /// Connected devices; beyond, CONNECT is refused. Below the number of files that a process may open.
     pub max_connections: usize,
-    /// Connections that have not proved who they are; beyond, new ones wait in the listener's queue.
+    /// Connections that have not proved who they are; beyond, a new one takes the place of the oldest that has not sent
+    /// its CONNECT.
     pub max_unauthenticated: usize,
     /// Time from accept to a whole CONNECT and its answer.
     pub connect_timeout: Duration,
@@ -41,6 +44,8 @@ pub struct Limits {
     pub max_keep_alive: u16,
     /// Unacknowledged QoS 1 messages of one device, at most [`MAX_RECEIVE`]; then its socket is not read.
     pub receive_maximum: u16,
+    /// Connections of one device that prove who they are; beyond, they are refused. `None`: any number.
+    pub connect: Option<Rate>,
     /// Heartbeats of one device (`RATE_LIMIT_HEARTBEAT`); `None`: any number.
     pub heartbeat: Option<Rate>,
     /// Checks of one device (`RATE_LIMIT_UPDATE_CHECK`); `None`: any number.
@@ -58,6 +63,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(20),
             max_keep_alive: 600,
             receive_maximum: MAX_RECEIVE,
+            connect: Rate::per_minute(600),
             heartbeat: Rate::per_minute(100),
             check: Rate::per_minute(10),
             report: Rate::per_minute(1_200),

@@ -49,6 +49,8 @@ pub struct Reaction {
     pub notes: Vec<Note>,
     /// How long not to read.
     pub pause: Option<Duration>,
+    /// Packets, and filters in them, that led to nothing for the engine.
+    pub idle: u32,
 }
 
 /// What a session is judged by.
@@ -123,45 +125,90 @@ impl Session {
         match packet {
             Packet::Publish(publish) => self.publish(publish, rules, reaction),
             Packet::Puback(pid) => {
+                let before = self.unacknowledged.len();
                 self.unacknowledged
                     .retain(|waiting| *waiting != pid.value());
+                if self.unacknowledged.len() == before {
+                    reaction.idle += 1;
+                }
                 Ok(())
             }
             Packet::Subscribe {
                 identified: true, ..
             } => Err(End::SubscriptionId),
             Packet::Subscribe { pid, filters, .. } => {
-                let granted: Vec<Granted> = filters
-                    .iter()
-                    .map(|(filter, qos)| self.grant(filter, *qos, rules))
-                    .collect();
-                if granted
-                    .iter()
-                    .any(|granted| !matches!(granted, Granted::Yes(_)))
-                {
-                    self.note(NoteKind::SubscribeRefused, reaction);
-                }
-                codec::suback(&mut reaction.out, self.version, pid, &granted);
-                Ok(())
+                self.subscribe(pid, &filters, rules, reaction)
             }
             Packet::Unsubscribe { pid, filters } => {
-                let existed: Vec<bool> = filters
-                    .iter()
-                    .map(|filter| match self.own_tail(filter, rules.prefix) {
-                        Some(tail) => self.filters.remove(tail),
-                        None => false,
-                    })
-                    .collect();
-                codec::unsuback(&mut reaction.out, self.version, pid, &existed);
-                Ok(())
+                self.unsubscribe(pid, &filters, rules, reaction)
             }
             Packet::Pingreq => {
+                reaction.idle += 1;
                 codec::pingresp(&mut reaction.out);
                 Ok(())
             }
             Packet::Disconnect => Err(End::Disconnected),
             Packet::Qos2Step => Err(End::Unexpected),
         }
+    }
+
+    fn subscribe(
+        &mut self,
+        pid: Pid,
+        filters: &[(TopicFilter, QoS)],
+        rules: Rules<'_>,
+        reaction: &mut Reaction,
+    ) -> Result<(), End> {
+        let granted: Vec<Granted> = filters
+            .iter()
+            .map(|(filter, qos)| self.grant(filter, *qos, rules))
+            .collect();
+        if granted
+            .iter()
+            .any(|granted| !matches!(granted, Granted::Yes(_)))
+        {
+            self.note(NoteKind::SubscribeRefused, reaction);
+        }
+        let start = reaction.out.len();
+        codec::suback(&mut reaction.out, self.version, pid, &granted);
+        self.answer_filters(granted.len(), start, reaction)
+    }
+
+    fn unsubscribe(
+        &mut self,
+        pid: Pid,
+        filters: &[TopicFilter],
+        rules: Rules<'_>,
+        reaction: &mut Reaction,
+    ) -> Result<(), End> {
+        let existed: Vec<bool> = filters
+            .iter()
+            .map(|filter| match self.own_tail(filter, rules.prefix) {
+                Some(tail) => self.filters.remove(tail),
+                None => false,
+            })
+            .collect();
+        let start = reaction.out.len();
+        codec::unsuback(&mut reaction.out, self.version, pid, &existed);
+        self.answer_filters(existed.len(), start, reaction)
+    }
+
+    /// An answer that grows with the number of filters may be larger than the device takes: then it is not sent
+    /// (MQTT-3.1.2-24), and without it the session cannot go on.
+    fn answer_filters(
+        &self,
+        filters: usize,
+        start: usize,
+        reaction: &mut Reaction,
+    ) -> Result<(), End> {
+        let filters = u32::try_from(filters).unwrap_or(u32::MAX);
+        reaction.idle = reaction.idle.saturating_add(1).saturating_add(filters);
+        let answer = reaction.out.len() - start;
+        if u32::try_from(answer).is_ok_and(|answer| answer <= self.max_packet) {
+            return Ok(());
+        }
+        reaction.out.truncate(start);
+        Err(End::TooLarge)
     }
 
     /// The messages of these tokens are committed: bit `token % 64` of the word. Acknowledges what may be.
@@ -286,6 +333,7 @@ impl Session {
 
     /// Answers a message without the engine, in its turn.
     fn answer(&mut self, qos: QosPid, verdict: Verdict, reaction: &mut Reaction) {
+        reaction.idle += 1;
         if let Some(pid) = qos.pid() {
             self.acks.answered(pid, verdict);
             self.acknowledge(&mut reaction.out);

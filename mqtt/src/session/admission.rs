@@ -6,7 +6,7 @@ use device_ota_protocol::ids::DeviceId;
 use device_ota_protocol::topics::{Prefix, Up};
 
 use crate::codec::{Connect, Offered, QoS, Refusal, Version, Will};
-use crate::limits::{Limits, MAX_INFLIGHT_DOWN, MAX_PACKET, MAX_RECEIVE};
+use crate::limits::{Limits, MAX_INFLIGHT_DOWN, MAX_PACKET, MAX_RECEIVE, MIN_CLIENT_PACKET};
 
 /// What was agreed with a device that may come in if its secret is right.
 #[derive(Debug, Clone)]
@@ -33,6 +33,12 @@ pub struct Admission {
 pub fn admit(connect: &Connect, prefix: &Prefix, limits: &Limits) -> Result<Admission, Refusal> {
     if connect.enhanced_authentication {
         return Err(Refusal::AuthenticationMethod);
+    }
+    if connect
+        .max_packet
+        .is_some_and(|max| max < MIN_CLIENT_PACKET)
+    {
+        return Err(Refusal::MaxPacket);
     }
     let user = connect.user.as_deref().ok_or(Refusal::BadCredentials)?;
     let id: DeviceId = user.parse().map_err(|_| Refusal::BadCredentials)?;

@@ -14,6 +14,8 @@ use crate::limits::Limits;
 /// What is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
+    /// Connections.
+    Connect,
     /// Heartbeats.
     Heartbeat,
     /// Checks.
@@ -33,6 +35,7 @@ type Limiter<C> =
 
 /// The limits of [`Limits`], kept for every device that was heard lately.
 pub struct RateLimits<C: Clock = DefaultClock> {
+    connect: Option<Limiter<C>>,
     heartbeat: Option<Limiter<C>>,
     check: Option<Limiter<C>>,
     report: Option<Limiter<C>>,
@@ -51,10 +54,12 @@ impl<C: Clock + Clone> RateLimits<C> {
                 clock.clone(),
             ))
         };
+        let connect = limiter(limits.connect);
         let heartbeat = limiter(limits.heartbeat);
         let check = limiter(limits.check);
         let report = limiter(limits.report);
         Self {
+            connect,
             heartbeat,
             check,
             report,
@@ -64,10 +69,8 @@ impl<C: Clock + Clone> RateLimits<C> {
 
     /// Forgets devices whose count is as if they had never spoken.
     pub fn forget_idle(&self) {
-        for limiter in [&self.heartbeat, &self.check, &self.report]
-            .into_iter()
-            .flatten()
-        {
+        let limiters = [&self.connect, &self.heartbeat, &self.check, &self.report];
+        for limiter in limiters.into_iter().flatten() {
             limiter.retain_recent();
         }
     }
@@ -79,6 +82,7 @@ where
 {
     fn allow(&self, class: Class, device: DeviceKey) -> Result<(), Duration> {
         let limiter = match class {
+            Class::Connect => &self.connect,
             Class::Heartbeat => &self.heartbeat,
             Class::Check => &self.check,
             Class::Report => &self.report,
