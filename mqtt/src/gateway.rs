@@ -6,10 +6,13 @@
 mod connection;
 mod handshake;
 mod mailbox;
+mod presence;
+mod rooms;
 mod sessions;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,15 +21,17 @@ use std::time::Duration;
 use device_ota_engine::Engine;
 use device_ota_engine::inbound::{Closed, DeviceRef, Inbound, Uplink};
 use futures_util::FutureExt as _;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 pub use sessions::Sessions;
+
+use rooms::{Lobby, Place, Porch};
 
 use crate::limits::Limits;
 use crate::session::{End, Rules};
@@ -39,6 +44,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 /// Time for connections to say good-bye at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// Secrets that are looked up at a time: a flood of wrong ones queues here, and not before the whole database.
+const MAX_LOOKUPS: usize = 32;
+/// Lines a second about what devices did wrong; the counters know of all.
+const LOGGED_A_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 /// A listener for devices, bound and not yet serving.
 #[derive(Debug)]
@@ -75,7 +85,10 @@ impl Gateway {
             engine,
             sessions: self.sessions,
             limits: self.limits,
-            unauthenticated: Arc::new(Semaphore::new(self.limits.max_unauthenticated.max(1))),
+            lobby: Arc::new(Lobby::new(self.limits.max_unauthenticated)),
+            porch: Porch::default(),
+            lookups: Semaphore::new(MAX_LOOKUPS),
+            log: RateLimiter::direct(Quota::per_second(LOGGED_A_SECOND)),
             last_session: AtomicI64::new(0),
         });
         let tasks = TaskTracker::new();
@@ -85,8 +98,11 @@ impl Gateway {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = housekeeping.tick() => hub.sessions.forget_idle(),
-                (stream, permit) = accept(&self.listener, &hub) => {
-                    let task = attend(stream, permit, Arc::clone(&hub), shutdown.clone());
+                stream = accept(&self.listener, &hub) => {
+                    let Some(place) = shutdown.run_until_cancelled(hub.lobby.enter()).await else {
+                        break;
+                    };
+                    let task = attend(stream, place, Arc::clone(&hub), shutdown.clone());
                     tasks.spawn(guarded(task, Arc::clone(&hub)));
                 }
             }
@@ -111,8 +127,10 @@ struct Hub {
     engine: Arc<Engine>,
     sessions: Sessions,
     limits: Limits,
-    /// Places for connections that have not proved who they are.
-    unauthenticated: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
+    porch: Porch,
+    lookups: Semaphore,
+    log: DefaultDirectRateLimiter,
     last_session: AtomicI64,
 }
 
@@ -140,6 +158,11 @@ impl Hub {
         self.engine.metrics().add(name, label, 1);
     }
 
+    /// Whether one more line about a device's fault may be logged: strangers must not fill the log.
+    fn may_log(&self) -> bool {
+        self.log.check().is_ok()
+    }
+
     /// Tells the engine that a session began or ended.
     async fn tell(&self, device: DeviceRef, uplink: Uplink) -> Result<(), Closed> {
         let at = self.engine.clock().now();
@@ -155,13 +178,11 @@ impl Hub {
     }
 }
 
-/// The next connection, once there is a place for one that nobody knows yet.
-async fn accept(listener: &TcpListener, hub: &Hub) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // The semaphore is never closed.
-    let permit = Arc::clone(&hub.unauthenticated).acquire_owned().await.ok();
+/// The next connection.
+async fn accept(listener: &TcpListener, hub: &Hub) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, _)) => return stream,
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 warn!(%error, "cannot accept connections");
@@ -191,21 +212,13 @@ async fn guarded(task: impl Future<Output = ()>, hub: Arc<Hub>) {
 }
 
 /// The whole life of one connection. What is needed only at its ends is boxed, so that an idle one stays small.
-async fn attend(
-    stream: TcpStream,
-    permit: Option<OwnedSemaphorePermit>,
-    hub: Arc<Hub>,
-    shutdown: CancellationToken,
-) {
+async fn attend(stream: TcpStream, place: Place, hub: Arc<Hub>, shutdown: CancellationToken) {
     let opening = Box::pin(async move {
-        let accepted = Instant::now();
-        let connection = handshake::open(stream, hub, accepted);
-        let connection = shutdown
+        let connection = handshake::open(stream, place, hub);
+        shutdown
             .run_until_cancelled_owned(connection)
             .await
-            .flatten();
-        drop(permit);
-        connection
+            .flatten()
     });
     let Some(mut connection) = opening.await else {
         return;
@@ -213,7 +226,9 @@ async fn attend(
     let end = std::future::poll_fn(|cx| connection.poll(cx)).await;
     if end.is_offence() {
         connection.hub().count("mqtt_disconnected", end.label());
-        info!(device.id = %connection.device(), reason = end.label(), "connection ended by the gateway");
+        if connection.hub().may_log() {
+            info!(device.id = %connection.device(), reason = end.label(), "connection ended by the gateway");
+        }
     }
     Box::pin(connection.close(end)).await;
 }

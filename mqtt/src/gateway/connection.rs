@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use device_ota_domain::DeviceId;
-use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound, Uplink};
+use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -19,6 +18,7 @@ use tracing::info;
 use super::Hub;
 use super::handshake::farewell;
 use super::mailbox::Mailbox;
+use super::presence::Presence;
 use crate::codec;
 use crate::session::{End, Note, Reaction, Session, consume};
 
@@ -28,6 +28,10 @@ const READ_BYTES: usize = 16 * 1024;
 const READS_A_TURN: usize = 4;
 /// Bytes that may wait to be sent before nothing more is read or taken from the mailbox.
 const HIGH_WATER: usize = 64 * 1024;
+/// What a packet costs that leads to nothing (a ping, a subscription, a message refused): a thousand of them a second.
+const IDLE_COST: Duration = Duration::from_millis(1);
+/// As much of it may come at once; beyond, the socket is read slower.
+const IDLE_CREDIT: Duration = Duration::from_secs(1);
 
 /// What every turn needs and no idle connection should hold.
 struct Scratch {
@@ -77,17 +81,15 @@ pub(super) struct Connection {
     /// When bytes last went out, or nothing waited to.
     sent: Instant,
     paused_until: Option<Instant>,
+    /// Until when the packets that led to nothing are paid for.
+    idle_until: Instant,
 }
 
 impl Connection {
     pub(super) fn new(stream: TcpStream, hub: Arc<Hub>, opened: Opened) -> Self {
         let now = Instant::now();
         let session = opened.mailbox.session();
-        let presence = Presence {
-            hub: Arc::clone(&hub),
-            device: Some(opened.device),
-            session,
-        };
+        let presence = Presence::new(Arc::clone(&hub), opened.device, session);
         Self {
             stream,
             hub,
@@ -102,6 +104,7 @@ impl Connection {
             heard: now,
             sent: now,
             paused_until: None,
+            idle_until: now,
         }
     }
 
@@ -111,8 +114,7 @@ impl Connection {
 
     pub(super) fn device(&self) -> &str {
         self.presence
-            .device
-            .as_ref()
+            .device()
             .map_or("", |device| device.id.as_str())
     }
 
@@ -125,7 +127,9 @@ impl Connection {
         let turn = SCRATCH.with_borrow_mut(|scratch| {
             scratch.reaction.out.clear();
             scratch.reaction.taken.clear();
+            scratch.reaction.notes.clear();
             scratch.reaction.pause = None;
+            scratch.reaction.idle = 0;
             let turn = self.turn(cx, scratch);
             self.report(&mut scratch.reaction.notes);
             // What was answered before the fault is still said.
@@ -264,14 +268,27 @@ impl Connection {
         if let Some(pause) = reaction.pause {
             self.paused_until = Some(now + pause);
         }
+        self.charge(std::mem::take(&mut reaction.idle), now);
         Ok(used)
+    }
+
+    /// Reads slower where too much leads to nothing: a flood costs its sender's time, not others'.
+    fn charge(&mut self, idle: u32, now: Instant) {
+        if idle == 0 {
+            return;
+        }
+        self.idle_until = self.idle_until.max(now) + IDLE_COST * idle;
+        let owed = self.idle_until.duration_since(now);
+        if let Some(wait) = owed.checked_sub(IDLE_CREDIT) {
+            self.paused_until = self.paused_until.max(Some(now + wait));
+        }
     }
 
     /// Counts what was refused, and logs the first of each kind.
     fn report(&self, notes: &mut Vec<Note>) {
         for note in notes.drain(..) {
             self.hub.count("mqtt_dropped", note.kind.label());
-            if note.first {
+            if note.first && self.hub.may_log() {
                 info!(
                     device.id = self.device(),
                     reason = note.kind.label(),
@@ -294,7 +311,7 @@ impl Connection {
         if reaction.taken.is_empty() {
             return Ok(());
         }
-        let Some(device) = &self.presence.device else {
+        let Some(device) = self.presence.device() else {
             return Ok(());
         };
         let at = self.hub.engine.clock().now();
@@ -372,7 +389,11 @@ impl Connection {
         }
         if now >= self.heard + self.silence {
             // While we do not read, silence is our own doing.
-            if self.submitting.is_none() && self.session.is_open() && self.paused_until.is_none() {
+            let reading = self.submitting.is_none()
+                && self.paused_until.is_none()
+                && self.session.is_open()
+                && self.unsent.len() < HIGH_WATER;
+            if reading {
                 return Err(End::KeepAlive);
             }
             self.heard = now;
@@ -397,45 +418,14 @@ impl Connection {
 
     /// Takes the session out, tells the engine, and tells the device why if it can be told.
     pub(super) async fn close(mut self, end: End) {
+        let Some(reason) = end.reason() else {
+            // Nobody is there, so the socket does not wait for the engine.
+            drop(self.stream);
+            return self.presence.end().await;
+        };
         self.presence.end().await;
-        let Some(reason) = end.reason() else { return };
         let mut word = std::mem::take(&mut self.unsent);
         codec::disconnect(&mut word, self.session.version(), reason);
-        farewell(self.stream, &word).await;
-    }
-}
-
-/// The device's being connected, as others see it: ended once, whatever happens to the connection.
-struct Presence {
-    hub: Arc<Hub>,
-    /// `None` once it has ended.
-    device: Option<DeviceRef>,
-    session: i64,
-}
-
-impl Presence {
-    async fn end(&mut self) {
-        if let Some(device) = self.device.take() {
-            leave(&self.hub, device, self.session).await;
-        }
-    }
-}
-
-async fn leave(hub: &Hub, device: DeviceRef, session: i64) {
-    let id: &DeviceId = &device.id;
-    hub.sessions.leave(id, session);
-    // The service is stopping, and resets presence when it starts.
-    let _ = hub.tell(device, Uplink::Offline { session }).await;
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        let Some(device) = self.device.take() else {
-            return;
-        };
-        let (hub, session) = (Arc::clone(&self.hub), self.session);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { leave(&hub, device, session).await });
-        }
+        farewell(self.stream, &word, &self.hub).await;
     }
 }

@@ -12,14 +12,13 @@ use tracing::{debug, info};
 use super::Hub;
 use super::connection::{Connection, Opened};
 use super::mailbox::Mailbox;
+use super::rooms::Place;
 use crate::codec::{self, CodecError, Connect, Refusal, Version};
 use crate::limits::MAX_CONNECT;
-use crate::session::{Admission, Session, admit};
+use crate::session::{Admission, Class, Session, admit};
 
 /// Bytes asked for at a time; a CONNECT usually fits.
 const READ_BYTES: usize = 512;
-/// While every place for unknown connections is taken, they get this long instead of the whole time.
-const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
 /// Time that a refused peer gets to read why, before the connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes that are still read from it, so that closing does not destroy what it was told.
@@ -28,22 +27,26 @@ const MAX_DRAINED: usize = 64 * 1024;
 /// Takes a connection as far as CONNACK. `None`: it was refused, or went away.
 pub(super) async fn open(
     mut stream: TcpStream,
+    mut place: Place,
     hub: Arc<Hub>,
-    accepted: Instant,
 ) -> Option<Connection> {
     // A socket that cannot take the option is about to fail anyway.
     let _ = stream.set_nodelay(true);
-    let deadline = accepted + hub.limits.connect_timeout;
+    let deadline = Instant::now() + hub.limits.connect_timeout;
     let mut bytes = Vec::new();
-    let connect = match read_connect(&mut stream, &mut bytes, accepted, deadline, &hub).await {
-        Ok(connect) => connect,
-        Err(Some((version, refusal))) => {
-            hub.count("mqtt_refused", refusal.label());
-            debug!(reason = refusal.label(), "connection refused");
-            turn_away(stream, version, refusal).await;
+    let reading = timeout_at(deadline, read_connect(&mut stream, &mut bytes));
+    let connect = match place.while_unknown(reading).await {
+        Some(Ok(Ok(connect))) => connect,
+        failed => {
+            drop(place);
+            let error = match failed {
+                None => Unread::Silent("crowded_out"),
+                Some(Err(_)) => Unread::Silent("connect_timeout"),
+                Some(Ok(read)) => read.err()?,
+            };
+            give_up(stream, error, &hub).await;
             return None;
         }
-        Err(None) => return None,
     };
     let version = connect.version;
     match timeout_at(deadline, let_in(&connect, &hub))
@@ -66,27 +69,30 @@ pub(super) async fn open(
             Some(Connection::new(stream, hub, opened))
         }
         Err(refusal) => {
+            drop(place);
             hub.count("mqtt_refused", refusal.label());
-            let user = connect.user.as_deref().unwrap_or_default();
-            info!(mqtt.user = %user.escape_debug(), reason = refusal.label(), "connection refused");
-            turn_away(stream, version, refusal).await;
+            if hub.may_log() {
+                let user = connect.user.as_deref().unwrap_or_default();
+                info!(mqtt.user = %user.escape_debug(), reason = refusal.label(), "connection refused");
+            }
+            turn_away(stream, version, connect.max_packet, refusal, &hub).await;
             None
         }
     }
 }
 
-/// Reads the CONNECT and leaves in `bytes` what came after it. An error without content needs no answer.
-async fn read_connect(
-    stream: &mut TcpStream,
-    bytes: &mut Vec<u8>,
-    accepted: Instant,
-    deadline: Instant,
-    hub: &Hub,
-) -> Result<Connect, Option<(Version, Refusal)>> {
-    let failed = |label| {
-        hub.count("mqtt_refused", label);
-        None
-    };
+/// Why there is no CONNECT.
+enum Unread {
+    /// The peer went away.
+    Gone,
+    /// Nothing that an answer would mean something to; the label it is counted by.
+    Silent(&'static str),
+    /// To be told why.
+    Refused(Version, Refusal),
+}
+
+/// Reads the CONNECT and leaves in `bytes` what came after it.
+async fn read_connect(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Connect, Unread> {
     loop {
         match codec::read_connect(bytes, MAX_CONNECT) {
             Ok(Some((connect, used))) => {
@@ -96,27 +102,31 @@ async fn read_connect(
             Ok(None) => {}
             Err(CodecError::UnknownVersion(level)) => {
                 let version = if level > 5 { Version::V5 } else { Version::V3 };
-                return Err(Some((version, Refusal::Version)));
+                return Err(Unread::Refused(version, Refusal::Version));
             }
             // Whether it speaks 5 is not known yet; a client of 3.1.1 takes either for the end.
-            Err(CodecError::TooLarge(_)) => return Err(Some((Version::V5, Refusal::TooLarge))),
-            Err(CodecError::Malformed) => return Err(failed("malformed")),
-            Err(CodecError::Unexpected) => return Err(failed("not_connect")),
+            Err(CodecError::TooLarge(_)) => {
+                return Err(Unread::Refused(Version::V5, Refusal::TooLarge));
+            }
+            Err(CodecError::Malformed) => return Err(Unread::Silent("malformed")),
+            Err(CodecError::Unexpected) => return Err(Unread::Silent("not_connect")),
         }
         bytes.reserve(READ_BYTES);
-        let now = Instant::now();
-        let patience = if now < accepted + PATIENCE_WHEN_FULL {
-            (accepted + PATIENCE_WHEN_FULL).min(deadline)
-        } else {
-            (now + PATIENCE_WHEN_FULL).min(deadline)
-        };
-        match timeout_at(patience, stream.read_buf(bytes)).await {
-            Ok(Ok(0) | Err(_)) => return Err(None),
-            Err(_) if Instant::now() >= deadline => return Err(failed("connect_timeout")),
-            Err(_) if hub.unauthenticated.available_permits() == 0 => {
-                return Err(failed("connect_timeout_when_full"));
-            }
-            Ok(Ok(_)) | Err(_) => {}
+        match stream.read_buf(bytes).await {
+            Ok(0) | Err(_) => return Err(Unread::Gone),
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn give_up(stream: TcpStream, error: Unread, hub: &Hub) {
+    match error {
+        Unread::Gone => {}
+        Unread::Silent(label) => hub.count("mqtt_refused", label),
+        Unread::Refused(version, refusal) => {
+            hub.count("mqtt_refused", refusal.label());
+            debug!(reason = refusal.label(), "connection refused");
+            turn_away(stream, version, None, refusal, hub).await;
         }
     }
 }
@@ -128,7 +138,10 @@ async fn let_in(
 ) -> Result<(Admission, DeviceRef, Arc<Mailbox>), Refusal> {
     let admission = admit(connect, hub.sessions.prefix(), &hub.limits)?;
     let secret = connect.password.as_deref().unwrap_or_default();
+    // The semaphore is never closed.
+    let turn = hub.lookups.acquire().await;
     let known = hub.engine.authenticate(admission.id.as_str(), secret).await;
+    drop(turn);
     let device = known
         .map_err(|error| {
             debug!(
@@ -138,6 +151,9 @@ async fn let_in(
             Refusal::Unavailable
         })?
         .ok_or(Refusal::BadCredentials)?;
+    // Two clients with one id would take over from each other without end.
+    let rate = hub.sessions.meter().allow(Class::Connect, device.key);
+    rate.map_err(|_| Refusal::ConnectRate)?;
     let session = hub.next_session();
     let mailbox = Arc::new(Mailbox::new(session));
     hub.sessions.enter(&device.id, Arc::clone(&mailbox))?;
@@ -168,14 +184,24 @@ impl Drop for Entered<'_> {
     }
 }
 
-async fn turn_away(stream: TcpStream, version: Version, refusal: Refusal) {
-    let mut out = Vec::new();
-    codec::refuse(&mut out, version, refusal);
-    farewell(stream, &out).await;
+async fn turn_away(
+    stream: TcpStream,
+    version: Version,
+    max_packet: Option<u32>,
+    refusal: Refusal,
+    hub: &Hub,
+) {
+    let mut word = Vec::new();
+    codec::refuse(&mut word, version, refusal);
+    // MQTT-3.1.2-24: a client is sent nothing larger than it takes.
+    if max_packet.is_some_and(|max| word.len() as u64 > u64::from(max)) {
+        return;
+    }
+    farewell(stream, &word, hub).await;
 }
 
 /// Says a last word, and gives the peer a moment to read it.
-pub(super) async fn farewell(mut stream: TcpStream, word: &[u8]) {
+pub(super) async fn farewell(mut stream: TcpStream, word: &[u8], hub: &Hub) {
     let last = async {
         stream.write_all(word).await?;
         stream.shutdown().await?;
@@ -188,6 +214,11 @@ pub(super) async fn farewell(mut stream: TcpStream, word: &[u8]) {
         }
         std::io::Result::Ok(())
     };
-    // It may be gone, or not listen: either way this is the end.
-    let _ = timeout(FAREWELL, last).await;
+    let good_bye = async {
+        // It may be gone, or not listen: either way this is the end.
+        let _ = timeout(FAREWELL, last).await;
+    };
+    if !hub.porch.linger(good_bye).await {
+        hub.count("mqtt_farewell", "cut_short");
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,11 +32,26 @@ use crate::wire::{self, Connect};
 /// Longest that anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct RealClock;
+/// The present; and, for once, a defect in whoever asks for it next.
+#[derive(Default)]
+pub(crate) struct TestClock {
+    broken: AtomicBool,
+}
 
-impl Clock for RealClock {
+impl TestClock {
+    /// The next call panics.
+    pub(crate) fn break_once(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
     #[expect(clippy::disallowed_methods, reason = "the test's composition root")]
     fn now(&self) -> Timestamp {
+        assert!(
+            !self.broken.swap(false, Ordering::SeqCst),
+            "a defect, for a test"
+        );
         let now = Timestamp::now();
         now.round(TimestampRound::new().smallest(Unit::Microsecond))
             .unwrap()
@@ -54,6 +70,7 @@ impl Entropy for RealEntropy {
 pub(crate) struct Service {
     pub(crate) engine: Arc<Engine>,
     pub(crate) store: Arc<SqliteStore>,
+    pub(crate) clock: Arc<TestClock>,
     pub(crate) shutdown: CancellationToken,
     folders: Vec<TempDir>,
     database: PathBuf,
@@ -74,12 +91,13 @@ impl Service {
         let database = folder.path().join("ota.db");
         let store = SqliteStore::open_file(&database).await.unwrap();
         let store = Arc::new(store);
+        let clock = Arc::new(TestClock::default());
         let (engine, work) = Engine::new(Parts {
             store: store.clone(),
             objects: Arc::new(LocalFolder::open(folder.path().join("objects")).unwrap()),
             downlink,
             sinks: Vec::new(),
-            clock: Arc::new(RealClock),
+            clock: clock.clone(),
             entropy: Arc::new(RealEntropy),
             keyring: keyring(),
             grants: Grants::new([7; 32]),
@@ -89,6 +107,7 @@ impl Service {
         Self {
             engine,
             store,
+            clock,
             shutdown,
             folders: vec![folder],
             database,
@@ -147,6 +166,18 @@ impl Service {
             .map_or(0, |(_, _, n)| *n)
     }
 
+    /// Waits until something was counted so often.
+    pub(crate) async fn until_counted(&self, name: &str, label: &str, at_least: u64) {
+        let wait = async {
+            while self.counted(name, label) < at_least {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("{name} {label}: {}", self.counted(name, label)));
+    }
+
     /// Keeps a folder for as long as the service.
     pub(crate) fn keep(&mut self, folder: TempDir) {
         self.folders.push(folder);
@@ -192,7 +223,7 @@ pub(crate) fn registration(id: &str) -> Registration {
 
 fn keyring() -> Keyring {
     let [root, release, dispatch] = [1, 2, 3].map(|n| Keypair::from_seed([n; 32]));
-    let expires = RealClock.now() + jiff::SignedDuration::from_hours(24);
+    let expires = TestClock::default().now() + jiff::SignedDuration::from_hours(24);
     let statement = Root::single(
         1,
         expires,
@@ -242,8 +273,10 @@ impl WithGateway {
 
     /// A client that has sent these bytes.
     pub(crate) async fn client(&self, hello: &[u8]) -> Client {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let mut client = Client {
-            stream: TcpStream::connect(self.addr).await.unwrap(),
+            stream,
             bytes: Vec::new(),
         };
         client.send(hello).await;
@@ -252,23 +285,21 @@ impl WithGateway {
 
     /// A device that is connected.
     pub(crate) async fn device(&self, version: Version, id: &str, secret: &str) -> Client {
-        let mut client = self
-            .client(&Connect::new(version, id, secret).bytes())
-            .await;
+        self.admitted(&Connect::new(version, id, secret)).await
+    }
+
+    /// A device that is connected after a CONNECT of its own.
+    pub(crate) async fn admitted(&self, connect: &Connect<'_>) -> Client {
+        let mut client = self.client(&connect.bytes()).await;
         let connack = client.next().await.expect("a CONNACK");
-        assert_eq!(connack[0], 0x20);
-        assert_eq!(connack[3], 0, "{connack:?}");
+        assert_eq!((connack[0], connack[3]), (0x20, 0), "{connack:?}");
         client
     }
 
     /// A device that is connected and subscribed to all that is its own.
     pub(crate) async fn subscribed(&self, version: Version, id: &str, secret: &str) -> Client {
         let mut client = self.device(version, id, secret).await;
-        let filter = format!("ota/v1/{id}/down/#");
-        client
-            .send(&wire::subscribe(version, 1, &[(&filter, 1)]))
-            .await;
-        assert_eq!(client.next().await, Some(wire::suback(version, 1, &[1])));
+        client.subscribe(version, id).await;
         client
     }
 }
@@ -283,6 +314,14 @@ impl Client {
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         // The gateway may have closed already; what it said before is what matters.
         let _ = self.stream.write_all(bytes).await;
+    }
+
+    /// Subscribes to all that is the device's own.
+    pub(crate) async fn subscribe(&mut self, version: Version, id: &str) {
+        let filter = format!("ota/v1/{id}/down/#");
+        self.send(&wire::subscribe(version, 1, &[(&filter, 1)]))
+            .await;
+        assert_eq!(self.next().await, Some(wire::suback(version, 1, &[1])));
     }
 
     /// The next packet; `None` when the connection has ended.
