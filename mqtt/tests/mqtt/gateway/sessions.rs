@@ -7,11 +7,11 @@ use device_ota_engine::ports::{Delivery, Downlink as _};
 use device_ota_mqtt::Limits;
 use device_ota_mqtt::codec::Version;
 use device_ota_protocol::topics::Down;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::heartbeat;
-use crate::service::{Client, WithGateway, device_id};
+use crate::service::{Client, PATIENCE, WithGateway, device_id};
 use crate::wire::{self, BOTH, Connect, PINGREQ, PINGRESP};
 
 #[tokio::test]
@@ -85,6 +85,34 @@ async fn a_device_that_falls_silent_is_let_go() {
         "{:?}",
         heard.elapsed()
     );
+    gateway.service.until("d1", |d| !d.latest.online).await;
+    gateway.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_packet_that_never_ends_is_silence() {
+    let gateway = WithGateway::start(Limits::default()).await;
+    let secret = gateway.service.register("d1").await;
+    let connect = Connect {
+        keep_alive: 1,
+        ..Connect::new(Version::V5, "d1", &secret)
+    };
+    let device = gateway.admitted(&connect).await;
+    let (mut reader, mut writer) = device.stream.into_split();
+    let drip = tokio::spawn(async move {
+        let mut pace = tokio::time::interval(Duration::from_millis(50));
+        // Most of it never comes; what does, comes all the time.
+        let _ = writer.write_all(&[0x30, 0x80, 0x40]).await;
+        while writer.write_all(b"x").await.is_ok() {
+            pace.tick().await;
+        }
+    });
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, reader.read_to_end(&mut said));
+    read.await.expect("it is never let go").unwrap();
+    assert_eq!(said, wire::disconnect(0x8d));
+    drop(reader);
+    drip.abort();
     gateway.service.until("d1", |d| !d.latest.online).await;
     gateway.service.stop().await;
 }
