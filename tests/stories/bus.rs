@@ -187,7 +187,8 @@ async fn an_attack_on_the_bus_harms_no_device(options: Options) {
     assert_eq!(service.admin().get("/health").await.status, 200);
     device.leave().await;
     eventually("the bus is back", async || {
-        let mut raw = Raw::open(&bus, MqttVersion::V311).await;
+        let raw = Raw::try_open(&bus, MqttVersion::V311).await;
+        let mut raw = raw.map_err(|error| error.to_string())?;
         raw.send(&connect(MqttVersion::V311, "in-house", "in-house", "x", 30))
             .await;
         match raw.packet().await {

@@ -147,11 +147,49 @@ fn the_offer_says_all_that_a_device_needs(offer: &Offer, update_id: &str, campai
     insta::allow_duplicates! {
         insta::assert_json_snapshot!(offer.release, {
             ".issued_at" => "[time]", ".sha256" => "[digest]", ".firmware_id" => "[id]",
-        }, @"");
+        }, @r#"
+        {
+          "device_model": "SF-100",
+          "firmware_id": "[id]",
+          "format": "bin",
+          "hw_revisions": [],
+          "issued_at": "[time]",
+          "kind": "feature",
+          "manufacturer": "Acme",
+          "name": "Smart Frame Firmware",
+          "security_version": 0,
+          "sha256": "[digest]",
+          "size": 200000,
+          "version": "2.1.0"
+        }
+        "#);
         insta::assert_json_snapshot!(offer.assignment, {
             ".update_id" => "[id]", ".campaign_id" => "[id]", ".release_sha256" => "[digest]", ".nonce" => "[nonce]",
             ".urls" => "[urls]", ".urls_expire_at" => "[time]", ".not_before" => "[time]", ".expires_at" => "[time]",
-        }, @"");
+        }, @r#"
+        {
+          "action": "update",
+          "attempt": 1,
+          "campaign_id": "[id]",
+          "device_id": "frame-1",
+          "expires_at": "[time]",
+          "mode": "install",
+          "nonce": "[nonce]",
+          "release_sha256": "[digest]",
+          "requires": {
+            "min_battery_percent": 50
+          },
+          "seq": 1,
+          "timeouts": {
+            "download_s": 3600,
+            "install_s": 3600,
+            "total_s": 3600
+          },
+          "update_id": "[id]",
+          "urls": "[urls]",
+          "urls_expire_at": "[time]"
+        }
+        "#);
     }
 }
 

@@ -34,9 +34,13 @@ pub struct Raw {
 
 impl Raw {
     pub async fn open(address: &str, version: MqttVersion) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, version }
+        Self::try_open(address, version).await.unwrap()
+    }
+
+    pub async fn try_open(address: &str, version: MqttVersion) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, version })
     }
 
     /// A connection that has been let in.
