@@ -30,19 +30,9 @@ pub(crate) struct Connection {
 /// Where clients connect, and how they prove who they are.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    pub(crate) addr: SocketAddr,
-    pub(crate) proof: Proof,
-}
-
-/// How clients prove who they are.
-#[derive(Debug, Clone)]
-pub(crate) enum Proof {
-    /// Not at all.
-    None,
-    /// Each by its own name, all with this password.
-    Own(Arc<str>),
-    /// All by the same name and password.
-    Shared(Arc<str>, Arc<str>),
+    addr: SocketAddr,
+    /// The password of every client, each by its own name; without one none is sent.
+    password: Option<Arc<str>>,
 }
 
 impl Target {
@@ -50,7 +40,7 @@ impl Target {
     pub(crate) fn open_to_all(addr: SocketAddr) -> Self {
         Self {
             addr,
-            proof: Proof::None,
+            password: None,
         }
     }
 
@@ -58,24 +48,7 @@ impl Target {
     pub(crate) fn of_devices(addr: SocketAddr) -> Self {
         Self {
             addr,
-            proof: Proof::Own(SECRET.into()),
-        }
-    }
-
-    /// Everybody shares the first device's name.
-    pub(crate) fn of_one_user(addr: SocketAddr) -> Self {
-        Self {
-            addr,
-            proof: Proof::Shared("bench-000000".into(), SECRET.into()),
-        }
-    }
-
-    /// User and password of a client.
-    fn user<'t>(&'t self, id: &'t str) -> Option<(&'t str, &'t str)> {
-        match &self.proof {
-            Proof::None => None,
-            Proof::Own(password) => Some((id, password)),
-            Proof::Shared(user, password) => Some((user, password)),
+            password: Some(SECRET.into()),
         }
     }
 }
@@ -86,7 +59,9 @@ impl Connection {
         let connecting = async {
             let mut stream = TcpStream::connect(target.addr).await?;
             stream.set_nodelay(true)?;
-            stream.write_all(&connect(id, target.user(id))).await?;
+            stream
+                .write_all(&connect(id, target.password.as_deref()))
+                .await?;
             let mut answer = [0; 4];
             stream.read_exact(&mut answer).await?;
             anyhow::ensure!(
@@ -168,15 +143,15 @@ pub(crate) async fn subscribe_all(
     Ok(done)
 }
 
-fn connect(id: &str, user: Option<(&str, &str)>) -> Vec<u8> {
+fn connect(id: &str, password: Option<&str>) -> Vec<u8> {
     let mut body = Vec::new();
     text(&mut body, b"MQTT");
     body.push(4);
-    body.push(if user.is_some() { 0xc2 } else { 0x02 });
+    body.push(if password.is_some() { 0xc2 } else { 0x02 });
     body.extend(KEEP_ALIVE.to_be_bytes());
     text(&mut body, id.as_bytes());
-    if let Some((user, password)) = user {
-        text(&mut body, user.as_bytes());
+    if let Some(password) = password {
+        text(&mut body, id.as_bytes());
         text(&mut body, password.as_bytes());
     }
     packet(0x10, &body)

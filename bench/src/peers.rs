@@ -142,9 +142,9 @@ pub(crate) fn start_ingest(
 }
 
 /// The consumer: takes heartbeats with manual acknowledgements, stores them batch by batch exactly as the service
-/// does, and acknowledges after each commit.
+/// does, and acknowledges after each commit. On one thread: measured faster than on several.
 pub(crate) fn ingest(options: &IngestOptions) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
