@@ -92,6 +92,12 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
         CampaignState::Paused { .. } => Plan::wait(Why::Paused),
         CampaignState::RollingBack { .. } => back(campaign, counts),
         CampaignState::Cancelled { .. } => stop(counts),
+        CampaignState::RolledBack { .. }
+            if counts.rollbacks.total() < counts.updates().completed =>
+        {
+            let reason = "a device completed after the others had gone back".to_owned();
+            Plan::act(Action::RollBack { reason })
+        }
         CampaignState::RolledBack { .. } | CampaignState::Completed { .. } => {
             Plan::wait(Why::Ended)
         }

@@ -134,6 +134,9 @@ impl Engine {
     async fn expire(&self) -> Result<usize> {
         let now = self.clock.now();
         let ripe = self.store.expired(now, MAX_ROWS).await?;
+        if !self.listening.for_a_lease(now, self.settings.lease) {
+            return Ok(0);
+        }
         if ripe.is_empty() {
             return Ok(0);
         }
@@ -200,6 +203,31 @@ impl Engine {
             tx.count_downloads(&firmware, downloads).await?;
         }
         Ok(tx.commit().await?)
+    }
+}
+
+/// Since when the service has listened to devices without a break: nobody is called silent before it has listened for
+/// a whole lease. Breaks are a start, a database that was away, a machine that slept, a clock that was set.
+#[derive(Default)]
+pub(crate) struct Listening(std::sync::Mutex<Option<(Timestamp, Timestamp)>>);
+
+impl Listening {
+    fn for_a_lease(&self, now: Timestamp, lease: SignedDuration) -> bool {
+        let mut known = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let since = match *known {
+            Some((since, last))
+                if last <= now
+                    && now.duration_since(last) < lease.max(SignedDuration::from_secs(10)) =>
+            {
+                since
+            }
+            _ => now,
+        };
+        *known = Some((since, now));
+        now.duration_since(since) >= lease
     }
 }
 

@@ -60,9 +60,16 @@ fn failure(error: Option<&ReportedError>, retry: Option<Retry>) -> Failure {
     };
     Failure {
         code: error.code.as_str().to_owned(),
-        message: error.message.clone(),
+        message: printable(&error.message),
         retry,
     }
+}
+
+/// A device's words without control characters: PostgreSQL does not store NUL, and logs should not obey escapes.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// The protocol's form of a device id. Both rules are the same; a test holds them together.

@@ -30,6 +30,9 @@ statements! {
     CAMPAIGNS_TO_PLAN = select_campaign!(
         "WHERE c.status IN ('in_progress', 'paused', 'rolling_back') OR (c.status = 'cancelled' AND EXISTS ( \
          SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight > 0)) \
+         OR (c.status = 'rolled_back' AND (SELECT SUM(CASE WHEN s.action = 'update' THEN s.completed \
+             ELSE -(s.pending + s.in_flight + s.completed + s.failed + s.cancelled) END) \
+             FROM campaign_stages s WHERE s.campaign_id = c.campaign_id) > 0) \
          ORDER BY c.priority DESC, c.number"
     );
     INSERT_CAMPAIGN = "INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, \

@@ -47,7 +47,7 @@ statements! {
     CANCELLABLE = select_update!(
         " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = 'update' \
          AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
-         ORDER BY u.number LIMIT $2 {for_update}"
+         ORDER BY u.number LIMIT $2 {skip_locked}"
     );
     UNANSWERED = select_update!(
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \

@@ -63,13 +63,15 @@ statements! {
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
          p.device_id, p.campaign_id, 'rollback', p.previous, p.to_version, COALESCE(p.from_version, ''), p.stage, \
          p.priority, p.max_retries, p.timeout_seconds, \
-         CASE WHEN p.previous IS NULL THEN 'failed' ELSE 'pending' END, \
-         CASE WHEN p.previous IS NULL THEN NULL ELSE CAST($2 AS BIGINT) END, \
-         CASE WHEN p.previous IS NULL THEN CAST($2 AS BIGINT) ELSE NULL END, \
-         CASE WHEN p.previous IS NULL THEN 'no_previous_firmware' ELSE NULL END, \
-         CASE WHEN p.previous IS NULL THEN 'the version that ran before is not in the registry' ELSE NULL END, \
-         CASE WHEN p.previous IS NULL THEN 'never' ELSE NULL END, $2, $2 \
-         FROM (SELECT c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
+         p.born, \
+         CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, \
+         CASE WHEN p.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
+         CASE WHEN p.born = 'failed' THEN 'no_previous_firmware' END, \
+         CASE WHEN p.born = 'failed' THEN 'the version that ran before is not in the registry' END, \
+         CASE WHEN p.born = 'failed' THEN 'never' END, $2, $2 \
+         FROM (SELECT q.*, CASE WHEN q.running <> q.to_version AND q.running <> COALESCE(q.from_version, '') \
+             THEN 'cancelled' WHEN q.previous IS NULL THEN 'failed' \
+             ELSE 'pending' END AS born FROM (SELECT COALESCE(l.version, u.to_version) AS running, c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
              u.priority, u.max_retries, u.timeout_seconds, \
              COALESCE( \
                  (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
@@ -78,11 +80,11 @@ statements! {
                      AND f.version = u.from_version AND f.deprecated_at IS NULL \
                      ORDER BY f.created_at DESC, f.firmware_id LIMIT 1)) AS previous \
              FROM device_updates u JOIN update_campaigns c ON c.campaign_id = u.campaign_id \
-             JOIN firmware now ON now.firmware_id = c.firmware_id \
+             JOIN device_latest l ON l.device_key = u.device_key JOIN firmware now ON now.firmware_id = c.firmware_id \
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \
              AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
-         ) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING";
+         ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING";
     CANCEL_STAGE = "UPDATE device_updates SET state = 'cancelled', ended_at = $3, updated_at = $3, check_at = NULL \
          WHERE campaign_id = $1 AND action = 'update' AND stage = $2 AND state = 'pending'";
 }

@@ -14,8 +14,10 @@ statements! {
          AS (VALUES {rows}) UPDATE device_latest SET \
          last_seen = CASE WHEN device_latest.last_seen IS NULL OR v.last_seen > device_latest.last_seen \
              THEN v.last_seen ELSE device_latest.last_seen END, \
-         online = CASE WHEN v.session >= device_latest.session THEN v.online ELSE device_latest.online END, \
-         session = CASE WHEN v.session >= device_latest.session THEN v.session ELSE device_latest.session END, \
+         online = CASE WHEN v.session >= device_latest.session \
+             OR (v.online = 1 AND device_latest.session > v.last_seen) THEN v.online ELSE device_latest.online END, \
+         session = CASE WHEN v.session >= device_latest.session \
+             OR (v.online = 1 AND device_latest.session > v.last_seen) THEN v.session ELSE device_latest.session END, \
          version = COALESCE(v.version, device_latest.version), \
          slot = COALESCE(v.slot, device_latest.slot), \
          confirmed = COALESCE(v.confirmed, device_latest.confirmed), \

@@ -178,6 +178,7 @@ impl CampaignState {
             Self::InProgress(_)
             | Self::Paused { .. }
             | Self::Completed { .. }
+            | Self::RolledBack { .. }
             | Self::Cancelled { .. } => Ok(Self::RollingBack {
                 rollback_started_at: now,
                 trigger,

@@ -7,6 +7,8 @@ use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
 
+/// Shortest that a device may put an update off, in seconds: each time costs a transaction and a signature.
+const MIN_DEFER_SECONDS: u64 = 30;
 /// Longest that a device may put an update off, in seconds: a week.
 const MAX_DEFER_SECONDS: u64 = 7 * 24 * 3_600;
 /// How long a deferred update waits when the device does not say, in seconds.
@@ -117,7 +119,12 @@ impl Update {
         self.attempt += 1;
         self.last_seq = 0;
         self.progress = Progress::default();
-        if terms.running.is_some() {
+        // A device that has it already, without our knowing, still has to find back to what it ran before.
+        if terms
+            .running
+            .as_ref()
+            .is_some_and(|v| *v != self.to_version)
+        {
             self.from_version.clone_from(&terms.running);
         }
         self.started_at = self.started_at.or(Some(now));
@@ -136,6 +143,15 @@ impl Update {
     /// anything after the end change nothing. An attempt fails or is put off once, however often the device says so;
     /// that it completed after all is always taken.
     pub fn report(mut self, report: &Report, now: Timestamp, lease: SignedDuration) -> Outcome {
+        if self.has_succeeded_after_all(report) {
+            if report.attempt == self.attempt {
+                self.last_seq = report.seq;
+            }
+            self.state = UpdateState::Completed { at: now };
+            self.progress.percent = 100.0;
+            self.updated_at = now;
+            return Outcome::Changed(Box::new(self));
+        }
         if self.is_terminal() {
             return Outcome::Ignored(Box::new(self), "ended");
         }
@@ -145,17 +161,11 @@ impl Update {
         if report.seq <= self.last_seq {
             return Outcome::Ignored(Box::new(self), "repeated");
         }
-        let completed = report.said == Reported::Completed
-            && report.version.as_deref() == Some(&self.to_version);
-        if self.attempt_is_over() && !completed {
+        if self.attempt_is_over() {
             return Outcome::Ignored(Box::new(self), "attempt_over");
         }
         match &report.said {
             Reported::In(phase) => return self.advance(*phase, report, now, lease),
-            Reported::Completed if completed => {
-                self.state = UpdateState::Completed { at: now };
-                self.progress.percent = 100.0;
-            }
             Reported::Completed => {
                 let runs = report.version.as_deref().unwrap_or("nothing");
                 let message = format!(
@@ -176,6 +186,19 @@ impl Update {
         self.last_seq = report.seq;
         self.updated_at = now;
         Outcome::Changed(Box::new(self))
+    }
+
+    /// The device runs the offered version by one of our attempts: true whatever was thought of the attempt
+    /// meanwhile (lost, timed out, withdrawn, offered anew), so that nobody is left behind by a rollback.
+    fn has_succeeded_after_all(&self, report: &Report) -> bool {
+        let new = match report.attempt.cmp(&self.attempt) {
+            std::cmp::Ordering::Less => report.attempt > 0,
+            std::cmp::Ordering::Equal => self.attempt > 0 && report.seq > self.last_seq,
+            std::cmp::Ordering::Greater => false,
+        };
+        new && report.said == Reported::Completed
+            && report.version.as_deref() == Some(&self.to_version)
+            && !matches!(self.state, UpdateState::Completed { .. })
     }
 
     fn advance(
@@ -246,6 +269,16 @@ impl Update {
                     self.fail(lost(), at.now)
                 };
             }
+            // It is there and says nothing of an offer that it never took: it has nothing to withdraw.
+            UpdateState::InFlight {
+                phase: Phase::Offered,
+                lease_until,
+                deadline,
+                cancel_requested: true,
+                ..
+            } if lease_until.min(deadline) <= at.now => {
+                self.state = UpdateState::Cancelled { at: at.now };
+            }
             UpdateState::InFlight {
                 phase,
                 since,
@@ -259,16 +292,6 @@ impl Update {
                         phase,
                         since,
                         lease_until,
-                        deadline,
-                        cancel_requested,
-                    }
-                } else if cancel_requested && phase > Phase::Offered {
-                    // It may be on its way into the new image: what it did is settled by its
-                    // own word, or when its time has run out.
-                    UpdateState::InFlight {
-                        phase,
-                        since,
-                        lease_until: deadline,
                         deadline,
                         cancel_requested,
                     }
@@ -343,7 +366,7 @@ impl Update {
         } else {
             let pause = retry_after
                 .unwrap_or(DEFAULT_DEFER_SECONDS)
-                .min(MAX_DEFER_SECONDS);
+                .clamp(MIN_DEFER_SECONDS, MAX_DEFER_SECONDS);
             UpdateState::Pending {
                 due_at: later(now, seconds(pause)),
                 lost_at: None,

@@ -129,7 +129,13 @@ fn stages_open_one_after_the_other() {
 
 #[test]
 fn roll_back() {
-    let allowed = ["in_progress", "paused", "completed", "cancelled"];
+    let allowed = [
+        "in_progress",
+        "paused",
+        "completed",
+        "cancelled",
+        "rolled_back",
+    ];
     let trigger = RollbackTrigger::FailureThreshold;
     let next = takes(&allowed, "rolled back", "", |s| {
         s.roll_back(at(9), trigger, "too many")

@@ -222,6 +222,11 @@ proptest! {
                 let only = [Action::CancelPending, Action::CancelInFlight];
                 prop_assert!(plan.actions.iter().all(|action| only.contains(action)), "{plan:?}");
             }
+            // A device completed after the others had gone back: it goes back, too.
+            CampaignState::RolledBack { .. } if counts.rollbacks.total() < counts.updates().completed => {
+                let back = matches!(plan.actions.as_slice(), [Action::RollBack { .. }]);
+                prop_assert!(back, "{plan:?}");
+            }
             _ => prop_assert_eq!(plan.actions, []),
         }
     }

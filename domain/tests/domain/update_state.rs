@@ -154,14 +154,25 @@ fn repeats_and_other_attempts_change_nothing() {
 }
 
 #[test]
-fn what_has_ended_stays() {
+fn what_has_ended_stays_but_for_a_success_after_all() {
     let truth = Report {
         version: Some("2.0.0".into()),
         ..says(99, Reported::Completed)
     };
+    let lie = Report {
+        version: Some("1.0.0".into()),
+        ..truth.clone()
+    };
+    ignored(completed(), &truth, "ended");
+    let asked = in_phase(Phase::Downloading).cancel(at(40)).unwrap();
+    let stopped = changed(asked, &says(2, Reported::Cancelled));
+    ignored(cancelled(), &truth, "ended"); // it was never offered
+    for update in [failed(), stopped] {
+        ignored(update.clone(), &lie, "ended");
+        assert_eq!(changed(update, &truth).group(), Group::Completed);
+    }
     for update in [completed(), failed(), cancelled()] {
         assert!(update.is_terminal());
-        ignored(update.clone(), &truth, "ended");
         ignored(update.clone(), &fails(99, Retry::Now), "ended");
         assert_eq!(update.clone().observe_version("1.0.0", at(60)), None);
         assert_eq!(update.clone().expire(&unheard(1_000_000)), None);

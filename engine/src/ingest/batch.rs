@@ -242,10 +242,7 @@ impl Rows {
         match report.as_ref() {
             Report::Progress(progress) => self.progress(engine, message, progress),
             Report::Check(check) => {
-                let new_session = matches!(
-                    check.reason,
-                    Some(CheckReason::Boot | CheckReason::Reconnect)
-                );
+                let new_session = matches!(check.reason, Some(CheckReason::Boot));
                 let sighting = if new_session {
                     Sighting::Restarted
                 } else {
@@ -392,7 +389,8 @@ impl Present {
                 self.heartbeats.push(HeartbeatRow {
                     device: message.device.key,
                     received_at: message.at,
-                    payload: String::from_utf8_lossy(payload).into_owned(), // valid: it was parsed as JSON
+                    // It was parsed as JSON, so it is text.
+                    payload: std::str::from_utf8(payload).unwrap_or("{}").to_owned(),
                 });
             }
             Report::Check(check) => {

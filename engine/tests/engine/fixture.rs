@@ -95,7 +95,7 @@ pub(crate) struct Fixture {
 }
 
 /// An hour: nothing but the test's own calls and wakes makes a pass.
-const NEVER: std::time::Duration = std::time::Duration::from_secs(3_600);
+const NEVER: std::time::Duration = std::time::Duration::from_hours(1);
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
 
 impl Fixture {
@@ -155,6 +155,18 @@ impl Fixture {
     pub(crate) fn advance(&self, by: SignedDuration) {
         let micros = i64::try_from(by.as_micros()).unwrap();
         self.clock.0.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    /// Time passes, and the service looks at it now and then.
+    pub(crate) async fn pass(&self, by: SignedDuration) {
+        let mut left = by;
+        self.engine.keep_time().await.unwrap();
+        while left > SignedDuration::ZERO {
+            let step = left.min(LEASE / 2);
+            self.advance(step);
+            self.engine.keep_time().await.unwrap();
+            left -= step;
+        }
     }
 
     /// Registers a device of model M that runs 1.0.0.
@@ -311,11 +323,16 @@ impl Fixture {
             .status()
     }
 
-    /// The campaign's counters, which must be those of its rows.
+    /// The campaign's counters, which must be those of its rows; read anew while they move.
     pub(crate) async fn counts(&self, campaign: &CampaignId) -> Counts {
-        let kept = self.store.counts(campaign).await.unwrap();
-        assert_eq!(kept, self.store.counts_by_rows(campaign).await.unwrap());
-        kept
+        loop {
+            let kept = self.store.counts(campaign).await.unwrap();
+            let counted = self.store.counts_by_rows(campaign).await.unwrap();
+            if kept == self.store.counts(campaign).await.unwrap() {
+                assert_eq!(kept, counted);
+                return kept;
+            }
+        }
     }
 
     pub(crate) async fn updates(&self, campaign: &CampaignId) -> Vec<device_ota_domain::Update> {

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod adversity;
 mod fixture;
 
 mod ingest;

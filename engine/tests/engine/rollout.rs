@@ -59,14 +59,12 @@ async fn a_silent_device_loses_its_slot_and_one_that_took_the_offer_is_lost_at_i
     fixture.progress(&device, &first, 1, "accepted", "").await;
     fixture.gone(&device).await;
 
-    fixture.advance(LEASE + SECOND);
-    fixture.engine.keep_time().await.unwrap();
+    fixture.pass(LEASE + SECOND).await;
     assert_eq!(fixture.status(&first.update_id).await, "scheduled");
     let second = fixture.offer().await;
     assert_ne!(second.device_id, first.device_id);
 
-    fixture.advance(SignedDuration::from_hours(1));
-    fixture.engine.keep_time().await.unwrap();
+    fixture.pass(SignedDuration::from_hours(1)).await;
     assert_eq!(fixture.status(&first.update_id).await, "failed");
     let lost = fixture.updates(&campaign).await;
     assert!(
@@ -166,8 +164,7 @@ async fn a_device_that_was_silent_while_the_rest_went_back_goes_back_when_it_ret
         .await
         .unwrap();
     fixture.command().await;
-    fixture.advance(LEASE + SECOND);
-    fixture.engine.keep_time().await.unwrap();
+    fixture.pass(LEASE + SECOND).await;
 
     // It never saw the cancel: it comes back on the new version.
     fixture.online_again(&device, "1.1.0").await;

@@ -388,7 +388,7 @@ impl World {
         let before = &self.rows[row].update;
         match before.clone().report(report, self.now, sample::LEASE) {
             Outcome::Changed(after)
-                if after.attempt == before.attempt && after.last_seq <= before.last_seq =>
+                if report.attempt == before.attempt && after.last_seq <= before.last_seq =>
             {
                 Err(format!(
                     "report {} of row {row} was taken after {}",
