@@ -131,23 +131,20 @@ async fn a_subscriber_sees_a_campaign_from_its_creation_to_its_end(options: Opti
             "never a topic a device: {topic}"
         );
         let data = &event["data"];
-        match kind.as_str() {
-            "firmware.uploaded" => {
-                assert_eq!(data["firmware_id"], firmware.as_str());
-                assert_eq!(
-                    (&data["version"], &data["device_model"]),
-                    (&json!("2.1.0"), &json!("SF-100"))
-                );
-                assert_eq!(data["is_security_update"], false);
-            }
-            _ => {
-                assert_eq!(data["campaign_id"], campaign.as_str());
-                assert_eq!(
-                    (&data["name"], &data["target_device_count"]),
-                    (&json!("seen"), &json!(1)),
-                    "{event:#}"
-                );
-            }
+        if kind == "firmware.uploaded" {
+            assert_eq!(data["firmware_id"], firmware.as_str());
+            assert_eq!(
+                (&data["version"], &data["device_model"]),
+                (&json!("2.1.0"), &json!("SF-100"))
+            );
+            assert_eq!(data["is_security_update"], false);
+        } else {
+            assert_eq!(data["campaign_id"], campaign.as_str());
+            assert_eq!(
+                (&data["name"], &data["target_device_count"]),
+                (&json!("seen"), &json!(1)),
+                "{event:#}"
+            );
         }
         seen.push(kind);
     }

@@ -226,7 +226,7 @@ async fn take_it(service: &Service, device: &mut Device, offer: &Offer, size: us
     ];
     for (seq, (phase, more, shown)) in (1..).zip(steps) {
         device
-            .report("progress", &offer.progress(seq, phase, more))
+            .report("progress", &offer.progress(seq, phase, &more))
             .await;
         if let Some(shown) = shown {
             is_shown(service, offer, shown).await;
@@ -235,7 +235,7 @@ async fn take_it(service: &Service, device: &mut Device, offer: &Offer, size: us
     // A report that is late says nothing new.
     let late = json!({ "error": { "code": "internal", "message": "late" } });
     device
-        .report("progress", &offer.progress(2, "failed", late))
+        .report("progress", &offer.progress(2, "failed", &late))
         .await;
     is_shown(service, offer, "rebooting").await;
     let reply = device.check("2.1.0", "boot").await;
@@ -243,7 +243,7 @@ async fn take_it(service: &Service, device: &mut Device, offer: &Offer, size: us
     device
         .report(
             "progress",
-            &offer.progress(6, "completed", json!({ "version": "2.1.0" })),
+            &offer.progress(6, "completed", &json!({ "version": "2.1.0" })),
         )
         .await;
     is_shown(service, offer, "completed").await;
@@ -284,7 +284,7 @@ async fn an_image_comes_in_chunks_where_there_is_no_http(options: Options) {
     device.check("2.0.0", "boot").await;
     let offer = device.offer(&trust).await;
     device
-        .report("progress", &offer.progress(1, "accepted", json!({})))
+        .report("progress", &offer.progress(1, "accepted", &json!({})))
         .await;
     let size = usize::try_from(offer.release["size"].as_u64().unwrap()).unwrap();
     let mut bytes = Vec::new();
@@ -320,12 +320,12 @@ async fn a_lie_about_the_version_is_a_failure(options: Options) {
     device.check("2.0.0", "boot").await;
     let offer = device.offer(&trust).await;
     device
-        .report("progress", &offer.progress(1, "accepted", json!({})))
+        .report("progress", &offer.progress(1, "accepted", &json!({})))
         .await;
     device
         .report(
             "progress",
-            &offer.progress(2, "completed", json!({ "version": "9.9.9" })),
+            &offer.progress(2, "completed", &json!({ "version": "9.9.9" })),
         )
         .await;
     let admin = service.admin();
@@ -357,7 +357,7 @@ async fn the_old_version_after_the_restart_is_a_failure(options: Options) {
         "rebooting",
     ]) {
         device
-            .report("progress", &offer.progress(seq, phase, json!({})))
+            .report("progress", &offer.progress(seq, phase, &json!({})))
             .await;
     }
     device.leave().await;

@@ -130,17 +130,6 @@ async fn a_fleet_gets_over_what_networks_do(options: Options) {
     counters_are_those_of(&service, &summary, "completed", 50).await;
 }
 
-/// The image that the fleet was born with, known to the service.
-async fn old_image(service: &Service) {
-    let mut metadata = crate::harness::image_metadata("1.0.0");
-    metadata["name"] = serde_json::json!("The image it was born with");
-    service
-        .admin()
-        .upload(&metadata, "old.bin", image("1.0.0"))
-        .await
-        .expect(201);
-}
-
 async fn a_failing_fleet_flips_back_to_the_image_it_still_has(options: Options) {
     let service = Service::start(options).await;
     let old = image_file(service.scratch(), "1.0.0");

@@ -76,7 +76,7 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
     device.check("2.0.0", "boot").await;
     let offer = device.offer(&trust).await;
     device
-        .report("progress", &offer.progress(1, "accepted", json!({})))
+        .report("progress", &offer.progress(1, "accepted", &json!({})))
         .await;
     let mut seq: u64 = 1;
     for _ in 0..KILLS {
@@ -86,7 +86,7 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
             while sent < acknowledged + 8 {
                 sent += 1;
                 let more = json!({ "bytes_done": sent, "bytes_total": 200_000, "percent": 0.1 });
-                let report = offer.progress(u32::try_from(sent).unwrap(), "downloading", more);
+                let report = offer.progress(u32::try_from(sent).unwrap(), "downloading", &more);
                 let topic = device.topic("up/progress");
                 device.link().publish(&topic, report.to_string());
             }
@@ -113,7 +113,7 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
     let done = offer.progress(
         u32::try_from(seq + 1).unwrap(),
         "completed",
-        json!({ "version": "2.1.0" }),
+        &json!({ "version": "2.1.0" }),
     );
     device.report("progress", &done).await;
     admin

@@ -7,6 +7,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a story that cannot go on has failed, and a panic says where"
 )]
 #![expect(

@@ -33,13 +33,13 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
         four.push(Device::connect(&service, MqttVersion::V311, credentials).await);
     }
     let mut offers = Vec::new();
-    for device in four.iter_mut() {
+    for device in &mut four {
         device
             .report("heartbeat", &json!({ "version": "2.0.0" }))
             .await;
         device.check("2.0.0", "boot").await;
     }
-    for device in four.iter_mut() {
+    for device in &mut four {
         offers.push(device.offer(&trust).await);
     }
     for (device, offer) in four.iter_mut().zip(&offers).take(2) {

@@ -40,7 +40,7 @@ impl Offer {
     }
 
     /// A progress report about it.
-    pub fn progress(&self, seq: u32, phase: &str, more: Value) -> Value {
+    pub fn progress(&self, seq: u32, phase: &str, more: &Value) -> Value {
         let mut report = json!({
             "update_id": self.text("update_id"), "attempt": self.assignment["attempt"], "seq": seq, "phase": phase,
         });
@@ -214,23 +214,23 @@ impl Device {
             "installing",
             "rebooting",
         ]) {
-            self.report("progress", &offer.progress(seq, phase, json!({})))
+            self.report("progress", &offer.progress(seq, phase, &json!({})))
                 .await;
         }
         self.report(
             "progress",
-            &offer.progress(6, "completed", json!({ "version": to })),
+            &offer.progress(6, "completed", &json!({ "version": to })),
         )
         .await;
     }
 
     /// Takes an offer and fails at its installation.
     pub async fn fail(&mut self, offer: &Offer) {
-        self.report("progress", &offer.progress(1, "accepted", json!({})))
+        self.report("progress", &offer.progress(1, "accepted", &json!({})))
             .await;
         let error =
             json!({ "error": { "code": "install_failed", "message": "no space in slot b" } });
-        self.report("progress", &offer.progress(2, "failed", error))
+        self.report("progress", &offer.progress(2, "failed", &error))
             .await;
     }
 

@@ -152,10 +152,8 @@ impl Service {
         )
         .await;
         self.ready = ready.expect("the service ended before it was ready");
-        self.key = std::fs::read_to_string(&self.ready.admin_key_file)
-            .unwrap()
-            .trim()
-            .to_owned();
+        let key = std::fs::read_to_string(&self.ready.admin_key_file).unwrap();
+        self.key = key.trim().into();
         self.is_linked().await;
     }
 
