@@ -62,7 +62,15 @@ impl Engine {
     /// One pass over every campaign that may have something to do, highest priority first, and over single devices.
     pub async fn dispatch_all(&self) -> Result<()> {
         for campaign in self.store.campaigns_to_plan().await? {
-            while self.dispatch_one(&campaign.id).await? {}
+            // One campaign's trouble is not the others'.
+            while self
+                .dispatch_one(&campaign.id)
+                .await
+                .unwrap_or_else(|error| {
+                    log(&error, "dispatch of a campaign");
+                    false
+                })
+            {}
         }
         self.dispatch_singles().await
     }

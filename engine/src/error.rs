@@ -129,7 +129,7 @@ impl From<StoreError> for Error {
                 format!("{what} was changed by somebody else; read it and try again"),
             ),
             StoreError::Unavailable(_) => Self::Store(error),
-            StoreError::Corrupt { .. } => Self::Internal(Box::new(error)),
+            StoreError::Refused(_) | StoreError::Corrupt { .. } => Self::Internal(Box::new(error)),
         }
     }
 }

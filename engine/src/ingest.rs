@@ -78,6 +78,12 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
+    fn join(&mut self, more: Self) {
+        self.replies.extend(more.replies);
+        self.due.extend(more.due);
+        self.chunks.extend(more.chunks);
+    }
+
     fn is_empty(&self) -> bool {
         self.replies.is_empty() && self.due.is_empty() && self.chunks.is_empty()
     }
@@ -93,10 +99,9 @@ pub(crate) async fn run(
     let (answers, answering) = mpsc::channel(ANSWER_QUEUE);
     let answerer = tokio::spawn(answer(engine.clone(), answering));
     while let Some(batch) = next(&mut queue, &shutdown).await {
-        let Some(outcome) = until_committed(&engine, &batch, &shutdown).await else {
+        let Some(outcome) = settle(&engine, batch, &shutdown).await else {
             break;
         };
-        batch.acknowledge();
         if !outcome.answers.is_empty() && answers.try_send(outcome.answers).is_err() {
             engine.metrics.add("answers_dropped", "queue_full", 1);
         }
@@ -124,16 +129,51 @@ async fn next(queue: &mut mpsc::Receiver<Inbound>, shutdown: &CancellationToken)
     (!messages.is_empty()).then(|| Batch::new(messages))
 }
 
-/// Tries until the batch is in the database. `None` when told to give up: then nothing of it is acknowledged.
-async fn until_committed(
+/// Brings a batch into the database and tells the senders. A batch that the database refuses is halved until the
+/// message that it will never take stands alone: that one is dropped, counted and told, and stops nobody behind it.
+/// `None` when told to give up: then nothing more is acknowledged.
+async fn settle(
+    engine: &Engine,
+    batch: Batch,
+    shutdown: &CancellationToken,
+) -> Option<batch::Outcome> {
+    let mut all = batch::Outcome::default();
+    let mut waiting = vec![batch];
+    while let Some(batch) = waiting.pop() {
+        match until_settled(engine, &batch, shutdown).await? {
+            Ok(outcome) => {
+                batch.acknowledge();
+                all.join(outcome);
+            }
+            Err(error) if batch.len() == 1 => {
+                engine
+                    .metrics
+                    .add("reports_ignored", "refused_by_database", 1);
+                tracing::error!(device.id = batch.device(), %error, "a report was dropped");
+                batch.acknowledge();
+            }
+            Err(_) => {
+                let (first, second) = batch.halves();
+                waiting.extend([second, first]);
+            }
+        }
+    }
+    Some(all)
+}
+
+/// Tries until the batch is in the database, or is refused by it. `None` when told to give up.
+async fn until_settled(
     engine: &Engine,
     batch: &Batch,
     shutdown: &CancellationToken,
-) -> Option<batch::Outcome> {
+) -> Option<Result<batch::Outcome, StoreError>> {
     let mut pause = FIRST_PAUSE;
     loop {
         match batch.commit(engine).await {
-            Ok(outcome) => return Some(outcome),
+            Ok(outcome) => return Some(Ok(outcome)),
+            Err(error @ (StoreError::Refused(_) | StoreError::Corrupt { .. })) => {
+                return Some(Err(error));
+            }
             Err(error) => report(engine, &error, batch.len()),
         }
         tokio::select! {

@@ -48,6 +48,16 @@ impl DbError {
     }
 }
 
+/// Whether a database's code says that the data, not the moment, is the reason: PostgreSQL's classes 22 (data) and
+/// 23 (integrity); SQLite's 18 (too big), 19 (constraint) and 20 (mismatch), in the low byte.
+fn is_refusal(code: Option<&str>) -> bool {
+    let Some(code) = code else { return false };
+    match code.parse::<u32>() {
+        Ok(number) if code.len() < 5 => matches!(number & 0xff, 18..=20),
+        _ => code.starts_with("22") || code.starts_with("23"),
+    }
+}
+
 /// What a unique key protects, by the table that the database names.
 const PROTECTED: [(&str, &str); 5] = [
     ("firmware.", "the firmware"),
@@ -69,6 +79,9 @@ impl From<DbError> for StoreError {
                 let text = error.constraint().unwrap_or_else(|| error.message());
                 let known = PROTECTED.iter().find(|(table, _)| text.contains(table));
                 Self::Conflict(known.map_or("the row", |(_, what)| what))
+            }
+            DbError::Sql(sqlx::Error::Database(error)) if is_refusal(error.code().as_deref()) => {
+                Self::Refused(error.message().to_owned())
             }
             DbError::Sql(error) => Self::Unavailable(Box::new(error)),
         }

@@ -29,13 +29,33 @@ pub(crate) struct Batch {
 }
 
 /// What came of it.
+#[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) answers: Answers,
     /// A counter moved or a device appeared: the planner may have something to do.
     pub(crate) moved: bool,
 }
 
+impl Outcome {
+    /// Both together, in order.
+    pub(crate) fn join(&mut self, more: Self) {
+        self.answers.join(more.answers);
+        self.moved |= more.moved;
+    }
+}
+
 impl Batch {
+    /// Both halves, in order.
+    pub(crate) fn halves(mut self) -> (Self, Self) {
+        let second = self.messages.split_off(self.messages.len() / 2);
+        (self, Self::new(second))
+    }
+
+    /// Whose message is the first, for the log.
+    pub(crate) fn device(&self) -> &str {
+        self.messages.first().map_or("", |m| m.device.id.as_str())
+    }
+
     pub(crate) fn new(messages: Vec<Inbound>) -> Self {
         Self { messages }
     }
@@ -60,10 +80,7 @@ impl Batch {
             .iter()
             .all(|m| matches!(m.uplink, Uplink::Discarded))
         {
-            return Ok(Outcome {
-                answers: Answers::default(),
-                moved: false,
-            });
+            return Ok(Outcome::default());
         }
         let mut tx = engine.store.begin().await?;
         let mut rows = Rows::load(tx.as_mut(), engine, &self.messages).await?;

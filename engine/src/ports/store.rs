@@ -23,6 +23,9 @@ pub enum StoreError {
     /// Somebody else was first: a unique key is taken, or the row has a newer revision.
     #[error("{0} was changed by somebody else at the same time")]
     Conflict(&'static str),
+    /// It does not take what it was given, and never will: a value or a rule of the schema is the reason.
+    #[error("the database refuses what was to be written: {0}")]
+    Refused(String),
     /// A row cannot be read as what it should be.
     #[error("a row of {table} is corrupt: {detail}")]
     Corrupt {

@@ -172,3 +172,42 @@ async fn repeated_and_late_reports_count_once() {
     assert_eq!((all.completed, all.total()), (1, 1));
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_report_that_the_database_never_takes_stops_nobody_behind_it() {
+    use sqlx::{Connection as _, Executor as _};
+
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    let mut schema = sqlx::SqliteConnection::connect(&fixture.database.url())
+        .await
+        .unwrap();
+    schema
+        .execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON device_heartbeats \
+             WHEN NEW.payload LIKE '%poison%' BEGIN SELECT RAISE(ABORT, 'refused'); END",
+        )
+        .await
+        .unwrap();
+    let elsewhere = fixture.database.open().await;
+    let lock = elsewhere.begin().await.unwrap(); // so that all of them come into few batches
+    let mut waiting = Vec::new();
+    for n in 0..50 {
+        let word = if n % 20 == 7 { "poison" } else { "fine" };
+        let payload = format!(r#"{{"version":"1.0.{n}","boot_id":"{word}"}}"#);
+        waiting.push(
+            fixture
+                .submit(&device, report(Up::Heartbeat, &payload))
+                .await,
+        );
+    }
+    drop(lock);
+    for acked in waiting {
+        acked.wait().await;
+    }
+    let latest = fixture.engine.device(&device.id).await.unwrap().latest;
+    assert_eq!(latest.version.as_deref(), Some("1.0.49"));
+    let dropped = ("reports_ignored", "refused_by_database", 3);
+    assert!(fixture.engine.metrics().snapshot().contains(&dropped));
+    fixture.stop().await;
+}
