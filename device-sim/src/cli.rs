@@ -359,6 +359,7 @@ impl Cli {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;

@@ -310,6 +310,7 @@ fn draw(devices: usize, seed: u64, kind: u64) -> Vec<usize> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -83,6 +83,7 @@ fn write<'d>(path: &Path, devices: impl IntoIterator<Item = &'d Remembered>) -> 
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;

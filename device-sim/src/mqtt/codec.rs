@@ -313,6 +313,7 @@ fn put_body(out: &mut BytesMut, first: u8, body: &impl Encodable) -> Result<(), 
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
