@@ -8,6 +8,7 @@ use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_engine::ports::store::{Credentials, NewDevice, Registered};
 
+use crate::combine::Lookup;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements, to_json};
@@ -25,7 +26,7 @@ macro_rules! select_device {
 }
 
 statements! {
-    CREDENTIALS = "SELECT device_key, verifier FROM devices WHERE device_id = $1";
+    CREDENTIALS = "SELECT device_id, device_key, verifier FROM devices WHERE device_id {any:$1}";
     VERIFIERS = "SELECT device_id, verifier FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
@@ -41,23 +42,18 @@ statements! {
     SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1";
 }
 
-/// What a connecting device is checked against.
-pub(crate) async fn credentials<D: Dialect>(
-    conn: &mut D::Connection,
-    device: &DeviceId,
-) -> Result<Option<Credentials>, DbError> {
-    sql::fetch_optional::<D, _>(
-        conn,
-        &CREDENTIALS,
-        Args::new().text(device.as_str()),
-        |row| {
+/// What connecting devices are checked against, by the device's id.
+pub(crate) fn credentials_by_id<D: Dialect>() -> Lookup<D, Credentials> {
+    Lookup {
+        statement: &CREDENTIALS,
+        key: "device_id",
+        read: |row| {
             Ok(Credentials {
                 key: DeviceKey(row.int("device_key")?),
                 verifier: row.string("verifier")?,
             })
         },
-    )
-    .await
+    }
 }
 
 /// Verifiers in id order, after an id.

@@ -1,5 +1,7 @@
 //! What can go wrong between a statement and the port: sqlx's errors and rows that do not read.
 
+use std::sync::Arc;
+
 use device_ota_engine::ports::StoreError;
 
 /// An error of this crate, on its way to a [`StoreError`].
@@ -44,6 +46,18 @@ impl DbError {
                 detail,
             },
             other => other,
+        }
+    }
+
+    /// What each of several callers is told of an error that concerns all of them.
+    pub(crate) fn shared(this: Arc<Self>) -> StoreError {
+        match &*this {
+            Self::Conflict(what) => StoreError::Conflict(what),
+            Self::Corrupt { statement, detail } => StoreError::Corrupt {
+                table: statement,
+                detail: detail.clone(),
+            },
+            Self::Sql(_) => StoreError::Unavailable(Box::new(this)),
         }
     }
 }

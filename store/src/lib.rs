@@ -10,6 +10,7 @@
 //! * **a database**: an implementation of [`Dialect`] and a folder of migrations.
 
 mod campaigns;
+mod combine;
 mod counts;
 mod devices;
 mod dialect;
@@ -31,6 +32,9 @@ pub mod testing;
 mod tx;
 mod updates;
 
+use combine::Combiner;
+use device_ota_domain::update::Update;
+use device_ota_engine::ports::store::Credentials;
 pub use dialect::Dialect;
 pub use open::POSTGRES_MAX_CONNECTIONS;
 use sqlx::Pool;
@@ -60,6 +64,8 @@ pub type PostgresStore = SqlStore<sqlx::Postgres>;
 pub struct SqlStore<D: Dialect> {
     writer: Pool<D>,
     reader: Pool<D>,
+    updates: Combiner<Update>,
+    credentials: Combiner<Credentials>,
 }
 
 /// Why a database could not be opened.

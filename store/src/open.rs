@@ -7,10 +7,11 @@ use std::time::Duration;
 use sqlx::pool::PoolOptions;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Postgres, Sqlite};
+use sqlx::{ConnectOptions, Pool, Postgres, Sqlite};
 
+use crate::combine::Combiner;
 use crate::dialect::Dialect;
-use crate::{OpenError, SqlStore};
+use crate::{OpenError, SqlStore, devices, updates};
 
 /// Connections to PostgreSQL a process may hold (the requirements allow 50).
 pub const POSTGRES_MAX_CONNECTIONS: u32 = 50;
@@ -58,7 +59,7 @@ impl SqlStore<Sqlite> {
         let reader = pool_options::<Sqlite>(SQLITE_READERS)
             .connect_with(options.pragma("query_only", "ON"))
             .await?;
-        Ok(Self { writer, reader })
+        Ok(Self::over(writer, reader))
     }
 }
 
@@ -81,10 +82,7 @@ impl SqlStore<Postgres> {
             .connect_with(options)
             .await?;
         Postgres::migrate(&mut *pool.acquire().await?).await?;
-        Ok(Self {
-            writer: pool.clone(),
-            reader: pool,
-        })
+        Ok(Self::over(pool.clone(), pool))
     }
 }
 
@@ -99,6 +97,15 @@ fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
 }
 
 impl<D: Dialect> SqlStore<D> {
+    fn over(writer: Pool<D>, reader: Pool<D>) -> Self {
+        Self {
+            updates: Combiner::start(reader.clone(), updates::by_id()),
+            credentials: Combiner::start(reader.clone(), devices::credentials_by_id()),
+            writer,
+            reader,
+        }
+    }
+
     /// Waits for what is running and closes all connections.
     pub async fn close(&self) {
         self.reader.close().await;

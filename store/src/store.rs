@@ -1,4 +1,5 @@
-//! The engine's `Store` port: every read takes a connection of the reading pool and runs one statement.
+//! The engine's `Store` port: a read takes a connection of the reading pool and runs one statement, or
+//! shares one with others (see `combine`).
 
 use async_trait::async_trait;
 use device_ota_domain::campaign::{Campaign, Counts};
@@ -42,7 +43,8 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
 
     async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>> {
-        Ok(devices::credentials::<D>(&mut *self.read().await?, device).await?)
+        let found = self.credentials.get(device.as_str()).await;
+        found.map_err(DbError::shared)
     }
     async fn verifiers(
         &self,
@@ -95,7 +97,8 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
 
     async fn update(&self, update: &UpdateId) -> Result<Option<Update>> {
-        Ok(updates::update::<D>(&mut *self.read().await?, update).await?)
+        let found = self.updates.get(update.as_str()).await;
+        found.map_err(DbError::shared)
     }
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
         Ok(updates::list::<D>(&mut *self.read().await?, filter, page).await?)

@@ -9,6 +9,7 @@ use device_ota_domain::update::{Failure, Phase, Progress, Retry, Update, UpdateS
 use device_ota_engine::ports::store::UpdateFilter;
 use jiff::Timestamp;
 
+use crate::combine::Lookup;
 use crate::counts::{action_of, group_name};
 use crate::dialect::Dialect;
 use crate::error::DbError;
@@ -43,7 +44,7 @@ macro_rules! list_updates {
 }
 
 statements! {
-    UPDATE = select_update!(" FROM device_updates u WHERE u.update_id = $1");
+    UPDATES = select_update!(" FROM device_updates u WHERE u.update_id {any:$1}");
     UPDATES_OF_DEVICE = list_updates!("u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $5) \
          AND (CAST($6 AS TEXT) IS NULL OR u.campaign_id = $6)");
     // Equality said as a range, so that the order is that of the campaign's index alone: PostgreSQL would else read all
@@ -86,18 +87,13 @@ statements! {
          FROM v WHERE device_updates.update_id = v.update_id";
 }
 
-/// One update.
-pub(crate) async fn update<D: Dialect>(
-    conn: &mut D::Connection,
-    id: &UpdateId,
-) -> Result<Option<Update>, DbError> {
-    sql::fetch_optional(
-        conn,
-        &UPDATE,
-        Args::<D>::new().text(id.as_str()),
-        read_update,
-    )
-    .await
+/// Updates by their ids.
+pub(crate) fn by_id<D: Dialect>() -> Lookup<D, Update> {
+    Lookup {
+        statement: &UPDATES,
+        key: "update_id",
+        read: read_update,
+    }
 }
 
 /// Updates, newest first.

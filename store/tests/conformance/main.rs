@@ -10,6 +10,7 @@
 
 mod campaigns;
 mod claims;
+mod combined;
 mod counters;
 mod devices;
 mod events;
