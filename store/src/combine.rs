@@ -1,12 +1,13 @@
 //! Point reads, combined: callers that ask for single rows at the same time share one statement.
 //!
 //! What a small read costs is not the row but the way to the connection and back. So callers queue their keys, and a few
-//! workers each take what has queued up, look all of it up with one statement and hand every caller its row. A lone
-//! request is looked up at once; under load the statements grow instead of the queue. A statement starts after its
+//! workers each take what has queued up, look all of it up with one statement and hand every caller its row. Under load
+//! the statements grow instead of the queue; a caller who is alone reads for itself. A statement starts after its
 //! requests were made, so a caller sees all that was committed before it asked, as it would by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sqlx::Pool;
@@ -26,9 +27,12 @@ const WORKERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How rows are looked up by a text key that is unique.
+#[derive(Debug)]
 pub(crate) struct Lookup<D: Dialect, V> {
+    /// Selects the row whose key is bound at `$1`.
+    pub(crate) one: &'static Statement,
     /// Selects the rows whose key is in the list bound at `$1`.
-    pub(crate) statement: &'static Statement,
+    pub(crate) many: &'static Statement,
     /// The column of the key.
     pub(crate) key: &'static str,
     /// Reads a row.
@@ -39,72 +43,101 @@ pub(crate) struct Lookup<D: Dialect, V> {
 type Answer<V> = Result<Option<V>, Arc<DbError>>;
 
 /// One caller's wish.
+#[derive(Debug)]
 struct Request<V> {
     key: String,
     reply: oneshot::Sender<Answer<V>>,
 }
 
-/// Takes requests for rows of one kind; its workers end with the last clone of it.
-#[derive(Debug, Clone)]
-pub(crate) struct Combiner<V> {
+/// Takes requests for rows of one kind; its workers end with it.
+#[derive(Debug)]
+pub(crate) struct Combiner<D: Dialect, V> {
     requests: mpsc::Sender<Request<V>>,
+    rows: Arc<Rows<D, V>>,
+    /// Callers that have no answer yet.
+    asking: AtomicUsize,
 }
 
-impl<V: Clone + Send + 'static> Combiner<V> {
+impl<D: Dialect, V: Clone + Send + 'static> Combiner<D, V> {
     /// Starts the workers, which read with connections of `pool`.
-    pub(crate) fn start<D: Dialect>(pool: Pool<D>, lookup: Lookup<D, V>) -> Self {
+    pub(crate) fn start(pool: Pool<D>, lookup: Lookup<D, V>) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let desk = Arc::new(Desk {
-            pool,
-            lookup,
-            queue: Mutex::new(queue),
-        });
+        let queue = Arc::new(Mutex::new(queue));
+        let rows = Arc::new(Rows { pool, lookup });
         for _ in 0..WORKERS {
-            tokio::spawn(Arc::clone(&desk).work());
+            tokio::spawn(work(Arc::clone(&queue), Arc::clone(&rows)));
         }
-        Self { requests }
+        Self {
+            requests,
+            rows,
+            asking: AtomicUsize::new(0),
+        }
     }
 
     /// The row of `key`, as of some moment after this was called.
     pub(crate) async fn get(&self, key: &str) -> Answer<V> {
-        let asked = async {
-            let (reply, answer) = oneshot::channel();
-            let key = key.to_owned();
-            let queued = self.requests.send(Request { key, reply }).await;
-            queued.map_err(|_| sqlx::Error::WorkerCrashed)?;
-            answer.await.map_err(|_| sqlx::Error::WorkerCrashed)
-        };
-        match tokio::time::timeout(PATIENCE, asked).await {
+        let (alone, _asking) = Asking::begin(&self.asking);
+        if alone {
+            return self.rows.one(key).await.map_err(Arc::new);
+        }
+        match tokio::time::timeout(PATIENCE, self.ask(key)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Err(Arc::new(error.into())),
             Err(_) => Err(Arc::new(sqlx::Error::PoolTimedOut.into())),
         }
     }
+
+    /// Queues a request and waits for what a worker says.
+    async fn ask(&self, key: &str) -> Result<Answer<V>, sqlx::Error> {
+        let (reply, answer) = oneshot::channel();
+        let key = key.to_owned();
+        let queued = self.requests.send(Request { key, reply }).await;
+        queued.map_err(|_| sqlx::Error::WorkerCrashed)?;
+        answer.await.map_err(|_| sqlx::Error::WorkerCrashed)
+    }
 }
 
-/// What the workers share.
-struct Desk<D: Dialect, V> {
-    pool: Pool<D>,
-    lookup: Lookup<D, V>,
-    /// Held by the worker that waits for requests.
-    queue: Mutex<mpsc::Receiver<Request<V>>>,
+/// A caller is counted for as long as this lives.
+struct Asking<'c>(&'c AtomicUsize);
+
+impl<'c> Asking<'c> {
+    /// Counts a caller, and tells whether there is no other.
+    fn begin(count: &'c AtomicUsize) -> (bool, Self) {
+        (count.fetch_add(1, Ordering::Relaxed) == 0, Self(count))
+    }
 }
 
-impl<D: Dialect, V: Clone + Send + 'static> Desk<D, V> {
-    /// Answers batch after batch until nobody can ask any more.
-    async fn work(self: Arc<Self>) {
-        let mut batch = Vec::with_capacity(BATCH);
-        while self.queue.lock().await.recv_many(&mut batch, BATCH).await > 0 {
-            let waiters = by_key(batch.drain(..));
-            if !waiters.is_empty() {
-                self.answer(waiters).await;
-            }
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Answers batch after batch until nobody can ask any more. The queue is held by the worker that waits for requests.
+async fn work<D: Dialect, V: Clone + Send + 'static>(
+    queue: Arc<Mutex<mpsc::Receiver<Request<V>>>>,
+    rows: Arc<Rows<D, V>>,
+) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while queue.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+        let waiters = by_key(batch.drain(..));
+        if !waiters.is_empty() {
+            rows.answer(waiters).await;
         }
     }
+}
 
+/// Where the rows are, and how they are found there.
+#[derive(Debug)]
+struct Rows<D: Dialect, V> {
+    pool: Pool<D>,
+    lookup: Lookup<D, V>,
+}
+
+impl<D: Dialect, V: Clone + Send + 'static> Rows<D, V> {
     async fn answer(&self, mut waiters: Waiters<V>) {
         let keys: Vec<&str> = waiters.keys().map(String::as_str).collect();
-        let rest = match self.look_up(&keys).await {
+        let rest = match self.many(&keys).await {
             Ok(rows) => {
                 for (key, row) in rows {
                     let found = waiters.remove(&key).unwrap_or_default();
@@ -120,18 +153,23 @@ impl<D: Dialect, V: Clone + Send + 'static> Desk<D, V> {
     }
 
     /// The rows of keys, those that do not read among them: they are no concern of the others' callers.
-    async fn look_up(&self, keys: &[&str]) -> Result<Vec<(String, Result<V, DbError>)>, DbError> {
+    async fn many(&self, keys: &[&str]) -> Result<Vec<(String, Result<V, DbError>)>, DbError> {
         let Lookup {
-            statement,
-            key,
-            read,
+            many, key, read, ..
         } = self.lookup;
         let mut conn = self.pool.acquire().await?;
-        sql::fetch_all::<D, _>(&mut *conn, statement, Args::new().texts(keys), |row| {
-            let value = read(row).map_err(|error| error.read_by(statement.name));
+        sql::fetch_all::<D, _>(&mut *conn, many, Args::new().texts(keys), |row| {
+            let value = read(row).map_err(|error| error.read_by(many.name));
             Ok((row.string(key)?, value))
         })
         .await
+    }
+
+    /// The row of one key.
+    async fn one(&self, key: &str) -> Result<Option<V>, DbError> {
+        let Lookup { one, read, .. } = self.lookup;
+        let mut conn = self.pool.acquire().await?;
+        sql::fetch_optional::<D, _>(&mut *conn, one, Args::new().text(key), read).await
     }
 }
 
@@ -198,10 +236,9 @@ mod tests {
     async fn one_statement_answers_all_who_wait() {
         let database = SqliteDatabase::new();
         let store = with_devices(&database).await;
-        let desk = Desk {
+        let rows = Rows {
             pool: store.reader.clone(),
             lookup: devices::credentials_by_id::<sqlx::Sqlite>(),
-            queue: Mutex::new(mpsc::channel(1).1),
         };
         let keys = ["a", "c", "none", "a"];
         let mut answers = Vec::new();
@@ -211,7 +248,7 @@ mod tests {
             let key = key.to_owned();
             Request { key, reply }
         });
-        desk.answer(by_key(requests.into_iter())).await;
+        rows.answer(by_key(requests.into_iter())).await;
         let mut verifiers = Vec::new();
         for answer in answers {
             let found = answer.await.expect("an answer").expect("a read");
@@ -227,7 +264,8 @@ mod tests {
         let database = SqliteDatabase::new();
         let store = with_devices(&database).await;
         let lookup = Lookup::<sqlx::Sqlite, String> {
-            statement: &devices::CREDENTIALS,
+            one: &devices::CREDENTIALS,
+            many: &devices::MANY_CREDENTIALS,
             key: "device_id",
             read: |row| match row.text("device_id")? {
                 "b" => Err(DbError::corrupt("it is b")),
@@ -243,15 +281,15 @@ mod tests {
         );
         assert_eq!(a.expect("reads").as_deref(), Some("a"));
         assert_eq!(c.expect("reads").as_deref(), Some("c"));
-        for answer in [b, again] {
-            let error = answer.expect_err("does not read");
-            assert_eq!(error.to_string(), "CREDENTIALS: it is b");
+        for answer in [b, again, combiner.get("b").await] {
+            let error = answer.expect_err("does not read").to_string();
+            assert!(error.ends_with("CREDENTIALS: it is b"), "{error}");
         }
         store.close().await;
     }
 
     #[tokio::test]
-    async fn workers_end_with_the_last_who_can_ask() {
+    async fn workers_end_when_nobody_can_ask() {
         let database = SqliteDatabase::new();
         let store = database.open().await;
         let tasks = || {
@@ -259,20 +297,30 @@ mod tests {
                 .metrics()
                 .num_alive_tasks()
         };
-        let before = tasks();
+        // Those of the store's own combiners, for updates and credentials.
+        let before = 2 * WORKERS;
         let lookup = devices::credentials_by_id::<sqlx::Sqlite>();
         let combiner = Combiner::start(store.reader.clone(), lookup);
-        let clone = combiner.clone();
-        drop(combiner);
-        assert!(clone.get("none").await.expect("reads").is_none());
-        assert_eq!(tasks(), before + WORKERS);
-        drop(clone);
-        let ended = async {
-            while tasks() > before {
+        // Two begin to ask and leave: one for itself, one in the queue.
+        tokio::select! {
+            biased;
+            _ = async { tokio::join!(combiner.get("a"), combiner.get("b")) } => panic!("answered at once"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(combiner.asking.load(Ordering::Relaxed), 0);
+        assert!(combiner.get("none").await.expect("reads").is_none());
+        // The pool has tasks of its own, which end by themselves.
+        let until = async |wanted| {
+            while tasks() != wanted {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, ended)
+        let ends = async {
+            until(before + WORKERS).await;
+            drop(combiner);
+            until(before).await;
+        };
+        tokio::time::timeout(PATIENCE, ends)
             .await
             .expect("the workers end");
         store.close().await;

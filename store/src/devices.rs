@@ -26,7 +26,8 @@ macro_rules! select_device {
 }
 
 statements! {
-    CREDENTIALS = "SELECT device_id, device_key, verifier FROM devices WHERE device_id {any:$1}";
+    CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1";
+    MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1}";
     VERIFIERS = "SELECT device_id, verifier FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
@@ -45,7 +46,8 @@ statements! {
 /// What connecting devices are checked against, by the device's id.
 pub(crate) fn credentials_by_id<D: Dialect>() -> Lookup<D, Credentials> {
     Lookup {
-        statement: &CREDENTIALS,
+        one: &CREDENTIALS,
+        many: &MANY_CREDENTIALS,
         key: "device_id",
         read: |row| {
             Ok(Credentials {

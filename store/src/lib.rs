@@ -32,6 +32,8 @@ pub mod testing;
 mod tx;
 mod updates;
 
+use std::sync::Arc;
+
 use combine::Combiner;
 use device_ota_domain::update::Update;
 use device_ota_engine::ports::store::Credentials;
@@ -64,8 +66,8 @@ pub type PostgresStore = SqlStore<sqlx::Postgres>;
 pub struct SqlStore<D: Dialect> {
     writer: Pool<D>,
     reader: Pool<D>,
-    updates: Combiner<Update>,
-    credentials: Combiner<Credentials>,
+    updates: Arc<Combiner<D, Update>>,
+    credentials: Arc<Combiner<D, Credentials>>,
 }
 
 /// Why a database could not be opened.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolOptions;
@@ -98,9 +99,11 @@ fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
 
 impl<D: Dialect> SqlStore<D> {
     fn over(writer: Pool<D>, reader: Pool<D>) -> Self {
+        let updates = Combiner::start(reader.clone(), updates::by_id());
+        let credentials = Combiner::start(reader.clone(), devices::credentials_by_id());
         Self {
-            updates: Combiner::start(reader.clone(), updates::by_id()),
-            credentials: Combiner::start(reader.clone(), devices::credentials_by_id()),
+            updates: Arc::new(updates),
+            credentials: Arc::new(credentials),
             writer,
             reader,
         }

@@ -60,7 +60,11 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     };
     let page = Page::default();
     vec![
-        (&devices::CREDENTIALS, Args::new().texts(&["d7", "d77"])),
+        (&devices::CREDENTIALS, Args::new().text("d77")),
+        (
+            &devices::MANY_CREDENTIALS,
+            Args::new().texts(&["d7", "d77"]),
+        ),
         (&devices::DEVICE, Args::new().text("d77")),
         (&devices::VERIFIERS, Args::new().text("d77").int(100)),
         (
@@ -77,6 +81,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&dispatch::CANCELLABLE, Args::new().text("camp_1").int(100)),
         (&dispatch::UNANSWERED, Args::new().time(now).int(100)),
         (&dispatch::EXPIRED, Args::new().time(now).int(100)),
+        (&updates::UPDATE, Args::new().text("upd_1_7")),
         (
             &updates::UPDATES,
             Args::new().texts(&["upd_1_7", "upd_2_7"]),

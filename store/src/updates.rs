@@ -44,6 +44,7 @@ macro_rules! list_updates {
 }
 
 statements! {
+    UPDATE = select_update!(" FROM device_updates u WHERE u.update_id = $1");
     UPDATES = select_update!(" FROM device_updates u WHERE u.update_id {any:$1}");
     UPDATES_OF_DEVICE = list_updates!("u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $5) \
          AND (CAST($6 AS TEXT) IS NULL OR u.campaign_id = $6)");
@@ -90,7 +91,8 @@ statements! {
 /// Updates by their ids.
 pub(crate) fn by_id<D: Dialect>() -> Lookup<D, Update> {
     Lookup {
-        statement: &UPDATES,
+        one: &UPDATE,
+        many: &UPDATES,
         key: "update_id",
         read: read_update,
     }
