@@ -13,6 +13,7 @@ use device_ota_mqtt::Bus;
 use device_ota_objects::LocalFolder;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
+use nix::sys::stat::{Mode, umask};
 use sha2::Digest as _;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,8 @@ use crate::{admin, keys, shutdown};
 /// Runs the service until a signal.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     start_log(&config)?;
+    // What the service writes (database, keys, images) is its owner's alone.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -58,7 +58,7 @@ pub enum Error {
     #[error("the database is unavailable")]
     Store(#[source] StoreError),
     /// 503: the object store.
-    #[error("the firmware store is unavailable")]
+    #[error("the firmware store {}", if matches!(.0, ObjectError::Full(_)) { "is full; free some space and upload again" } else { "is unavailable" })]
     Objects(#[from] ObjectError),
     /// 500: a defect of the service.
     #[error("internal error")]

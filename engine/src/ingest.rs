@@ -192,7 +192,12 @@ fn report(engine: &Engine, error: &StoreError, messages: usize) {
 async fn answer(engine: Arc<Engine>, mut queue: mpsc::Receiver<Answers>) {
     while let Some(answers) = queue.recv().await {
         for (device, nonce, offer) in answers.replies {
-            engine.send_reply(&device, nonce, offer).await;
+            let why = if offer {
+                None
+            } else {
+                engine.why_nothing(&device).await.ok()
+            };
+            engine.send_reply(&device, nonce, offer, why).await;
         }
         engine.send_due(answers.due).await;
         for wanted in answers.chunks {

@@ -157,8 +157,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Answers a check.
-    pub(crate) async fn send_reply(&self, device: &DeviceId, nonce: Option<String>, offer: bool) {
+    /// Answers a check; `why` says why no offer follows.
+    pub(crate) async fn send_reply(
+        &self,
+        device: &DeviceId,
+        nonce: Option<String>,
+        offer: bool,
+        why: Option<String>,
+    ) {
         let next = self.settings.next_check_seconds;
         let time = nonce.clone().and_then(|nonce| {
             let statement = TimeStatement {
@@ -171,6 +177,10 @@ impl Engine {
             Reply::offer_follows(nonce, next)
         } else {
             Reply::nothing(nonce, next)
+        };
+        let reply = match why {
+            Some(why) => reply.because(why),
+            None => reply,
         };
         let reply = match time {
             Some(time) => reply.with_time(time),

@@ -1,6 +1,6 @@
 //! Updates of single devices: made, cancelled, retried and taken back by admins; and the rollback log.
 
-use device_ota_domain::campaign::Priority;
+use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::Device;
 use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
@@ -19,6 +19,11 @@ use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
 use crate::{Engine, Error, Result};
 
+/// The newest one alone.
+const NEWEST: Page = Page {
+    limit: 1,
+    offset: 0,
+};
 /// Pages looked through for a version that a device once ran.
 const HISTORY_PAGE: Page = Page {
     limit: 200,
@@ -69,16 +74,39 @@ impl Engine {
             .update(id)
             .await?
             .ok_or_else(|| Error::not_found("update", &id))?;
+        self.explained(update).await
+    }
+
+    /// Updates, newest first.
+    pub async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<UpdateView>> {
+        let mut views = Vec::new();
+        for update in self.store.updates(filter, page).await? {
+            views.push(self.explained(update).await?);
+        }
+        Ok(views)
+    }
+
+    /// Why a device that asked is offered nothing now, for the reply to its check.
+    pub(crate) async fn why_nothing(&self, device: &DeviceId) -> Result<String> {
+        let filter = UpdateFilter {
+            device: Some(device.clone()),
+            group: Some(Group::Pending),
+            ..UpdateFilter::default()
+        };
+        let waiting = self.store.updates(&filter, NEWEST).await?;
+        let Some(update) = waiting.into_iter().next() else {
+            return Ok("there is nothing for this device".to_owned());
+        };
+        let why = self.explained(update).await?.why;
+        Ok(why.map_or_else(|| "an offer may follow".to_owned(), |why| why.to_string()))
+    }
+
+    async fn explained(&self, update: Update) -> Result<UpdateView> {
         let why = match update.state {
             UpdateState::Pending { due_at, .. } => self.why(&update, due_at).await?,
             _ => None,
         };
         Ok(UpdateView { update, why })
-    }
-
-    /// Updates, newest first.
-    pub async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
-        Ok(self.store.updates(filter, page).await?)
     }
 
     /// The rollback log, newest first.

@@ -120,12 +120,12 @@ pub(crate) async fn answer_list(
 ) -> Answer {
     let updates = call.shared.engine.updates(filter, page).await?;
     let mut firmware = Vec::with_capacity(updates.len());
-    for update in &updates {
-        firmware.push(firmware_of(call, update).await?);
+    for view in &updates {
+        firmware.push(firmware_of(call, &view.update).await?);
     }
     let named = updates.iter().zip(&firmware);
     let items = named
-        .map(|(update, firmware)| UpdateDto::new(update, firmware.as_deref(), None))
+        .map(|(view, firmware)| UpdateDto::new(&view.update, firmware.as_deref(), view.why.clone()))
         .collect();
     Ok(dto::ok(&List {
         plural,

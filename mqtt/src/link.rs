@@ -37,6 +37,8 @@ const REQUESTS: usize = 1_024;
 const MAX_INFLIGHT: u16 = 1_000;
 /// Largest packet either way, bytes: a report, or a chunk of 64 KiB with its topic.
 const MAX_PACKET: usize = MAX_PAYLOAD + 64 * 1024;
+/// Longest that a sender waits for the connection to take a message: the dispatcher has other campaigns, too.
+const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// First and longest pause before another attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -160,10 +162,12 @@ impl Downlink for Link {
             Down::Offer | Down::Command | Down::Reply => QoS::AtLeastOnce,
         };
         let topic = format!("{}/{device}/down/{to}", self.0.prefix);
-        // It waits while the connection pushes back, and fails when the connection is lost.
-        match client.publish_bytes(topic, qos, false, payload).await {
-            Ok(()) => Delivery::Queued,
-            Err(_) => Delivery::NotConnected,
+        // It waits while the connection pushes back, though not for ever, and fails when the connection is lost.
+        let publish = client.publish_bytes(topic, qos, false, payload);
+        match tokio::time::timeout(SEND_PATIENCE, publish).await {
+            Ok(Ok(())) => Delivery::Queued,
+            Ok(Err(_)) => Delivery::NotConnected,
+            Err(_) => Delivery::Busy,
         }
     }
 

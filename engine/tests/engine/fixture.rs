@@ -344,6 +344,9 @@ impl Fixture {
             .updates(&filter, device_ota_domain::page::Page::default())
             .await
             .unwrap()
+            .into_iter()
+            .map(|view| view.update)
+            .collect()
     }
 
     pub(crate) async fn stop(mut self) {
