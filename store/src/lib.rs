@@ -40,6 +40,7 @@ use device_ota_engine::ports::store::Credentials;
 pub use dialect::Dialect;
 pub use open::POSTGRES_MAX_CONNECTIONS;
 use sqlx::Pool;
+use tokio::task::JoinSet;
 
 /// Every statement of the crate, file by file.
 #[cfg(test)]
@@ -68,6 +69,8 @@ pub struct SqlStore<D: Dialect> {
     reader: Pool<D>,
     updates: Arc<Combiner<D, Update>>,
     credentials: Arc<Combiner<D, Credentials>>,
+    /// Ends with the store.
+    _tasks: Arc<JoinSet<()>>,
 }
 
 /// Why a database could not be opened.
