@@ -6,17 +6,19 @@
 
 mod batch;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Phase, UpdateState};
-use device_ota_domain::{DeviceId, Update};
-use tokio::sync::mpsc;
+use device_ota_domain::{DeviceId, Update, UpdateId};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
+use crate::chunks::Wanted;
 use crate::inbound::Inbound;
 use crate::offers::Due;
 use crate::ports::StoreError;
@@ -30,8 +32,8 @@ const FIRST_ROOM: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause before a failed batch is tried again.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// Batches whose answers may wait to be sent; beyond that answers are dropped, and asked for again.
-const ANSWER_QUEUE: usize = 16;
+/// Chunk requests that wait for the chunk server, of all devices together.
+const MAX_CHUNK_REQUESTS: usize = 4_096;
 
 /// Devices whose last word was `rebooting`: their next heartbeat may show that they fell back. A hint only; a
 /// check is always compared, and the attempt's deadline ends what nobody noticed.
@@ -69,23 +71,51 @@ impl Rebooting {
     }
 }
 
-/// What follows from a committed batch.
+/// What follows from committed batches: at most one reply a device and one word an update, so that a device that
+/// asks again and again waits for its turn like any other.
 #[derive(Default)]
 pub(crate) struct Answers {
-    replies: Vec<(DeviceId, Option<String>, bool)>,
-    due: Vec<Due>,
-    chunks: Vec<crate::chunks::Wanted>,
+    replies: BTreeMap<DeviceKey, Reply>,
+    due: BTreeMap<UpdateId, Due>,
+    chunks: Vec<Wanted>,
+}
+
+/// The answer to a device's last check.
+struct Reply {
+    device: DeviceId,
+    nonce: Option<String>,
+    offer: bool,
 }
 
 impl Answers {
+    /// Both together; of what both speak of, the later.
     fn join(&mut self, more: Self) {
         self.replies.extend(more.replies);
         self.due.extend(more.due);
         self.chunks.extend(more.chunks);
+        self.chunks.truncate(MAX_CHUNK_REQUESTS); // what is lost is asked for again
+    }
+}
+
+/// Answers that wait to be sent; as many as there are devices at most.
+#[derive(Default)]
+struct Outbox {
+    waiting: Mutex<Answers>,
+    bell: Notify,
+}
+
+impl Outbox {
+    fn put(&self, answers: Answers) {
+        self.locked().join(answers);
+        self.bell.notify_one();
     }
 
-    fn is_empty(&self) -> bool {
-        self.replies.is_empty() && self.due.is_empty() && self.chunks.is_empty()
+    fn take(&self) -> Answers {
+        std::mem::take(&mut *self.locked())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Answers> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,22 +126,17 @@ pub(crate) async fn run(
     mut queue: mpsc::Receiver<Inbound>,
     shutdown: CancellationToken,
 ) {
-    let (answers, answering) = mpsc::channel(ANSWER_QUEUE);
-    let answerer = tokio::spawn(answer(engine.clone(), answering));
+    let outbox = Arc::new(Outbox::default());
+    let mut answerer = JoinSet::new(); // ends with this function
+    answerer.spawn(answer(engine.clone(), outbox.clone()));
     while let Some(batch) = next(&mut queue, &shutdown).await {
         let Some(outcome) = settle(&engine, batch, &shutdown).await else {
             break;
         };
-        if !outcome.answers.is_empty() && answers.try_send(outcome.answers).is_err() {
-            engine.metrics.add("answers_dropped", "queue_full", 1);
-        }
+        outbox.put(outcome.answers);
         if outcome.moved {
             engine.wake();
         }
-    }
-    drop(answers);
-    if let Err(error) = answerer.await {
-        tracing::error!(%error, "the answering task failed");
     }
 }
 
@@ -189,17 +214,21 @@ fn report(engine: &Engine, error: &StoreError, messages: usize) {
     tracing::warn!(%error, cause, batch.messages = messages, "a batch of reports waits for the database");
 }
 
-async fn answer(engine: Arc<Engine>, mut queue: mpsc::Receiver<Answers>) {
-    while let Some(answers) = queue.recv().await {
-        for (device, nonce, offer) in answers.replies {
-            let why = if offer {
+async fn answer(engine: Arc<Engine>, outbox: Arc<Outbox>) {
+    loop {
+        outbox.bell.notified().await;
+        let answers = outbox.take();
+        for reply in answers.replies.into_values() {
+            let why = if reply.offer {
                 None
             } else {
-                engine.why_nothing(&device).await.ok()
+                engine.why_nothing(&reply.device).await.ok()
             };
-            engine.send_reply(&device, nonce, offer, why).await;
+            engine
+                .send_reply(&reply.device, reply.nonce, reply.offer, why)
+                .await;
         }
-        engine.send_due(answers.due).await;
+        engine.send_due(answers.due.into_values().collect()).await;
         for wanted in answers.chunks {
             engine.want_chunks(wanted);
         }

@@ -81,7 +81,7 @@ async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options
     insta::allow_duplicates! { insta::assert_json_snapshot!(body, { ".request_id" => "[id]" }, @r#"
     {
       "code": "storage_unavailable",
-      "detail": "the firmware store is unavailable",
+      "detail": "the firmware store is full; free some space and upload again",
       "request_id": "[id]"
     }
     "#) }

@@ -10,7 +10,7 @@ use device_ota_domain::{Update, UpdateId};
 use device_ota_protocol::messages::{CheckReason, Heartbeat, Progress, Report};
 use jiff::{SignedDuration, Timestamp};
 
-use super::Answers;
+use super::{Answers, Reply};
 use crate::changes::Changes;
 use crate::chunks::Wanted;
 use crate::inbound::{DeviceRef, Inbound, Uplink};
@@ -110,7 +110,8 @@ impl Batch {
         for update in after.values() {
             engine.rebooting.note(update);
         }
-        answers.answers.due = pair(again, grounds);
+        let due = pair(again, grounds).into_iter();
+        answers.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
         Ok(Outcome {
             answers: answers.answers,
             moved,
@@ -131,11 +132,12 @@ impl Batch {
                         .filter(|u| u.to_version != check.version);
                     let offer = due.is_some();
                     pending.again.extend(due.map(|u| u.id.clone()));
-                    pending.answers.replies.push((
-                        message.device.id.clone(),
-                        check.nonce.clone(),
+                    let reply = Reply {
+                        device: message.device.id.clone(),
+                        nonce: check.nonce.clone(),
                         offer,
-                    ));
+                    };
+                    pending.answers.replies.insert(message.device.key, reply);
                 }
                 Report::Progress(progress) => {
                     let row = rows
