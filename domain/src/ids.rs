@@ -96,9 +96,9 @@ id!(
     "it is camp_ and 16 lower-case hex digits"
 );
 id!(
-    /// `upd_` and 16 to 40 hex digits; names one update or one rollback of one device. A campaign's rows bear the
-    /// campaign's digits, then 0 (update) or 1 (rollback), then the device's key, so that making them twice makes
-    /// the same ones.
+    /// `upd_` and 16 to 40 hex digits; names one update or one rollback of one device. Those of a campaign's
+    /// rows are made from the numbers of the campaign and the device, so that making them twice makes the same ones;
+    /// those of single devices are random.
     UpdateId,
     "update_id",
     is_update_id,

@@ -178,10 +178,10 @@ pub struct HeartbeatRow {
     pub payload: String,
 }
 
-/// The last state of a device that offers depend on, read in one go (chunks and re-offers).
+/// An update whose time may have run out, and when its device was last heard.
 #[derive(Debug, Clone)]
 pub struct InFlight {
-    /// Its update in flight.
+    /// The update: in flight, or waiting for a device that fell silent.
     pub update: Update,
     /// Any message of the device.
     pub last_seen: Option<Timestamp>,
