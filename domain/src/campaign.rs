@@ -4,17 +4,18 @@
 //! and are the edges of the diagram in `docs/ARCHITECTURE.md`.
 
 mod counts;
+mod draft;
 mod spec;
 mod state;
 
 use jiff::Timestamp;
 
 pub use counts::{Counts, Delta, Group, Tally};
-pub use spec::{
-    CampaignDraft, CampaignSpec, Gate, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES,
-    MAX_TARGET_DEVICES, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, Priority, Requires, SpecError,
-    Stage, StageDraft, Strategy, Targets,
+pub use draft::{
+    CampaignDraft, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES, MAX_TARGET_DEVICES,
+    MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, SpecError, StageDraft,
 };
+pub use spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
 pub use state::{CampaignState, Running, TransitionError};
 
 use crate::ids::{CampaignId, FirmwareId};

@@ -1,0 +1,334 @@
+//! A campaign as an admin sends it, and the one way from there to a checked spec.
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
+use crate::device::text_ok;
+use crate::ids::{DeviceId, FirmwareId};
+use crate::ring::{BUCKETS, Ring};
+
+/// Most devices named one by one in a campaign (PRD, NFR-3: 100,000+ targets a campaign).
+pub const MAX_TARGET_DEVICES: usize = 200_000;
+/// Most groups named in a campaign.
+pub const MAX_TARGET_GROUPS: usize = 1_000;
+/// Most stages of a campaign.
+pub const MAX_STAGES: usize = 64;
+/// Most slots of a campaign; a bound on what one pass may claim.
+pub const MAX_CONCURRENT: u32 = 1_000_000;
+/// Longest time that one attempt may take, in minutes: 30 days.
+pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
+
+/// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
+pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
+
+/// A stage as an admin sends it: `{"ring": …}` or `{"percent": …}`, with an optional gate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageDraft {
+    /// A ring by name.
+    #[serde(default)]
+    pub ring: Option<Ring>,
+    /// A cumulative share, 0 < percent ≤ 100.
+    #[serde(default)]
+    pub percent: Option<f64>,
+    /// The gate behind this stage.
+    #[serde(default)]
+    pub gate: Option<Gate>,
+}
+
+/// A campaign as an admin sends it (PRD, E2-US1; DESIGN.md, *HTTP*).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CampaignDraft {
+    /// Name.
+    pub name: String,
+    /// Free text.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// What to roll out.
+    pub firmware_id: FirmwareId,
+    /// Devices by id.
+    #[serde(default)]
+    pub target_devices: Vec<DeviceId>,
+    /// Devices by group.
+    #[serde(default)]
+    pub target_groups: Vec<String>,
+    /// Default `staged`.
+    #[serde(default = "default_strategy")]
+    pub deployment_strategy: Strategy,
+    /// Default `normal`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Default 100.
+    #[serde(default = "hundred")]
+    pub rollout_percentage: f64,
+    /// Default 100.
+    #[serde(default = "hundred_devices")]
+    pub max_concurrent_updates: u32,
+    /// Default 100.
+    #[serde(default = "hundred_devices")]
+    pub batch_size: u32,
+    /// Default 60; fractions are taken.
+    #[serde(default = "hour")]
+    pub timeout_minutes: f64,
+    /// Default true.
+    #[serde(default = "yes")]
+    pub auto_rollback: bool,
+    /// Default: the service's `AUTO_ROLLBACK_FAILURE_THRESHOLD`.
+    #[serde(default)]
+    pub failure_threshold_percent: Option<f64>,
+    /// Default 1.
+    #[serde(default = "one")]
+    pub failure_min_samples: u64,
+    /// Default 3.
+    #[serde(default = "three")]
+    pub max_retries: u32,
+    /// Default: the four rings with `staged` and `canary`, everybody with `immediate`.
+    #[serde(default)]
+    pub stages: Vec<StageDraft>,
+    /// Default: nothing.
+    #[serde(default)]
+    pub requires: Requires,
+}
+
+fn default_strategy() -> Strategy {
+    Strategy::Staged
+}
+fn hundred() -> f64 {
+    100.0
+}
+fn hundred_devices() -> u32 {
+    100
+}
+fn hour() -> f64 {
+    60.0
+}
+fn yes() -> bool {
+    true
+}
+fn one() -> u64 {
+    1
+}
+fn three() -> u32 {
+    3
+}
+
+/// Why a draft is no campaign; names the field and the bound.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// A text is out of bounds.
+    #[error(transparent)]
+    Text(#[from] crate::device::RegistrationError),
+    /// A number is out of bounds.
+    #[error("{field} must be {rule}")]
+    Range {
+        /// Field as sent.
+        field: &'static str,
+        /// Its bounds.
+        rule: &'static str,
+    },
+    /// Stages do not rise to 100 %, or name nothing.
+    #[error("stages: {0}")]
+    Stages(&'static str),
+    /// A strategy that is not served.
+    #[error(
+        "deployment_strategy {0} is not served by this version; use immediate, staged or canary"
+    )]
+    Strategy(&'static str),
+}
+
+fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecError> {
+    if ok {
+        Ok(())
+    } else {
+        Err(SpecError::Range { field, rule })
+    }
+}
+
+impl CampaignDraft {
+    /// The spec that this draft means. `default_threshold` is the service's setting; `entropy` turns the wheel.
+    pub fn into_spec(
+        self,
+        default_threshold: f64,
+        entropy: u16,
+    ) -> Result<CampaignSpec, SpecError> {
+        self.check()?;
+        let threshold = self.failure_threshold_percent.unwrap_or(default_threshold);
+        range(
+            (0.0..=100.0).contains(&threshold),
+            "failure_threshold_percent",
+            "0 to 100",
+        )?;
+        let gate = Gate {
+            min_success_percent: 100.0 - threshold,
+            min_samples: None,
+            soak_seconds: 0,
+        };
+        let stages = match (self.deployment_strategy, self.stages.is_empty()) {
+            (Strategy::Scheduled | Strategy::BlueGreen, _) => {
+                return Err(SpecError::Strategy(self.deployment_strategy.name()));
+            }
+            (Strategy::Immediate, true) => vec![Stage {
+                name: "all".into(),
+                end_bucket: BUCKETS,
+                gate,
+            }],
+            (Strategy::Immediate, false) => {
+                return Err(SpecError::Stages("immediate has none; use staged"));
+            }
+            (Strategy::Staged | Strategy::Canary, true) => rings(gate),
+            (Strategy::Staged | Strategy::Canary, false) => given(&self.stages, gate)?,
+        };
+        Ok(CampaignSpec {
+            name: self.name,
+            description: self.description,
+            firmware_id: self.firmware_id,
+            targets: Targets {
+                devices: self.target_devices,
+                groups: self.target_groups,
+            },
+            strategy: self.deployment_strategy,
+            priority: self.priority,
+            rollout_buckets: buckets(self.rollout_percentage),
+            max_concurrent_updates: self.max_concurrent_updates,
+            batch_size: self.batch_size,
+            timeout_seconds: seconds(self.timeout_minutes),
+            auto_rollback: self.auto_rollback,
+            failure_threshold_percent: threshold,
+            failure_min_samples: self.failure_min_samples,
+            max_retries: self.max_retries,
+            stages,
+            requires: self.requires,
+            bucket_offset: entropy % BUCKETS,
+        })
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        text_ok("name", &self.name)?;
+        range(
+            self.description
+                .as_ref()
+                .is_none_or(|d| d.len() <= crate::firmware::MAX_NOTES_BYTES),
+            "description",
+            "at most 16384 bytes",
+        )?;
+        range(
+            self.target_devices.len() <= MAX_TARGET_DEVICES,
+            "target_devices",
+            "at most 200000 ids",
+        )?;
+        range(
+            self.target_groups.len() <= MAX_TARGET_GROUPS,
+            "target_groups",
+            "at most 1000 names",
+        )?;
+        self.target_groups
+            .iter()
+            .try_for_each(|g| text_ok("target_groups", g))?;
+        let pc = self.rollout_percentage;
+        range(
+            pc > 0.0 && pc <= 100.0,
+            "rollout_percentage",
+            "above 0 and at most 100",
+        )?;
+        let slots = 1..=MAX_CONCURRENT;
+        range(
+            slots.contains(&self.max_concurrent_updates),
+            "max_concurrent_updates",
+            "1 to 1000000",
+        )?;
+        range(
+            slots.contains(&self.batch_size),
+            "batch_size",
+            "1 to 1000000",
+        )?;
+        let minutes = self.timeout_minutes;
+        range(
+            minutes * 60.0 >= 1.0 && minutes <= MAX_TIMEOUT_MINUTES,
+            "timeout_minutes",
+            "at least one second and at most 43200",
+        )?;
+        range(self.max_retries <= 100, "max_retries", "at most 100")?;
+        range(self.stages.len() <= MAX_STAGES, "stages", "at most 64")?;
+        range(
+            self.requires.min_battery_percent.is_none_or(|p| p <= 100),
+            "requires.min_battery_percent",
+            "0 to 100",
+        )?;
+        range(
+            self.requires.min_free_storage_bytes.is_none_or(|b| b >= 0),
+            "requires.min_free_storage_bytes",
+            "0 or more",
+        )
+    }
+}
+
+fn rings(gate: Gate) -> Vec<Stage> {
+    Ring::ALL
+        .into_iter()
+        .map(|ring| Stage {
+            name: ring.name().into(),
+            end_bucket: ring.end_bucket(),
+            gate,
+        })
+        .collect()
+}
+
+fn given(drafts: &[StageDraft], default_gate: Gate) -> Result<Vec<Stage>, SpecError> {
+    let mut stages: Vec<Stage> = Vec::with_capacity(drafts.len() + 1);
+    for draft in drafts {
+        let (name, end_bucket) = match (draft.ring, draft.percent) {
+            (Some(ring), None) => (ring.name().to_owned(), ring.end_bucket()),
+            (None, Some(pc)) if pc > 0.0 && pc <= 100.0 => (format!("{pc}%"), buckets(pc)),
+            _ => {
+                return Err(SpecError::Stages(
+                    "each has either a ring or a percent above 0 and at most 100",
+                ));
+            }
+        };
+        let gate = draft.gate.unwrap_or(default_gate);
+        if !(0.0..=100.0).contains(&gate.min_success_percent) {
+            return Err(SpecError::Stages("min_success_percent must be 0 to 100"));
+        }
+        if gate.soak_seconds > MAX_SOAK_SECONDS {
+            return Err(SpecError::Stages("soak_seconds must be at most 2592000"));
+        }
+        if stages
+            .last()
+            .is_some_and(|last| last.end_bucket >= end_bucket)
+        {
+            return Err(SpecError::Stages("shares are cumulative and must rise"));
+        }
+        stages.push(Stage {
+            name,
+            end_bucket,
+            gate,
+        });
+    }
+    if stages.last().is_some_and(|last| last.end_bucket < BUCKETS) {
+        stages.push(Stage {
+            name: "100%".into(),
+            end_bucket: BUCKETS,
+            gate: default_gate,
+        });
+    }
+    Ok(stages)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to lie in 0..=100"
+)]
+fn buckets(percent: f64) -> u16 {
+    ((percent * 100.0).round() as u16).max(1)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to lie in 1 s ..= 30 days"
+)]
+fn seconds(minutes: f64) -> u64 {
+    (minutes * 60.0).round() as u64
+}
