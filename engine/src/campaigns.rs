@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::ports::clock::random;
 use crate::ports::store::{CampaignFilter, Tx};
-use crate::{Engine, Error, Result};
+use crate::{Caller, Engine, Error, Result};
 
 /// A campaign with what people want to see beside it.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct CampaignView {
 
 impl Engine {
     /// Creates a campaign; nothing is sent before it is started. 404 for an unknown or deprecated firmware.
-    pub async fn create_campaign(&self, draft: CampaignDraft, by: &str) -> Result<CampaignView> {
+    pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
         let firmware = self.firmware(&draft.firmware_id).await?;
         let turn = u16::from_le_bytes(random(self.entropy.as_ref()));
         let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
@@ -52,7 +52,7 @@ impl Engine {
             revision: 0,
             created_at: now,
             updated_at: now,
-            created_by: by.to_owned(),
+            created_by: by.subject().to_owned(),
         };
         campaign.target_count = self.store.count_targets(&campaign, &firmware).await?;
         let mut tx = self.store.begin().await?;
@@ -101,7 +101,7 @@ impl Engine {
     }
 
     /// Starts it: one pending update for each device it means.
-    pub async fn start_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+    pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
@@ -112,16 +112,16 @@ impl Engine {
     }
 
     /// Stops new offers; what is in flight may end.
-    pub async fn pause_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+    pub async fn pause_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
-        campaign.state = campaign.state.pause(now, format!("by {by}"))?;
+        campaign.state = campaign.state.pause(now, format!("by {}", by.subject()))?;
         self.settle(tx, campaign, "campaign.paused", now, by).await
     }
 
     /// Goes on where it paused.
-    pub async fn resume_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+    pub async fn resume_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Stops for good: what waits is cancelled now, what is in flight is asked to stop where it still can.
-    pub async fn cancel_campaign(&self, id: &CampaignId, by: &str) -> Result<CampaignView> {
+    pub async fn cancel_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
@@ -145,7 +145,7 @@ impl Engine {
         &self,
         id: &CampaignId,
         reason: &str,
-        by: &str,
+        by: &Caller,
     ) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
@@ -163,7 +163,7 @@ impl Engine {
         campaign: Campaign,
         event_type: &'static str,
         now: Timestamp,
-        by: &str,
+        by: &Caller,
     ) -> Result<CampaignView> {
         let campaign = Campaign {
             updated_at: now,
@@ -173,7 +173,7 @@ impl Engine {
         tx.append_events(&[event(event_type, &campaign, now, by)])
             .await?;
         tx.commit().await?;
-        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by, event_type);
+        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type);
         self.wake();
         self.campaign(&campaign.id).await
     }
@@ -190,7 +190,7 @@ pub(crate) fn event(
     event_type: &'static str,
     campaign: &Campaign,
     at: Timestamp,
-    by: &str,
+    by: &Caller,
 ) -> Event {
     let (trigger, reason) = match &campaign.state {
         CampaignState::RollingBack {
@@ -213,7 +213,7 @@ pub(crate) fn event(
             "target_device_count": campaign.target_count,
             "trigger": trigger,
             "reason": reason,
-            "by": by,
+            "by": by.subject(),
             "timestamp": at,
         }),
         at,

@@ -9,7 +9,7 @@ use device_ota_domain::{DeviceId, ring};
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
 use crate::ports::store::{NewDevice, Registered};
-use crate::{Engine, Error, Result, secrets};
+use crate::{Caller, Engine, Error, Result, secrets};
 
 /// Most devices of one registration (DESIGN.md, *HTTP*).
 pub const MAX_REGISTRATIONS: usize = 1_000;
@@ -41,6 +41,7 @@ impl Engine {
     pub async fn register_devices(
         &self,
         registrations: Vec<Registration>,
+        by: &Caller,
     ) -> Result<Vec<DeviceRegistered>> {
         if registrations.len() > MAX_REGISTRATIONS {
             return Err(Error::invalid(
@@ -69,6 +70,15 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         let outcomes = tx.register(&new).await?;
         tx.commit().await?;
+        let created = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Registered::Created(_)))
+            .count();
+        tracing::info!(
+            devices.created = created,
+            by = by.subject(),
+            "devices registered"
+        );
         self.credentials_changed();
         let mut made: std::collections::HashMap<DeviceId, String> = new
             .into_iter()
@@ -89,7 +99,7 @@ impl Engine {
     }
 
     /// Makes a new secret, which ends the old one's session.
-    pub async fn new_credentials(&self, id: &DeviceId) -> Result<String> {
+    pub async fn new_credentials(&self, id: &DeviceId, by: &Caller) -> Result<String> {
         let secret = secrets::new_secret(self.entropy.as_ref());
         let mut tx = self.store.begin().await?;
         if !tx
@@ -99,6 +109,7 @@ impl Engine {
             return Err(Error::not_found("device", &id));
         }
         tx.commit().await?;
+        tracing::info!(device.id = %id, by = by.subject(), "new device credentials");
         self.downlink.disconnect(id).await;
         self.credentials_changed();
         Ok(secret)

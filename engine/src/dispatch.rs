@@ -18,7 +18,7 @@ use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
 use crate::ports::store::{ClaimQuery, Tx};
-use crate::{Engine, Result};
+use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
 const MAX_CLAIM: u32 = 1_000;
@@ -26,8 +26,6 @@ const MAX_CLAIM: u32 = 1_000;
 const MAX_ROWS: u32 = 1_000;
 /// Slots of updates outside of campaigns that one pass hands out.
 const SINGLE_CLAIM: u32 = 500;
-/// Who the log names for what the service does by itself.
-const SERVICE: &str = "ota_service";
 
 /// Runs until `shutdown`: woken by changes, and by the tick.
 pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
@@ -262,7 +260,12 @@ impl Pass<'_> {
         self.campaign.updated_at = self.now;
         self.tx.save_campaign(&self.campaign).await?;
         self.tx
-            .append_events(&[event(event_type, &self.campaign, self.now, SERVICE)])
+            .append_events(&[event(
+                event_type,
+                &self.campaign,
+                self.now,
+                &Caller::service(),
+            )])
             .await?;
         tracing::info!(campaign.id = %self.campaign.id, campaign.status = self.campaign.state.status(), event_type);
         self.more = true;

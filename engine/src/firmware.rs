@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::ports::{ObjectWriter, StoreError};
-use crate::{Engine, Error, Result};
+use crate::{Caller, Engine, Error, Result};
 
 /// Pieces that wait for the hasher; with pieces of the socket's size this bounds memory to a few MiB.
 const HASH_QUEUE: usize = 32;
@@ -150,7 +150,7 @@ impl Upload {
         self,
         metadata: UploadMetadata,
         release: Option<String>,
-        by: &str,
+        by: &Caller,
     ) -> Result<Uploaded> {
         let Self {
             engine,
@@ -236,7 +236,7 @@ impl Engine {
         size: u64,
         sums: &Sums,
         signed_elsewhere: Option<String>,
-        by: &str,
+        by: &Caller,
     ) -> Result<Firmware> {
         let now = self.clock.now();
         let expected = release(&metadata, format, size, sums, now);
@@ -270,7 +270,7 @@ impl Engine {
             deprecated_at: None,
             created_at: now,
             updated_at: now,
-            created_by: by.to_owned(),
+            created_by: by.subject().to_owned(),
         })
     }
 

@@ -8,6 +8,7 @@
 //! * **a background loop**: a file with a `run`, started in [`Engine::run`].
 //! * **a port**: a trait in [`ports`], an adapter crate, a field of [`Parts`].
 
+mod caller;
 mod campaigns;
 mod changes;
 mod chunks;
@@ -37,6 +38,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use caller::Caller;
 pub use campaigns::CampaignView;
 pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};
 pub use downloads::{Download, DownloadGrant, Grants};

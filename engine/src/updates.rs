@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::changes::Changes;
 use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
-use crate::{Engine, Error, Result};
+use crate::{Caller, Engine, Error, Result};
 
 /// The newest one alone.
 const NEWEST: Page = Page {
@@ -187,7 +187,7 @@ impl Engine {
         &self,
         id: &DeviceId,
         request: UpdateRequest,
-        by: &str,
+        by: &Caller,
     ) -> Result<UpdateView> {
         let device = self.device(id).await?;
         let firmware = self.firmware(&request.firmware_id).await?;
@@ -215,7 +215,7 @@ impl Engine {
         id: &DeviceId,
         to_version: &str,
         reason: &str,
-        by: &str,
+        by: &Caller,
     ) -> Result<Rollback> {
         let device = self.device(id).await?;
         let firmware = self.previous_firmware(&device, to_version).await?;
@@ -355,7 +355,7 @@ impl Engine {
 
     /// Withdraws an update: at once when it only waits, by a signed command when the device has it; 409 once it
     /// installs.
-    pub async fn cancel_update(&self, id: &UpdateId, by: &str) -> Result<UpdateView> {
+    pub async fn cancel_update(&self, id: &UpdateId, by: &Caller) -> Result<UpdateView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let update = locked(tx.as_mut(), id).await?;
@@ -374,7 +374,7 @@ impl Engine {
             Vec::new()
         };
         tx.commit().await?;
-        tracing::info!(update.id = %id, by, "update cancelled");
+        tracing::info!(update.id = %id, by = by.subject(), "update cancelled");
         self.send_due(crate::offers::pair(vec![update], grounds))
             .await;
         self.wake();
@@ -382,7 +382,7 @@ impl Engine {
     }
 
     /// Schedules a failed update once more. 409 when it has not failed or its campaign has ended.
-    pub async fn retry_update(&self, id: &UpdateId, by: &str) -> Result<UpdateView> {
+    pub async fn retry_update(&self, id: &UpdateId, by: &Caller) -> Result<UpdateView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let campaign = match self.store.update(id).await?.and_then(|u| u.campaign) {
@@ -414,7 +414,7 @@ impl Engine {
         changes.record(before, update.retry(now)?, now);
         changes.write(tx.as_mut()).await?;
         tx.commit().await?;
-        tracing::info!(update.id = %id, by, "update retried");
+        tracing::info!(update.id = %id, by = by.subject(), "update retried");
         self.wake();
         self.update(id).await
     }
@@ -473,7 +473,7 @@ fn fits(device: &Device, firmware: &Firmware) -> Result<()> {
     }
 }
 
-fn scheduled_event(update: &Update, event_type: &'static str, by: &str) -> Event {
+fn scheduled_event(update: &Update, event_type: &'static str, by: &Caller) -> Event {
     Event {
         event_type,
         entity: update.device_id.to_string(),
@@ -483,7 +483,7 @@ fn scheduled_event(update: &Update, event_type: &'static str, by: &str) -> Event
             "from_version": update.from_version,
             "to_version": update.to_version,
             "trigger": "manual",
-            "by": by,
+            "by": by.subject(),
             "timestamp": update.created_at,
         }),
         at: update.created_at,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use device_ota_domain::Roles;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 use sha2::{Digest as _, Sha256};
@@ -25,7 +26,9 @@ const OPEN: [&str; 2] = ["/api/v1/ota/objects/", "/api/v1/ota/trust/"];
 #[derive(Debug, Clone)]
 pub(crate) struct Principal {
     /// As records show who did it.
-    pub(crate) name: Arc<str>,
+    pub(crate) subject: Arc<str>,
+    /// What they may do.
+    pub(crate) roles: Roles,
 }
 
 /// The ways in.
@@ -38,10 +41,16 @@ pub struct Access {
 impl Access {
     /// One admin key, of which only the SHA-256 is kept. It has 256 random bits, so no slow hash is needed.
     pub fn admin_key(sha256: [u8; 32]) -> Self {
+        Self::key_of("admin", Roles::ADMIN, sha256)
+    }
+
+    /// One key that opens for `subject`.
+    pub(crate) fn key_of(subject: &str, roles: Roles, sha256: [u8; 32]) -> Self {
         Self {
             admin_key: sha256,
             admin: Principal {
-                name: "admin".into(),
+                subject: subject.into(),
+                roles,
             },
         }
     }
@@ -107,7 +116,7 @@ mod tests {
             .collect::<HeaderMap>();
         match access.authenticate(&headers) {
             Ok(principal) => {
-                assert_eq!(&*principal.name, "admin");
+                assert_eq!(&*principal.subject, "admin");
                 200
             }
             Err(error) => error.render("r").status().as_u16(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{CampaignDraft, Group, Priority};
-use device_ota_domain::{CampaignId, CampaignState};
+use device_ota_domain::{CampaignId, CampaignState, Role};
 use device_ota_engine::ports::store::{CampaignFilter, RollbackFilter, UpdateFilter};
 use serde::Deserialize;
 use warp::Filter as _;
@@ -85,6 +85,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 async fn list(call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
     let statuses = CampaignState::STATUSES.map(|status| (status, status));
@@ -104,23 +105,26 @@ async fn list(call: Call) -> Answer {
 }
 
 async fn one(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     call.no_query()?;
     let view = call.shared.engine.campaign(&id.id("campaign")?).await?;
     Ok(dto::ok(&CampaignDto::from(&view)))
 }
 
 async fn create(call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let draft: CampaignDraft = json_up_to(MAX_CAMPAIGN_BYTES, &call.headers, body).await?;
-    let view = call.shared.engine.create_campaign(draft, call.by()).await?;
+    let view = call.shared.engine.create_campaign(draft, by).await?;
     Ok(dto::created(&CampaignDto::from(&view)))
 }
 
 async fn order_campaign((order, id): (Order, Segment), call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: CampaignId = id.id("campaign")?;
     no_body(&call.headers, body).await?;
-    let (engine, by) = (&call.shared.engine, call.by());
+    let engine = &call.shared.engine;
     let view = match order {
         Order::Start => engine.start_campaign(&id, by).await?,
         Order::Pause => engine.pause_campaign(&id, by).await?,
@@ -139,6 +143,7 @@ struct RollbackRequest {
 }
 
 async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: CampaignId = id.id("campaign")?;
     let request: RollbackRequest = optional_json(&call.headers, body).await?;
@@ -146,13 +151,14 @@ async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     let view = call
         .shared
         .engine
-        .roll_back_campaign(&id, &reason, call.by())
+        .roll_back_campaign(&id, &reason, by)
         .await?;
     Ok(dto::ok(&CampaignDto::from(&view)))
 }
 
 /// The updates and rollbacks of a campaign's devices, newest first.
 async fn devices(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let id: CampaignId = id.id("campaign")?;
     let mut query = call.query()?;
     let page = query.page()?;
@@ -171,6 +177,7 @@ async fn devices(id: Segment, call: Call) -> Answer {
 
 /// What became of each device that the campaign took back.
 async fn rollback_log(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let id: CampaignId = id.id("campaign")?;
     let mut query = call.query()?;
     let page = query.page()?;

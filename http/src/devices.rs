@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use device_ota_domain::DeviceId;
 use device_ota_domain::device::Registration;
+use device_ota_domain::{DeviceId, Role};
 use device_ota_engine::ports::store::UpdateFilter;
-use device_ota_engine::{MAX_REGISTRATIONS, RegistrationOutcome, UpdateRequest};
+use device_ota_engine::{Caller, MAX_REGISTRATIONS, RegistrationOutcome, UpdateRequest};
 use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -79,6 +79,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 async fn list(call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
     let filters = query.done()?;
@@ -93,6 +94,7 @@ async fn list(call: Call) -> Answer {
 }
 
 async fn one(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     call.no_query()?;
     let device = call.shared.engine.device(&id.id("device")?).await?;
     Ok(dto::ok(&DeviceDto::from(&device)))
@@ -100,6 +102,7 @@ async fn one(id: Segment, call: Call) -> Answer {
 
 /// Every update and rollback of one device, newest first (PRD, E5-US3).
 async fn history(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let id: DeviceId = id.id("device")?;
     let mut query = call.query()?;
     let page = query.page()?;
@@ -113,6 +116,7 @@ async fn history(id: Segment, call: Call) -> Answer {
 }
 
 async fn register(call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let value: Value = json_up_to(MAX_REGISTRATION_BYTES, &call.headers, body).await?;
     let devices = match value {
@@ -127,7 +131,7 @@ async fn register(call: Call, body: Body) -> Answer {
             })?)]
         }
     };
-    let devices = register_all(&call, devices).await?;
+    let devices = register_all(&call, by, devices).await?;
     Ok(dto::created(&RegistrationsDto {
         count: devices.len(),
         devices,
@@ -179,7 +183,11 @@ fn read_one(device: Value) -> Result<Registration, String> {
 }
 
 /// Registers those that can be and answers for all, in the order in which they came.
-async fn register_all(call: &Call, devices: Vec<Read>) -> Result<Vec<RegisteredDto>, ApiError> {
+async fn register_all(
+    call: &Call,
+    by: &Caller,
+    devices: Vec<Read>,
+) -> Result<Vec<RegisteredDto>, ApiError> {
     let good = devices
         .iter()
         .filter_map(|device| device.as_ref().ok().cloned())
@@ -187,7 +195,7 @@ async fn register_all(call: &Call, devices: Vec<Read>) -> Result<Vec<RegisteredD
     let registered = if good.is_empty() {
         Vec::new()
     } else {
-        call.shared.engine.register_devices(good).await?
+        call.shared.engine.register_devices(good, by).await?
     };
     let mut answers = registered.into_iter();
     let answer = |device: Read| match device {
@@ -203,10 +211,11 @@ async fn register_all(call: &Call, devices: Vec<Read>) -> Result<Vec<RegisteredD
 }
 
 async fn renew(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: DeviceId = id.id("device")?;
     no_body(&call.headers, body).await?;
-    let secret = call.shared.engine.new_credentials(&id).await?;
+    let secret = call.shared.engine.new_credentials(&id, by).await?;
     Ok(dto::created(&CredentialsDto {
         device_id: &id,
         mqtt: MqttDto::new(&id, secret),
@@ -214,14 +223,11 @@ async fn renew(id: Segment, call: Call, body: Body) -> Answer {
 }
 
 async fn update(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: DeviceId = id.id("device")?;
     let request: UpdateRequest = json(&call.headers, body).await?;
-    let view = call
-        .shared
-        .engine
-        .update_device(&id, request, call.by())
-        .await?;
+    let view = call.shared.engine.update_device(&id, request, by).await?;
     updates::answer_one(&call, &view, true).await
 }
 
@@ -246,6 +252,7 @@ struct BulkAnswer {
 }
 
 async fn bulk_update(call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let mut fields: Map<String, Value> = json(&call.headers, body).await?;
     let devices: Vec<String> = from_value(
@@ -263,7 +270,7 @@ async fn bulk_update(call: Call, body: Body) -> Answer {
     call.shared.engine.firmware(&request.firmware_id).await?;
     let each = devices
         .into_iter()
-        .map(|id| bulk_one(&call, id, request.clone()));
+        .map(|id| bulk_one(&call, by, id, request.clone()));
     let results: Vec<BulkDto> = stream::iter(each)
         .buffered(BULK_CONCURRENCY)
         .collect()
@@ -283,12 +290,12 @@ async fn bulk_update(call: Call, body: Body) -> Answer {
     })
 }
 
-async fn bulk_one(call: &Call, device_id: String, request: UpdateRequest) -> BulkDto {
+async fn bulk_one(call: &Call, by: &Caller, device_id: String, request: UpdateRequest) -> BulkDto {
     let made = match device_id.parse::<DeviceId>() {
         Ok(id) => call
             .shared
             .engine
-            .update_device(&id, request, call.by())
+            .update_device(&id, request, by)
             .await
             .map_err(ApiError::from),
         Err(_) => Err(ApiError::not_found("device", &device_id)),
@@ -323,6 +330,7 @@ struct RollbackRequest {
 }
 
 async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: DeviceId = id.id("device")?;
     let request: RollbackRequest = json(&call.headers, body).await?;
@@ -330,7 +338,7 @@ async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     let rollback = call
         .shared
         .engine
-        .roll_back_device(&id, &request.to_version, &reason, call.by())
+        .roll_back_device(&id, &request.to_version, &reason, by)
         .await?;
     Ok(dto::ok(&RollbackDto::from(&rollback)))
 }

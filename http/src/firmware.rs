@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use device_ota_domain::Role;
 use device_ota_domain::firmware::FirmwareFilter;
 use warp::Filter as _;
 
@@ -42,6 +43,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 async fn list(call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
     let filter = FirmwareFilter {
@@ -62,6 +64,7 @@ async fn list(call: Call) -> Answer {
 }
 
 async fn one(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     call.no_query()?;
     let firmware = call.shared.engine.firmware(&id.id("firmware")?).await?;
     Ok(dto::ok(&FirmwareDto::from(&firmware)))
@@ -69,6 +72,7 @@ async fn one(id: Segment, call: Call) -> Answer {
 
 /// A link to the bytes that needs no header and expires.
 async fn link(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     call.no_query()?;
     let grant = call
         .shared

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use device_ota_engine::Caller;
 use http::header::{ALLOW, CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -75,7 +76,7 @@ where
         // Made in any case: a body that nobody reads must be emptied.
         let body = Lingering::new(&head.headers, body);
         let mut request = Request::from_parts(head, body);
-        let answered = match self.enter(peer, &mut request) {
+        let answered = match self.enter(&line, &mut request) {
             Ok(()) => self
                 .routes
                 .call(request)
@@ -87,21 +88,26 @@ where
     }
 
     /// Lets a request in, or says why not. A `HEAD` goes the way of `GET`: the connection leaves the body out.
-    fn enter(&self, peer: IpAddr, request: &mut Request<Lingering>) -> Result<(), ApiError> {
+    fn enter(&self, line: &Line, request: &mut Request<Lingering>) -> Result<(), ApiError> {
         let path = request.uri().path();
         if !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix)) {
-            self.limiter.check(peer)?;
+            self.limiter.check(line.peer)?;
         }
-        let principal = if access::is_open(path) {
+        let caller = if access::is_open(path) {
             None
         } else {
-            Some(self.access.authenticate(request.headers())?)
+            let principal = self.access.authenticate(request.headers())?;
+            Some(Caller::new(
+                principal.subject,
+                principal.roles,
+                line.id.as_str(),
+            ))
         };
         let head = request.method() == Method::HEAD;
         if head {
             *request.method_mut() = Method::GET;
         }
-        request.extensions_mut().insert(Visit { principal, head });
+        request.extensions_mut().insert(Visit { caller, head });
         Ok(())
     }
 

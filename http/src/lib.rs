@@ -5,8 +5,9 @@
 //! and answer with a form from `dto`. Whatever goes wrong becomes one `errors::ApiError`, which the gate renders.
 //!
 //! # How to add …
-//! * **a route**: a handler in the file of its resource, a line in that file's `routes` and one in
-//!   `routes::METHODS`, from which 405 answers say what is allowed.
+//! * **a route**: a handler in the file of its resource, which begins with `call.require(role)`, a line in that
+//!   file's `routes` and one in `routes::METHODS`, from which 405 answers say what is allowed. The role stands in
+//!   `role_of` of `routes/tests.rs` too, which asks every route of the table with every role.
 //! * **a field**: in the resource's file under `dto/`; its snapshot shows the change.
 //! * **a way to sign in**: a variant in `access`; routes need a principal unless `access::is_open` names them.
 

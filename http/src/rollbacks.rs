@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use device_ota_domain::Role;
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::store::RollbackFilter;
 use serde_json::{Map, Value};
@@ -28,6 +29,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 async fn list(call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
     let filter = RollbackFilter {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use device_ota_domain::Role;
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::update::{Action, Update};
@@ -65,12 +66,14 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 async fn one(id: Segment, call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     call.no_query()?;
     let view = call.shared.engine.update(&id.id("update")?).await?;
     answer_one(&call, &view, false).await
 }
 
 async fn list(call: Call) -> Answer {
+    call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
     let filter = UpdateFilter {
@@ -84,18 +87,20 @@ async fn list(call: Call) -> Answer {
 }
 
 async fn cancel(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id = id.id("update")?;
     no_body(&call.headers, body).await?;
-    let view = call.shared.engine.cancel_update(&id, call.by()).await?;
+    let view = call.shared.engine.cancel_update(&id, by).await?;
     answer_one(&call, &view, false).await
 }
 
 async fn retry(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id = id.id("update")?;
     no_body(&call.headers, body).await?;
-    let view = call.shared.engine.retry_update(&id, call.by()).await?;
+    let view = call.shared.engine.retry_update(&id, by).await?;
     answer_one(&call, &view, false).await
 }
 

@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use device_ota_domain::Role;
 use device_ota_domain::firmware::{MAX_IMAGE_BYTES, UploadMetadata};
-use device_ota_engine::{Upload, Uploaded};
+use device_ota_engine::{Caller, Upload, Uploaded};
 use futures_util::Stream;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -39,6 +40,7 @@ const MAX_UNPARSED_BYTES: usize = 2 * 1024 * 1024;
 
 /// Takes one image.
 pub(crate) async fn upload(call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Uploader)?;
     call.no_query()?;
     if announced_length(&call.headers)
         .is_some_and(|length| length > MAX_IMAGE_BYTES + MAX_FORM_BYTES)
@@ -53,7 +55,7 @@ pub(crate) async fn upload(call: Call, body: Body) -> Answer {
     while let Some(part) = form.next().await? {
         parts.take(&call, &form, part).await?;
     }
-    match parts.finish(call.by()).await? {
+    match parts.finish(by).await? {
         Uploaded::Created(firmware) => Ok(dto::created(&FirmwareDto::from(&firmware))),
         Uploaded::Existing(firmware) => Ok(dto::ok(&FirmwareDto::from(&firmware))),
     }
@@ -112,7 +114,7 @@ impl Parts {
         Ok(())
     }
 
-    async fn finish(self, by: &str) -> Result<Uploaded, ApiError> {
+    async fn finish(self, by: &Caller) -> Result<Uploaded, ApiError> {
         let missing = |name| invalid_form(format!("the part {name} is missing"));
         let file = self.file.ok_or_else(|| missing("file"))?;
         let metadata = self.metadata.ok_or_else(|| missing("metadata"))?;

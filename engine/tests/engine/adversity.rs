@@ -10,7 +10,7 @@ use device_ota_protocol::objects::Action as WireAction;
 use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
-use crate::fixture::{Fixture, LEASE};
+use crate::fixture::{Fixture, LEASE, tester};
 
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
@@ -54,7 +54,7 @@ async fn a_device_that_had_lost_its_slot_when_the_rest_went_back_goes_back_too()
     assert_eq!(fixture.status(&offer.update_id).await, "scheduled");
     fixture
         .engine
-        .roll_back_campaign(&campaign, "bad", "tester")
+        .roll_back_campaign(&campaign, "bad", &tester())
         .await
         .unwrap();
     for _ in 0..3 {
@@ -101,7 +101,7 @@ async fn a_second_attempt_does_not_forget_what_ran_before() {
         .await;
     fixture
         .engine
-        .roll_back_campaign(&campaign, "bad", "tester")
+        .roll_back_campaign(&campaign, "bad", &tester())
         .await
         .unwrap();
     let back = fixture.offer().await;
@@ -193,7 +193,7 @@ async fn a_cancel_of_an_offer_that_was_never_taken_ends_before_the_attempts_time
     let offer = fixture.offer().await;
     fixture
         .engine
-        .cancel_campaign(&campaign, "tester")
+        .cancel_campaign(&campaign, &tester())
         .await
         .unwrap();
     fixture.command().await;
@@ -240,7 +240,7 @@ async fn a_silent_device_does_not_hold_up_the_rollback_of_the_others() {
     fixture.went(&silent, i64::MAX).await;
     fixture
         .engine
-        .roll_back_campaign(&campaign, "bad", "tester")
+        .roll_back_campaign(&campaign, "bad", &tester())
         .await
         .unwrap();
     fixture.command().await; // which nobody hears
@@ -271,7 +271,7 @@ async fn a_success_of_an_earlier_attempt_is_a_success() {
     assert_eq!(fixture.offer().await.attempt, 2); // the device is busy installing, and does not answer
     fixture
         .engine
-        .roll_back_campaign(&campaign, "bad", "tester")
+        .roll_back_campaign(&campaign, "bad", &tester())
         .await
         .unwrap();
     fixture.command().await; // nor to this
@@ -307,7 +307,7 @@ async fn a_rollback_leaves_alone_who_has_moved_on() {
     fixture.engine.dispatch_all().await.unwrap();
     fixture
         .engine
-        .roll_back_campaign(&first, "bad", "tester")
+        .roll_back_campaign(&first, "bad", &tester())
         .await
         .unwrap();
     for _ in 0..3 {

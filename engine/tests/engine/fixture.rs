@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use device_ota_domain::campaign::Counts;
-use device_ota_domain::{CampaignId, DeviceId, UpdateId};
+use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::store::UpdateFilter;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Store};
-use device_ota_engine::{Engine, Grants, Parts, RegistrationOutcome, Settings, Uploaded, Work};
+use device_ota_engine::{
+    Caller, Engine, Grants, Parts, RegistrationOutcome, Settings, Uploaded, Work,
+};
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::messages::{Offer, parse_report};
@@ -23,6 +25,11 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// Who asks for everything here.
+pub(crate) fn tester() -> Caller {
+    Caller::new("tester", Roles::ADMIN, "r")
+}
 
 /// Time as the test says.
 pub(crate) struct TestClock(AtomicI64);
@@ -176,7 +183,7 @@ impl Fixture {
         );
         let made = self
             .engine
-            .register_devices(vec![serde_json::from_str(&json).unwrap()])
+            .register_devices(vec![serde_json::from_str(&json).unwrap()], &tester())
             .await
             .unwrap();
         let RegistrationOutcome::Created { secret } = &made[0].outcome else {
@@ -196,7 +203,7 @@ impl Fixture {
         let mut upload = self.engine.begin_upload("image.bin").await.unwrap();
         upload.write(Bytes::copy_from_slice(content)).await.unwrap();
         upload
-            .finish(serde_json::from_str(&metadata).unwrap(), None, "tester")
+            .finish(serde_json::from_str(&metadata).unwrap(), None, &tester())
             .await
             .unwrap()
     }
@@ -211,11 +218,11 @@ impl Fixture {
         );
         let view = self
             .engine
-            .create_campaign(serde_json::from_str(&draft).unwrap(), "tester")
+            .create_campaign(serde_json::from_str(&draft).unwrap(), &tester())
             .await
             .unwrap();
         self.engine
-            .start_campaign(&view.campaign.id, "tester")
+            .start_campaign(&view.campaign.id, &tester())
             .await
             .unwrap();
         view.campaign.id

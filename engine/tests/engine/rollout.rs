@@ -5,7 +5,7 @@ use device_ota_protocol::objects::{Action as WireAction, CommandKind};
 use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
-use crate::fixture::{Fixture, LEASE};
+use crate::fixture::{Fixture, LEASE, tester};
 
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
@@ -160,7 +160,7 @@ async fn a_device_that_was_silent_while_the_rest_went_back_goes_back_when_it_ret
     fixture.gone(&device).await;
     fixture
         .engine
-        .roll_back_campaign(&campaign, "trying it", "tester")
+        .roll_back_campaign(&campaign, "trying it", &tester())
         .await
         .unwrap();
     fixture.command().await;
@@ -192,7 +192,7 @@ async fn a_rollback_without_the_old_image_ends_and_says_why() {
     fixture.until(&campaign, "completed").await;
     fixture
         .engine
-        .roll_back_campaign(&campaign, "trying it", "tester")
+        .roll_back_campaign(&campaign, "trying it", &tester())
         .await
         .unwrap();
     fixture.until(&campaign, "rolled_back").await;
@@ -252,7 +252,7 @@ async fn a_paused_campaign_offers_nothing_and_a_resumed_one_goes_on() {
     let campaign = fixture.campaign("1.1.0", "").await;
     fixture
         .engine
-        .pause_campaign(&campaign, "tester")
+        .pause_campaign(&campaign, &tester())
         .await
         .unwrap();
     fixture.online(&device).await;
@@ -260,13 +260,13 @@ async fn a_paused_campaign_offers_nothing_and_a_resumed_one_goes_on() {
     assert!(fixture.nothing_sent());
     fixture
         .engine
-        .resume_campaign(&campaign, "tester")
+        .resume_campaign(&campaign, &tester())
         .await
         .unwrap();
     fixture.offer().await;
     let refused = fixture
         .engine
-        .resume_campaign(&campaign, "tester")
+        .resume_campaign(&campaign, &tester())
         .await
         .unwrap_err();
     assert_eq!(refused.code(), "wrong_state");

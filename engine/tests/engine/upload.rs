@@ -4,7 +4,7 @@ use bytes::Bytes;
 use device_ota_domain::firmware::UploadMetadata;
 use device_ota_engine::Uploaded;
 
-use crate::fixture::{Fixture, left};
+use crate::fixture::{Fixture, left, tester};
 
 fn metadata(more: &str) -> UploadMetadata {
     let text = format!(
@@ -29,7 +29,7 @@ async fn a_refused_upload_leaves_nothing() {
     let empty = fixture.engine.begin_upload("a.bin").await.unwrap();
     assert_eq!(
         empty
-            .finish(metadata(""), None, "t")
+            .finish(metadata(""), None, &tester())
             .await
             .unwrap_err()
             .code(),
@@ -41,7 +41,7 @@ async fn a_refused_upload_leaves_nothing() {
     let sum = format!(r#","checksum_md5":"{}""#, "0".repeat(32));
     assert_eq!(
         wrong
-            .finish(metadata(&sum), None, "t")
+            .finish(metadata(&sum), None, &tester())
             .await
             .unwrap_err()
             .code(),
@@ -75,7 +75,7 @@ async fn the_same_bytes_are_the_same_record_and_other_bytes_are_refused() {
     other.write(Bytes::from_static(b"other")).await.unwrap();
     assert_eq!(
         other
-            .finish(metadata(""), None, "t")
+            .finish(metadata(""), None, &tester())
             .await
             .unwrap_err()
             .code(),

@@ -9,11 +9,12 @@ use std::convert::Infallible;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use device_ota_domain::Role;
+use device_ota_engine::Caller;
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 use warp::{Filter, Rejection};
 
-use crate::access::Principal;
 use crate::errors::ApiError;
 use crate::shared::Shared;
 pub(crate) use query::Query;
@@ -22,7 +23,7 @@ pub(crate) use query::Query;
 #[derive(Clone)]
 pub(crate) struct Visit {
     /// Who; `None` on open paths.
-    pub(crate) principal: Option<Principal>,
+    pub(crate) caller: Option<Caller>,
     /// The client wants the headers alone.
     pub(crate) head: bool,
 }
@@ -36,12 +37,12 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// The name that records show. The gate lets nobody without one through to a path that asks.
-    pub(crate) fn by(&self) -> &str {
-        self.visit
-            .principal
-            .as_ref()
-            .map_or("nobody", |principal| &principal.name)
+    /// Who calls, when they may do what `role` may; else 403. The first line of every handler that is not open.
+    pub(crate) fn require(&self, role: Role) -> Result<&Caller, ApiError> {
+        let caller = self.visit.caller.as_ref();
+        let caller = caller.ok_or_else(|| ApiError::unauthorized("this needs a key"))?;
+        caller.require(role)?;
+        Ok(caller)
     }
 
     /// The query's parameters.

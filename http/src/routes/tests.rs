@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
-use device_ota_domain::DeviceId;
+use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy};
 use device_ota_engine::{Engine, Grants, Parts, Settings};
@@ -73,6 +73,11 @@ struct Served {
 }
 
 async fn serve() -> Served {
+    serve_to(Roles::ADMIN).await
+}
+
+/// Serves; [`KEY`] opens for somebody with these roles.
+async fn serve_to(roles: Roles) -> Served {
     let (database, folder) = (SqliteDatabase::new(), tempfile::tempdir().unwrap());
     let (engine, _work) = Engine::new(Parts {
         store: Arc::new(database.open().await),
@@ -87,7 +92,7 @@ async fn serve() -> Served {
     });
     let api = Api {
         engine,
-        access: Access::admin_key(Sha256::digest(b"key").into()),
+        access: Access::key_of("someone", roles, Sha256::digest(b"key").into()),
         limits: RateLimits::default(),
         version: "0.0.0",
         run_id: "run".to_owned(),
@@ -163,6 +168,42 @@ async fn no_closed_path_lets_anybody_in_without_a_key() {
         }
     }
     served.end().await;
+}
+
+/// The role that a route asks for: reading for reads, running things for the rest, but for what is named here.
+fn role_of(method: &str, pattern: &str) -> Role {
+    match (method, pattern) {
+        ("GET" | "HEAD", _) => Role::Viewer,
+        (_, "/api/v1/ota/firmware") => Role::Uploader,
+        _ => Role::Operator,
+    }
+}
+
+#[tokio::test]
+async fn every_closed_path_asks_for_its_role_and_for_no_other() {
+    let each = Role::ALL.map(|role| Roles::from_iter([role]));
+    for roles in each.into_iter().chain([Roles::NONE]) {
+        let served = serve_to(roles).await;
+        for (pattern, methods) in METHODS.iter().filter(|(pattern, _)| !is_open(pattern)) {
+            for method in methods.split(", ") {
+                let path = pattern.replace('*', "none");
+                let (status, answer) = served.ask(method, &path, KEY).await;
+                let role = role_of(method, pattern);
+                assert_eq!(
+                    status != 403,
+                    roles.allow(role),
+                    "{roles:?} {method} {path}: {answer}"
+                );
+                if status == 403 && method != "HEAD" {
+                    assert!(
+                        answer.contains(&format!("this needs the role {role}; ")),
+                        "{answer}"
+                    );
+                }
+            }
+        }
+        served.end().await;
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use device_ota_domain::DeviceId;
 use device_ota_domain::device::{Device, Registration};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Store};
-use device_ota_engine::{Engine, Grants, Parts, RegistrationOutcome, Settings, Work};
+use device_ota_engine::{Caller, Engine, Grants, Parts, RegistrationOutcome, Settings, Work};
 use device_ota_mqtt::codec::Version;
 use device_ota_mqtt::{Gateway, Limits, Sessions};
 use device_ota_objects::LocalFolder;
@@ -132,7 +132,7 @@ impl Service {
         let registration = registration(id);
         let mut registered = self
             .engine
-            .register_devices(vec![registration])
+            .register_devices(vec![registration], &Caller::service())
             .await
             .unwrap();
         match registered.remove(0).outcome {

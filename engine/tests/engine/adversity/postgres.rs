@@ -98,7 +98,7 @@ async fn rig() -> Rig {
         let json =
             format!(r#"{{"device_id":"{id}","device_model":"M","firmware_version":"1.0.0"}}"#);
         let made = engine
-            .register_devices(vec![serde_json::from_str(&json).unwrap()])
+            .register_devices(vec![serde_json::from_str(&json).unwrap()], &tester())
             .await
             .unwrap();
         let RegistrationOutcome::Created { secret } = &made[0].outcome else {
@@ -123,7 +123,7 @@ async fn rig() -> Rig {
     upload.write(Bytes::from_static(b"x")).await.unwrap();
     let metadata = r#"{"name":"I","version":"1.1.0","device_model":"M","manufacturer":"A"}"#;
     let made = upload
-        .finish(serde_json::from_str(metadata).unwrap(), None, "t")
+        .finish(serde_json::from_str(metadata).unwrap(), None, &tester())
         .await
         .unwrap();
     let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) = made;
@@ -132,12 +132,12 @@ async fn rig() -> Rig {
         firmware.id
     );
     let campaign = engine
-        .create_campaign(serde_json::from_str(&draft).unwrap(), "t")
+        .create_campaign(serde_json::from_str(&draft).unwrap(), &tester())
         .await
         .unwrap()
         .campaign
         .id;
-    engine.start_campaign(&campaign, "t").await.unwrap();
+    engine.start_campaign(&campaign, &tester()).await.unwrap();
     engine.dispatch_all().await.ok();
     Rig {
         engine,

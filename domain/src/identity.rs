@@ -1,0 +1,165 @@
+//! Who may do what: roles, and sets of them (PRD, *Authentication*).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A kind of thing that somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Read everything but keys and the audit log.
+    Viewer,
+    /// Upload firmware and change its description.
+    Uploader,
+    /// Run campaigns, devices, updates and rollbacks.
+    Operator,
+    /// Approve and reject campaigns.
+    Approver,
+    /// Everything.
+    Admin,
+}
+
+/// No role has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no role; there are viewer, uploader, operator, approver and admin")]
+pub struct UnknownRole(pub String);
+
+impl Role {
+    /// All, the narrowest first.
+    pub const ALL: [Self; 5] = [
+        Self::Viewer,
+        Self::Uploader,
+        Self::Operator,
+        Self::Approver,
+        Self::Admin,
+    ];
+
+    /// The name in tokens, keys and answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Uploader => "uploader",
+            Self::Operator => "operator",
+            Self::Approver => "approver",
+            Self::Admin => "admin",
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        let named = Self::ALL.into_iter().find(|role| role.name() == text);
+        named.ok_or_else(|| UnknownRole(text.chars().take(64).collect()))
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// A set of roles.
+///
+/// ```
+/// use device_ota_domain::identity::{Role, Roles};
+///
+/// let operator = Roles::from_iter([Role::Operator]);
+/// assert!(operator.allow(Role::Operator) && operator.allow(Role::Viewer), "every role may read");
+/// assert!(!operator.allow(Role::Approver));
+/// assert!(Role::ALL.into_iter().all(|role| Roles::ADMIN.allow(role)), "an admin may do everything");
+/// assert!(!Roles::NONE.allow(Role::Viewer));
+/// assert_eq!(Roles::known("operator admin-of-something-else viewer"), Roles::from_iter([Role::Viewer, Role::Operator]));
+/// assert_eq!(operator.to_string(), "operator");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Roles(u8);
+
+impl Roles {
+    /// May do nothing.
+    pub const NONE: Self = Self(0);
+    /// May do everything.
+    pub const ADMIN: Self = Self(Role::Admin.bit());
+
+    /// Whether somebody with these roles may do what `role` may. `admin` allows everything, each other one allows
+    /// itself and reading.
+    pub const fn allow(self, role: Role) -> bool {
+        match role {
+            Role::Viewer => self.0 != 0,
+            _ => self.0 & (role.bit() | Role::Admin.bit()) != 0,
+        }
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The roles as they were given, the narrowest first.
+    pub fn iter(self) -> impl Iterator<Item = Role> {
+        Role::ALL
+            .into_iter()
+            .filter(move |role| self.0 & role.bit() != 0)
+    }
+
+    /// The roles that a list of names separated by spaces holds. Other names mean something to somebody else and
+    /// are passed over.
+    pub fn known(names: &str) -> Self {
+        names
+            .split_ascii_whitespace()
+            .filter_map(|name| name.parse::<Role>().ok())
+            .collect()
+    }
+}
+
+impl FromIterator<Role> for Roles {
+    fn from_iter<I: IntoIterator<Item = Role>>(roles: I) -> Self {
+        Self(roles.into_iter().fold(0, |bits, role| bits | role.bit()))
+    }
+}
+
+impl fmt::Display for Roles {
+    /// The names, separated by spaces.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, role) in self.iter().enumerate() {
+            let space = if number == 0 { "" } else { " " };
+            write!(f, "{space}{role}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Roles {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Roles {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Vec::<Role>::deserialize(deserializer)?
+            .into_iter()
+            .collect())
+    }
+}
