@@ -120,6 +120,17 @@ pub struct Device {
     pub latest: Latest,
 }
 
+/// An error that a device told of, in its own vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// Which one.
+    pub code: String,
+    /// Words for people.
+    pub message: Option<String>,
+    /// When the device saw it, or else when the service heard of it.
+    pub at: Timestamp,
+}
+
 /// How a device was when last heard; what it never said is `None`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Latest {
@@ -135,8 +146,16 @@ pub struct Latest {
     pub confirmed: Option<bool>,
     /// Battery, 0–100.
     pub battery_percent: Option<f64>,
+    /// The battery is being charged.
+    pub charging: Option<bool>,
     /// Free bytes for an image.
     pub free_storage_bytes: Option<i64>,
+    /// Errors that its last heartbeat told of, repeats counted.
+    pub error_count: i64,
+    /// The last error it told of, however long ago.
+    pub last_error: Option<LastError>,
+    /// Numbers of its own choosing, as last sent.
+    pub metrics: BTreeMap<String, f64>,
     /// Lowest `security_version` it still takes.
     pub security_floor: Option<i64>,
     /// The model it says it is; an offer waits when that is not the registered one.

@@ -18,8 +18,8 @@ macro_rules! select_device {
         concat!(
             "SELECT d.device_key, d.device_id, d.device_type, d.device_model, d.manufacturer, d.hw_revision, \
              d.firmware_version, d.group_names, d.tags, d.ring, d.bucket, d.registered_at, l.online, l.last_seen, \
-             l.version, l.slot, l.confirmed, l.battery_percent, l.free_storage_bytes, l.security_floor, \
-             l.reported_model FROM devices d JOIN device_latest l ON l.device_key = d.device_key ",
+             l.version, l.slot, l.confirmed, l.battery_percent, l.charging, l.free_storage_bytes, l.security_floor, \
+             l.reported_model, l.error_count, l.last_error, l.metrics FROM devices d JOIN device_latest l ON l.device_key = d.device_key ",
             $rest
         )
     };
@@ -122,7 +122,11 @@ fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
             slot: row.string_opt("slot")?,
             confirmed: row.flag_opt("confirmed")?,
             battery_percent: row.real_opt("battery_percent")?,
+            charging: row.flag_opt("charging")?,
             free_storage_bytes: row.int_opt("free_storage_bytes")?,
+            error_count: row.int("error_count")?,
+            last_error: row.json_opt("last_error")?,
+            metrics: row.json_opt("metrics")?.unwrap_or_default(),
             security_floor: row.int_opt("security_floor")?,
             reported_model: row.string_opt("reported_model")?,
         },

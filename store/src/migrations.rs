@@ -25,7 +25,10 @@ macro_rules! steps {
 }
 
 /// Every step, oldest first. A step that has been released is never edited: the databases remember its checksum.
-const STEPS: [Step; 1] = steps![(1, "initial", "0001_initial.sql")];
+const STEPS: [Step; 2] = steps![
+    (1, "initial", "0001_initial.sql"),
+    (4, "latest telemetry", "0004_latest_telemetry.sql"),
+];
 
 /// The steps for SQLite.
 pub(crate) fn sqlite() -> Migrator {

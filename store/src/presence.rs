@@ -5,12 +5,13 @@ use device_ota_engine::ports::store::{HeartbeatRow, OfferGround, Touch};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, statements};
+use crate::sql::{self, Args, statements, to_json};
 
 statements! {
     RESET_PRESENCE = "UPDATE device_latest SET online = 0 WHERE online = 1";
-    TOUCH[Int, Int, Int, Int, Text, Text, Int, Real, Int, Int, Text, Text] =
-        "WITH v (device_key, last_seen, online, session, version, slot, confirmed, battery, storage, floor, model, nonce) \
+    TOUCH[Int, Int, Int, Int, Text, Text, Int, Real, Int, Int, Int, Text, Text, Int, Text, Text] =
+        "WITH v (device_key, last_seen, online, session, version, slot, confirmed, battery, charging, storage, floor, \
+         model, nonce, errors, last_error, metrics) \
          AS (VALUES {rows}) UPDATE device_latest SET \
          last_seen = CASE WHEN device_latest.last_seen IS NULL OR v.last_seen > device_latest.last_seen \
              THEN v.last_seen ELSE device_latest.last_seen END, \
@@ -22,10 +23,14 @@ statements! {
          slot = COALESCE(v.slot, device_latest.slot), \
          confirmed = COALESCE(v.confirmed, device_latest.confirmed), \
          battery_percent = COALESCE(v.battery, device_latest.battery_percent), \
+         charging = COALESCE(v.charging, device_latest.charging), \
          free_storage_bytes = COALESCE(v.storage, device_latest.free_storage_bytes), \
          security_floor = COALESCE(v.floor, device_latest.security_floor), \
          reported_model = COALESCE(v.model, device_latest.reported_model), \
-         nonce = COALESCE(v.nonce, device_latest.nonce) \
+         nonce = COALESCE(v.nonce, device_latest.nonce), \
+         error_count = COALESCE(v.errors, device_latest.error_count), \
+         last_error = COALESCE(v.last_error, device_latest.last_error), \
+         metrics = COALESCE(v.metrics, device_latest.metrics) \
          FROM v WHERE device_latest.device_key = v.device_key";
     INSERT_HEARTBEATS[Int, Int, Text] =
         "INSERT INTO device_heartbeats (device_key, received_at, payload) VALUES {rows}";
@@ -41,15 +46,36 @@ pub(crate) async fn reset<D: Dialect>(conn: &mut D::Connection) -> Result<(), Db
         .map(drop)
 }
 
+/// A touch and its JSON columns.
+struct Row<'t> {
+    touch: &'t Touch,
+    last_error: Option<String>,
+    metrics: Option<String>,
+}
+
+impl<'t> Row<'t> {
+    fn of(touch: &'t Touch) -> Result<Self, DbError> {
+        Ok(Self {
+            touch,
+            last_error: touch.last_error.as_ref().map(to_json).transpose()?,
+            metrics: touch.metrics.as_ref().map(to_json).transpose()?,
+        })
+    }
+}
+
 /// Applies what a batch says of devices' present states.
 pub(crate) async fn touch<D: Dialect>(
     conn: &mut D::Connection,
     touches: &[Touch],
 ) -> Result<(), DbError> {
     // In key order: neighbours share pages, and batches of several replicas take their row locks in the same order.
-    let mut sorted: Vec<&Touch> = touches.iter().collect();
-    sorted.sort_unstable_by_key(|touch| touch.device);
-    sql::execute_rows::<D, _>(conn, &TOUCH, &sorted, |args, touch| {
+    let mut sorted = touches
+        .iter()
+        .map(Row::of)
+        .collect::<Result<Vec<_>, DbError>>()?;
+    sorted.sort_unstable_by_key(|row| row.touch.device);
+    sql::execute_rows::<D, _>(conn, &TOUCH, &sorted, |args, row| {
+        let touch = row.touch;
         args.int(touch.device.0)
             .time(touch.last_seen)
             .flag(touch.online.map(|(online, _)| online))
@@ -58,10 +84,14 @@ pub(crate) async fn touch<D: Dialect>(
             .text(touch.slot.as_deref())
             .flag(touch.confirmed)
             .real(touch.battery_percent)
+            .flag(touch.charging)
             .int(touch.free_storage_bytes)
             .int(touch.security_floor)
             .text(touch.reported_model.as_deref())
             .text(touch.nonce.as_deref())
+            .int(touch.error_count)
+            .text(row.last_error.as_deref())
+            .text(row.metrics.as_deref())
     })
     .await
     .map(drop)

@@ -416,8 +416,13 @@ impl<D: Dialect> Record<'_, D> {
 
     /// A text that is JSON.
     pub(crate) fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T, DbError> {
-        serde_json::from_str(self.text(column)?)
-            .map_err(|error| DbError::corrupt(format!("{column}: {error}")))
+        present(column, self.json_opt(column)?)
+    }
+
+    /// A nullable text that is JSON.
+    pub(crate) fn json_opt<T: DeserializeOwned>(&self, column: &str) -> Result<Option<T>, DbError> {
+        let read = self.text_opt(column)?.map(serde_json::from_str).transpose();
+        read.map_err(|error| DbError::corrupt(format!("{column}: {error}")))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use device_ota_domain::campaign::Group;
-use device_ota_domain::device::DeviceKey;
+use device_ota_domain::device::{DeviceKey, LastError};
 use device_ota_domain::update::{Outcome as Reported, UpdateState};
 use device_ota_domain::{Update, UpdateId};
 use device_ota_protocol::messages::{CheckReason, Heartbeat, Progress, Report};
@@ -404,7 +404,7 @@ impl Present {
         touch.last_seen = Some(message.at);
         match report {
             Report::Heartbeat(heartbeat) => {
-                heartbeat_touch(touch, heartbeat);
+                heartbeat_touch(touch, heartbeat, message.at);
                 self.heartbeats.push(HeartbeatRow {
                     device: message.device.key,
                     received_at: message.at,
@@ -427,7 +427,7 @@ impl Present {
     }
 }
 
-fn heartbeat_touch(touch: &mut Touch, heartbeat: &Heartbeat) {
+fn heartbeat_touch(touch: &mut Touch, heartbeat: &Heartbeat, at: Timestamp) {
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     touch.version = Some(heartbeat.version.clone());
     touch.slot = heartbeat
@@ -439,6 +439,10 @@ fn heartbeat_touch(touch: &mut Touch, heartbeat: &Heartbeat) {
         .battery
         .map(|b| b.percent)
         .or(touch.battery_percent);
+    touch.charging = heartbeat
+        .battery
+        .and_then(|b| b.charging)
+        .or(touch.charging);
     touch.free_storage_bytes = heartbeat
         .storage
         .map(|s| bytes(s.free_bytes))
@@ -448,4 +452,22 @@ fn heartbeat_touch(touch: &mut Touch, heartbeat: &Heartbeat) {
         .device_model
         .clone()
         .or(touch.reported_model.take());
+    touch.error_count = Some(errors(heartbeat));
+    if let Some(last) = heartbeat.errors.last() {
+        touch.last_error = Some(LastError {
+            code: last.code.clone(),
+            message: last.message.clone(),
+            at: last.at.unwrap_or(at),
+        });
+    }
+    if !heartbeat.metrics.is_empty() {
+        touch.metrics = Some(heartbeat.metrics.clone());
+    }
+}
+
+/// Errors that a heartbeat tells of, each as often as it says.
+fn errors(heartbeat: &Heartbeat) -> i64 {
+    let counts = heartbeat.errors.iter().map(|e| e.count.unwrap_or(1));
+    let sum = counts.fold(0, u64::saturating_add);
+    i64::try_from(sum).unwrap_or(i64::MAX)
 }

@@ -3,9 +3,11 @@
 //! A transaction is all or nothing and sees its own writes. Everything that decides stays above: the store keeps
 //! rows, it has no opinion. Counters are changed only by deltas, in the transaction that moves the rows.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Priority, Requires};
-use device_ota_domain::device::{Device, DeviceKey, Registration};
+use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
@@ -157,8 +159,16 @@ pub struct Touch {
     pub confirmed: Option<bool>,
     /// Battery, percent.
     pub battery_percent: Option<f64>,
+    /// The battery is being charged.
+    pub charging: Option<bool>,
     /// Free storage, bytes.
     pub free_storage_bytes: Option<i64>,
+    /// Errors in its last heartbeat.
+    pub error_count: Option<i64>,
+    /// The last of them.
+    pub last_error: Option<LastError>,
+    /// Its own numbers; all of them are replaced.
+    pub metrics: Option<BTreeMap<String, f64>>,
     /// Lowest `security_version` it takes.
     pub security_floor: Option<i64>,
     /// The model it says it is.

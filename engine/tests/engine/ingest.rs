@@ -211,3 +211,30 @@ async fn a_report_that_the_database_never_takes_stops_nobody_behind_it() {
     assert!(fixture.engine.metrics().snapshot().contains(&dropped));
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn the_last_heartbeat_leaves_its_telemetry_and_what_it_leaves_out_stays() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    for payload in [
+        r#"{"version":"1","battery":{"percent":80,"charging":true},"metrics":{"fan":0.5,"jobs":3},
+            "errors":[{"code":"e1"},{"code":"e2","message":"hot","at":"2026-01-02T03:04:05Z","count":4}]}"#,
+        r#"{"version":"1"}"#,
+    ] {
+        let report = report(Up::Heartbeat, payload);
+        fixture.submit(&device, report).await.wait().await;
+        let seen = fixture.engine.device(&device.id).await.unwrap().latest;
+        let told_of_errors = payload.contains("e2");
+        assert_eq!(seen.error_count, if told_of_errors { 5 } else { 0 });
+        let last = seen.last_error.unwrap();
+        assert_eq!(
+            (last.code.as_str(), last.message.as_deref()),
+            ("e2", Some("hot"))
+        );
+        assert_eq!(last.at.to_string(), "2026-01-02T03:04:05Z");
+        assert_eq!(seen.charging, Some(true));
+        let metrics = [("fan".to_owned(), 0.5), ("jobs".to_owned(), 3.0)];
+        assert_eq!(seen.metrics, metrics.into());
+    }
+    fixture.stop().await;
+}

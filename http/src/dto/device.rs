@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use device_ota_domain::device::LastError;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::{Device, DeviceId};
 use jiff::Timestamp;
@@ -26,9 +27,14 @@ pub(crate) struct DeviceDto<'a> {
     slot: Option<&'a str>,
     confirmed: Option<bool>,
     battery_percent: Option<f64>,
+    charging: Option<bool>,
     free_storage_bytes: Option<i64>,
     security_floor: Option<i64>,
     reported_model: Option<&'a str>,
+    /// Errors that its last heartbeat told of.
+    error_count: i64,
+    last_error: Option<&'a LastError>,
+    metrics: &'a BTreeMap<String, f64>,
     registered_at: Timestamp,
 }
 
@@ -54,9 +60,13 @@ impl<'a> From<&'a Device> for DeviceDto<'a> {
             slot: latest.slot.as_deref(),
             confirmed: latest.confirmed,
             battery_percent: latest.battery_percent,
+            charging: latest.charging,
             free_storage_bytes: latest.free_storage_bytes,
             security_floor: latest.security_floor,
             reported_model: latest.reported_model.as_deref(),
+            error_count: latest.error_count,
+            last_error: latest.last_error.as_ref(),
+            metrics: &latest.metrics,
             registered_at: device.registered_at,
         }
     }
@@ -181,9 +191,13 @@ mod tests {
           "slot": null,
           "confirmed": null,
           "battery_percent": null,
+          "charging": null,
           "free_storage_bytes": null,
           "security_floor": null,
           "reported_model": null,
+          "error_count": 0,
+          "last_error": null,
+          "metrics": {},
           "registered_at": "2025-12-18T10:00:00Z"
         }
         "#);

@@ -1,5 +1,6 @@
 //! Registration, credentials, presence, heartbeats and the drawing of `seq`s.
 
+use device_ota_domain::device::LastError;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_engine::ports::store::{HeartbeatRow, Registered, Store, Touch};
@@ -137,7 +138,15 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
         slot: Some("b".into()),
         confirmed: Some(true),
         battery_percent: Some(41.5),
+        charging: Some(true),
         free_storage_bytes: Some(1 << 40),
+        error_count: Some(3),
+        last_error: Some(LastError {
+            code: "e7".into(),
+            message: Some("Köln \"7\"".into()),
+            at: at(8),
+        }),
+        metrics: Some([("fan".to_owned(), 0.5)].into()),
         security_floor: Some(2),
         reported_model: Some(MODEL.into()),
         nonce: Some("n".into()),
@@ -162,7 +171,13 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
     assert_eq!(latest.slot.as_deref(), Some("b"));
     assert_eq!(latest.confirmed, Some(false));
     assert_eq!(latest.battery_percent, Some(41.5));
+    assert_eq!(latest.charging, Some(true));
     assert_eq!(latest.free_storage_bytes, Some(1 << 40));
+    assert_eq!(latest.error_count, 3);
+    let last_error = latest.last_error.unwrap();
+    assert_eq!((last_error.code.as_str(), last_error.at), ("e7", at(8)));
+    assert_eq!(last_error.message.as_deref(), Some("Köln \"7\""));
+    assert_eq!(latest.metrics, [("fan".to_owned(), 0.5)].into());
     assert_eq!(latest.security_floor, Some(2));
     assert_eq!(latest.reported_model.as_deref(), Some(MODEL));
     let other = store
