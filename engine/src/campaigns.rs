@@ -2,14 +2,13 @@
 //! by itself is in [`crate::dispatch`].
 
 use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Counts};
-use device_ota_domain::event::Event;
+use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, Firmware};
 use jiff::Timestamp;
-use serde_json::json;
 
 use crate::ports::clock::random;
 use crate::ports::store::{CampaignFilter, Tx};
@@ -57,8 +56,8 @@ impl Engine {
         campaign.target_count = self.store.count_targets(&campaign, &firmware).await?;
         let mut tx = self.store.begin().await?;
         tx.insert_campaign(&campaign).await?;
-        tx.append_events(&[event("campaign.created", &campaign, now, by)])
-            .await?;
+        let created = Event::of_campaign(EventType::CampaignCreated, &campaign, by.subject(), now);
+        tx.append_events(&[created]).await?;
         tx.commit().await?;
         self.campaign(&campaign.id).await
     }
@@ -108,7 +107,8 @@ impl Engine {
         let firmware = self.firmware(campaign.firmware()).await?;
         campaign.state = campaign.state.start(now)?;
         campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
-        self.settle(tx, campaign, "campaign.started", now, by).await
+        self.settle(tx, campaign, EventType::CampaignStarted, now, by)
+            .await
     }
 
     /// Stops new offers; what is in flight may end.
@@ -117,7 +117,8 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.pause(now, format!("by {}", by.subject()))?;
-        self.settle(tx, campaign, "campaign.paused", now, by).await
+        self.settle(tx, campaign, EventType::CampaignPaused, now, by)
+            .await
     }
 
     /// Goes on where it paused.
@@ -126,7 +127,8 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.resume()?;
-        self.settle(tx, campaign, "campaign.resumed", now, by).await
+        self.settle(tx, campaign, EventType::CampaignResumed, now, by)
+            .await
     }
 
     /// Stops for good: what waits is cancelled now, what is in flight is asked to stop where it still can.
@@ -136,7 +138,7 @@ impl Engine {
         let mut campaign = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.cancel(now)?;
         tx.cancel_pending(id, now).await?;
-        self.settle(tx, campaign, "campaign.cancelled", now, by)
+        self.settle(tx, campaign, EventType::CampaignCancelled, now, by)
             .await
     }
 
@@ -153,7 +155,7 @@ impl Engine {
         campaign.state = campaign
             .state
             .roll_back(now, RollbackTrigger::Manual, reason)?;
-        self.settle(tx, campaign, "rollback.initiated", now, by)
+        self.settle(tx, campaign, EventType::RollbackInitiated, now, by)
             .await
     }
 
@@ -161,7 +163,7 @@ impl Engine {
         &self,
         mut tx: Box<dyn Tx>,
         campaign: Campaign,
-        event_type: &'static str,
+        event_type: EventType,
         now: Timestamp,
         by: &Caller,
     ) -> Result<CampaignView> {
@@ -170,10 +172,10 @@ impl Engine {
             ..campaign
         };
         tx.save_campaign(&campaign).await?;
-        tx.append_events(&[event(event_type, &campaign, now, by)])
+        tx.append_events(&[Event::of_campaign(event_type, &campaign, by.subject(), now)])
             .await?;
         tx.commit().await?;
-        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type);
+        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type = event_type.name());
         self.wake();
         self.campaign(&campaign.id).await
     }
@@ -185,65 +187,40 @@ async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<Campaign> {
         .ok_or_else(|| Error::not_found("campaign", &id))
 }
 
-/// An event of a campaign's life (PRD, E6-US2, E6-US3).
-pub(crate) fn event(
-    event_type: &'static str,
-    campaign: &Campaign,
-    at: Timestamp,
-    by: &Caller,
-) -> Event {
-    let (trigger, reason) = match &campaign.state {
-        CampaignState::RollingBack {
-            trigger, reason, ..
-        }
-        | CampaignState::RolledBack {
-            trigger, reason, ..
-        } => (Some(trigger.name()), Some(reason.as_str())),
-        CampaignState::Paused { reason, .. } => (None, Some(reason.as_str())),
-        _ => (None, None),
-    };
-    Event {
-        event_type,
-        entity: campaign.id.to_string(),
-        data: json!({
-            "campaign_id": campaign.id,
-            "name": campaign.spec.name,
-            "firmware_id": campaign.spec.firmware_id,
-            "status": campaign.state.status(),
-            "target_device_count": campaign.target_count,
-            "trigger": trigger,
-            "reason": reason,
-            "by": by.subject(),
-            "timestamp": at,
-        }),
-        at,
-    }
-}
-
-/// The state that a planner's decision leads to, and its event. `None` for actions that change no state.
+/// The state that a planner's decision leads to, and its events. `None` for actions that change no state.
 pub(crate) fn decided(
     state: CampaignState,
     action: &Action,
     now: Timestamp,
 ) -> std::result::Result<
-    Option<(CampaignState, &'static str)>,
+    Option<(CampaignState, &'static [EventType])>,
     device_ota_domain::campaign::TransitionError,
 > {
     Ok(match action {
-        Action::OpenStage(next) => Some((state.open_stage(*next, now)?, "campaign.stage_opened")),
-        Action::RollBack { reason } => Some((
-            state.roll_back(now, planner::AUTOMATIC, reason)?,
-            "rollback.initiated",
+        Action::OpenStage(next) => Some((
+            state.open_stage(*next, now)?,
+            &[EventType::CampaignStageOpened],
         )),
-        Action::Pause { reason } => Some((state.pause(now, reason)?, "campaign.paused")),
+        Action::RollBack { reason } => {
+            let again = matches!(state, CampaignState::RolledBack { .. });
+            let next = state.roll_back(now, planner::AUTOMATIC, reason)?;
+            // It has failed once, however often a device that completed late has to be taken back as well.
+            let events: &[EventType] = if again {
+                &[EventType::RollbackInitiated]
+            } else {
+                &[EventType::CampaignFailed, EventType::RollbackInitiated]
+            };
+            Some((next, events))
+        }
+        Action::Pause { reason } => Some((state.pause(now, reason)?, &[EventType::CampaignPaused])),
         Action::Finish => {
             let next = state.finish(now)?;
-            let event = if matches!(next, CampaignState::Completed { .. }) {
-                "campaign.completed"
+            let events: &[EventType] = if matches!(next, CampaignState::Completed { .. }) {
+                &[EventType::CampaignCompleted]
             } else {
-                "campaign.rolled_back"
+                &[EventType::CampaignRolledBack]
             };
-            Some((next, event))
+            Some((next, events))
         }
         Action::Claim { .. }
         | Action::CancelPending

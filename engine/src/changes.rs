@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{Delta, Group};
 use device_ota_domain::event::Event;
-use device_ota_domain::update::{Action, UpdateState};
 use jiff::Timestamp;
-use serde_json::json;
 
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
@@ -35,7 +33,7 @@ impl Changes {
                 };
                 *self.deltas.entry(delta).or_default() += 1;
             }
-            self.events.extend(ended(&after, now));
+            self.events.extend(Event::ended(&after, now));
         }
         self.updates.push(after);
     }
@@ -65,37 +63,4 @@ impl Changes {
         }
         Ok(())
     }
-}
-
-/// The event that an update's end is worth.
-fn ended(update: &Update, now: Timestamp) -> Option<Event> {
-    let event_type = match (&update.state, update.action) {
-        (UpdateState::Completed { .. }, Action::Update) => "update.completed",
-        (UpdateState::Completed { .. }, Action::Rollback) => "rollback.completed",
-        (UpdateState::Failed { .. }, Action::Update) => "update.failed",
-        (UpdateState::Failed { .. }, Action::Rollback) => "rollback.failed",
-        (UpdateState::Cancelled { .. }, Action::Update) => "update.cancelled",
-        (UpdateState::Cancelled { .. }, Action::Rollback) => "rollback.cancelled",
-        _ => return None,
-    };
-    let error = match &update.state {
-        UpdateState::Failed { failure, .. } => {
-            json!({ "code": failure.code, "message": failure.message })
-        }
-        _ => serde_json::Value::Null,
-    };
-    Some(Event {
-        event_type,
-        entity: update.device_id.to_string(),
-        data: json!({
-            "update_id": update.id,
-            "device_id": update.device_id,
-            "campaign_id": update.campaign,
-            "from_version": update.from_version,
-            "to_version": update.to_version,
-            "error": error,
-            "timestamp": now,
-        }),
-        at: now,
-    })
 }

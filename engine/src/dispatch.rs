@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{Campaign, Group};
+use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms};
@@ -13,7 +14,7 @@ use device_ota_domain::{CampaignId, CampaignState};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::campaigns::{decided, event};
+use crate::campaigns::decided;
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
@@ -250,24 +251,21 @@ struct Pass<'p> {
 impl Pass<'_> {
     async fn carry_out(&mut self, action: Action) -> Result<()> {
         match decided(self.campaign.state.clone(), &action, self.now)? {
-            Some((state, event_type)) => self.change(state, event_type).await,
+            Some((state, events)) => self.change(state, events).await,
             None => self.act(action).await,
         }
     }
 
-    async fn change(&mut self, state: CampaignState, event_type: &'static str) -> Result<()> {
+    async fn change(&mut self, state: CampaignState, events: &[EventType]) -> Result<()> {
         self.campaign.state = state;
         self.campaign.updated_at = self.now;
         self.tx.save_campaign(&self.campaign).await?;
-        self.tx
-            .append_events(&[event(
-                event_type,
-                &self.campaign,
-                self.now,
-                &Caller::service(),
-            )])
-            .await?;
-        tracing::info!(campaign.id = %self.campaign.id, campaign.status = self.campaign.state.status(), event_type);
+        let by = Caller::service();
+        for event_type in events {
+            let event = Event::of_campaign(*event_type, &self.campaign, by.subject(), self.now);
+            self.tx.append_events(&[event]).await?;
+            tracing::info!(campaign.id = %self.campaign.id, campaign.status = self.campaign.state.status(), event_type = event_type.name());
+        }
         self.more = true;
         Ok(())
     }

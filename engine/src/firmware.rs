@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
-use device_ota_domain::event::Event;
+use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{
     Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, UploadMetadata,
 };
@@ -12,7 +12,6 @@ use device_ota_domain::page::Page;
 use device_ota_protocol::digest::Digest;
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::objects::{self, Kind, Release};
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::ports::{ObjectWriter, StoreError};
@@ -306,7 +305,13 @@ impl Engine {
     async fn insert_firmware(&self, firmware: &Firmware) -> std::result::Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
         tx.insert_firmware(firmware).await?;
-        tx.append_events(&[uploaded_event(firmware)]).await?;
+        let uploaded = Event::of_firmware(
+            EventType::FirmwareUploaded,
+            firmware,
+            &firmware.created_by,
+            firmware.created_at,
+        );
+        tx.append_events(&[uploaded]).await?;
         tx.commit().await
     }
 
@@ -343,24 +348,5 @@ fn release(
             Kind::Feature
         },
         issued_at: now,
-    }
-}
-
-fn uploaded_event(firmware: &Firmware) -> Event {
-    let metadata = &firmware.metadata;
-    Event {
-        event_type: "firmware.uploaded",
-        entity: firmware.id.to_string(),
-        data: json!({
-            "firmware_id": firmware.id,
-            "name": metadata.name,
-            "version": metadata.version,
-            "device_model": metadata.device_model,
-            "file_size": firmware.size,
-            "is_security_update": metadata.is_security_update,
-            "uploaded_by": firmware.created_by,
-            "timestamp": firmware.created_at,
-        }),
-        at: firmware.created_at,
     }
 }

@@ -12,7 +12,6 @@ use device_ota_domain::{
 };
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::changes::Changes;
 use crate::ports::clock::random;
@@ -202,7 +201,7 @@ impl Engine {
         let update = self.single(&device, &firmware, Action::Update, &request)?;
         let mut tx = self.store.begin().await?;
         tx.insert_update(&update, None).await?;
-        tx.append_events(&[scheduled_event(&update, "update.scheduled", by)])
+        tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])
             .await?;
         tx.commit().await?;
         self.wake();
@@ -236,8 +235,13 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
             .await?;
-        tx.append_events(&[scheduled_event(&update, "rollback.initiated", by)])
-            .await?;
+        tx.append_events(&[Event::asked(
+            &update,
+            Some(reason),
+            by.subject(),
+            update.created_at,
+        )])
+        .await?;
         tx.commit().await?;
         self.wake();
         let filter = RollbackFilter {
@@ -470,22 +474,5 @@ fn fits(device: &Device, firmware: &Firmware) -> Result<()> {
                 registered.hw_revision
             ),
         ))
-    }
-}
-
-fn scheduled_event(update: &Update, event_type: &'static str, by: &Caller) -> Event {
-    Event {
-        event_type,
-        entity: update.device_id.to_string(),
-        data: json!({
-            "update_id": update.id,
-            "device_id": update.device_id,
-            "from_version": update.from_version,
-            "to_version": update.to_version,
-            "trigger": "manual",
-            "by": by.subject(),
-            "timestamp": update.created_at,
-        }),
-        at: update.created_at,
     }
 }

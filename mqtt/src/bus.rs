@@ -12,10 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use device_ota_domain::event::{SOURCE, StoredEvent};
+use device_ota_domain::event::StoredEvent;
 use device_ota_engine::ports::{EventSink, SinkError};
 use device_ota_protocol::topics::Prefix;
-use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -176,7 +175,7 @@ impl EventSink for Bus {
         );
         let letter = Letter {
             topic,
-            payload: envelope(event),
+            payload: event.envelope().to_string().into_bytes(),
             taken,
         };
         publisher
@@ -188,16 +187,4 @@ impl EventSink for Bus {
             Err(_) => Err(SinkError("it does not answer".into())),
         }
     }
-}
-
-/// What subscribers read (PRD, E6): the event, and the id by which they know a repeat.
-fn envelope(event: &StoredEvent) -> Vec<u8> {
-    let envelope = json!({
-        "id": event.id,
-        "event_type": event.event_type,
-        "source": SOURCE,
-        "at": event.at,
-        "data": event.data,
-    });
-    envelope.to_string().into_bytes()
 }

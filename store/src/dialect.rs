@@ -30,6 +30,9 @@ pub trait Dialect: Database {
     /// walking a list, which makes large statements quadratic.
     const NUMBERED_ROWS: bool;
 
+    /// The function that makes a JSON object of names and values, each by turns.
+    const JSON_OBJECT: &'static str;
+
     /// Makes the commits of transactions that hold this statement's lock follow each other; `None` where they do anyway.
     const COMMIT_ORDER: Option<&'static str>;
 
@@ -148,6 +151,7 @@ impl Dialect for Sqlite {
     const SKIP_LOCKED: &'static str = "";
     const FOR_UPDATE: &'static str = "";
     const NUMBERED_ROWS: bool = false;
+    const JSON_OBJECT: &'static str = "json_object";
     const COMMIT_ORDER: Option<&'static str> = None;
 
     fn any_of(parameter: &str) -> String {
@@ -187,6 +191,7 @@ impl Dialect for Postgres {
     const SKIP_LOCKED: &'static str = "FOR UPDATE OF u SKIP LOCKED";
     const FOR_UPDATE: &'static str = "FOR UPDATE";
     const NUMBERED_ROWS: bool = true;
+    const JSON_OBJECT: &'static str = "json_build_object";
     // The number is arbitrary; it names this lock alone.
     const COMMIT_ORDER: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925282)");

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, statements};
+use crate::sql::{self, Args, Record, statements};
 use crate::{campaigns, counts, rollbacks};
 
 /// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
@@ -84,9 +84,9 @@ statements! {
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \
              AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
-         ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING";
+         ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
     CANCEL_STAGE = "UPDATE device_updates SET state = 'cancelled', ended_at = $3, updated_at = $3, check_at = NULL \
-         WHERE campaign_id = $1 AND action = 'update' AND stage = $2 AND state = 'pending'";
+         WHERE campaign_id = $1 AND action = 'update' AND stage = $2 AND state = 'pending' RETURNING number";
 }
 
 /// Binds `$1` to `$9` of [`targets!`].
@@ -142,17 +142,18 @@ pub(crate) async fn make_updates<D: Dialect>(
     Ok(made)
 }
 
-/// Makes one rollback, and its log entry, for every completed update of the campaign that has none.
+/// Makes one rollback, and its log entry, for every completed update of the campaign that has none; answers their
+/// numbers.
 pub(crate) async fn make_rollbacks<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &Campaign,
     trigger: RollbackTrigger,
     reason: &str,
     at: Timestamp,
-) -> Result<u64, DbError> {
+) -> Result<Vec<i64>, DbError> {
     let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
     let args = Args::new().text(campaign.id.as_str()).time(at);
-    let made = sql::execute::<D>(conn, &MAKE_ROLLBACKS, args).await?;
+    let made = sql::fetch_all::<D, _>(conn, &MAKE_ROLLBACKS, args, number).await?;
     rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;
     count_born::<D>(conn, &campaign.id, before).await?;
     Ok(made)
@@ -180,20 +181,21 @@ async fn count_born<D: Dialect>(
 }
 
 /// Cancels every pending update of the campaign and moves the counters, stage by stage: the number of changed rows is
-/// then the delta.
+/// then the delta. Answers the rows' numbers.
 pub(crate) async fn cancel_pending<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,
     at: Timestamp,
-) -> Result<u64, DbError> {
+) -> Result<Vec<i64>, DbError> {
     let stages = counts::counts::<D>(conn, campaign).await?.stages.len();
     let mut deltas = Vec::with_capacity(stages);
+    let mut numbers = Vec::new();
     for stage in 0..u16::try_from(stages).unwrap_or(u16::MAX) {
         let args = Args::new()
             .text(campaign.as_str())
             .int(i64::from(stage))
             .time(at);
-        let cancelled = sql::execute::<D>(conn, &CANCEL_STAGE, args).await?;
+        let cancelled = sql::fetch_all::<D, _>(conn, &CANCEL_STAGE, args, number).await?;
         let delta = Delta {
             campaign: campaign.clone(),
             action: Action::Update,
@@ -201,8 +203,13 @@ pub(crate) async fn cancel_pending<D: Dialect>(
             from: Some(Group::Pending),
             to: Group::Cancelled,
         };
-        deltas.push((delta, cancelled));
+        deltas.push((delta, cancelled.len() as u64));
+        numbers.extend(cancelled);
     }
     counts::add::<D>(conn, &deltas).await?;
-    Ok(deltas.iter().map(|(_, cancelled)| cancelled).sum())
+    Ok(numbers)
+}
+
+fn number<D: Dialect>(row: &Record<'_, D>) -> Result<i64, DbError> {
+    row.int("number")
 }

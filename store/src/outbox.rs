@@ -1,12 +1,45 @@
 //! The outbox: events in the order of commits, and how far each receiver has come.
 
-use device_ota_domain::event::{Event, StoredEvent};
+use device_ota_domain::event::{Event, SOURCE, StoredEvent};
+use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, statements, to_json};
 
+/// An event of each update among the numbers bound at `$1`; the payload begins as [`Event::ended`] and [`Event::asked`] make it.
+macro_rules! tell {
+    ($event_type:literal, $more:literal, $from:literal) => {
+        concat!(
+            "INSERT INTO outbox (event_type, entity, data, at) SELECT ",
+            $event_type,
+            ", u.device_id, CAST({json_object}('update_id', u.update_id, 'device_id', u.device_id, \
+             'campaign_id', u.campaign_id, 'from_version', u.from_version, 'to_version', u.to_version, ",
+            $more,
+            ", 'timestamp', CAST($2 AS TEXT)) AS TEXT), $3 FROM device_updates u ",
+            $from,
+            " ORDER BY u.number"
+        )
+    };
+}
+
 statements! {
+    TELL_INITIATED = tell!(
+        "'rollback.initiated'",
+        "'trigger', l.trigger_kind, 'reason', l.reason, 'by', CAST($4 AS TEXT)",
+        "JOIN rollback_logs l ON l.number = u.number WHERE u.number {any_int:$1} AND u.action = 'rollback' \
+         AND u.state IN ('pending', 'in_flight')"
+    );
+    TELL_FAILED = tell!(
+        "u.action || '.failed'",
+        "'error', {json_object}('code', u.failure_code, 'message', u.failure_message)",
+        "WHERE u.number {any_int:$1} AND u.state = 'failed'"
+    );
+    TELL_CANCELLED = tell!(
+        "u.action || '.cancelled'",
+        "'error', NULL",
+        "WHERE u.number {any_int:$1} AND u.state = 'cancelled'"
+    );
     APPEND_EVENTS[Text, Text, Text, Int] = "INSERT INTO outbox (event_type, entity, data, at) VALUES {rows}";
     EVENTS_FOR = "SELECT id, event_type, entity, data, at FROM outbox \
          WHERE id > COALESCE((SELECT place FROM outbox_places WHERE sink = $1), 0) ORDER BY id LIMIT $2";
@@ -31,13 +64,52 @@ pub(crate) async fn append<D: Dialect>(
         .map(|event| Ok((event, to_json(&event.data)?)));
     let rows: Vec<(&Event, String)> = rows.collect::<Result<_, DbError>>()?;
     sql::execute_rows::<D, _>(conn, &APPEND_EVENTS, &rows, |args, (event, data)| {
-        args.text(event.event_type)
+        args.text(event.event_type.name())
             .text(event.entity.as_str())
             .text(data.as_str())
             .time(event.at)
     })
     .await
     .map(drop)
+}
+
+/// Updates that were made or ended at a stroke: each is worth an event, written by the database itself, because they may
+/// be all devices of a fleet.
+#[derive(Debug)]
+pub(crate) struct Stroke {
+    /// Their numbers.
+    pub(crate) numbers: Vec<i64>,
+    /// When.
+    pub(crate) at: Timestamp,
+}
+
+/// Updates told of in one statement.
+const STROKE: usize = 10_000;
+
+/// Tells of updates that were made or ended at a stroke. The rule of [`append`] holds here, too.
+pub(crate) async fn tell<D: Dialect>(
+    conn: &mut D::Connection,
+    stroke: &Stroke,
+) -> Result<(), DbError> {
+    if stroke.numbers.is_empty() {
+        return Ok(());
+    }
+    if let Some(lock) = D::COMMIT_ORDER {
+        D::batch(conn, lock.to_owned()).await?;
+    }
+    let shown = stroke.at.to_string();
+    for numbers in stroke.numbers.chunks(STROKE) {
+        let args = || {
+            Args::new()
+                .ints(numbers)
+                .text(shown.as_str())
+                .time(stroke.at)
+        };
+        sql::execute::<D>(conn, &TELL_INITIATED, args().text(SOURCE)).await?;
+        sql::execute::<D>(conn, &TELL_FAILED, args()).await?;
+        sql::execute::<D>(conn, &TELL_CANCELLED, args()).await?;
+    }
+    Ok(())
 }
 
 /// Events behind the sink's place, in order.

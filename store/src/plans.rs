@@ -115,6 +115,10 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&counts::COUNTS, Args::new().text("camp_1")),
         (&outbox::EVENTS_FOR, Args::new().text("bus").int(100)),
         (
+            &outbox::TELL_CANCELLED,
+            Args::new().ints(&[7, 77, 777]).text("1970").time(now),
+        ),
+        (
             &presence::DRAW_SEQS,
             Args::new().ints(&[DeviceKey(7).0, 77]),
         ),

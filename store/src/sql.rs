@@ -8,6 +8,7 @@
 //! | `{any:$3}`, `{any_int:$3}` | "is one of the list bound at `$3`" |
 //! | `{within:$3}` | the same, hashed |
 //! | `{hex:expression}` | sixteen hex digits |
+//! | `{json_object}` | the function that makes a JSON object of names and values |
 //! | `{rows}` | as many `(…)` as there are rows in a chunk, for statements that carry many rows |
 
 use std::fmt::{Display, Write as _};
@@ -110,6 +111,7 @@ impl Statement {
             ("any_int", parameter) => out.push_str(&D::any_int(parameter)),
             ("within", parameter) => out.push_str(&D::within(parameter)),
             ("hex", expression) => out.push_str(&D::hex(expression)),
+            ("json_object", _) => out.push_str(D::JSON_OBJECT),
             ("skip_locked", _) => out.push_str(D::SKIP_LOCKED),
             ("for_update", _) => out.push_str(D::FOR_UPDATE),
             ("rows", _) => self.expand_rows::<D>(rows, out),

@@ -16,6 +16,7 @@ use sqlx::{Pool, Transaction};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::outbox::Stroke;
 use crate::{
     campaigns, counts, devices, dispatch, firmware, materialise, outbox, presence, updates,
 };
@@ -25,6 +26,8 @@ pub(crate) struct SqlTx<D: Dialect> {
     inner: Transaction<'static, D>,
     /// Written at the very end, so that the lock that keeps their order is held for the commit alone.
     events: Vec<Event>,
+    /// The same for what was made or ended at a stroke.
+    strokes: Vec<Stroke>,
 }
 
 impl<D: Dialect> SqlTx<D> {
@@ -34,13 +37,23 @@ impl<D: Dialect> SqlTx<D> {
         Ok(Self {
             inner,
             events: Vec::new(),
+            strokes: Vec::new(),
         })
+    }
+
+    fn at_a_stroke(&mut self, numbers: Vec<i64>, at: Timestamp) -> u64 {
+        let many = numbers.len() as u64;
+        self.strokes.push(Stroke { numbers, at });
+        many
     }
 }
 
 #[async_trait]
 impl<D: Dialect> Tx for SqlTx<D> {
     async fn commit(mut self: Box<Self>) -> Result<()> {
+        for stroke in std::mem::take(&mut self.strokes) {
+            outbox::tell::<D>(&mut *self.inner, &stroke).await?;
+        }
         let events = std::mem::take(&mut self.events);
         outbox::append::<D>(&mut *self.inner, &events).await?;
         self.inner.commit().await.map_err(DbError::from)?;
@@ -100,13 +113,14 @@ impl<D: Dialect> Tx for SqlTx<D> {
         reason: &str,
         at: Timestamp,
     ) -> Result<u64> {
-        Ok(
+        let numbers =
             materialise::make_rollbacks::<D>(&mut *self.inner, campaign, trigger, reason, at)
-                .await?,
-        )
+                .await?;
+        Ok(self.at_a_stroke(numbers, at))
     }
     async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64> {
-        Ok(materialise::cancel_pending::<D>(&mut *self.inner, campaign, at).await?)
+        let numbers = materialise::cancel_pending::<D>(&mut *self.inner, campaign, at).await?;
+        Ok(self.at_a_stroke(numbers, at))
     }
 
     async fn insert_update(

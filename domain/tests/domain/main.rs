@@ -7,6 +7,7 @@
 
 mod campaign_state;
 mod draft;
+mod events;
 mod fleet;
 mod planner;
 mod sample;

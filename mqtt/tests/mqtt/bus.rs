@@ -85,7 +85,7 @@ async fn a_subscriber_sees_events_in_order() {
         assert_eq!(envelope["event_type"], "campaign.started");
         assert_eq!(envelope["source"], "ota_service");
         assert_eq!(envelope["data"]["campaign_id"], "camp_0123456789abcdef");
-        assert_eq!(envelope["at"], "1970-01-01T00:00:00Z");
+        assert_eq!(envelope["timestamp"], "1970-01-01T00:00:00Z");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Delta, Group, Requires};
 use device_ota_domain::device::{DeviceKey, Registration};
-use device_ota_domain::event::Event;
+use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
 use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
@@ -294,7 +294,7 @@ pub(crate) async fn insert(store: &dyn Store, updates: &[Update]) {
 /// An event.
 pub(crate) fn event(n: i64, entity: &str) -> Event {
     Event {
-        event_type: "campaign.started",
+        event_type: EventType::CampaignStarted,
         entity: entity.into(),
         data: serde_json::json!({ "n": n }),
         at: at(n),

@@ -1,5 +1,6 @@
 //! Taking back what completed.
 
+use device_ota_domain::event::{Event, EventType, SOURCE};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, UpdateState};
@@ -11,7 +12,95 @@ crate::stories!(
     what_completed_is_taken_back_once,
     the_image_to_go_back_to_is_the_best_there_is,
     a_single_rollback_is_logged,
+    every_rollback_and_what_is_cancelled_is_told,
 );
+
+/// What is made or ended at a stroke is told by the database itself, in the form that the domain gives it.
+async fn every_rollback_and_what_is_cancelled_is_told(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    let keys = fleet(store, 5).await;
+    touch(
+        store,
+        &[Touch {
+            device: keys[0],
+            version: Some("0.9.0".into()),
+            ..Touch::default()
+        }],
+    )
+    .await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    let claimed = claim(
+        store,
+        &ClaimQuery {
+            limit: 3,
+            ..all_due(&campaign, at(5))
+        },
+    )
+    .await;
+    complete(store, &claimed).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.cancel_pending(&campaign.id, at(59)).await.unwrap();
+    let made = tx
+        .make_rollbacks(
+            &campaign,
+            RollbackTrigger::FailureThreshold,
+            "it \"fails\"",
+            at(60),
+        )
+        .await
+        .unwrap();
+    assert_eq!(made, 3);
+    // The same transaction may go on with them.
+    let back = ClaimQuery {
+        action: Action::Rollback,
+        limit: 1,
+        ..all_due(&campaign, at(60))
+    };
+    claim_in(tx.as_mut(), &back).await;
+    tx.commit().await.unwrap();
+
+    let events = store.events_for("test", 100).await.unwrap();
+    let rows = store
+        .updates(&UpdateFilter::default(), Page::default())
+        .await
+        .unwrap();
+    assert_eq!(events.len(), 5, "{events:#?}");
+    for event in &events {
+        let id = event.data["update_id"].as_str().unwrap();
+        let row = rows.iter().find(|row| row.id.as_str() == id).unwrap();
+        assert_eq!(event.entity, row.device_id.as_str());
+        let at = if row.action == Action::Update {
+            at(59)
+        } else {
+            at(60)
+        };
+        let mut wanted = match Event::ended(row, at) {
+            Some(wanted) => wanted,
+            None => Event::asked(row, Some("it \"fails\""), SOURCE, at),
+        };
+        if wanted.event_type == EventType::RollbackInitiated {
+            wanted.data["trigger"] = "failure_threshold".into();
+        }
+        assert_eq!(event.event_type, wanted.event_type.name());
+        assert_eq!((&event.data, event.at), (&wanted.data, wanted.at));
+    }
+    let kinds: Vec<_> = events
+        .iter()
+        .map(|event| event.event_type.as_str())
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "update.cancelled",
+            "update.cancelled",
+            "rollback.initiated",
+            "rollback.initiated",
+            "rollback.failed"
+        ]
+    );
+}
 
 async fn what_completed_is_taken_back_once(store: &dyn Store) {
     let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));

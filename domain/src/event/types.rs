@@ -1,0 +1,89 @@
+//! The closed list of event types.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! event_types {
+    ($($variant:ident $name:literal $meaning:literal;)+) => {
+        /// What happened. The name is `<family>.<what>`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "&'static str")]
+        pub enum EventType {
+            $(#[doc = $meaning] $variant,)+
+        }
+
+        impl EventType {
+            /// Every type, family by family.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Its name, as receivers read it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// What it means, in one sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning),+ }
+            }
+        }
+    };
+}
+
+event_types! {
+    FirmwareUploaded "firmware.uploaded" "A new image is in the registry.";
+    FirmwareDeprecated "firmware.deprecated" "An image was taken out of use; its facts stay.";
+    CampaignCreated "campaign.created" "A campaign was made; nothing is sent yet.";
+    CampaignUpdated "campaign.updated" "A campaign was changed before its start.";
+    CampaignApproved "campaign.approved" "An approver agreed to a campaign.";
+    CampaignRejected "campaign.rejected" "An approver refused a campaign.";
+    CampaignStarted "campaign.started" "A campaign began: its devices have their updates.";
+    CampaignStageOpened "campaign.stage_opened" "The gate of a stage held, and the next stage may be offered.";
+    CampaignPaused "campaign.paused" "No further offers, by an admin or by a threshold or gate; `reason` says which.";
+    CampaignResumed "campaign.resumed" "A paused campaign goes on.";
+    CampaignCompleted "campaign.completed" "Every update of a campaign has ended.";
+    CampaignCancelled "campaign.cancelled" "An admin ended a campaign.";
+    CampaignFailed "campaign.failed" "A campaign passed its failure threshold and takes itself back.";
+    CampaignRolledBack "campaign.rolled_back" "Every update and rollback of a campaign has ended.";
+    UpdateScheduled "update.scheduled" "An admin asked for the update of one device.";
+    UpdateCompleted "update.completed" "A device runs the new version.";
+    UpdateFailed "update.failed" "An update ended without the new version.";
+    UpdateCancelled "update.cancelled" "An update was withdrawn.";
+    RollbackInitiated "rollback.initiated" "A rollback began: of a campaign, and then of each of its devices; or of one device.";
+    RollbackCompleted "rollback.completed" "A device runs its old version again.";
+    RollbackFailed "rollback.failed" "A rollback ended without the old version.";
+    RollbackCancelled "rollback.cancelled" "A rollback was withdrawn, or its device had moved on.";
+    DeviceOffline "device.offline" "A device has been disconnected for longer than the grace.";
+    WebhookDisabled "webhook.disabled" "A webhook failed for too long and gets no further events.";
+}
+
+impl EventType {
+    /// The type of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// What stands before the dot.
+    pub fn family(self) -> &'static str {
+        let (family, _) = self.name().split_once('.').unwrap_or((self.name(), ""));
+        family
+    }
+}
+
+impl From<EventType> for &'static str {
+    fn from(kind: EventType) -> Self {
+        kind.name()
+    }
+}
+
+impl TryFrom<String> for EventType {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::from_name(&name).ok_or_else(|| format!("{name:?} is no event type"))
+    }
+}
+
+impl std::fmt::Display for EventType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
