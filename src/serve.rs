@@ -244,6 +244,14 @@ async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, String)>
     })
 }
 
+/// An `SQLite` file is one process's own; behind PostgreSQL another replica may take a secret back.
+fn believed(database: &Database) -> Option<SignedDuration> {
+    match database {
+        Database::Sqlite(_) => None,
+        Database::Postgres(_) => Settings::default().credentials_believed,
+    }
+}
+
 fn settings(config: &Config, http: SocketAddr) -> Settings {
     let public_url = config
         .public_url
@@ -253,6 +261,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
+        credentials_believed: believed(&config.database),
         ..Settings::default()
     }
 }

@@ -108,7 +108,10 @@ impl Engine {
         {
             return Err(Error::not_found("device", &id));
         }
-        tx.commit().await?;
+        self.known.doubt(id);
+        let committed = tx.commit().await;
+        self.known.revoke(id);
+        committed?;
         tracing::info!(device.id = %id, by = by.subject(), "new device credentials");
         self.downlink.disconnect(id).await;
         self.credentials_changed();
@@ -131,12 +134,12 @@ impl Engine {
         loop {
             let piece = self
                 .store
-                .verifiers(all.last().map(|(id, _)| id), PIECE)
+                .all_credentials(all.last().map(|(id, _)| id), PIECE)
                 .await?;
             if piece.is_empty() {
                 return Ok(all);
             }
-            all.extend(piece);
+            all.extend(piece.into_iter().map(|(id, known)| (id, known.verifier)));
         }
     }
 
@@ -151,21 +154,6 @@ impl Engine {
     /// Devices in id order.
     pub async fn devices(&self, page: Page) -> Result<Vec<Device>> {
         Ok(self.store.devices(page).await?)
-    }
-
-    /// The device that `id` and `secret` prove, or `None`: unknown id and wrong secret look the same.
-    pub async fn authenticate(
-        &self,
-        id: &str,
-        secret: &[u8],
-    ) -> std::result::Result<Option<DeviceRef>, StoreError> {
-        let Ok(id) = id.parse::<DeviceId>() else {
-            return Ok(None);
-        };
-        let known = self.store.credentials(&id).await?;
-        Ok(known
-            .filter(|c| secrets::matches(secret, &c.verifier))
-            .map(|c| DeviceRef { key: c.key, id }))
     }
 
     /// The device of that id, for an external broker, which has checked the secret itself.

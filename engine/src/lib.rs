@@ -12,6 +12,7 @@ mod caller;
 mod campaigns;
 mod changes;
 mod chunks;
+mod credentials;
 mod devices;
 mod dispatch;
 mod downloads;
@@ -88,6 +89,7 @@ pub struct Engine {
     uplinks: Uplinks,
     metrics: Metrics,
     offers: offers::OfferCache,
+    known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
     listening: dispatch::Listening,
     dispatch: Notify,
@@ -119,6 +121,7 @@ impl Engine {
             uplinks,
             metrics: Metrics::default(),
             offers: offers::OfferCache::default(),
+            known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
             listening: dispatch::Listening::default(),
             dispatch: Notify::new(),

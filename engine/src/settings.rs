@@ -19,6 +19,9 @@ pub struct Settings {
     pub next_check_seconds: u64,
     /// How often the planner looks without being woken.
     pub tick: std::time::Duration,
+    /// How long a device's verifier is believed after it was read: as long as another process may need to take one back.
+    /// `None`: until this one does, where no other can.
+    pub credentials_believed: Option<SignedDuration>,
 }
 
 impl Default for Settings {
@@ -31,6 +34,7 @@ impl Default for Settings {
             url_lifetime: SignedDuration::from_hours(1),
             next_check_seconds: 3_600,
             tick: std::time::Duration::from_secs(1),
+            credentials_believed: Some(SignedDuration::from_secs(5)),
         }
     }
 }

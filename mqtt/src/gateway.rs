@@ -27,7 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use sessions::Sessions;
 
@@ -92,6 +92,7 @@ impl Gateway {
             last_session: AtomicI64::new(0),
         });
         let tasks = TaskTracker::new();
+        tasks.spawn(read_ahead(Arc::clone(&hub), shutdown.clone()));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             tokio::select! {
@@ -175,6 +176,14 @@ impl Hub {
                 ack: None,
             })
             .await
+    }
+}
+
+/// Makes ready for devices that come back.
+async fn read_ahead(hub: Arc<Hub>, shutdown: CancellationToken) {
+    let reading = hub.engine.read_credentials_ahead();
+    if let Some(Err(error)) = shutdown.run_until_cancelled(reading).await {
+        debug!(%error, "devices' credentials are read when they come");
     }
 }
 

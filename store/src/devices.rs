@@ -28,7 +28,7 @@ macro_rules! select_device {
 statements! {
     CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1";
     MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1}";
-    VERIFIERS = "SELECT device_id, verifier FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
+    ALL_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1}";
@@ -49,26 +49,28 @@ pub(crate) fn credentials_by_id<D: Dialect>() -> Lookup<D, Credentials> {
         one: &CREDENTIALS,
         many: &MANY_CREDENTIALS,
         key: "device_id",
-        read: |row| {
-            Ok(Credentials {
-                key: DeviceKey(row.int("device_key")?),
-                verifier: row.string("verifier")?,
-            })
-        },
+        read: read_credentials,
     }
 }
 
-/// Verifiers in id order, after an id.
-pub(crate) async fn verifiers<D: Dialect>(
+fn read_credentials<D: Dialect>(row: &Record<'_, D>) -> Result<Credentials, DbError> {
+    Ok(Credentials {
+        key: DeviceKey(row.int("device_key")?),
+        verifier: row.string("verifier")?,
+    })
+}
+
+/// The same of all devices in id order, after an id.
+pub(crate) async fn all_credentials<D: Dialect>(
     conn: &mut D::Connection,
     after: Option<&DeviceId>,
     limit: u32,
-) -> Result<Vec<(DeviceId, String)>, DbError> {
+) -> Result<Vec<(DeviceId, Credentials)>, DbError> {
     // No id is empty, so the empty text is before all of them.
     let after = after.map_or("", DeviceId::as_str);
     let args = Args::new().text(after).int(i64::from(limit));
-    sql::fetch_all::<D, _>(conn, &VERIFIERS, args, |row| {
-        Ok((row.parse("device_id")?, row.string("verifier")?))
+    sql::fetch_all::<D, _>(conn, &ALL_CREDENTIALS, args, |row| {
+        Ok((row.parse("device_id")?, read_credentials(row)?))
     })
     .await
 }

@@ -66,7 +66,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
             Args::new().texts(&["d7", "d77"]),
         ),
         (&devices::DEVICE, Args::new().text("d77")),
-        (&devices::VERIFIERS, Args::new().text("d77").int(100)),
+        (&devices::ALL_CREDENTIALS, Args::new().text("d77").int(100)),
         (
             &dispatch::CLAIMABLE,
             dispatch::bind_claim(&claim, Some("camp_1")),

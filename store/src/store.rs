@@ -46,12 +46,12 @@ impl<D: Dialect> Store for SqlStore<D> {
         let found = self.credentials.get(device.as_str()).await;
         found.map_err(DbError::shared)
     }
-    async fn verifiers(
+    async fn all_credentials(
         &self,
         after: Option<&DeviceId>,
         limit: u32,
-    ) -> Result<Vec<(DeviceId, String)>> {
-        Ok(devices::verifiers::<D>(&mut *self.read().await?, after, limit).await?)
+    ) -> Result<Vec<(DeviceId, Credentials)>> {
+        Ok(devices::all_credentials::<D>(&mut *self.read().await?, after, limit).await?)
     }
     async fn device(&self, device: &DeviceId) -> Result<Option<Device>> {
         Ok(devices::device::<D>(&mut *self.read().await?, device).await?)

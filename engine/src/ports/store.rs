@@ -207,12 +207,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// What a connecting device is checked against.
     async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>>;
-    /// All verifiers after this id, in id order; for a broker's password file.
-    async fn verifiers(
+    /// The same for every device after this id, in id order; for a broker's password file, and to read ahead.
+    async fn all_credentials(
         &self,
         after: Option<&DeviceId>,
         limit: u32,
-    ) -> Result<Vec<(DeviceId, String)>>;
+    ) -> Result<Vec<(DeviceId, Credentials)>>;
     /// One device.
     async fn device(&self, device: &DeviceId) -> Result<Option<Device>>;
     /// Devices in id order.

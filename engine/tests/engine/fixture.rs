@@ -190,7 +190,7 @@ impl Fixture {
             panic!("{id} exists")
         };
         self.engine
-            .authenticate(id, secret.as_bytes())
+            .authenticate(&id.parse().unwrap(), secret.as_bytes())
             .await
             .unwrap()
             .unwrap()

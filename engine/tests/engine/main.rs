@@ -7,6 +7,7 @@
 )]
 
 mod adversity;
+mod credentials;
 mod fixture;
 
 mod ingest;

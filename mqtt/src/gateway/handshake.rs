@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use device_ota_domain::DeviceId;
 use device_ota_engine::inbound::{DeviceRef, Uplink};
+use device_ota_protocol::ids::DeviceId as ProtocolId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -138,19 +140,8 @@ async fn let_in(
 ) -> Result<(Admission, DeviceRef, Arc<Mailbox>), Refusal> {
     let admission = admit(connect, hub.sessions.prefix(), &hub.limits)?;
     let secret = connect.password.as_deref().unwrap_or_default();
-    // The semaphore is never closed.
-    let turn = hub.lookups.acquire().await;
-    let known = hub.engine.authenticate(admission.id.as_str(), secret).await;
-    drop(turn);
-    let device = known
-        .map_err(|error| {
-            debug!(
-                error = &error as &dyn std::error::Error,
-                "a device could not be checked"
-            );
-            Refusal::Unavailable
-        })?
-        .ok_or(Refusal::BadCredentials)?;
+    let revocations = hub.engine.revocations();
+    let device = prove(&admission.id, secret, hub).await?;
     // Two clients with one id would take over from each other without end.
     let rate = hub.sessions.meter().allow(Class::Connect, device.key);
     rate.map_err(|_| Refusal::ConnectRate)?;
@@ -162,11 +153,34 @@ async fn let_in(
         device: Some(&device),
         session,
     };
+    // Whoever takes a secret back ends the session that he finds: there was none yet.
+    if hub.engine.revocations() != revocations {
+        prove(&admission.id, secret, hub).await?;
+    }
     let told = hub.tell(device.clone(), Uplink::Online { session }).await;
     told.map_err(|_| Refusal::Unavailable)?;
     entered.device = None;
     drop(entered);
     Ok((admission, device, mailbox))
+}
+
+/// The device that this secret proves.
+async fn prove(id: &ProtocolId, secret: &[u8], hub: &Hub) -> Result<DeviceRef, Refusal> {
+    let id: DeviceId = id.as_str().parse().map_err(|_| Refusal::BadCredentials)?;
+    if let Some(device) = hub.engine.recognise(&id, secret) {
+        return Ok(device);
+    }
+    // The semaphore is never closed.
+    let _turn = hub.lookups.acquire().await;
+    let known = hub.engine.authenticate(&id, secret).await;
+    let known = known.map_err(|error| {
+        debug!(
+            error = &error as &dyn std::error::Error,
+            "a device could not be checked"
+        );
+        Refusal::Unavailable
+    })?;
+    known.ok_or(Refusal::BadCredentials)
 }
 
 /// Takes the session out again if its opening is given up half-way.

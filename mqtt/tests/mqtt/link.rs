@@ -142,12 +142,12 @@ impl WithBroker {
         );
         let mut service = Service::start(Arc::new(placeholder)).await;
         let secret = service.register("d1").await;
-        let verifiers = device_ota_engine::ports::Store::verifiers(&*service.store, None, 10)
+        let verifiers = device_ota_engine::ports::Store::all_credentials(&*service.store, None, 10)
             .await
             .unwrap();
         let mut lines: Vec<String> = verifiers
             .iter()
-            .map(|(id, verifier)| format!("{id}:{verifier}"))
+            .map(|(id, known)| format!("{id}:{}", known.verifier))
             .collect();
         lines.push(own_line(folder.path()).await);
         let broker = Broker::start(folder.path(), &lines).await;

@@ -12,7 +12,7 @@ crate::stories!(
     a_device_reads_back_as_it_was_registered,
     a_thousand_devices_register_at_once,
     credentials_are_found_and_replaced,
-    verifiers_come_in_id_order,
+    credentials_come_in_id_order,
     devices_come_in_pages,
     a_touch_changes_only_what_it_says,
     an_older_session_cannot_end_a_newer_one,
@@ -97,7 +97,7 @@ async fn credentials_are_found_and_replaced(store: &dyn Store) {
     );
 }
 
-async fn verifiers_come_in_id_order(store: &dyn Store) {
+async fn credentials_come_in_id_order(store: &dyn Store) {
     register(
         store,
         &["b", "a", "B", "a.1", "a_1"].map(|id| new_device(id, 0)),
@@ -106,7 +106,7 @@ async fn verifiers_come_in_id_order(store: &dyn Store) {
     let mut seen: Vec<String> = Vec::new();
     let mut after = None;
     loop {
-        let page = store.verifiers(after.as_ref(), 2).await.unwrap();
+        let page = store.all_credentials(after.as_ref(), 2).await.unwrap();
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         seen.extend(page.iter().map(|(id, _)| id.to_string()));

@@ -106,7 +106,7 @@ async fn rig() -> Rig {
         };
         devices.push(
             engine
-                .authenticate(id, secret.as_bytes())
+                .authenticate(&id.parse().unwrap(), secret.as_bytes())
                 .await
                 .unwrap()
                 .unwrap(),
