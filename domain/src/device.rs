@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::DeviceId;
 use crate::ring::Ring;
@@ -20,27 +21,33 @@ pub const MAX_GROUPS: usize = 32;
 pub const MAX_TAGS: usize = 64;
 
 /// What is said of a device when it is registered (DESIGN.md, *HTTP*).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Registration {
     /// Its identity.
     pub device_id: DeviceId,
     /// Kind of device, e.g. `smart_frame`.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub device_type: Option<String>,
     /// Model; decides which firmware fits.
+    #[schema(min_length = 1, max_length = 128)]
     pub device_model: String,
     /// Maker.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub manufacturer: Option<String>,
     /// Hardware revision.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub hw_revision: Option<String>,
     /// Version it is known to run.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub firmware_version: Option<String>,
     /// Groups it belongs to.
     #[serde(default)]
+    #[schema(max_items = 32)]
     pub groups: Vec<String>,
     /// Free key–value pairs.
     #[serde(default)]
@@ -121,7 +128,7 @@ pub struct Device {
 }
 
 /// An error that a device told of, in its own vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
     /// Which one.
     pub code: String,

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::device::{RegistrationError, text_ok};
 use crate::ids::FirmwareId;
@@ -10,7 +11,7 @@ use crate::ids::FirmwareId;
 pub const MAX_IMAGE_BYTES: u64 = 500 * 1_000_000;
 
 /// Formats an image may come in (PRD, FR-1), told by the suffix of the file's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Format {
     /// `.bin`
     #[serde(rename = "bin")]
@@ -71,19 +72,24 @@ impl Format {
 pub const MAX_HW_REVISIONS: usize = 32;
 
 /// What the uploader says of an image (PRD, E1-US1; DESIGN.md, *HTTP*).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UploadMetadata {
     /// Product name.
+    #[schema(min_length = 1, max_length = 128)]
     pub name: String,
     /// Semantic version.
+    #[schema(min_length = 1, max_length = 128, examples("2.1.0"))]
     pub version: String,
     /// The model it runs on.
+    #[schema(min_length = 1, max_length = 128)]
     pub device_model: String,
     /// Maker; devices compare it with their own.
+    #[schema(min_length = 1, max_length = 128)]
     pub manufacturer: String,
     /// Free text.
     #[serde(default)]
+    #[schema(max_length = 16384)]
     pub description: Option<String>,
     /// Not for everybody.
     #[serde(default)]
@@ -96,21 +102,27 @@ pub struct UploadMetadata {
     pub security_version: u32,
     /// Hardware revisions it runs on; empty: all.
     #[serde(default)]
+    #[schema(max_items = 32)]
     pub hw_revisions: Vec<String>,
     /// A device with less battery waits.
     #[serde(default)]
+    #[schema(maximum = 100)]
     pub min_battery_percent: Option<u8>,
     /// A device with less free storage waits.
     #[serde(default)]
+    #[schema(minimum = 0)]
     pub min_free_storage_bytes: Option<i64>,
     /// Free text for people.
     #[serde(default)]
+    #[schema(max_length = 16384)]
     pub release_notes: Option<String>,
     /// Checked against the bytes when given.
     #[serde(default)]
+    #[schema(pattern = "^[0-9A-Fa-f]{32}$")]
     pub checksum_md5: Option<String>,
     /// Checked against the bytes when given.
     #[serde(default)]
+    #[schema(pattern = "^[0-9A-Fa-f]{64}$")]
     pub checksum_sha256: Option<String>,
 }
 

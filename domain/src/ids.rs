@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, Type};
 
 /// Longest id that any kind accepts, in bytes; bounds keys in the database and topics on the wire.
 pub const MAX_ID_BYTES: usize = 64;
@@ -19,8 +21,18 @@ pub struct IdError {
     rule: &'static str,
 }
 
+/// How the API's document describes an id.
+fn id_schema(rule: &str, pattern: &str, example: &str) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(rule))
+        .pattern(Some(pattern))
+        .examples([example])
+        .build()
+}
+
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:path, $rule:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:path, $rule:literal, $pattern:literal, $example:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -32,6 +44,14 @@ macro_rules! id {
                 &self.0
             }
         }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                RefOr::T(Schema::Object(id_schema($rule, $pattern, $example)))
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
 
         impl FromStr for $name {
             type Err = IdError;
@@ -79,21 +99,27 @@ id!(
     DeviceId,
     "device_id",
     is_device_id,
-    "it must start with a letter or digit and hold at most 64 of A-Z a-z 0-9 _ . : -"
+    "it must start with a letter or digit and hold at most 64 of A-Z a-z 0-9 _ . : -",
+    "^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$",
+    "device_001"
 );
 id!(
     /// `SHA256(name:version:device_model)`, the first 32 hex digits (PRD, FR-3).
     FirmwareId,
     "firmware_id",
     is_firmware_id,
-    "it is 32 lower-case hex digits"
+    "it is 32 lower-case hex digits",
+    "^[0-9a-f]{32}$",
+    "770987aca3a746dfa5bef4f8b0e59f22"
 );
 id!(
     /// `camp_` and 16 hex digits.
     CampaignId,
     "campaign_id",
     is_campaign_id,
-    "it is camp_ and 16 lower-case hex digits"
+    "it is camp_ and 16 lower-case hex digits",
+    "^camp_[0-9a-f]{16}$",
+    "camp_789abcdef0123456"
 );
 id!(
     /// `upd_` and 16 to 40 hex digits; names one update or one rollback of one device. Those of a campaign's
@@ -102,14 +128,18 @@ id!(
     UpdateId,
     "update_id",
     is_update_id,
-    "it is upd_ and 16 to 40 lower-case hex digits"
+    "it is upd_ and 16 to 40 lower-case hex digits",
+    "^upd_[0-9a-f]{16,40}$",
+    "upd_456def7890123450"
 );
 id!(
     /// `rb_` and the digits of the update that carries it out; names an entry of the rollback log.
     RollbackId,
     "rollback_id",
     is_rollback_id,
-    "it is rb_ and 16 to 40 lower-case hex digits"
+    "it is rb_ and 16 to 40 lower-case hex digits",
+    "^rb_[0-9a-f]{16,40}$",
+    "rb_456def7890123450"
 );
 
 impl CampaignId {

@@ -4,12 +4,15 @@
 //! the same devices are not always the canaries; a device may be pinned to a ring instead.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Buckets on the wheel; one bucket is a hundredth of a percent.
 pub const BUCKETS: u16 = 10_000;
 
 /// The four rings (rings-and-heartbeat document, *Deployment Rings*); shares are cumulative.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Ring {
     /// The first 5 %.

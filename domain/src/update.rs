@@ -7,6 +7,7 @@ mod state;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use failure::{Failure, Retry, back_off};
 pub use phase::Phase;
@@ -18,7 +19,9 @@ use crate::device::DeviceKey;
 use crate::ids::{CampaignId, DeviceId, FirmwareId, UpdateId};
 
 /// Forward or back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// To the campaign's version.

@@ -1,9 +1,10 @@
 //! Why something waits: one sentence for people, one stable code for programs.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A reason to wait.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "code", rename_all = "snake_case")]
 pub enum Why {
     /// The campaign has not started.

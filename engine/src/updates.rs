@@ -12,6 +12,7 @@ use device_ota_domain::{
 };
 use jiff::Timestamp;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::changes::Changes;
 use crate::ports::clock::random;
@@ -30,7 +31,7 @@ const HISTORY_PAGE: Page = Page {
 };
 
 /// A request to update one device (PRD, E3-US1).
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateRequest {
     /// What to install.
@@ -43,9 +44,11 @@ pub struct UpdateRequest {
     pub force_update: bool,
     /// Default 3.
     #[serde(default = "three")]
+    #[schema(maximum = 100)]
     pub max_retries: u32,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
+    #[schema(minimum = 0.0167, maximum = 43_200)]
     pub timeout_minutes: f64,
 }
 

@@ -1,6 +1,7 @@
 //! A campaign as an admin sends it, and the one way from there to a checked spec.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
 use crate::device::text_ok;
@@ -22,7 +23,7 @@ pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
 pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
 
 /// A stage as an admin sends it: `{"ring": …}` or `{"percent": …}`, with an optional gate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageDraft {
     /// A ring by name.
@@ -30,6 +31,7 @@ pub struct StageDraft {
     pub ring: Option<Ring>,
     /// A cumulative share, 0 < percent ≤ 100.
     #[serde(default)]
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub percent: Option<f64>,
     /// The gate behind this stage.
     #[serde(default)]
@@ -37,21 +39,26 @@ pub struct StageDraft {
 }
 
 /// A campaign as an admin sends it (PRD, E2-US1; DESIGN.md, *HTTP*).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewCampaign, examples(json!({"name": "Security Patch Q4 2025", "firmware_id": "770987aca3a746dfa5bef4f8b0e59f22", "target_devices": ["device_001", "device_002"], "deployment_strategy": "staged", "priority": "high", "auto_rollback": true, "failure_threshold_percent": 20})))]
 pub struct CampaignDraft {
     /// Name.
+    #[schema(min_length = 1, max_length = 128)]
     pub name: String,
     /// Free text.
     #[serde(default)]
+    #[schema(max_length = 16384)]
     pub description: Option<String>,
     /// What to roll out.
     pub firmware_id: FirmwareId,
     /// Devices by id.
     #[serde(default)]
+    #[schema(max_items = 200_000)]
     pub target_devices: Vec<DeviceId>,
     /// Devices by group.
     #[serde(default)]
+    #[schema(max_items = 1000)]
     pub target_groups: Vec<String>,
     /// Default `staged`.
     #[serde(default = "default_strategy")]
@@ -61,30 +68,37 @@ pub struct CampaignDraft {
     pub priority: Priority,
     /// Default 100.
     #[serde(default = "hundred")]
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub rollout_percentage: f64,
     /// Default 100.
     #[serde(default = "hundred_devices")]
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub max_concurrent_updates: u32,
     /// Default 100.
     #[serde(default = "hundred_devices")]
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub batch_size: u32,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
+    #[schema(minimum = 0.0167, maximum = 43_200)]
     pub timeout_minutes: f64,
     /// Default true.
     #[serde(default = "yes")]
     pub auto_rollback: bool,
     /// Default: the service's `AUTO_ROLLBACK_FAILURE_THRESHOLD`.
     #[serde(default)]
+    #[schema(minimum = 0, maximum = 100)]
     pub failure_threshold_percent: Option<f64>,
     /// Default 1.
     #[serde(default = "one")]
     pub failure_min_samples: u64,
     /// Default 3.
     #[serde(default = "three")]
+    #[schema(maximum = 100)]
     pub max_retries: u32,
     /// Default: the four rings with `staged` and `canary`, everybody with `immediate`.
     #[serde(default)]
+    #[schema(max_items = 64)]
     pub stages: Vec<StageDraft>,
     /// Default: nothing.
     #[serde(default)]

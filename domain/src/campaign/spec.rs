@@ -1,11 +1,12 @@
 //! What a campaign shall do: the checked spec, which [`super::draft`] makes of what an admin sends.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::{DeviceId, FirmwareId};
 
 /// How the fleet is divided (PRD, FR-6). `scheduled` and `blue_green` are recognised and refused until they are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// All at once, within the limits.
@@ -35,7 +36,18 @@ impl Strategy {
 
 /// Which campaign goes first when two want the same slot or device.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
@@ -87,10 +99,11 @@ pub struct Targets {
 }
 
 /// What must hold of a stage before the next one opens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
     /// Share of `completed` among the devices with a result, 0–100.
+    #[schema(minimum = 0, maximum = 100)]
     pub min_success_percent: f64,
     /// Results needed; left out: `min_success_percent` of the stage's devices, so that a ring opens only after that
     /// share of the whole ring before it has succeeded.
@@ -98,6 +111,7 @@ pub struct Gate {
     pub min_samples: Option<u64>,
     /// How long the stage must have been open, in seconds.
     #[serde(default)]
+    #[schema(maximum = 2_592_000)]
     pub soak_seconds: u64,
 }
 
@@ -113,14 +127,16 @@ pub struct Stage {
 }
 
 /// What a device must have, by its last heartbeat, to be offered the update; it waits otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Requires {
     /// Battery, 0–100.
     #[serde(default)]
+    #[schema(maximum = 100)]
     pub min_battery_percent: Option<u8>,
     /// Free storage, bytes.
     #[serde(default)]
+    #[schema(minimum = 0)]
     pub min_free_storage_bytes: Option<i64>,
 }
 
