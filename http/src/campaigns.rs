@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{CampaignDraft, Group, Priority};
+use device_ota_domain::update::Action;
 use device_ota_domain::{CampaignId, CampaignState, Role};
 use device_ota_engine::ports::store::{CampaignFilter, RollbackFilter, UpdateFilter};
 use serde::Deserialize;
+use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 
 use crate::dto::campaign::CampaignDto;
-use crate::dto::{self, List};
+use crate::dto::{self, CampaignDeviceList, CampaignList, List, PageQuery, RollbackList};
 use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
 use crate::request::{Call, Segment, call};
@@ -36,6 +38,22 @@ enum Order {
     Cancel,
 }
 
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(
+    list,
+    create,
+    one,
+    start,
+    pause,
+    resume,
+    cancel,
+    roll_back,
+    devices,
+    rollback_log
+))]
+pub(crate) struct Documented;
+
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
     let get = || warp::get().and(warp::path("campaigns"));
@@ -60,18 +78,26 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .and(call.clone())
         .and(body())
         .then(roll_back);
-    let start = warp::path!(Segment / "start").map(|id| (Order::Start, id));
-    let pause = warp::path!(Segment / "pause").map(|id| (Order::Pause, id));
-    let resume = warp::path!(Segment / "resume").map(|id| (Order::Resume, id));
-    let cancel = warp::path!(Segment / "cancel").map(|id| (Order::Cancel, id));
-    let order = start
-        .or(pause)
-        .unify()
-        .or(resume)
-        .unify()
-        .or(cancel)
-        .unify();
-    let order = post().and(order).and(call).and(body()).then(order_campaign);
+    let start = post()
+        .and(warp::path!(Segment / "start"))
+        .and(call.clone())
+        .and(body())
+        .then(start);
+    let pause = post()
+        .and(warp::path!(Segment / "pause"))
+        .and(call.clone())
+        .and(body())
+        .then(pause);
+    let resume = post()
+        .and(warp::path!(Segment / "resume"))
+        .and(call.clone())
+        .and(body())
+        .then(resume);
+    let cancel = post()
+        .and(warp::path!(Segment / "cancel"))
+        .and(call)
+        .and(body())
+        .then(cancel);
     let reads = one
         .or(devices)
         .unify()
@@ -80,10 +106,26 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(list)
         .unify()
         .boxed();
-    let writes = order.or(roll_back).unify().or(create).unify().boxed();
+    let orders = start
+        .or(pause)
+        .unify()
+        .or(resume)
+        .unify()
+        .or(cancel)
+        .unify();
+    let writes = orders.or(roll_back).unify().or(create).unify().boxed();
     reads.or(writes).unify().map(reply).boxed()
 }
 
+/// Campaigns, newest first
+#[utoipa::path(get, path = "/api/v1/ota/campaigns", tag = "campaigns",
+    params(
+        PageQuery,
+        ("status" = Option<String>, Query, description = "In this status", example = "in_progress"),
+        ("priority" = Option<Priority>, Query, description = "Of this priority"),
+    ),
+    responses((status = 200, description = "A page of them", body = CampaignList)),
+)]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
@@ -104,6 +146,10 @@ async fn list(call: Call) -> Answer {
     }))
 }
 
+/// One campaign, and how far it is
+#[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", responses(
+    (status = 200, description = "The campaign", body = CampaignDto),
+))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
@@ -111,6 +157,15 @@ async fn one(id: Segment, call: Call) -> Answer {
     Ok(dto::ok(&CampaignDto::from(&view)))
 }
 
+/// Create a campaign
+///
+/// It means the named devices and groups, or, without any, every device of the image's model. Nothing is offered
+/// before it is started.
+#[utoipa::path(post, path = "/api/v1/ota/campaigns", tag = "campaigns", request_body = CampaignDraft, responses(
+    (status = 201, description = "The new campaign", body = CampaignDto),
+    (status = 404, description = "There is no such image"),
+    (status = 422, description = "The strategy is not served"),
+))]
 async fn create(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -119,7 +174,47 @@ async fn create(call: Call, body: Body) -> Answer {
     Ok(dto::created(&CampaignDto::from(&view)))
 }
 
-async fn order_campaign((order, id): (Order, Segment), call: Call, body: Body) -> Answer {
+/// Start a campaign
+#[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/start", tag = "campaigns", responses(
+    (status = 200, description = "The campaign, in progress", body = CampaignDto),
+    (status = 409, description = "It has been started before, or has ended"),
+))]
+async fn start(id: Segment, call: Call, body: Body) -> Answer {
+    order(Order::Start, &id, &call, body).await
+}
+
+/// Pause a campaign
+///
+/// Nothing new is offered; what is in flight goes on.
+#[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/pause", tag = "campaigns", responses(
+    (status = 200, description = "The campaign, paused", body = CampaignDto),
+    (status = 409, description = "It is not in progress"),
+))]
+async fn pause(id: Segment, call: Call, body: Body) -> Answer {
+    order(Order::Pause, &id, &call, body).await
+}
+
+/// Go on with a paused campaign
+#[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/resume", tag = "campaigns", responses(
+    (status = 200, description = "The campaign, in progress", body = CampaignDto),
+    (status = 409, description = "It is not paused"),
+))]
+async fn resume(id: Segment, call: Call, body: Body) -> Answer {
+    order(Order::Resume, &id, &call, body).await
+}
+
+/// Cancel a campaign
+///
+/// What waits is cancelled, what downloads is asked to stop, what installs ends first.
+#[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/cancel", tag = "campaigns", responses(
+    (status = 200, description = "The campaign, cancelled", body = CampaignDto),
+    (status = 409, description = "It has ended, or rolls back"),
+))]
+async fn cancel(id: Segment, call: Call, body: Body) -> Answer {
+    order(Order::Cancel, &id, &call, body).await
+}
+
+async fn order(order: Order, id: &Segment, call: &Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
     let id: CampaignId = id.id("campaign")?;
@@ -135,13 +230,25 @@ async fn order_campaign((order, id): (Order, Segment), call: Call, body: Body) -
 }
 
 /// The body of a rollback of a campaign; all of it may be left out.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CampaignRollbackRequest)]
 struct RollbackRequest {
+    #[schema(max_length = 1024)]
     #[serde(default)]
     reason: Option<String>,
 }
 
+/// Roll back a campaign
+///
+/// Every device that it updated goes back to what it ran before, within the same limits.
+#[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/rollback", tag = "campaigns",
+    request_body(content = Option<RollbackRequest>),
+    responses(
+        (status = 200, description = "The campaign, rolling back", body = CampaignDto),
+        (status = 409, description = "It has not been started, or rolls back already"),
+    ),
+)]
 async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -156,7 +263,15 @@ async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     Ok(dto::ok(&CampaignDto::from(&view)))
 }
 
-/// The updates and rollbacks of a campaign's devices, newest first.
+/// The updates and rollbacks of a campaign's devices, newest first
+#[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}/devices", tag = "campaigns",
+    params(
+        PageQuery,
+        ("state" = Option<String>, Query, description = "In this state", pattern = "^(pending|in_flight|in_progress|completed|failed|cancelled)$"),
+        ("action" = Option<Action>, Query, description = "Forward or back"),
+    ),
+    responses((status = 200, description = "A page of them", body = CampaignDeviceList)),
+)]
 async fn devices(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let id: CampaignId = id.id("campaign")?;
@@ -175,7 +290,11 @@ async fn devices(id: Segment, call: Call) -> Answer {
     updates::answer_list(&call, "devices", &filter, page, filters).await
 }
 
-/// What became of each device that the campaign took back.
+/// What became of each device that the campaign took back
+#[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}/rollbacks", tag = "campaigns",
+    params(PageQuery),
+    responses((status = 200, description = "A page of the log", body = RollbackList)),
+)]
 async fn rollback_log(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let id: CampaignId = id.id("campaign")?;

@@ -9,11 +9,15 @@ use device_ota_engine::{Caller, MAX_REGISTRATIONS, RegistrationOutcome, UpdateRe
 use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Ref, Schema};
+use utoipa::{OpenApi, PartialSchema, ToSchema};
 use warp::Filter as _;
 
 use crate::dto::device::{CredentialsDto, DeviceDto, MqttDto, RegisteredDto, RegistrationsDto};
 use crate::dto::rollback::RollbackDto;
-use crate::dto::{self, List};
+use crate::dto::update::UpdateDto;
+use crate::dto::{self, DeviceList, List, PageQuery, UpdateList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{from_value, json, json_up_to, no_body};
@@ -28,6 +32,11 @@ const MAX_REGISTRATION_BYTES: usize = 4 * 1024 * 1024;
 const MAX_BULK_DEVICES: usize = 100;
 /// Devices of a bulk update that are worked on at a time.
 const BULK_CONCURRENCY: usize = 8;
+
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(list, register, bulk_update, one, renew, update, roll_back, history))]
+pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
@@ -78,6 +87,10 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     reads.or(writes).unify().map(reply).boxed()
 }
 
+/// Devices
+#[utoipa::path(get, path = "/api/v1/ota/devices", tag = "devices", params(PageQuery), responses(
+    (status = 200, description = "A page of them", body = DeviceList),
+))]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
@@ -93,6 +106,10 @@ async fn list(call: Call) -> Answer {
     }))
 }
 
+/// One device: as it was registered, and as it was last heard
+#[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}", tag = "devices", responses(
+    (status = 200, description = "The device", body = DeviceDto),
+))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
@@ -100,7 +117,10 @@ async fn one(id: Segment, call: Call) -> Answer {
     Ok(dto::ok(&DeviceDto::from(&device)))
 }
 
-/// Every update and rollback of one device, newest first (PRD, E5-US3).
+/// Every update and rollback of one device, newest first
+#[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}/updates", tag = "devices", params(PageQuery), responses(
+    (status = 200, description = "A page of them", body = UpdateList),
+))]
 async fn history(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let id: DeviceId = id.id("device")?;
@@ -115,6 +135,31 @@ async fn history(id: Segment, call: Call) -> Answer {
     updates::answer_list(&call, "updates", &filter, page, filters).await
 }
 
+/// One device, or up to 1,000.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what `register` reads entry by entry")]
+enum RegistrationRequest {
+    Many(RegistrationList),
+    One(Registration),
+}
+
+/// Up to 1,000 devices.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes what `register` reads entry by entry")]
+struct RegistrationList {
+    #[schema(min_items = 1, max_items = 1000)]
+    devices: Vec<Registration>,
+}
+
+/// Register devices
+///
+/// One device object, or up to 1,000 in a list. Each is answered by itself: what is wrong with one harms no other. A
+/// new device's secret is shown this once.
+#[utoipa::path(post, path = "/api/v1/ota/devices", tag = "devices", request_body = RegistrationRequest, responses(
+    (status = 201, description = "What became of each, in their order", body = RegistrationsDto),
+))]
 async fn register(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -210,6 +255,12 @@ async fn register_all(
     Ok(devices.into_iter().filter_map(answer).collect())
 }
 
+/// New MQTT credentials of one device
+///
+/// The old ones end, and with them its session.
+#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/credentials", tag = "devices", responses(
+    (status = 201, description = "The new ones, shown this once", body = CredentialsDto),
+))]
 async fn renew(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -222,6 +273,12 @@ async fn renew(id: Segment, call: Call, body: Body) -> Answer {
     }))
 }
 
+/// Update one device
+#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/update", tag = "devices", request_body = UpdateRequest, responses(
+    (status = 201, description = "The new update", body = UpdateDto),
+    (status = 404, description = "There is no such device or image"),
+    (status = 409, description = "It runs that version, or the image is not for this device"),
+))]
 async fn update(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -232,7 +289,8 @@ async fn update(id: Segment, call: Call, body: Body) -> Answer {
 }
 
 /// What became of one device of a bulk update.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = BulkResult)]
 struct BulkDto {
     device_id: String,
     success: bool,
@@ -243,7 +301,8 @@ struct BulkDto {
 }
 
 /// The answer to a bulk update.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = BulkResults)]
 struct BulkAnswer {
     results: Vec<BulkDto>,
     count: usize,
@@ -251,6 +310,41 @@ struct BulkAnswer {
     failed: usize,
 }
 
+/// The body of a bulk update: that of a single one, and which devices.
+struct BulkRequest;
+
+impl PartialSchema for BulkRequest {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = UpdateRequest::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            let ids = ArrayBuilder::new()
+                .items(Ref::from_schema_name(DeviceId::name()))
+                .min_items(Some(1))
+                .max_items(Some(MAX_BULK_DEVICES));
+            object
+                .properties
+                .insert("device_ids".to_owned(), ids.into());
+            object.required.push("device_ids".to_owned());
+        }
+        schema
+    }
+}
+
+impl ToSchema for BulkRequest {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((DeviceId::name().into_owned(), DeviceId::schema()));
+        UpdateRequest::schemas(schemas);
+    }
+}
+
+/// Update up to 100 devices
+///
+/// Each by itself: what is wrong with one harms no other.
+#[utoipa::path(post, path = "/api/v1/ota/devices/bulk/update", tag = "devices", request_body = BulkRequest, responses(
+    (status = 201, description = "What became of each; at least one update is new", body = BulkAnswer),
+    (status = 200, description = "What became of each; none could be made", body = BulkAnswer),
+    (status = 404, description = "There is no such image"),
+))]
 async fn bulk_update(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -321,14 +415,23 @@ async fn bulk_one(call: &Call, by: &Caller, device_id: String, request: UpdateRe
 }
 
 /// The body of a rollback of one device (PRD, E4-US2).
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DeviceRollbackRequest)]
 struct RollbackRequest {
+    /// A version that the device has run before.
+    #[schema(examples("2.0.0"))]
     to_version: String,
     #[serde(default)]
+    #[schema(max_length = 1024)]
     reason: Option<String>,
 }
 
+/// Take one device back to a version that it has run before
+#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/rollback", tag = "devices", request_body = RollbackRequest, responses(
+    (status = 200, description = "The entry of the rollback log", body = RollbackDto),
+    (status = 409, description = "It runs that version, never ran it, or the image is not in the registry"),
+))]
 async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;

@@ -13,6 +13,7 @@ use http::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     HeaderMap, HeaderValue,
 };
+use utoipa::OpenApi;
 use warp::Filter as _;
 use warp::Reply as _;
 use warp::reply::Response;
@@ -21,6 +22,11 @@ use crate::errors::ApiError;
 use crate::range::{Wanted, wanted};
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
+
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(fetch))]
+pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
@@ -32,6 +38,21 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .boxed()
 }
 
+/// The bytes behind a link
+#[utoipa::path(get, path = "/api/v1/ota/objects/{token}", tag = "firmware",
+    params(
+        ("token" = String, Path, description = "As the link has it"),
+        ("Range" = Option<String>, Header, description = "One range of bytes", example = "bytes=0-1023"),
+        ("If-Range" = Option<String>, Header, description = "The ETag that the range is of"),
+    ),
+    responses(
+        (status = 200, description = "The whole image", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The range", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 403, description = "The link is not one of ours, or has expired"),
+        (status = 404, description = "The image is gone"),
+        (status = 416, description = "No byte of the image lies in the range"),
+    ),
+)]
 async fn fetch(token: Segment, call: Call) -> Answer {
     let download = call.shared.engine.redeem(token.as_str()).await?;
     let (size, etag) = (

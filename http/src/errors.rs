@@ -5,9 +5,10 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 
 use device_ota_engine::Error;
-use http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
+use utoipa::ToSchema;
 use warp::reply::Response;
 use warp::{Rejection, Reply};
 
@@ -26,10 +27,15 @@ pub(crate) struct ApiError {
 }
 
 /// The body of every error.
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(crate) struct ErrorBody<'a> {
+    /// For people: what is wrong.
     detail: &'a str,
+    /// For programs: stable.
+    #[schema(examples("unauthorized"))]
     code: &'static str,
+    /// The request, as the log knows it and `X-Request-Id` says.
     request_id: &'a str,
 }
 
@@ -42,6 +48,25 @@ impl ApiError {
             headers: Vec::new(),
             cause: None,
         }
+    }
+
+    /// 404 for a path that is none of ours.
+    pub(crate) fn unknown_path() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "unknown_path",
+            "there is nothing at this path",
+        )
+    }
+
+    /// 405, with the methods that the path takes.
+    pub(crate) fn method_not_allowed(allow: HeaderValue) -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this path does not take this method",
+        )
+        .with(ALLOW, allow)
     }
 
     /// 400.
@@ -119,7 +144,7 @@ impl ApiError {
 
     /// The answer with its body, which only the gate can write: it knows the request's id.
     pub(crate) fn render(self, request_id: &str) -> Response {
-        let body = Body {
+        let body = ErrorBody {
             detail: &self.detail,
             code: self.code,
             request_id,
@@ -177,20 +202,10 @@ fn sources(error: &dyn StdError) -> String {
     text
 }
 
-/// What warp's filters say when none of them takes the request: no such path, or not this method.
+/// What warp's filters say when none of them takes the request, which the gate had found to be one of ours.
 pub(crate) async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
-    let error = if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        ApiError::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            "this path does not take this method",
-        )
-    } else if rejection.is_not_found() {
-        ApiError::new(
-            StatusCode::NOT_FOUND,
-            "unknown_path",
-            "there is nothing at this path",
-        )
+    let error = if rejection.is_not_found() {
+        ApiError::unknown_path()
     } else {
         let mut error = ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -4,14 +4,20 @@ use std::sync::Arc;
 
 use device_ota_domain::Role;
 use device_ota_domain::firmware::FirmwareFilter;
+use utoipa::OpenApi;
 use warp::Filter as _;
 
 use crate::dto::firmware::{FirmwareDto, GrantDto};
-use crate::dto::{self, List};
+use crate::dto::{self, FirmwareList, List, PageQuery};
 use crate::request::body::body;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::upload::upload;
+
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(list, crate::upload::upload, one, link))]
+pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
@@ -42,6 +48,17 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .boxed()
 }
 
+/// Images, newest first
+#[utoipa::path(get, path = "/api/v1/ota/firmware", tag = "firmware",
+    params(
+        PageQuery,
+        ("device_model" = Option<String>, Query, description = "For this model", example = "SF-100"),
+        ("manufacturer" = Option<String>, Query, description = "Of this maker", example = "Acme"),
+        ("is_beta" = Option<bool>, Query, description = "Beta or not"),
+        ("is_security_update" = Option<bool>, Query, description = "Security updates or others"),
+    ),
+    responses((status = 200, description = "A page of them", body = FirmwareList)),
+)]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
@@ -63,6 +80,10 @@ async fn list(call: Call) -> Answer {
     }))
 }
 
+/// One image
+#[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}", tag = "firmware", responses(
+    (status = 200, description = "The image", body = FirmwareDto),
+))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
@@ -70,7 +91,12 @@ async fn one(id: Segment, call: Call) -> Answer {
     Ok(dto::ok(&FirmwareDto::from(&firmware)))
 }
 
-/// A link to the bytes that needs no header and expires.
+/// A link to the bytes
+///
+/// It needs no header, takes ranges, and expires after an hour.
+#[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}/download", tag = "firmware", responses(
+    (status = 200, description = "The link, its expiry, and what to check the bytes against", body = GrantDto),
+))]
 async fn link(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;

@@ -1,12 +1,12 @@
-//! What every request passes before and after routing: its id, the rate limit, who it is; then the headers that
-//! every answer has, the body of errors, and the line in the log.
+//! What every request passes before and after routing: its id, the rate limit, who it is, whether there is anything
+//! at its path; then the headers that every answer has, the body of errors, and the line in the log.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use device_ota_engine::Caller;
-use http::header::{ALLOW, CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -18,9 +18,9 @@ use warp::reply::Response;
 use crate::access::{self, Access};
 use crate::errors::ApiError;
 use crate::limits::{Limiter, RateLimits};
+use crate::openapi;
 use crate::request::Visit;
 use crate::request::linger::Lingering;
-use crate::routes;
 
 /// Taken from the request or made here; always answered.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -90,7 +90,7 @@ where
     /// Lets a request in, or says why not. A `HEAD` goes the way of `GET`: the connection leaves the body out.
     fn enter(&self, line: &Line, request: &mut Request<Lingering>) -> Result<(), ApiError> {
         let path = request.uri().path();
-        if !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix)) {
+        if is_counted(path) {
             self.limiter.check(line.peer)?;
         }
         let caller = if access::is_open(path) {
@@ -103,6 +103,10 @@ where
                 line.id.as_str(),
             ))
         };
+        let served = openapi::served(path).ok_or_else(ApiError::unknown_path)?;
+        if !served.takes(request.method()) {
+            return Err(ApiError::method_not_allowed(served.allow()));
+        }
         let head = request.method() == Method::HEAD;
         if head {
             *request.method_mut() = Method::GET;
@@ -130,6 +134,11 @@ where
     }
 }
 
+/// Whether requests to this path count against the rate limits.
+pub(crate) fn is_counted(path: &str) -> bool {
+    !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix))
+}
+
 fn is_request_id(text: &str) -> bool {
     (1..=MAX_REQUEST_ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
@@ -141,15 +150,11 @@ fn finish(mut response: Response, line: &Line) -> Response {
     if let Some(error) = error {
         response = error.render(&line.id);
     }
-    let status = response.status();
     let headers = response.headers_mut();
-    if status == StatusCode::METHOD_NOT_ALLOWED
-        && let Some(methods) = routes::methods_of(&line.path)
-    {
-        headers.insert(ALLOW, HeaderValue::from_static(methods));
-    }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(&line.id) {
         headers.insert(REQUEST_ID, id);
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use device_ota_engine::Health;
 use http::StatusCode;
 use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 use warp::reply::Response;
 
@@ -17,12 +18,21 @@ use crate::shared::{Answer, Component, Routes, Shared, reply};
 /// The name of the service (PRD, *Dependencies*, Consul).
 const SERVICE: &str = "ota_service";
 
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(health, live, ready, detailed))]
+pub(crate) struct Documented;
+
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
-    let path = warp::path!("health")
-        .or(warp::path!("health" / "live"))
-        .unify();
-    let alive = warp::get().and(path).and(call.clone()).then(alive);
+    let health = warp::get()
+        .and(warp::path!("health"))
+        .and(call.clone())
+        .then(health);
+    let live = warp::get()
+        .and(warp::path!("health" / "live"))
+        .and(call.clone())
+        .then(live);
     let ready = warp::get()
         .and(warp::path!("health" / "ready"))
         .and(call.clone())
@@ -31,7 +41,9 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .and(warp::path!("health" / "detailed"))
         .and(call)
         .then(detailed);
-    alive
+    health
+        .or(live)
+        .unify()
         .or(ready)
         .unify()
         .or(detailed)
@@ -41,7 +53,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 /// The short answer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
 struct Brief {
     status: &'static str,
     service: &'static str,
@@ -49,33 +62,54 @@ struct Brief {
 }
 
 /// The long answer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DetailedHealth)]
 struct Detailed {
     status: &'static str,
     service: &'static str,
     version: &'static str,
     components: BTreeMap<&'static str, State>,
+    #[schema(value_type = BTreeMap<String, String>)]
     listening: BTreeMap<&'static str, SocketAddr>,
     uplinks_waiting: usize,
     counters: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
 /// One part.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ComponentHealth)]
 struct State {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     address: Option<SocketAddr>,
 }
 
-/// This process answers. It asks nothing of anybody, so that a slow database does not get the process restarted.
-async fn alive(call: Call) -> Answer {
+/// This process answers
+///
+/// It asks nothing of anybody, so that a slow database does not get the process restarted.
+#[utoipa::path(get, path = "/health", tag = "health", responses(
+    (status = 200, description = "It does", body = Brief),
+))]
+async fn health(call: Call) -> Answer {
+    live(call).await
+}
+
+/// This process is alive
+#[utoipa::path(get, path = "/health/live", tag = "health", responses(
+    (status = 200, description = "It is", body = Brief),
+))]
+async fn live(call: Call) -> Answer {
     Ok(dto::ok(&brief("healthy", call.shared.version)))
 }
 
-/// Requests can be served.
+/// Requests can be served
+#[utoipa::path(get, path = "/health/ready", tag = "health", responses(
+    (status = 200, description = "They can", body = Brief),
+    (status = 503, description = "The database or another essential part is away", body = Brief),
+))]
 async fn ready(call: Call) -> Answer {
     let health = call.shared.engine.health().await;
     let components = (call.shared.components)();
@@ -89,6 +123,11 @@ async fn ready(call: Call) -> Answer {
     ))
 }
 
+/// Every part by itself
+#[utoipa::path(get, path = "/health/detailed", tag = "health", responses(
+    (status = 200, description = "Healthy, or degraded", body = Detailed),
+    (status = 503, description = "An essential part is away", body = Detailed),
+))]
 async fn detailed(call: Call) -> Answer {
     let health = call.shared.engine.health().await;
     let components = (call.shared.components)();

@@ -5,9 +5,30 @@
 //! and answer with a form from `dto`. Whatever goes wrong becomes one `errors::ApiError`, which the gate renders.
 //!
 //! # How to add …
-//! * **a route**: a handler in the file of its resource, which begins with `call.require(role)`, a line in that
-//!   file's `routes` and one in `routes::METHODS`, from which 405 answers say what is allowed. The role stands in
-//!   `role_of` of `routes/tests.rs` too, which asks every route of the table with every role.
+//! * **a route**: a handler in the file of its resource, which begins with `call.require(role)`, and a line in that
+//!   file's `routes`. The role stands in `role_of` of `routes/tests.rs` too, which asks every route of the document
+//!   with every role. Above the handler stands `#[utoipa::path(…)]`, and its name is among the `paths(…)` of that
+//!   file's `Documented`. What is not documented is not served: the gate asks the document first, 404 and 405 come
+//!   from there. The first line of the handler's doc comment is the operation's summary (no full stop), what follows
+//!   a blank line its description:
+//!
+//!   ```ignore
+//!   /// Cancel an update
+//!   ///
+//!   /// Before it installs; afterwards 409.
+//!   #[utoipa::path(post, path = "/api/v1/ota/updates/{update_id}/cancel", tag = "updates", responses(
+//!       (status = 200, description = "The update as it is now", body = UpdateDto),
+//!       (status = 409, description = "It installs, or has ended"),
+//!   ))]
+//!   async fn cancel(id: Segment, call: Call, body: Body) -> Answer { … }
+//!   ```
+//!
+//!   Say the success, the refusals that are special to it (their body is the common error), `request_body = …`,
+//!   and query parameters: `params(PageQuery, ("state" = Option<String>, Query, description = "…"))`. Path
+//!   parameters, credentials, and 400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503 are added
+//!   by `openapi::complete`. A new resource: a line in `openapi::parts`, a chapter in `openapi::TAGS`.
+//! * **a form**: `#[derive(ToSchema)]` beside serde's derive, here or in `domain`; `&'static str` fields with few
+//!   values say them with `schema_with` (`dto::names`); a list has its line in `dto::lists!`.
 //! * **a field**: in the resource's file under `dto/`; its snapshot shows the change.
 //! * **a way to sign in**: a variant in `access`; routes need a principal unless `access::is_open` names them.
 
@@ -21,6 +42,7 @@ mod firmware;
 mod gate;
 mod health;
 mod limits;
+mod openapi;
 mod range;
 mod request;
 mod rollbacks;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use device_ota_domain::Role;
 use device_ota_domain::page::Page;
+use device_ota_domain::{CampaignId, DeviceId};
 use device_ota_engine::ports::store::RollbackFilter;
 use serde_json::{Map, Value};
+use utoipa::OpenApi;
 use warp::Filter as _;
 
 use crate::dto::rollback::RollbackDto;
-use crate::dto::{self, List};
+use crate::dto::{self, List, PageQuery, RollbackList};
 use crate::errors::ApiError;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
@@ -18,6 +20,11 @@ use crate::shared::{Answer, Routes, Shared, reply};
 const MAX_REASON_BYTES: usize = 1_024;
 /// The reason of a rollback that names none.
 const NO_REASON: &str = "asked for by an admin";
+
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(list))]
+pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     warp::get()
@@ -28,6 +35,15 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .boxed()
 }
 
+/// The rollback log, newest first
+#[utoipa::path(get, path = "/api/v1/ota/rollbacks", tag = "rollbacks",
+    params(
+        PageQuery,
+        ("campaign_id" = Option<CampaignId>, Query, description = "Of this campaign"),
+        ("device_id" = Option<DeviceId>, Query, description = "Of this device"),
+    ),
+    responses((status = 200, description = "A page of it", body = RollbackList)),
+)]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;

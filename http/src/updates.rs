@@ -6,14 +6,16 @@ use device_ota_domain::Role;
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::update::{Action, Update};
+use device_ota_domain::{CampaignId, DeviceId};
 use device_ota_engine::UpdateView;
 use device_ota_engine::ports::store::UpdateFilter;
 use serde_json::{Map, Value};
+use utoipa::OpenApi;
 use warp::Filter as _;
 
 use crate::dto::firmware::FirmwareRef;
 use crate::dto::update::UpdateDto;
-use crate::dto::{self, List};
+use crate::dto::{self, List, PageQuery, UpdateList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::no_body;
@@ -34,6 +36,11 @@ pub(crate) const ACTIONS: [(&str, Action); 2] = [
     (Action::Update.name(), Action::Update),
     (Action::Rollback.name(), Action::Rollback),
 ];
+
+/// What the document says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(list, one, cancel, retry))]
+pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let call = call(shared);
@@ -65,6 +72,10 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .boxed()
 }
 
+/// One update, and how far it is
+#[utoipa::path(get, path = "/api/v1/ota/updates/{update_id}", tag = "updates", responses(
+    (status = 200, description = "The update", body = UpdateDto),
+))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
@@ -72,6 +83,17 @@ async fn one(id: Segment, call: Call) -> Answer {
     answer_one(&call, &view, false).await
 }
 
+/// Updates and rollbacks, newest first
+#[utoipa::path(get, path = "/api/v1/ota/updates", tag = "updates",
+    params(
+        PageQuery,
+        ("campaign_id" = Option<CampaignId>, Query, description = "Of this campaign"),
+        ("device_id" = Option<DeviceId>, Query, description = "Of this device"),
+        ("state" = Option<String>, Query, description = "In this state", pattern = "^(pending|in_flight|in_progress|completed|failed|cancelled)$"),
+        ("action" = Option<Action>, Query, description = "Forward or back"),
+    ),
+    responses((status = 200, description = "A page of them", body = UpdateList)),
+)]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
@@ -86,6 +108,13 @@ async fn list(call: Call) -> Answer {
     answer_list(&call, "updates", &filter, page, filters).await
 }
 
+/// Cancel an update
+///
+/// What waits ends at once; a device that downloads is asked to stop.
+#[utoipa::path(post, path = "/api/v1/ota/updates/{update_id}/cancel", tag = "updates", responses(
+    (status = 200, description = "The update as it is now", body = UpdateDto),
+    (status = 409, description = "It installs already, or has ended"),
+))]
 async fn cancel(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
@@ -95,6 +124,11 @@ async fn cancel(id: Segment, call: Call, body: Body) -> Answer {
     answer_one(&call, &view, false).await
 }
 
+/// Try a failed update again
+#[utoipa::path(post, path = "/api/v1/ota/updates/{update_id}/retry", tag = "updates", responses(
+    (status = 200, description = "The update, scheduled again", body = UpdateDto),
+    (status = 409, description = "It has not failed"),
+))]
 async fn retry(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;

@@ -17,6 +17,7 @@ use futures_util::Stream;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use multer::{Field, Multipart};
+use utoipa::ToSchema;
 
 use crate::dto;
 use crate::dto::firmware::FirmwareDto;
@@ -38,7 +39,31 @@ const READ_AHEAD_BYTES: usize = 512 * 1024;
 /// Bytes that the parser may hold without finding an end: part headers or a preamble longer than this are refused.
 const MAX_UNPARSED_BYTES: usize = 2 * 1024 * 1024;
 
-/// Takes one image.
+/// The form of an upload.
+#[derive(ToSchema)]
+#[schema(as = UploadForm)]
+#[expect(dead_code, reason = "describes the parts, which are read one by one")]
+struct FormSchema {
+    metadata: UploadMetadata,
+    /// The image. Its name ends with .bin, .hex, .elf, .tar.gz or .zip; at most 500 MB.
+    #[schema(format = Binary, content_media_type = "application/octet-stream")]
+    file: String,
+    /// A release envelope that was signed elsewhere, as JSON; without it the service signs.
+    release: Option<String>,
+}
+
+/// Upload an image
+///
+/// The file is hashed and stored as it comes, never whole in memory. The same image again answers what is there.
+#[utoipa::path(post, path = "/api/v1/ota/firmware", tag = "firmware",
+    request_body(content = FormSchema, content_type = "multipart/form-data"),
+    responses(
+        (status = 201, description = "The new image", body = FirmwareDto),
+        (status = 200, description = "The same image was there already", body = FirmwareDto),
+        (status = 409, description = "Another image has this name, version and model"),
+        (status = 422, description = "A given checksum is not that of the bytes, or the release is not trusted or about something else"),
+    ),
+)]
 pub(crate) async fn upload(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Uploader)?;
     call.no_query()?;

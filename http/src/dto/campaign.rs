@@ -7,17 +7,22 @@ use device_ota_domain::{CampaignId, RollbackTrigger};
 use device_ota_engine::CampaignView;
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
 
 use super::firmware::FirmwareDto;
+use super::names;
 use super::update::{WhyDto, round};
 
 /// A campaign.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Campaign)]
 pub(crate) struct CampaignDto<'a> {
     campaign_id: &'a CampaignId,
     name: &'a str,
     description: Option<&'a str>,
     firmware: FirmwareDto<'a>,
+    #[schema(schema_with = statuses)]
     status: &'static str,
     status_reason: Option<&'a str>,
     deployment_strategy: Strategy,
@@ -52,7 +57,8 @@ pub(crate) struct CampaignDto<'a> {
 }
 
 /// A stage and where its devices stand.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Stage)]
 struct StageDto<'a> {
     name: &'a str,
     /// Cumulative.
@@ -68,12 +74,17 @@ struct StageDto<'a> {
 }
 
 /// Where a campaign's rollbacks stand.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = RollbackTally)]
 struct RollbackTallyDto {
     pending: u64,
     in_flight: u64,
     completed: u64,
     failed: u64,
+}
+
+fn statuses() -> Object {
+    names(CampaignState::STATUSES)
 }
 
 impl<'a> From<&'a CampaignView> for CampaignDto<'a> {

@@ -7,9 +7,14 @@ use device_ota_domain::ring::Ring;
 use device_ota_domain::{Device, DeviceId};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+
+use super::names;
 
 /// A device.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Device)]
 pub(crate) struct DeviceDto<'a> {
     device_id: &'a DeviceId,
     device_type: Option<&'a str>,
@@ -73,7 +78,8 @@ impl<'a> From<&'a Device> for DeviceDto<'a> {
 }
 
 /// How a device signs in to MQTT. Shown once.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = MqttCredentials)]
 pub(crate) struct MqttDto {
     username: String,
     password: String,
@@ -89,21 +95,28 @@ impl MqttDto {
 }
 
 /// New credentials of one device.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Credentials)]
 pub(crate) struct CredentialsDto<'a> {
     pub(crate) device_id: &'a DeviceId,
     pub(crate) mqtt: MqttDto,
 }
 
 /// What became of one registration.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Registered)]
 pub(crate) struct RegisteredDto {
     device_id: Option<String>,
+    #[schema(schema_with = outcomes)]
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     mqtt: Option<MqttDto>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+fn outcomes() -> Object {
+    names(["created", "exists", "error"])
 }
 
 impl RegisteredDto {
@@ -140,7 +153,8 @@ impl RegisteredDto {
 }
 
 /// The answer to a registration.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = RegisteredList)]
 pub(crate) struct RegistrationsDto {
     pub(crate) devices: Vec<RegisteredDto>,
     pub(crate) count: usize,

@@ -1,12 +1,15 @@
 //! Firmware (PRD, E1; appendix 1).
 
+use device_ota_domain::firmware::Format;
 use device_ota_domain::{Firmware, FirmwareId};
 use device_ota_engine::DownloadGrant;
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// An image as the registry shows it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Firmware)]
 pub(crate) struct FirmwareDto<'a> {
     firmware_id: &'a FirmwareId,
     name: &'a str,
@@ -14,6 +17,7 @@ pub(crate) struct FirmwareDto<'a> {
     description: Option<&'a str>,
     device_model: &'a str,
     manufacturer: &'a str,
+    #[schema(value_type = Format)]
     format: &'static str,
     file_size: u64,
     file_url: String,
@@ -65,7 +69,7 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
 }
 
 /// What never changes of an image; beside updates, which name it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct FirmwareRef {
     firmware_id: FirmwareId,
     name: String,
@@ -94,7 +98,8 @@ impl FirmwareRef {
 }
 
 /// A link to the bytes and what to check them against (PRD, E1-US4).
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DownloadLink)]
 pub(crate) struct GrantDto<'a> {
     firmware_id: &'a FirmwareId,
     version: &'a str,

@@ -10,8 +10,17 @@ use device_ota_domain::page::Page;
 use http::StatusCode;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, Ref, Schema, Type};
+use utoipa::{IntoParams, ToSchema};
 use warp::Reply as _;
 use warp::reply::Response;
+
+use self::campaign::CampaignDto;
+use self::device::DeviceDto;
+use self::firmware::FirmwareDto;
+use self::rollback::RollbackDto;
+use self::update::UpdateDto;
 
 /// 200 with a body.
 pub(crate) fn ok(body: &impl Serialize) -> Response {
@@ -43,6 +52,78 @@ impl<T: Serialize> Serialize for List<T> {
         map.serialize_entry("filters", &self.filters)?;
         map.end()
     }
+}
+
+/// The query parameters of every list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `Query::page` reads")]
+pub(crate) struct PageQuery {
+    /// Entries at most; default 50.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u32>,
+    /// Entries passed over first; default 0.
+    #[param(maximum = 4_294_967_295_u32)]
+    offset: Option<u32>,
+}
+
+/// Describes the pages of lists, which name their items at run time.
+macro_rules! lists {
+    ($($name:ident: $plural:literal of $item:ty;)*) => {$(
+        #[doc = concat!("A page of ", $plural, ".")]
+        pub(crate) struct $name;
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                page($plural, &<$item as ToSchema>::name())
+            }
+        }
+
+        impl ToSchema for $name {
+            fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+                let item = <$item as utoipa::PartialSchema>::schema();
+                schemas.push((<$item as ToSchema>::name().into_owned(), item));
+                <$item as ToSchema>::schemas(schemas);
+            }
+        }
+    )*};
+}
+
+lists! {
+    FirmwareList: "firmware" of FirmwareDto;
+    CampaignList: "campaigns" of CampaignDto;
+    CampaignDeviceList: "devices" of UpdateDto;
+    DeviceList: "devices" of DeviceDto;
+    UpdateList: "updates" of UpdateDto;
+    RollbackList: "rollbacks" of RollbackDto;
+}
+
+fn page(plural: &str, item: &str) -> RefOr<Schema> {
+    let items = ArrayBuilder::new().items(Ref::from_schema_name(item));
+    let number = |text| {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(0))
+            .description(Some(text))
+    };
+    let filters = ObjectBuilder::new().description(Some("The filters as they were taken"));
+    let fields = [plural, "count", "limit", "offset", "filters"];
+    let object = ObjectBuilder::new()
+        .property(plural, items)
+        .property("count", number("Entries on this page"))
+        .property("limit", number("As asked for"))
+        .property("offset", number("As asked for"))
+        .property("filters", filters);
+    let object = fields.into_iter().fold(object, ObjectBuilder::required);
+    RefOr::T(Schema::Object(object.build()))
+}
+
+/// A text that is one of these names.
+pub(crate) fn names(names: impl IntoIterator<Item = &'static str>) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(names))
+        .build()
 }
 
 #[cfg(test)]

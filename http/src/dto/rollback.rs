@@ -4,9 +4,14 @@ use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::{DeviceId, RollbackId, UpdateId};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+
+use super::names;
 
 /// One rollback of one device.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Rollback)]
 pub(crate) struct RollbackDto<'a> {
     rollback_id: &'a RollbackId,
     update_id: &'a UpdateId,
@@ -17,11 +22,16 @@ pub(crate) struct RollbackDto<'a> {
     reason: &'a str,
     from_version: Option<&'a str>,
     to_version: &'a str,
+    #[schema(schema_with = statuses)]
     status: &'static str,
     started_at: Timestamp,
     completed_at: Option<Timestamp>,
     success: bool,
     error_message: Option<&'a str>,
+}
+
+fn statuses() -> Object {
+    names(["pending", "in_progress", "completed", "failed", "cancelled"])
 }
 
 impl<'a> From<&'a Rollback> for RollbackDto<'a> {

@@ -6,11 +6,15 @@ use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
 
 use super::firmware::FirmwareRef;
+use super::names;
 
 /// One update of one device.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Update)]
 pub(crate) struct UpdateDto<'a> {
     update_id: &'a UpdateId,
     device_id: &'a DeviceId,
@@ -18,9 +22,11 @@ pub(crate) struct UpdateDto<'a> {
     action: Action,
     firmware_id: Option<&'a FirmwareId>,
     firmware: Option<&'a FirmwareRef>,
+    #[schema(schema_with = statuses)]
     status: &'static str,
     priority: Priority,
     progress_percentage: f64,
+    #[schema(schema_with = statuses)]
     current_phase: &'static str,
     download_progress: f64,
     download_speed: u64,
@@ -46,7 +52,8 @@ pub(crate) struct UpdateDto<'a> {
 }
 
 /// A reason to wait: a code for programs, its details, and a sentence for people.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Reason)]
 pub(crate) struct WhyDto {
     #[serde(flatten)]
     why: Why,
@@ -60,6 +67,12 @@ impl From<Why> for WhyDto {
             why,
         }
     }
+}
+
+fn statuses() -> Object {
+    let phases = Phase::ALL.map(Phase::name);
+    let ends = ["completed", "failed", "cancelled"];
+    names(std::iter::once("scheduled").chain(phases).chain(ends))
 }
 
 impl<'a> UpdateDto<'a> {

@@ -20,13 +20,13 @@ struct Served {
     task: JoinHandle<()>,
 }
 
-/// `GET /health` answers, `GET /never` does not, `POST /api/v1/ota/firmware` answers without reading.
+/// `GET /health` answers, `GET /health/ready` does not, `POST /api/v1/ota/firmware` answers without reading.
 fn serve() -> Served {
     let health = warp::get()
         .and(warp::path!("health"))
         .map(|| "fine".into_response());
     let never = warp::get()
-        .and(warp::path!("never"))
+        .and(warp::path!("health" / "ready"))
         .then(std::future::pending::<Response>);
     let unread = warp::post()
         .and(warp::path!("api" / "v1" / "ota" / "firmware"))
@@ -117,15 +117,15 @@ async fn every_answer_has_an_id_and_is_neither_sniffed_nor_stored() {
 async fn unknown_paths_and_methods_get_the_body_of_every_error() {
     let served = serve();
     insta::assert_snapshot!(served.ask("GET /nothing HTTP/1.1\r\nx-request-id: r", b"").await, @r#"
-    HTTP/1.1 405 Method Not Allowed
+    HTTP/1.1 404 Not Found
     content-type: application/json
     x-content-type-options: nosniff
     cache-control: no-store
     x-request-id: r
     connection: close
-    content-length: 93
+    content-length: 81
 
-    {"detail":"this path does not take this method","code":"method_not_allowed","request_id":"r"}
+    {"detail":"there is nothing at this path","code":"unknown_path","request_id":"r"}
     "#);
     insta::assert_snapshot!(served.ask("DELETE /health HTTP/1.1\r\nx-request-id: r", b"").await, @r#"
     HTTP/1.1 405 Method Not Allowed
@@ -243,7 +243,7 @@ async fn the_shutdown_ends_idle_connections_at_once_and_busy_ones_in_bounded_tim
 
     let served = serve();
     let mut busy = served.connect().await;
-    busy.write_all(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n")
+    busy.write_all(b"GET /health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
     // The connection is known to be served once one behind it is.

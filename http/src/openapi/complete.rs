@@ -1,0 +1,239 @@
+//! What an operation need not say, because it follows from its path, its method and the access rules: path
+//! parameters, credentials, and the refusals that every operation of its kind can answer.
+
+use device_ota_domain::{CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
+use http::Method;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Ref, Schema, Type};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{ContentBuilder, OpenApi, RefOr, Required, Response, ResponseBuilder};
+use utoipa::{PartialSchema as _, ToSchema};
+
+use crate::access::is_open;
+use crate::errors::ErrorBody;
+use crate::gate::is_counted;
+
+/// A refusal that many operations share: status, its name among the components, when it is answered.
+type Refusal = (u16, &'static str, &'static str);
+
+const BAD_REQUEST: Refusal = (
+    400,
+    "BadRequest",
+    "A parameter or the body is not of its form; `detail` names what and why",
+);
+const UNAUTHORIZED: Refusal = (401, "Unauthorized", "No credential, or not a valid one");
+const FORBIDDEN: Refusal = (403, "Forbidden", "The credential's roles do not allow this");
+const NOT_FOUND: Refusal = (404, "NotFound", "There is nothing of that id");
+const CONFLICT: Refusal = (
+    409,
+    "Conflict",
+    "Somebody else changed it at the same time; read it and try again",
+);
+const TOO_SLOW: Refusal = (408, "TooSlow", "The body did not arrive in time");
+const TOO_LARGE: Refusal = (
+    413,
+    "TooLarge",
+    "The body is larger than what is taken here",
+);
+const UNSUPPORTED: Refusal = (
+    415,
+    "UnsupportedMedia",
+    "The body is of another content type",
+);
+const TOO_MANY: Refusal = (
+    429,
+    "TooMany",
+    "Too many requests; `Retry-After` says when to come back",
+);
+const INTERNAL: Refusal = (500, "Internal", "A defect; the log knows the `request_id`");
+const UNAVAILABLE: Refusal = (
+    503,
+    "Unavailable",
+    "The database or the storage is away; `Retry-After` says when to come back",
+);
+const REFUSALS: [Refusal; 11] = [
+    BAD_REQUEST,
+    UNAUTHORIZED,
+    FORBIDDEN,
+    NOT_FOUND,
+    CONFLICT,
+    TOO_SLOW,
+    TOO_LARGE,
+    UNSUPPORTED,
+    TOO_MANY,
+    INTERNAL,
+    UNAVAILABLE,
+];
+
+/// Completes every operation, and adds the components that this refers to.
+pub(super) fn complete(document: &mut OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in operations(item) {
+            name(operation);
+            add_parameters(path, operation);
+            protect(path, operation);
+            add_refusals(path, &method, operation);
+            complete_refusals(operation);
+        }
+    }
+    add_components(document);
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    [
+        (Method::GET, &mut item.get),
+        (Method::POST, &mut item.post),
+        (Method::PUT, &mut item.put),
+        (Method::PATCH, &mut item.patch),
+        (Method::DELETE, &mut item.delete),
+    ]
+    .into_iter()
+    .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Handlers are named within their resource only; an operation's name is unique.
+fn name(operation: &mut Operation) {
+    let tag = operation.tags.iter().flatten().next();
+    if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{name}"));
+    }
+}
+
+/// The parameters that the path's template names and the operation does not.
+fn add_parameters(path: &str, operation: &mut Operation) {
+    let names = path
+        .split('/')
+        .filter_map(|level| level.strip_prefix('{')?.strip_suffix('}'));
+    let parameters = operation.parameters.get_or_insert_default();
+    for name in names {
+        let said =
+            |known: &RefOr<Parameter>| matches!(known, RefOr::T(known) if known.name == name);
+        if !parameters.iter().any(said) {
+            parameters.push(RefOr::T(parameter(name)));
+        }
+    }
+}
+
+fn parameter(name: &str) -> Parameter {
+    let (schema, description) = match name {
+        "campaign_id" => (CampaignId::schema(), "The campaign"),
+        "device_id" => (DeviceId::schema(), "The device"),
+        "firmware_id" => (FirmwareId::schema(), "The image"),
+        "rollback_id" => (RollbackId::schema(), "The rollback"),
+        "update_id" => (UpdateId::schema(), "The update"),
+        _ => (text(), ""),
+    };
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Path)
+        .required(Required::True)
+        .schema(Some(schema))
+        .description((!description.is_empty()).then_some(description))
+        .build()
+}
+
+fn text() -> RefOr<Schema> {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    RefOr::T(Schema::Object(text.min_length(Some(1)).build()))
+}
+
+fn protect(path: &str, operation: &mut Operation) {
+    if operation.security.is_none() && !is_open(path) {
+        let ways = ["bearer", "api_key"];
+        let none = std::iter::empty::<String>;
+        operation.security = Some(
+            ways.map(|way| SecurityRequirement::new(way, none()))
+                .to_vec(),
+        );
+    }
+}
+
+fn add_refusals(path: &str, method: &Method, operation: &mut Operation) {
+    let mut refusals = vec![BAD_REQUEST, INTERNAL, UNAVAILABLE];
+    if !is_open(path) {
+        refusals.extend([UNAUTHORIZED, FORBIDDEN]);
+    }
+    if path.contains('{') {
+        refusals.push(NOT_FOUND);
+    }
+    if is_counted(path) {
+        refusals.push(TOO_MANY);
+    }
+    // Even those that want no body look at what comes.
+    if method != Method::GET {
+        refusals.extend([CONFLICT, TOO_SLOW, TOO_LARGE, UNSUPPORTED]);
+    }
+    for (status, name, _) in refusals {
+        operation
+            .responses
+            .responses
+            .entry(status.to_string())
+            .or_insert_with(|| RefOr::Ref(Ref::from_response_name(name)));
+    }
+}
+
+/// Refusals that the operation names itself have the body of all errors, unless it says otherwise.
+fn complete_refusals(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && status.starts_with(['4', '5'])
+            && response.content.is_empty()
+        {
+            let content = RefOr::T(error_content());
+            response.content.insert(JSON.to_owned(), content);
+        }
+    }
+}
+
+const JSON: &str = "application/json";
+
+fn error_content() -> utoipa::openapi::Content {
+    let schema = RefOr::Ref(Ref::from_schema_name(ErrorBody::name()));
+    ContentBuilder::new().schema(Some(schema)).build()
+}
+
+fn refusal((status, _, description): Refusal) -> Response {
+    let header = |kind, text: &str| {
+        let schema = ObjectBuilder::new().schema_type(kind).build();
+        HeaderBuilder::new()
+            .schema(Some(schema))
+            .description(Some(text))
+            .build()
+    };
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content(JSON, error_content());
+    match status {
+        401 => response.header("WWW-Authenticate", header(Type::String, "How to sign in")),
+        429 | 503 => response.header("Retry-After", header(Type::Integer, "Seconds to wait")),
+        _ => response,
+    }
+    .build()
+}
+
+fn add_components(document: &mut OpenApi) {
+    let components = document.components.get_or_insert_default();
+    for shared in REFUSALS {
+        components
+            .responses
+            .insert(shared.1.to_owned(), RefOr::T(refusal(shared)));
+    }
+    components
+        .schemas
+        .insert(ErrorBody::name().into_owned(), ErrorBody::schema());
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("A token or a key"));
+    let key = ApiKeyValue::with_description("X-API-Key", "A key");
+    for (name, scheme) in [
+        ("bearer", SecurityScheme::Http(bearer.build())),
+        ("api_key", SecurityScheme::ApiKey(ApiKey::Header(key))),
+    ] {
+        components
+            .security_schemes
+            .insert(name.to_owned(), RefOr::T(scheme));
+    }
+}
