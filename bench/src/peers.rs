@@ -13,6 +13,7 @@ use clap::Args;
 use device_ota_domain::{DeviceId, DeviceKey};
 use device_ota_engine::ports::Store;
 use device_ota_engine::ports::store::{HeartbeatRow, Touch};
+use device_ota_protocol::Slot;
 use device_ota_protocol::messages::{Heartbeat, Report, parse_report};
 use device_ota_protocol::topics::{Prefix, Topic, Up};
 use jiff::Timestamp;
@@ -26,7 +27,7 @@ use crate::process::{READY_TIME, Running, free_port};
 /// Where mosquitto is, beside what `PATH` says.
 const MOSQUITTO: [&str; 2] = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
 /// Messages in one transaction of the consumer at most: as the service has it.
-const MAX_BATCH: usize = 4_096;
+const MAX_BATCH: usize = 4_000;
 /// Messages between the client's loop and the transactions.
 const QUEUE: usize = 16_384;
 /// Acknowledgements that wait to be sent.
@@ -240,7 +241,7 @@ fn rows(
             continue;
         };
         touches.insert(device, touch(device, now, &heartbeat));
-        let payload = String::from_utf8_lossy(&publish.payload).into_owned();
+        let payload = String::from_utf8_lossy(&publish.payload).into();
         rows.push(HeartbeatRow {
             device,
             received_at: now,
@@ -256,7 +257,7 @@ pub(crate) fn touch(device: DeviceKey, at: Timestamp, heartbeat: &Heartbeat) -> 
         device,
         last_seen: Some(at),
         version: Some(heartbeat.version.clone()),
-        slot: heartbeat.slot.map(|slot| slot.as_str().to_owned()),
+        slot: heartbeat.slot.map(Slot::as_str),
         confirmed: heartbeat.confirmed,
         battery_percent: heartbeat.battery.map(|battery| battery.percent),
         free_storage_bytes: heartbeat

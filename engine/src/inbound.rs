@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use device_ota_domain::{DeviceId, DeviceKey};
-use device_ota_protocol::messages::Report;
+use device_ota_protocol::messages::{Heartbeat, Report};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-/// Messages that may wait for the database, over all devices; some ten batches.
+/// Messages that may wait for the database, over all devices; some eight batches.
 pub const QUEUE_MESSAGES: usize = 32_768;
 
 /// A device as a session knows it.
@@ -49,10 +48,26 @@ pub enum Uplink {
         /// Which.
         session: i64,
     },
-    /// A valid report and the bytes it was read from.
-    Report(Box<Report>, Bytes),
+    /// A valid heartbeat and the text it was read from.
+    Heartbeat(Box<Heartbeat>, Arc<str>),
+    /// Any other valid report.
+    Report(Box<Report>),
     /// A report that was dropped as invalid; it passes through only so that acknowledgements keep their order.
     Discarded,
+}
+
+impl Uplink {
+    /// A valid report and the payload it was read from.
+    pub fn report(report: Report, payload: &[u8]) -> Self {
+        match report {
+            Report::Heartbeat(heartbeat) => {
+                // It was parsed as JSON, so it is text.
+                let text = std::str::from_utf8(payload).unwrap_or("{}");
+                Self::Heartbeat(heartbeat, text.into())
+            }
+            report => Self::Report(Box::new(report)),
+        }
+    }
 }
 
 /// Told, once, when a message is committed. A message that is never committed is never acknowledged.

@@ -5,6 +5,7 @@
 //! and tried again, and the queue behind it pushes back on the sockets.
 
 mod batch;
+mod present;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Phase, UpdateState};
 use device_ota_domain::{DeviceId, Update, UpdateId};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +26,9 @@ use crate::offers::Due;
 use crate::ports::StoreError;
 use batch::Batch;
 
-/// Messages in one transaction at most; keeps a transaction below some tens of milliseconds.
-const MAX_BATCH: usize = 4_096;
+/// Messages in one transaction at most; keeps a transaction below some tens of milliseconds. A whole number of the store's
+/// largest statements: what is left over goes in small ones.
+const MAX_BATCH: usize = 4_000;
 /// Room a batch begins with; it grows with the load.
 const FIRST_ROOM: usize = 64;
 /// First pause before a failed batch is tried again.
@@ -121,22 +124,45 @@ impl Outbox {
 
 /// Empties the queue until `shutdown`, then what it still holds. While the service shuts down a database that is
 /// away is not waited for: what is not committed is not acknowledged either.
+///
+/// Three stages, so that neither the processors nor the database wait for each other: while one batch is being
+/// committed the next one is gathered and read, and the one before is acknowledged. The transactions follow one
+/// another, so each sees what the one before has written.
 pub(crate) async fn run(
     engine: Arc<Engine>,
-    mut queue: mpsc::Receiver<Inbound>,
+    queue: mpsc::Receiver<Inbound>,
     shutdown: CancellationToken,
 ) {
     let outbox = Arc::new(Outbox::default());
     let mut answerer = JoinSet::new(); // ends with this function
     answerer.spawn(answer(engine.clone(), outbox.clone()));
-    while let Some(batch) = next(&mut queue, &shutdown).await {
-        let Some(outcome) = settle(&engine, batch, &shutdown).await else {
-            break;
-        };
-        outbox.put(outcome.answers);
-        if outcome.moved {
-            engine.wake();
+    let (ready, batches) = mpsc::channel(1);
+    let (done, settled) = mpsc::channel(1);
+    let mut stages = JoinSet::new();
+    stages.spawn(gather(queue, ready, shutdown.clone()));
+    stages.spawn(conclude(engine.clone(), settled, outbox));
+    // On a thread of its own: each statement's answer would else wait behind all connections that have something to do.
+    let runtime = Handle::current();
+    stages.spawn_blocking(move || runtime.block_on(settle_all(engine, batches, done, shutdown)));
+    while let Some(ended) = stages.join_next().await {
+        if let Err(error) = ended
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
         }
+    }
+}
+
+/// Makes batches of what waits, one ahead of the database.
+async fn gather(
+    mut queue: mpsc::Receiver<Inbound>,
+    ready: mpsc::Sender<Batch>,
+    shutdown: CancellationToken,
+) {
+    while let Ok(place) = ready.reserve().await
+        && let Some(batch) = next(&mut queue, &shutdown).await
+    {
+        place.send(batch);
     }
 }
 
@@ -154,36 +180,66 @@ async fn next(queue: &mut mpsc::Receiver<Inbound>, shutdown: &CancellationToken)
     (!messages.is_empty()).then(|| Batch::new(messages))
 }
 
-/// Brings a batch into the database and tells the senders. A batch that the database refuses is halved until the
-/// message that it will never take stands alone: that one is dropped, counted and told, and stops nobody behind it.
-/// `None` when told to give up: then nothing more is acknowledged.
+/// Brings the batches into the database, one after the other.
+async fn settle_all(
+    engine: Arc<Engine>,
+    mut batches: mpsc::Receiver<Batch>,
+    done: mpsc::Sender<Settled>,
+    shutdown: CancellationToken,
+) {
+    while let Some(batch) = batches.recv().await {
+        if settle(&engine, batch, &done, &shutdown).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// A batch that is in the database, or one message that never will be, and what follows.
+struct Settled {
+    batch: Batch,
+    outcome: batch::Outcome,
+}
+
+/// Brings a batch into the database and hands it on. A batch that the database refuses is halved until the message
+/// that it will never take stands alone: that one is dropped, counted and told, and stops nobody behind it. `None`
+/// when told to give up: then nothing more is acknowledged.
 async fn settle(
     engine: &Engine,
     batch: Batch,
+    done: &mpsc::Sender<Settled>,
     shutdown: &CancellationToken,
-) -> Option<batch::Outcome> {
-    let mut all = batch::Outcome::default();
+) -> Option<()> {
     let mut waiting = vec![batch];
     while let Some(batch) = waiting.pop() {
-        match until_settled(engine, &batch, shutdown).await? {
-            Ok(outcome) => {
-                batch.acknowledge();
-                all.join(outcome);
-            }
+        let outcome = match until_settled(engine, &batch, shutdown).await? {
+            Ok(outcome) => outcome,
             Err(error) if batch.len() == 1 => {
                 engine
                     .metrics
                     .add("reports_ignored", "refused_by_database", 1);
                 tracing::error!(device.id = batch.device(), %error, "a report was dropped");
-                batch.acknowledge();
+                batch::Outcome::default()
             }
             Err(_) => {
                 let (first, second) = batch.halves();
                 waiting.extend([second, first]);
+                continue;
             }
+        };
+        done.send(Settled { batch, outcome }).await.ok()?;
+    }
+    Some(())
+}
+
+/// Tells the senders of what is settled, and those whom it concerns.
+async fn conclude(engine: Arc<Engine>, mut settled: mpsc::Receiver<Settled>, outbox: Arc<Outbox>) {
+    while let Some(Settled { batch, outcome }) = settled.recv().await {
+        batch.acknowledge();
+        outbox.put(outcome.answers);
+        if outcome.moved {
+            engine.wake();
         }
     }
-    Some(all)
 }
 
 /// Tries until the batch is in the database, or is refused by it. `None` when told to give up.

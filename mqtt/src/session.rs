@@ -123,7 +123,7 @@ impl Session {
         reaction: &mut Reaction,
     ) -> Result<(), End> {
         match packet {
-            Packet::Publish(publish) => self.publish(publish, rules, reaction),
+            Packet::Publish(publish) => self.publish(&publish, rules, reaction),
             Packet::Puback(pid) => {
                 let before = self.unacknowledged.len();
                 self.unacknowledged
@@ -255,7 +255,7 @@ impl Session {
 
     fn publish(
         &mut self,
-        publish: Publish,
+        publish: &Publish,
         rules: Rules<'_>,
         reaction: &mut Reaction,
     ) -> Result<(), End> {
@@ -282,7 +282,7 @@ impl Session {
             self.answer(publish.qos, Verdict::QuotaExceeded, reaction);
             return Ok(());
         }
-        let uplink = self.read(up, publish.payload, reaction);
+        let uplink = self.read(up, &publish.payload, reaction);
         let token = publish.qos.pid().map(|pid| self.acks.expect(pid));
         // An invalid message of QoS 0 leaves nothing to do.
         if token.is_some() || !matches!(uplink, Uplink::Discarded) {
@@ -320,10 +320,10 @@ impl Session {
         }
     }
 
-    fn read(&mut self, up: Option<Up>, payload: Bytes, reaction: &mut Reaction) -> Uplink {
-        let report = up.map(|up| parse_report(up, &payload));
+    fn read(&mut self, up: Option<Up>, payload: &[u8], reaction: &mut Reaction) -> Uplink {
+        let report = up.map(|up| parse_report(up, payload));
         let reason = match report {
-            Some(Ok(report)) => return Uplink::Report(Box::new(report), payload),
+            Some(Ok(report)) => return Uplink::report(report, payload),
             Some(Err(invalid)) => invalid.reason(),
             None => "unknown_channel",
         };

@@ -5,6 +5,7 @@
 //! and one more folder of migrations.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use sqlx::error::BoxDynError;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -51,6 +52,8 @@ pub trait Dialect: Database {
     fn bind_real(args: &mut Self::Arguments, value: Option<f64>) -> Result<(), BoxDynError>;
     /// Binds a text.
     fn bind_text(args: &mut Self::Arguments, value: Option<&str>) -> Result<(), BoxDynError>;
+    /// Binds a text that is shared, without a copy where the database's driver keeps values apart.
+    fn bind_shared(args: &mut Self::Arguments, value: Arc<str>) -> Result<(), BoxDynError>;
     /// Binds a list of texts for [`Dialect::any_of`] and [`Dialect::within`].
     fn bind_texts(args: &mut Self::Arguments, values: &[&str]) -> Result<(), BoxDynError>;
     /// Binds a list of integers for [`Dialect::any_int`].
@@ -103,6 +106,9 @@ macro_rules! shared {
             args.add(value)
         }
         fn bind_text(args: &mut Self::Arguments, value: Option<&str>) -> Result<(), BoxDynError> {
+            args.add(value)
+        }
+        fn bind_shared(args: &mut Self::Arguments, value: Arc<str>) -> Result<(), BoxDynError> {
             args.add(value)
         }
         fn int(row: &Self::Row, column: &str) -> Result<Option<i64>, sqlx::Error> {
@@ -228,7 +234,7 @@ impl Dialect for Postgres {
 }
 
 /// The text of a statement as sqlx wants it.
-pub(crate) fn safe(text: std::sync::Arc<str>) -> SqlStr {
+pub(crate) fn safe(text: Arc<str>) -> SqlStr {
     // Statement texts are made from constants of this crate alone; values are always bound.
     AssertSqlSafe(text).into_sql_str()
 }

@@ -9,16 +9,12 @@ use crate::sql::{self, Args, statements, to_json};
 
 statements! {
     RESET_PRESENCE = "UPDATE device_latest SET online = 0 WHERE online = 1";
-    TOUCH[Int, Int, Int, Int, Text, Text, Int, Real, Int, Int, Int, Text, Text, Int, Text, Text] =
-        "WITH v (device_key, last_seen, online, session, version, slot, confirmed, battery, charging, storage, floor, \
-         model, nonce, errors, last_error, metrics) \
+    TOUCH[Int, Int, Text, Text, Int, Real, Int, Int, Int, Text, Text, Int, Text, Text] =
+        "WITH v (device_key, last_seen, version, slot, confirmed, battery, charging, storage, floor, model, nonce, \
+         errors, last_error, metrics) \
          AS (VALUES {rows}) UPDATE device_latest SET \
          last_seen = CASE WHEN device_latest.last_seen IS NULL OR v.last_seen > device_latest.last_seen \
              THEN v.last_seen ELSE device_latest.last_seen END, \
-         online = CASE WHEN v.session >= device_latest.session \
-             OR (v.online = 1 AND device_latest.session > v.last_seen) THEN v.online ELSE device_latest.online END, \
-         session = CASE WHEN v.session >= device_latest.session \
-             OR (v.online = 1 AND device_latest.session > v.last_seen) THEN v.session ELSE device_latest.session END, \
          version = COALESCE(v.version, device_latest.version), \
          slot = COALESCE(v.slot, device_latest.slot), \
          confirmed = COALESCE(v.confirmed, device_latest.confirmed), \
@@ -32,6 +28,12 @@ statements! {
          last_error = COALESCE(v.last_error, device_latest.last_error), \
          metrics = COALESCE(v.metrics, device_latest.metrics) \
          FROM v WHERE device_latest.device_key = v.device_key";
+    // Apart from what heartbeats change, so that these leave the index of the connected alone.
+    CONNECTED[Int, Int, Int, Int] =
+        "WITH v (device_key, last_seen, online, session) AS (VALUES {rows}) UPDATE device_latest SET \
+         online = v.online, session = v.session \
+         FROM v WHERE device_latest.device_key = v.device_key AND (v.session >= device_latest.session \
+             OR (v.online = 1 AND device_latest.session > v.last_seen))";
     INSERT_HEARTBEATS[Int, Int, Text] =
         "INSERT INTO device_heartbeats (device_key, received_at, payload) VALUES {rows}";
     DRAW_SEQS = "UPDATE device_seqs SET seq = seq + 1 WHERE device_key {any_int:$1} RETURNING seq, device_key, \
@@ -78,10 +80,8 @@ pub(crate) async fn touch<D: Dialect>(
         let touch = row.touch;
         args.int(touch.device.0)
             .time(touch.last_seen)
-            .flag(touch.online.map(|(online, _)| online))
-            .int(touch.online.map(|(_, session)| session))
             .text(touch.version.as_deref())
-            .text(touch.slot.as_deref())
+            .text(touch.slot)
             .flag(touch.confirmed)
             .real(touch.battery_percent)
             .flag(touch.charging)
@@ -93,6 +93,22 @@ pub(crate) async fn touch<D: Dialect>(
             .text(row.last_error.as_deref())
             .text(row.metrics.as_deref())
     })
+    .await?;
+    let connected: Vec<(&Touch, (bool, i64))> = sorted
+        .into_iter()
+        .filter_map(|row| Some((row.touch, row.touch.online?)))
+        .collect();
+    sql::execute_rows::<D, _>(
+        conn,
+        &CONNECTED,
+        &connected,
+        |args, (touch, (online, session))| {
+            args.int(touch.device.0)
+                .time(touch.last_seen)
+                .flag(*online)
+                .int(*session)
+        },
+    )
     .await
     .map(drop)
 }
@@ -105,7 +121,7 @@ pub(crate) async fn insert_heartbeats<D: Dialect>(
     sql::execute_rows::<D, _>(conn, &INSERT_HEARTBEATS, rows, |args, row| {
         args.int(row.device.0)
             .time(row.received_at)
-            .text(row.payload.as_str())
+            .shared(row.payload.clone())
     })
     .await
     .map(drop)

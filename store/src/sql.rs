@@ -19,7 +19,7 @@ use device_ota_domain::page::Page;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::SqlStr;
+use sqlx::{Arguments as _, SqlStr};
 
 use crate::dialect::{Dialect, safe};
 use crate::error::DbError;
@@ -181,6 +181,14 @@ impl<D: Dialect> Args<D> {
         Self::default()
     }
 
+    /// The values of these rows.
+    fn of_rows<T>(rows: &[T], columns: usize, bind: impl Fn(Self, &T) -> Self) -> Self {
+        let mut args = Self::new();
+        let values = rows.len() * columns;
+        args.values.reserve(values, values * size_of::<i64>());
+        rows.iter().fold(args, bind)
+    }
+
     fn note(mut self, result: Result<(), sqlx::error::BoxDynError>) -> Self {
         if let Err(error) = result {
             self.failed.get_or_insert(error);
@@ -208,6 +216,12 @@ impl<D: Dialect> Args<D> {
     /// Adds a text.
     pub(crate) fn text<'v>(mut self, value: impl Into<Option<&'v str>>) -> Self {
         let result = D::bind_text(&mut self.values, value.into());
+        self.note(result)
+    }
+
+    /// Adds a text that is shared.
+    pub(crate) fn shared(mut self, value: Arc<str>) -> Self {
+        let result = D::bind_shared(&mut self.values, value);
         self.note(result)
     }
 
@@ -303,7 +317,7 @@ pub(crate) async fn execute_rows<D: Dialect, T: Sync>(
 ) -> Result<u64, DbError> {
     let mut changed = 0;
     for (index, chunk) in chunks(rows) {
-        let args = chunk.iter().fold(Args::new(), &bind).finish()?;
+        let args = Args::of_rows(chunk, statement.columns.len(), &bind).finish()?;
         changed += D::execute(conn, statement.text_for::<D>(index), args).await?;
     }
     Ok(changed)
@@ -319,7 +333,7 @@ pub(crate) async fn fetch_rows<D: Dialect, T: Sync, R: Send>(
 ) -> Result<Vec<R>, DbError> {
     let mut out = Vec::with_capacity(rows.len());
     for (index, chunk) in chunks(rows) {
-        let args = chunk.iter().fold(Args::new(), &bind).finish()?;
+        let args = Args::of_rows(chunk, statement.columns.len(), &bind).finish()?;
         for row in D::fetch_all(conn, statement.text_for::<D>(index), args).await? {
             out.push(read(&Record(&row)).map_err(|e| e.read_by(statement.name))?);
         }

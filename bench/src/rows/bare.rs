@@ -18,7 +18,7 @@ use crate::fleet::{self, Database};
 use crate::peers::touch;
 use crate::stats::real;
 
-/// Rows of one transaction: the most that the service commits together.
+/// Rows of one transaction: a few more than the service ever commits together.
 const BATCH: usize = 4_096;
 /// Rows of one `VALUES` list.
 const STATEMENT_ROWS: usize = 1_024;
@@ -127,7 +127,7 @@ pub(crate) async fn store_rate(
         let row = |key| HeartbeatRow {
             device: DeviceKey(key),
             received_at: now,
-            payload: PAYLOAD.to_owned(),
+            payload: PAYLOAD.into(),
         };
         let batch: Vec<_> = keys(devices).take(BATCH).map(row).collect();
         let touches: Vec<Touch> = (1..=devices)

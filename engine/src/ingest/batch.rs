@@ -1,22 +1,22 @@
 //! One batch: what its messages say together, and the transaction that records it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
-use bytes::Bytes;
 use device_ota_domain::campaign::Group;
-use device_ota_domain::device::{DeviceKey, LastError};
+use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Outcome as Reported, UpdateState};
 use device_ota_domain::{Update, UpdateId};
-use device_ota_protocol::messages::{CheckReason, Heartbeat, Progress, Report};
+use device_ota_protocol::messages::{CheckReason, Progress, Report};
 use jiff::{SignedDuration, Timestamp};
 
+use super::present::Present;
 use super::{Answers, Reply};
 use crate::changes::Changes;
 use crate::chunks::Wanted;
-use crate::inbound::{DeviceRef, Inbound, Uplink};
+use crate::inbound::{Inbound, Uplink};
 use crate::offers::pair;
 use crate::ports::StoreError;
-use crate::ports::store::{HeartbeatRow, Touch, Tx};
+use crate::ports::store::Tx;
 use crate::{Engine, wire};
 
 /// How long after `rebooting` a report that does not tell when its device started is not taken for one after the
@@ -26,6 +26,9 @@ const UNCLEAR_GRACE: SignedDuration = SignedDuration::from_mins(2);
 /// Messages that are committed together.
 pub(crate) struct Batch {
     messages: Vec<Inbound>,
+    present: Present,
+    /// Some message tells of updates or wants an answer, so rows have to be read.
+    asks: bool,
 }
 
 /// What came of it.
@@ -36,28 +39,25 @@ pub(crate) struct Outcome {
     pub(crate) moved: bool,
 }
 
-impl Outcome {
-    /// Both together, in order.
-    pub(crate) fn join(&mut self, more: Self) {
-        self.answers.join(more.answers);
-        self.moved |= more.moved;
-    }
-}
-
 impl Batch {
+    pub(crate) fn new(messages: Vec<Inbound>) -> Self {
+        Self {
+            present: Present::of(&messages),
+            asks: messages.iter().any(|m| asks(&m.uplink)),
+            messages,
+        }
+    }
+
     /// Both halves, in order.
-    pub(crate) fn halves(mut self) -> (Self, Self) {
-        let second = self.messages.split_off(self.messages.len() / 2);
-        (self, Self::new(second))
+    pub(crate) fn halves(self) -> (Self, Self) {
+        let mut first = self.messages;
+        let second = first.split_off(first.len() / 2);
+        (Self::new(first), Self::new(second))
     }
 
     /// Whose message is the first, for the log.
     pub(crate) fn device(&self) -> &str {
         self.messages.first().map_or("", |m| m.device.id.as_str())
-    }
-
-    pub(crate) fn new(messages: Vec<Inbound>) -> Self {
-        Self { messages }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -75,45 +75,53 @@ impl Batch {
 
     /// Records the whole batch in one transaction, or nothing of it. May be called again after an error.
     pub(crate) async fn commit(&self, engine: &Engine) -> Result<Outcome, StoreError> {
-        if self
-            .messages
-            .iter()
-            .all(|m| matches!(m.uplink, Uplink::Discarded))
-        {
-            return Ok(Outcome::default());
+        if self.present.is_empty() {
+            return Ok(Outcome::default()); // all of it was discarded
         }
         let mut tx = engine.store.begin().await?;
-        let mut rows = Rows::load(tx.as_mut(), engine, &self.messages).await?;
-        let present = Present::of(&self.messages);
-        for message in &self.messages {
-            rows.take(engine, message);
+        let mut said = Said::default();
+        if self.asks || !engine.rebooting.is_empty() {
+            said = self.record_reports(engine, tx.as_mut()).await?;
         }
-        let mut answers = self.answers(&rows);
-        let (changes, after) = rows.into_changes();
-        let moved = changes.moves_counters() || present.appeared;
-        if !changes.is_empty() {
-            changes.write(tx.as_mut()).await?;
-        }
-        let again: Vec<Update> = answers.due_updates(&after);
-        tx.touch(&present.touches.into_values().collect::<Vec<_>>())
-            .await?;
-        if !present.heartbeats.is_empty() {
-            tx.insert_heartbeats(&present.heartbeats).await?;
-        }
-        let devices: Vec<DeviceKey> = again.iter().map(|u| u.device).collect();
+        self.present.write(tx.as_mut()).await?;
+        let devices: Vec<DeviceKey> = said.again.iter().map(|u| u.device).collect();
         let grounds = if devices.is_empty() {
             Vec::new()
         } else {
             tx.draw_seqs(&devices).await?
         };
         tx.commit().await?;
-        for update in after.values() {
+        for update in said.after.values() {
             engine.rebooting.note(update);
         }
-        let due = pair(again, grounds).into_iter();
-        answers.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
+        let due = pair(said.again, grounds).into_iter();
+        said.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
         Ok(Outcome {
-            answers: answers.answers,
+            answers: said.answers,
+            moved: said.moved || self.present.appeared,
+        })
+    }
+
+    /// What the reports say of updates, written down.
+    async fn record_reports(&self, engine: &Engine, tx: &mut dyn Tx) -> Result<Said, StoreError> {
+        let mut rows = Rows::load(tx, engine, &self.messages).await?;
+        for message in &self.messages {
+            rows.take(engine, message);
+        }
+        let Pending { answers, again } = self.answers(&rows);
+        let (changes, after) = rows.into_changes();
+        let moved = changes.moves_counters();
+        if !changes.is_empty() {
+            changes.write(tx).await?;
+        }
+        let again = again.iter().filter_map(|id| after.get(id));
+        Ok(Said {
+            answers,
+            again: again
+                .filter(|update| update.group() == Group::InFlight)
+                .cloned()
+                .collect(),
+            after,
             moved,
         })
     }
@@ -122,7 +130,7 @@ impl Batch {
     fn answers(&self, rows: &Rows) -> Pending {
         let mut pending = Pending::default();
         for message in &self.messages {
-            let Uplink::Report(report, _) = &message.uplink else {
+            let Uplink::Report(report) = &message.uplink else {
                 continue;
             };
             match report.as_ref() {
@@ -175,14 +183,23 @@ struct Pending {
     again: BTreeSet<UpdateId>,
 }
 
-impl Pending {
-    fn due_updates(&self, changed: &HashMap<UpdateId, Update>) -> Vec<Update> {
-        self.again
-            .iter()
-            .filter_map(|id| changed.get(id))
-            .filter(|update| update.group() == Group::InFlight)
-            .cloned()
-            .collect()
+/// What a batch's reports lead to.
+#[derive(Default)]
+struct Said {
+    answers: Answers,
+    /// Updates whose offer or command shall be said again.
+    again: Vec<Update>,
+    /// Every update that the batch spoke of.
+    after: HashMap<UpdateId, Update>,
+    /// A counter moved.
+    moved: bool,
+}
+
+/// Whether a message may tell of an update or want an answer.
+fn asks(uplink: &Uplink) -> bool {
+    match uplink {
+        Uplink::Report(report) => !matches!(**report, Report::Status(_)),
+        _ => false,
     }
 }
 
@@ -203,16 +220,20 @@ impl Rows {
         let (mut ids, mut devices) = (BTreeSet::new(), BTreeSet::new());
         let watch = !engine.rebooting.is_empty();
         for message in messages {
-            let Uplink::Report(report, _) = &message.uplink else {
-                continue;
-            };
-            match report.as_ref() {
-                Report::Progress(progress) => ids.extend(progress.update_id.parse::<UpdateId>()),
-                Report::Check(_) => _ = devices.insert(message.device.key),
-                Report::Heartbeat(_) if watch && engine.rebooting.contains(message.device.key) => {
-                    devices.insert(message.device.key);
+            match &message.uplink {
+                Uplink::Heartbeat(..) => {
+                    if watch && engine.rebooting.contains(message.device.key) {
+                        devices.insert(message.device.key);
+                    }
                 }
-                Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
+                Uplink::Report(report) => match report.as_ref() {
+                    Report::Progress(progress) => {
+                        ids.extend(progress.update_id.parse::<UpdateId>());
+                    }
+                    Report::Check(_) => _ = devices.insert(message.device.key),
+                    Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
+                },
+                Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => {}
             }
         }
         let mut found = Vec::new();
@@ -254,11 +275,17 @@ impl Rows {
     }
 
     fn take(&mut self, engine: &Engine, message: &Inbound) {
-        let Uplink::Report(report, _) = &message.uplink else {
-            return;
+        let report = match &message.uplink {
+            Uplink::Heartbeat(heartbeat, _) => {
+                self.now = Some(message.at);
+                let sighting = heartbeat.uptime_s.map_or(Sighting::Unclear, Sighting::Up);
+                return self.observe(message, &heartbeat.version, sighting);
+            }
+            Uplink::Report(report) => report.as_ref(),
+            Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => return,
         };
         self.now = Some(message.at);
-        match report.as_ref() {
+        match report {
             Report::Progress(progress) => self.progress(engine, message, progress),
             Report::Check(check) => {
                 let new_session = matches!(check.reason, Some(CheckReason::Boot));
@@ -269,11 +296,7 @@ impl Rows {
                 };
                 self.observe(message, &check.version, sighting);
             }
-            Report::Heartbeat(heartbeat) => {
-                let sighting = heartbeat.uptime_s.map_or(Sighting::Unclear, Sighting::Up);
-                self.observe(message, &heartbeat.version, sighting);
-            }
-            Report::Chunk(_) | Report::Status(_) => {}
+            Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
         }
     }
 
@@ -354,120 +377,4 @@ impl Sighting {
             Self::Unclear => passed > UNCLEAR_GRACE,
         }
     }
-}
-
-/// What the batch says of devices' present states, the last word of each.
-#[derive(Default)]
-struct Present {
-    touches: BTreeMap<DeviceKey, Touch>,
-    heartbeats: Vec<HeartbeatRow>,
-    appeared: bool,
-}
-
-impl Present {
-    fn of(messages: &[Inbound]) -> Self {
-        let mut present = Self::default();
-        for message in messages {
-            present.take(message);
-        }
-        present
-    }
-
-    fn touch(&mut self, device: &DeviceRef) -> &mut Touch {
-        self.touches.entry(device.key).or_insert_with(|| Touch {
-            device: device.key,
-            ..Touch::default()
-        })
-    }
-
-    fn take(&mut self, message: &Inbound) {
-        match &message.uplink {
-            Uplink::Discarded => {}
-            Uplink::Online { session } => self.presence(message, true, *session),
-            Uplink::Offline { session } => self.presence(message, false, *session),
-            Uplink::Report(report, payload) => self.report(message, report, payload),
-        }
-    }
-
-    fn presence(&mut self, message: &Inbound, online: bool, session: i64) {
-        let touch = self.touch(&message.device);
-        if touch.online.is_none_or(|(_, known)| known <= session) {
-            touch.online = Some((online, session));
-        }
-        if online {
-            touch.last_seen = Some(message.at);
-        }
-    }
-
-    fn report(&mut self, message: &Inbound, report: &Report, payload: &Bytes) {
-        let touch = self.touch(&message.device);
-        touch.last_seen = Some(message.at);
-        match report {
-            Report::Heartbeat(heartbeat) => {
-                heartbeat_touch(touch, heartbeat, message.at);
-                self.heartbeats.push(HeartbeatRow {
-                    device: message.device.key,
-                    received_at: message.at,
-                    // It was parsed as JSON, so it is text.
-                    payload: std::str::from_utf8(payload).unwrap_or("{}").to_owned(),
-                });
-            }
-            Report::Check(check) => {
-                touch.version = Some(check.version.clone());
-                touch.nonce.clone_from(&check.nonce);
-                self.appeared = true;
-            }
-            Report::Progress(progress) => {
-                if progress.version.is_some() {
-                    touch.version.clone_from(&progress.version);
-                }
-            }
-            Report::Chunk(_) | Report::Status(_) => {}
-        }
-    }
-}
-
-fn heartbeat_touch(touch: &mut Touch, heartbeat: &Heartbeat, at: Timestamp) {
-    let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    touch.version = Some(heartbeat.version.clone());
-    touch.slot = heartbeat
-        .slot
-        .map(|slot| slot.as_str().to_owned())
-        .or(touch.slot.take());
-    touch.confirmed = heartbeat.confirmed.or(touch.confirmed);
-    touch.battery_percent = heartbeat
-        .battery
-        .map(|b| b.percent)
-        .or(touch.battery_percent);
-    touch.charging = heartbeat
-        .battery
-        .and_then(|b| b.charging)
-        .or(touch.charging);
-    touch.free_storage_bytes = heartbeat
-        .storage
-        .map(|s| bytes(s.free_bytes))
-        .or(touch.free_storage_bytes);
-    touch.security_floor = heartbeat.security_floor.map(bytes).or(touch.security_floor);
-    touch.reported_model = heartbeat
-        .device_model
-        .clone()
-        .or(touch.reported_model.take());
-    touch.error_count = Some(errors(heartbeat));
-    if let Some(last) = heartbeat.errors.last() {
-        touch.last_error = Some(LastError {
-            code: last.code.clone(),
-            message: last.message.clone(),
-            at: last.at.unwrap_or(at),
-        });
-    }
-    if !heartbeat.metrics.is_empty() {
-        touch.metrics = Some(heartbeat.metrics.clone());
-    }
-}
-
-/// Errors that a heartbeat tells of, each as often as it says.
-fn errors(heartbeat: &Heartbeat) -> i64 {
-    let counts = heartbeat.errors.iter().map(|e| e.count.unwrap_or(1));
-    let sum = counts.fold(0, u64::saturating_add);
-    i64::try_from(sum).unwrap_or(i64::MAX)
 }

@@ -4,6 +4,7 @@
 //! rows, it has no opinion. Counters are changed only by deltas, in the transaction that moves the rows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Priority, Requires};
@@ -154,7 +155,7 @@ pub struct Touch {
     /// Running version.
     pub version: Option<String>,
     /// Running slot.
-    pub slot: Option<String>,
+    pub slot: Option<&'static str>,
     /// The running image has confirmed itself.
     pub confirmed: Option<bool>,
     /// Battery, percent.
@@ -185,7 +186,7 @@ pub struct HeartbeatRow {
     /// When it came.
     pub received_at: Timestamp,
     /// As sent: JSON text.
-    pub payload: String,
+    pub payload: Arc<str>,
 }
 
 /// An update whose time may have run out, and when its device was last heard.

@@ -364,7 +364,7 @@ impl Fixture {
 
 pub(crate) fn report(up: Up, payload: &str) -> Uplink {
     let parsed = parse_report(up, payload.as_bytes()).unwrap();
-    Uplink::Report(Box::new(parsed), Bytes::copy_from_slice(payload.as_bytes()))
+    Uplink::report(parsed, payload.as_bytes())
 }
 
 /// Waits until so many files are below a folder: temporaries are removed in the background.

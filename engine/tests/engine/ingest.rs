@@ -4,7 +4,7 @@ use device_ota_engine::inbound::Uplink;
 use device_ota_engine::ports::Store as _;
 use device_ota_protocol::topics::Up;
 
-use crate::fixture::{Fixture, report};
+use crate::fixture::{Acked, Fixture, report};
 
 #[tokio::test]
 async fn a_report_is_acknowledged_after_its_commit_and_not_before() {
@@ -28,6 +28,34 @@ async fn a_report_is_acknowledged_after_its_commit_and_not_before() {
     acked.wait().await;
     let seen = fixture.engine.device(&device.id).await.unwrap().latest;
     assert_eq!(seen.version.as_deref(), Some("1.0.0"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn batches_that_follow_each_other_are_acknowledged_in_order() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    let elsewhere = fixture.database.open().await;
+    let lock = elsewhere.begin().await.unwrap(); // nobody else can write while this lives
+
+    let mut waiting = Vec::new();
+    for n in 0..3 {
+        let payload = format!(r#"{{"version":"1.0.{n}"}}"#);
+        let uplink = report(Up::Heartbeat, &payload);
+        waiting.push(fixture.submit(&device, uplink).await);
+        // The first is with the database, the second is ready, and there is no room for more.
+        while n < 2 && fixture.engine.uplinks().waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(fixture.engine.uplinks().waiting(), 1);
+    assert!(!waiting.iter_mut().any(Acked::is_there));
+
+    drop(lock);
+    waiting.pop().unwrap().wait().await;
+    assert!(waiting.iter_mut().all(Acked::is_there));
+    let latest = fixture.engine.device(&device.id).await.unwrap().latest;
+    assert_eq!(latest.version.as_deref(), Some("1.0.2"));
     fixture.stop().await;
 }
 

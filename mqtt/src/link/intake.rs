@@ -119,7 +119,7 @@ impl Intake<'_> {
                     self.submit(device.clone(), Uplink::Online { session }, None)
                         .await?;
                 }
-                Uplink::Report(Box::new(report), publish.payload)
+                Uplink::report(report, &publish.payload)
             }
         };
         self.submit(device, uplink, ack).await

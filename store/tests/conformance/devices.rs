@@ -135,7 +135,7 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
         last_seen: Some(at(10)),
         online: Some((true, 5)),
         version: Some("1.1.0".into()),
-        slot: Some("b".into()),
+        slot: Some("b"),
         confirmed: Some(true),
         battery_percent: Some(41.5),
         charging: Some(true),
@@ -251,7 +251,7 @@ async fn many_heartbeats_are_taken_at_once(store: &dyn Store) {
         .map(|n| HeartbeatRow {
             device: keys[usize::from(n) % 10],
             received_at: at(i64::from(n)),
-            payload: format!(r#"{{"n":{n}}}"#),
+            payload: format!(r#"{{"n":{n}}}"#).into(),
         })
         .collect();
     let mut tx = store.begin().await.unwrap();
