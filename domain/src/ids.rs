@@ -156,14 +156,6 @@ impl UpdateId {
     }
 }
 
-impl UpdateId {
-    /// The update whose rollback this log entry is about: it bears the same digits.
-    pub fn of(rollback: &RollbackId) -> Self {
-        let digits = rollback.as_str().trim_start_matches("rb_");
-        Self(format!("upd_{digits}").into())
-    }
-}
-
 impl RollbackId {
     /// The rollback's entry in the log bears the same digits as the update that carries it out.
     pub fn of(update: &UpdateId) -> Self {

@@ -31,6 +31,7 @@ pub mod secrets;
 mod settings;
 mod trust;
 mod updates;
+mod why;
 mod wire;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Updates of single devices: made, cancelled, retried and taken back by admins; and the rollback log.
 
-use device_ota_domain::campaign::{Group, Priority};
+use device_ota_domain::campaign::Priority;
 use device_ota_domain::device::Device;
 use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
@@ -8,9 +8,8 @@ use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, Progress, UpdateState};
 use device_ota_domain::why::Why;
 use device_ota_domain::{
-    Campaign, CampaignState, DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId,
+    CampaignState, DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId,
 };
-use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -19,11 +18,6 @@ use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
 use crate::{Caller, Engine, Error, Result};
 
-/// The newest one alone.
-const NEWEST: Page = Page {
-    limit: 1,
-    offset: 0,
-};
 /// Pages looked through for a version that a device once ran.
 const HISTORY_PAGE: Page = Page {
     limit: 200,
@@ -76,111 +70,22 @@ impl Engine {
             .update(id)
             .await?
             .ok_or_else(|| Error::not_found("update", &id))?;
-        self.explained(update).await
+        let views = self.explained(vec![update]).await?;
+        views
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::not_found("update", &id))
     }
 
     /// Updates, newest first.
     pub async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<UpdateView>> {
-        let mut views = Vec::new();
-        for update in self.store.updates(filter, page).await? {
-            views.push(self.explained(update).await?);
-        }
-        Ok(views)
-    }
-
-    /// Why a device that asked is offered nothing now, for the reply to its check.
-    pub(crate) async fn why_nothing(&self, device: &DeviceId) -> Result<String> {
-        let filter = UpdateFilter {
-            device: Some(device.clone()),
-            group: Some(Group::Pending),
-            ..UpdateFilter::default()
-        };
-        let waiting = self.store.updates(&filter, NEWEST).await?;
-        let Some(update) = waiting.into_iter().next() else {
-            return Ok("there is nothing for this device".to_owned());
-        };
-        let why = self.explained(update).await?.why;
-        Ok(why.map_or_else(|| "an offer may follow".to_owned(), |why| why.to_string()))
-    }
-
-    async fn explained(&self, update: Update) -> Result<UpdateView> {
-        let why = match update.state {
-            UpdateState::Pending { due_at, .. } => self.why(&update, due_at).await?,
-            _ => None,
-        };
-        Ok(UpdateView { update, why })
+        let updates = self.store.updates(filter, page).await?;
+        self.explained(updates).await
     }
 
     /// The rollback log, newest first.
     pub async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>> {
         Ok(self.store.rollbacks(filter, page).await?)
-    }
-
-    /// Why a pending update has not been offered.
-    async fn why(&self, update: &Update, due_at: Timestamp) -> Result<Option<Why>> {
-        let campaign = match &update.campaign {
-            Some(id) => self.store.campaign(id).await?,
-            None => None,
-        };
-        if let Some(why) = campaign.as_ref().and_then(|c| held_by_campaign(c, update)) {
-            return Ok(Some(why));
-        }
-        let Some(device) = self.store.device(&update.device_id).await? else {
-            return Ok(None);
-        };
-        if let Some(why) = self
-            .held_by_device(&device, campaign.as_ref(), update)
-            .await?
-        {
-            return Ok(Some(why));
-        }
-        let other = self.store.in_flight(update.device).await?;
-        Ok(Some(match other {
-            Some(other) if other.id != update.id => Why::OtherUpdate,
-            _ if due_at > self.clock.now() => Why::BackOff,
-            _ => Why::NoSlot,
-        }))
-    }
-
-    async fn held_by_device(
-        &self,
-        device: &Device,
-        campaign: Option<&Campaign>,
-        update: &Update,
-    ) -> Result<Option<Why>> {
-        let firmware = match &update.firmware {
-            Some(id) => self.cached_firmware(id).await?,
-            None => None,
-        };
-        let requires = match (campaign, &firmware) {
-            (Some(campaign), _) => campaign.spec.requires,
-            (None, Some(firmware)) => crate::offers::firmware_requires(firmware),
-            (None, None) => return Ok(None),
-        };
-        let latest = &device.latest;
-        let low_battery = requires
-            .min_battery_percent
-            .zip(latest.battery_percent)
-            .is_some_and(|(min, is)| is < f64::from(min));
-        let low_storage = requires
-            .min_free_storage_bytes
-            .zip(latest.free_storage_bytes)
-            .is_some_and(|(min, is)| is < min);
-        let other_model = latest
-            .reported_model
-            .as_ref()
-            .is_some_and(|m| *m != device.registration.device_model);
-        Ok(if !latest.online {
-            Some(Why::Offline)
-        } else if low_battery {
-            Some(Why::Battery)
-        } else if low_storage {
-            Some(Why::Storage)
-        } else if other_model {
-            Some(Why::Model)
-        } else {
-            None
-        })
     }
 
     /// Makes an update for one device, outside of any campaign. 409 when the device is not of the firmware's model
@@ -433,22 +338,6 @@ async fn locked(tx: &mut dyn Tx, id: &UpdateId) -> Result<Update> {
         .into_iter()
         .next()
         .ok_or_else(|| Error::not_found("update", &id))
-}
-
-fn held_by_campaign(campaign: &Campaign, update: &Update) -> Option<Why> {
-    match &campaign.state {
-        CampaignState::Created => Some(Why::NotStarted),
-        CampaignState::Paused { .. } => Some(Why::Paused),
-        CampaignState::InProgress(running) if update.stage > running.open_stage => {
-            let stage = campaign.spec.stages.get(usize::from(update.stage));
-            Some(Why::StageClosed {
-                stage: stage.map_or_else(String::new, |s| s.name.clone()),
-            })
-        }
-        CampaignState::InProgress(_) => None,
-        CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
-        _ => Some(Why::Ended),
-    }
 }
 
 fn fits(device: &Device, firmware: &Firmware) -> Result<()> {

@@ -30,6 +30,7 @@ statements! {
     MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1}";
     ALL_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
+    DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
     DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1}";
     INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Int, Text, Int] =
@@ -87,6 +88,16 @@ pub(crate) async fn device<D: Dialect>(
         read_device,
     )
     .await
+}
+
+/// Devices by their numbers.
+pub(crate) async fn by_key<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<Device>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = Args::<D>::new().ints(&keys);
+    sql::fetch_all(conn, &DEVICES_BY_KEY, args, read_device).await
 }
 
 /// Devices in id order.

@@ -40,6 +40,7 @@ statements! {
          WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') \
          AND u.due_at <= $1 AND l.online = 1 LIMIT 1";
     IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
+    IN_FLIGHT_OF = select_update!(" FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight'");
     IN_FLIGHT_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
          ORDER BY u.device_key, u.number {for_update}"
@@ -117,6 +118,16 @@ pub(crate) async fn in_flight<D: Dialect>(
         read_update,
     )
     .await
+}
+
+/// The updates in flight of these devices.
+pub(crate) async fn in_flight_of<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<Update>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = Args::<D>::new().ints(&keys);
+    sql::fetch_all(conn, &IN_FLIGHT_OF, args, read_update).await
 }
 
 /// The updates in flight of these devices, locked.

@@ -66,6 +66,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
             Args::new().texts(&["d7", "d77"]),
         ),
         (&devices::DEVICE, Args::new().text("d77")),
+        (&devices::DEVICES_BY_KEY, Args::new().ints(&[7, 77])),
         (&devices::ALL_CREDENTIALS, Args::new().text("d77").int(100)),
         (
             &dispatch::CLAIMABLE,
@@ -77,6 +78,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         ),
         (&dispatch::DUE_SINGLE, Args::new().time(now)),
         (&dispatch::IN_FLIGHT, Args::new().int(77)),
+        (&dispatch::IN_FLIGHT_OF, Args::new().ints(&[7, 77])),
         (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
         (&dispatch::CANCELLABLE, Args::new().text("camp_1").int(100)),
         (&dispatch::UNANSWERED, Args::new().time(now).int(100)),

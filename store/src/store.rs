@@ -56,6 +56,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn device(&self, device: &DeviceId) -> Result<Option<Device>> {
         Ok(devices::device::<D>(&mut *self.read().await?, device).await?)
     }
+    async fn devices_by_key(&self, devices: &[DeviceKey]) -> Result<Vec<Device>> {
+        Ok(devices::by_key::<D>(&mut *self.read().await?, devices).await?)
+    }
     async fn devices(&self, page: Page) -> Result<Vec<Device>> {
         Ok(devices::devices::<D>(&mut *self.read().await?, page).await?)
     }
@@ -105,6 +108,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>> {
         Ok(dispatch::in_flight::<D>(&mut *self.read().await?, device).await?)
+    }
+    async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
+        Ok(dispatch::in_flight_of::<D>(&mut *self.read().await?, devices).await?)
     }
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>> {
         Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, limit).await?)

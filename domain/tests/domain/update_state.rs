@@ -209,6 +209,31 @@ fn completed_needs_the_offered_version() {
 }
 
 #[test]
+fn a_retry_makes_no_lie_true() {
+    let lie = |attempt, seq| Report {
+        attempt,
+        version: Some("1.0.0".into()),
+        ..says(seq, Reported::Completed)
+    };
+    // While the retry waits, neither of its own kind nor by an admin does the lie about the attempt before count.
+    let waits = changed(in_phase(Phase::Installing), &fails(2, Retry::Now));
+    let by_admin = failed().retry(at(40)).unwrap();
+    for update in [waits.clone(), by_admin.clone()] {
+        ignored(update, &lie(1, 3), "attempt_over");
+    }
+    for update in [waits, by_admin] {
+        let again = update.offer(&terms(at(60))).unwrap();
+        assert!((again.attempt, again.retries) == (2, 1));
+        ignored(again.clone(), &lie(1, 3), "other_attempt");
+        let lied = changed(again.clone(), &lie(2, 1));
+        assert_eq!(failure(&lied), ("version_mismatch", Group::Failed));
+        // And after the lie was found out, and tried again once more.
+        let again = lied.retry(at(70)).unwrap();
+        ignored(again, &lie(2, 2), "attempt_over");
+    }
+}
+
+#[test]
 fn completed_is_taken_from_a_device_that_lost_its_slot() {
     let update = in_phase(Phase::Rebooting).expire(&unheard(200)).unwrap();
     assert_eq!(update.group(), Group::Pending);

@@ -216,6 +216,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<(DeviceId, Credentials)>>;
     /// One device.
     async fn device(&self, device: &DeviceId) -> Result<Option<Device>>;
+    /// Devices by their numbers, in no particular order; unknown ones are left out.
+    async fn devices_by_key(&self, devices: &[DeviceKey]) -> Result<Vec<Device>>;
     /// Devices in id order.
     async fn devices(&self, page: Page) -> Result<Vec<Device>>;
 
@@ -251,6 +253,8 @@ pub trait Store: Send + Sync + 'static {
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>>;
     /// The device's update in flight: at most one.
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>>;
+    /// The updates in flight of these devices, in no particular order.
+    async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
     /// cancel has not been answered since; oldest first.
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;

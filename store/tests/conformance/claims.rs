@@ -60,6 +60,12 @@ async fn claims_come_stage_by_stage_and_never_twice(store: &dyn Store) {
     let saved = store.update(&first[0].id).await.unwrap();
     assert_eq!(saved.as_ref(), Some(&first[0]));
     assert_eq!(store.in_flight(first[0].device).await.unwrap(), saved);
+    let keys: Vec<_> = first.iter().map(|update| update.device).collect();
+    let live = store.in_flight_of(&keys[..2]).await.unwrap();
+    assert_eq!(ids(&live), ids(&first[..2]));
+    let devices = store.devices_by_key(&keys[..2]).await.unwrap();
+    let named = devices.iter().map(|d| d.registration.device_id.to_string());
+    assert_eq!(named.collect::<BTreeSet<_>>(), ids(&first[..2]));
 }
 
 async fn only_devices_that_are_online_and_fit_are_claimed(store: &dyn Store) {

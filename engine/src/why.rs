@@ -1,0 +1,171 @@
+//! Why updates that wait have not been offered: what their campaigns, their devices and the devices' other updates say,
+//! read once for a whole page of them.
+
+use std::collections::{HashMap, HashSet};
+
+use device_ota_domain::campaign::Group;
+use device_ota_domain::device::{Device, DeviceKey};
+use device_ota_domain::page::Page;
+use device_ota_domain::update::{Action, UpdateState};
+use device_ota_domain::why::Why;
+use device_ota_domain::{Campaign, CampaignId, CampaignState, DeviceId, Update, UpdateId};
+use jiff::Timestamp;
+
+use crate::ports::store::UpdateFilter;
+use crate::updates::UpdateView;
+use crate::{Engine, Result};
+
+/// The newest one alone.
+const NEWEST: Page = Page {
+    limit: 1,
+    offset: 0,
+};
+
+/// What updates that wait may wait for.
+#[derive(Default)]
+struct Surroundings {
+    campaigns: HashMap<CampaignId, Campaign>,
+    devices: HashMap<DeviceKey, Device>,
+    in_flight: HashMap<DeviceKey, UpdateId>,
+}
+
+impl Engine {
+    /// Why a device that asked is offered nothing now, for the reply to its check.
+    pub(crate) async fn why_nothing(&self, device: &DeviceId) -> Result<String> {
+        let filter = UpdateFilter {
+            device: Some(device.clone()),
+            group: Some(Group::Pending),
+            ..UpdateFilter::default()
+        };
+        let waiting = self.store.updates(&filter, NEWEST).await?;
+        let Some(view) = self.explained(waiting).await?.into_iter().next() else {
+            return Ok("there is nothing for this device".to_owned());
+        };
+        let why = view.why;
+        Ok(why.map_or_else(|| "an offer may follow".to_owned(), |why| why.to_string()))
+    }
+
+    /// Updates, each with the last reason why it waits if it does.
+    pub(crate) async fn explained(&self, updates: Vec<Update>) -> Result<Vec<UpdateView>> {
+        let around = self.surroundings(&updates).await?;
+        let mut views = Vec::with_capacity(updates.len());
+        for update in updates {
+            let why = match update.state {
+                UpdateState::Pending { due_at, .. } => self.why(&around, &update, due_at).await?,
+                _ => None,
+            };
+            views.push(UpdateView { update, why });
+        }
+        Ok(views)
+    }
+
+    /// Devices are read only of updates that their campaigns do not hold back.
+    async fn surroundings(&self, updates: &[Update]) -> Result<Surroundings> {
+        let mut around = Surroundings::default();
+        let waiting = || updates.iter().filter(|u| u.group() == Group::Pending);
+        let ids: HashSet<_> = waiting().filter_map(|u| u.campaign.as_ref()).collect();
+        for id in ids {
+            if let Some(campaign) = self.store.campaign(id).await? {
+                around.campaigns.insert(id.clone(), campaign);
+            }
+        }
+        let free = waiting().filter(|u| around.held_by_campaign(u).is_none());
+        let keys: HashSet<_> = free.map(|u| u.device).collect();
+        let keys: Vec<_> = keys.into_iter().collect();
+        if keys.is_empty() {
+            return Ok(around);
+        }
+        let devices = self.store.devices_by_key(&keys).await?;
+        around.devices = devices.into_iter().map(|d| (d.key, d)).collect();
+        let live = self.store.in_flight_of(&keys).await?;
+        around.in_flight = live.into_iter().map(|u| (u.device, u.id)).collect();
+        Ok(around)
+    }
+
+    async fn why(
+        &self,
+        around: &Surroundings,
+        update: &Update,
+        due_at: Timestamp,
+    ) -> Result<Option<Why>> {
+        if let Some(why) = around.held_by_campaign(update) {
+            return Ok(Some(why));
+        }
+        let Some(device) = around.devices.get(&update.device) else {
+            return Ok(None);
+        };
+        let campaign = around.campaign(update);
+        if let Some(why) = self.held_by_device(device, campaign, update).await? {
+            return Ok(Some(why));
+        }
+        Ok(Some(match around.in_flight.get(&update.device) {
+            Some(other) if *other != update.id => Why::OtherUpdate,
+            _ if due_at > self.clock.now() => Why::BackOff,
+            _ => Why::NoSlot,
+        }))
+    }
+
+    async fn held_by_device(
+        &self,
+        device: &Device,
+        campaign: Option<&Campaign>,
+        update: &Update,
+    ) -> Result<Option<Why>> {
+        let firmware = match &update.firmware {
+            Some(id) => self.cached_firmware(id).await?,
+            None => None,
+        };
+        let requires = match (campaign, &firmware) {
+            (Some(campaign), _) => campaign.spec.requires,
+            (None, Some(firmware)) => crate::offers::firmware_requires(firmware),
+            (None, None) => return Ok(None),
+        };
+        let latest = &device.latest;
+        let low_battery = requires
+            .min_battery_percent
+            .zip(latest.battery_percent)
+            .is_some_and(|(min, is)| is < f64::from(min));
+        let low_storage = requires
+            .min_free_storage_bytes
+            .zip(latest.free_storage_bytes)
+            .is_some_and(|(min, is)| is < min);
+        let other_model = latest
+            .reported_model
+            .as_ref()
+            .is_some_and(|m| *m != device.registration.device_model);
+        Ok(if !latest.online {
+            Some(Why::Offline)
+        } else if low_battery {
+            Some(Why::Battery)
+        } else if low_storage {
+            Some(Why::Storage)
+        } else if other_model {
+            Some(Why::Model)
+        } else {
+            None
+        })
+    }
+}
+
+impl Surroundings {
+    fn campaign(&self, update: &Update) -> Option<&Campaign> {
+        self.campaigns.get(update.campaign.as_ref()?)
+    }
+
+    fn held_by_campaign(&self, update: &Update) -> Option<Why> {
+        let campaign = self.campaign(update)?;
+        match &campaign.state {
+            CampaignState::Created => Some(Why::NotStarted),
+            CampaignState::Paused { .. } => Some(Why::Paused),
+            CampaignState::InProgress(running) if update.stage > running.open_stage => {
+                let stage = campaign.spec.stages.get(usize::from(update.stage));
+                Some(Why::StageClosed {
+                    stage: stage.map_or_else(String::new, |s| s.name.clone()),
+                })
+            }
+            CampaignState::InProgress(_) => None,
+            CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
+            _ => Some(Why::Ended),
+        }
+    }
+}
