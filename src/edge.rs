@@ -102,14 +102,14 @@ impl Edge {
         data: &DataDir,
         entropy: &dyn Entropy,
     ) -> anyhow::Result<Self> {
+        let limits = Limits {
+            max_connections: config.mqtt_max_connections as usize,
+            heartbeat: config.rate_limit_heartbeat,
+            check: config.rate_limit_update_check,
+            ..Limits::default()
+        };
         match &config.broker {
             Broker::Embedded { addr } => {
-                let limits = Limits {
-                    max_connections: config.mqtt_max_connections as usize,
-                    heartbeat: config.rate_limit_heartbeat,
-                    check: config.rate_limit_update_check,
-                    ..Limits::default()
-                };
                 let sessions = Sessions::new(config.topic_prefix.clone(), limits);
                 let gateway = Gateway::bind(*addr, sessions.clone(), limits)
                     .with_context(|| format!("MQTT_ADDR: cannot listen on {addr}"))?;
@@ -121,7 +121,8 @@ impl Edge {
                     data.private("instance.id", || Ok(hex::encode(random::<8>(entropy))))?;
                 let options = LinkOptions::parse(&url.0, format!("device-ota-{}", id.trim()))
                     .context("MQTT_BROKER")?;
-                Ok(Self::Link(Link::new(options, config.topic_prefix.clone())))
+                let prefix = config.topic_prefix.clone();
+                Ok(Self::Link(Link::new(options, prefix, &limits)))
             }
         }
     }

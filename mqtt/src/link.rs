@@ -21,11 +21,15 @@ use device_ota_engine::Engine;
 use device_ota_engine::ports::{Delivery, Downlink};
 use device_ota_protocol::messages::MAX_PAYLOAD;
 use device_ota_protocol::topics::{Down, Prefix};
+use governor::clock::DefaultClock;
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Packet, QoS};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use options::{BrokerUrlError, LinkOptions};
+
+use crate::limits::Limits;
+use crate::session::RateLimits;
 
 /// Silence after which the broker is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -50,6 +54,8 @@ pub struct Link(Arc<Inner>);
 struct Inner {
     options: LinkOptions,
     prefix: Prefix,
+    /// What one device may say: the broker keeps nobody to a rate.
+    rates: RateLimits,
     /// The client that sends, while it is connected.
     sender: RwLock<Option<AsyncClient>>,
     /// Whether reports are subscribed to.
@@ -57,12 +63,13 @@ struct Inner {
 }
 
 impl Link {
-    /// A link that is not connected yet.
-    pub fn new(options: LinkOptions, prefix: Prefix) -> Self {
+    /// A link that is not connected yet. Of `limits` it keeps those of heartbeats and checks; all else is the broker's.
+    pub fn new(options: LinkOptions, prefix: Prefix, limits: &Limits) -> Self {
         let receiving = AtomicBool::new(false);
         Self(Arc::new(Inner {
             options,
             prefix,
+            rates: RateLimits::new(limits, DefaultClock::default()),
             sender: RwLock::new(None),
             receiving,
         }))
@@ -101,8 +108,14 @@ impl Link {
         self.0.receiving.store(receiving, Ordering::Relaxed);
     }
 
-    /// A new client, with nothing of an earlier one. `role` tells the two connections apart.
-    fn client(&self, role: &str, keeps_session: bool) -> (AsyncClient, EventLoop) {
+    /// A new client, with nothing of an earlier one, that takes packets up to `max_incoming` bytes. `role` tells the two
+    /// connections apart.
+    fn client(
+        &self,
+        role: &str,
+        keeps_session: bool,
+        max_incoming: usize,
+    ) -> (AsyncClient, EventLoop) {
         let LinkOptions {
             host,
             port,
@@ -114,7 +127,7 @@ impl Link {
             .set_keep_alive(KEEP_ALIVE)
             .set_clean_session(!keeps_session)
             .set_manual_acks(true)
-            .set_max_packet_size(MAX_PACKET, MAX_PACKET)
+            .set_max_packet_size(max_incoming, MAX_PACKET)
             .set_inflight(MAX_INFLIGHT);
         if let Some((user, password)) = login {
             options.set_credentials(user, password);
@@ -130,7 +143,7 @@ impl Link {
     async fn send_until(self, shutdown: CancellationToken) {
         let mut pause = Pause::default();
         while !shutdown.is_cancelled() {
-            let (client, mut events) = self.client("down", false);
+            let (client, mut events) = self.client("down", false, MAX_PACKET);
             let lost = loop {
                 let event = tokio::select! {
                     () = shutdown.cancelled() => return self.set_sender(None),

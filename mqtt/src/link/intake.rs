@@ -8,18 +8,21 @@ use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound, Uplin
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::{Topic, Up};
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter,
-    SubscribeReasonCode,
+    AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, StateError,
+    SubscribeFilter, SubscribeReasonCode, mqttbytes,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::ledger::Ledger;
 use super::presence::Presence;
-use super::{Link, Pause};
+use super::{Link, MAX_PACKET, Pause};
+use crate::session::{Class, Meter as _};
 
 /// Pause before the database is asked again who a device is; nothing is taken from the broker meanwhile.
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+/// How often counts of devices are forgotten that have not been heard lately.
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// Receives until `shutdown`, over as many connections as it takes.
 pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &CancellationToken) {
@@ -29,20 +32,44 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
         presence: Presence::default(),
         last_session: 0,
     };
+    let mut max_incoming = MAX_PACKET;
     let mut pause = Pause::default();
     while !shutdown.is_cancelled() {
-        let (client, mut events) = link.client("up", true);
+        let (client, mut events) = link.client("up", true, max_incoming);
         let ledger = Arc::new(Ledger::default());
         let lost = tokio::select! {
             () = shutdown.cancelled() => None,
             lost = intake.receive(&client, &mut events, &ledger, &mut pause) => lost.ok(),
             () = ledger.pay(client.clone()) => None,
+            () = forget_idle(link) => None,
         };
         link.set_receiving(false);
+        max_incoming = lost.as_ref().and_then(too_large).unwrap_or(MAX_PACKET);
         if let Some(lost) = lost {
             engine.metrics().add("mqtt_link", "lost", 1);
             pause.after("receiving", &lost, shutdown).await;
         }
+    }
+}
+
+/// The size of a packet that was too large to be taken. A broker without limits of its own sends such a message again on
+/// each new connection, and nothing behind it: so the next connection takes it, to drop and acknowledge it like all that
+/// is not valid. MQTT itself bounds the size (256 MiB), and the room lasts for that one connection.
+fn too_large(lost: &ConnectionError) -> Option<usize> {
+    match lost {
+        ConnectionError::MqttState(StateError::Deserialization(
+            mqttbytes::Error::PayloadSizeLimitExceeded(size),
+        )) => Some(*size),
+        _ => None,
+    }
+}
+
+/// Forgets, from time to time, the counts of devices that have not been heard lately.
+async fn forget_idle(link: &Link) {
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        housekeeping.tick().await;
+        link.0.rates.forget_idle();
     }
 }
 
@@ -141,6 +168,14 @@ impl Intake<'_> {
                 Err(_) => tokio::time::sleep(DATABASE_PAUSE).await,
             }
         };
+        let class = match up {
+            Up::Heartbeat => Some(Class::Heartbeat),
+            Up::Check => Some(Class::Check),
+            _ => None,
+        };
+        if class.is_some_and(|class| self.link.0.rates.allow(class, known.device.key).is_err()) {
+            return Err("over_rate");
+        }
         let online = !matches!(&report, Report::Status(status) if !status.online);
         let was_online = std::mem::replace(&mut known.online, online);
         Ok((report, known.device.clone(), was_online))

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use device_ota_engine::Rate;
 use device_ota_engine::ports::{Delivery, Downlink as _};
-use device_ota_mqtt::{Link, LinkOptions};
+use device_ota_mqtt::{Limits, Link, LinkOptions};
 use device_ota_protocol::topics::{Down, Prefix};
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tokio::process::{Child, Command};
@@ -33,7 +34,7 @@ fn free_port() -> u16 {
 
 impl Broker {
     /// The repository's configuration, with other ports, in a folder of its own.
-    async fn start(folder: &Path, lines: &[String]) -> Self {
+    async fn start(folder: &Path, lines: &[String], change: impl Fn(String) -> String) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let (devices, service) = (free_port(), free_port());
         let conf = std::fs::read_to_string(root.join("mosquitto.conf")).unwrap();
@@ -44,7 +45,7 @@ impl Broker {
         let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
         std::fs::write(
             folder.join("mosquitto.conf"),
-            format!("{conf}\nuser {user}\n"),
+            change(format!("{conf}\nuser {user}\n")),
         )
         .unwrap();
         std::fs::copy(root.join("mosquitto.acl"), folder.join("mosquitto.acl")).unwrap();
@@ -133,12 +134,23 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) {
 
 impl WithBroker {
     async fn start() -> Self {
+        let unlimited = Limits {
+            heartbeat: None,
+            check: None,
+            ..Limits::default()
+        };
+        Self::start_with(unlimited, |conf| conf).await
+    }
+
+    /// With limits, and a configuration of the broker that differs from the repository's.
+    async fn start_with(limits: Limits, change: impl Fn(String) -> String) -> Self {
         // The broker needs the verifiers, these the engine, the engine a way down, and the link the broker: so the engine
         // gets another link.
         let folder = tempfile::tempdir().unwrap();
         let placeholder = Link::new(
             LinkOptions::parse("mqtt://127.0.0.1:1", "x").unwrap(),
             Prefix::default(),
+            &limits,
         );
         let mut service = Service::start(Arc::new(placeholder)).await;
         let secret = service.register("d1").await;
@@ -150,9 +162,9 @@ impl WithBroker {
             .map(|(id, known)| format!("{id}:{}", known.verifier))
             .collect();
         lines.push(own_line(folder.path()).await);
-        let broker = Broker::start(folder.path(), &lines).await;
+        let broker = Broker::start(folder.path(), &lines, change).await;
         service.keep(folder);
-        let link = Link::new(broker.options(), Prefix::default());
+        let link = Link::new(broker.options(), Prefix::default(), &limits);
         service.spawn(
             link.clone()
                 .serve(service.engine.clone(), service.shutdown.clone()),
@@ -339,5 +351,69 @@ async fn nothing_of_a_fast_stream_is_lost() {
     publishing.await.unwrap();
     let rows = with.service.heartbeats().await;
     assert_eq!(rows, REPORTS);
+    with.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_over_the_rate_is_dropped_and_acknowledged() {
+    let limits = Limits {
+        heartbeat: Rate::per_minute(3),
+        check: None,
+        ..Limits::default()
+    };
+    let with = WithBroker::start_with(limits, |conf| conf).await;
+    let (client, mut events) = with.device("d1");
+    for n in 1..=5 {
+        let payload = format!(r#"{{"version":"1.0.{n}"}}"#);
+        client
+            .publish("ota/v1/d1/up/heartbeat", QoS::AtLeastOnce, false, payload)
+            .await
+            .unwrap();
+    }
+    // Behind the heartbeats, and of another class.
+    let check = r#"{"version":"2.0.0","nonce":"n","reason":"boot"}"#;
+    client
+        .publish("ota/v1/d1/up/check", QoS::AtLeastOnce, false, check)
+        .await
+        .unwrap();
+    for _ in 0..6 {
+        wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    }
+    with.service
+        .until("d1", |d| d.latest.version.as_deref() == Some("2.0.0"))
+        .await;
+    assert_eq!(with.service.counted("mqtt_dropped", "over_rate"), 2);
+    assert_eq!(with.service.heartbeats().await, 3);
+    with.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_beyond_all_sizes_holds_up_nobody() {
+    // A broker that takes anything.
+    let without_limits = |conf: String| {
+        let lines = conf.lines().filter(|line| !line.contains("_size"));
+        lines.collect::<Vec<_>>().join("\n") + "\n"
+    };
+    let with = WithBroker::start_with(Limits::default(), without_limits).await;
+    let mut options = MqttOptions::new("d1", "127.0.0.1", with.broker.devices);
+    options.set_credentials("d1", &with.secret);
+    options.set_max_packet_size(1024 * 1024, 1024 * 1024);
+    let (client, mut events) = AsyncClient::new(options, 64);
+    let huge = vec![b' '; 700 * 1024];
+    let small = r#"{"version":"1.0.0"}"#.as_bytes().to_vec();
+    for payload in [huge, small] {
+        client
+            .publish("ota/v1/d1/up/heartbeat", QoS::AtLeastOnce, false, payload)
+            .await
+            .unwrap();
+    }
+    for _ in 0..2 {
+        wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    }
+    with.service
+        .until("d1", |d| d.latest.version.as_deref() == Some("1.0.0"))
+        .await;
+    assert_eq!(with.service.counted("mqtt_dropped", "too_large"), 1);
+    assert_eq!(with.service.counted("mqtt_link", "lost"), 1);
     with.service.stop().await;
 }
