@@ -17,14 +17,14 @@ matrix!(a_subscriber_sees_a_campaign_from_its_creation_to_its_end);
 matrix!(an_attack_on_the_bus_harms_no_device: sqlite_gateway, sqlite_mosquitto);
 
 /// `mosquitto_sub` on the bus; ended with the test.
-struct Subscriber {
+pub struct Subscriber {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
 }
 
 impl Subscriber {
     /// Starts it, and returns when it has subscribed.
-    async fn start(service: &Service, filter: &str) -> Self {
+    pub async fn start(service: &Service, filter: &str) -> Self {
         let (host, port) = service
             .ready()
             .bus
@@ -75,7 +75,7 @@ impl Subscriber {
     }
 
     /// The next event and its topic.
-    async fn event(&mut self) -> (String, Value) {
+    pub async fn event(&mut self) -> (String, Value) {
         loop {
             let line = self.line().await;
             let Some((topic, payload)) = line.split_once(' ') else {

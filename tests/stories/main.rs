@@ -29,5 +29,6 @@ mod kill;
 mod registration;
 mod rings;
 mod rollback;
+mod single;
 mod two_admins;
 mod upload;

@@ -1,0 +1,255 @@
+//! One device by itself: updated, withdrawn, tried again and taken back by an admin, with what subscribers hear of it.
+
+use serde_json::{Value, json};
+
+use crate::bus::Subscriber;
+use crate::harness::{
+    Admin, Credentials, Device, MqttVersion, Offer, Options, Service, Trust, device_json,
+};
+
+matrix!(one_device_is_updated_withdrawn_tried_again_and_taken_back: sqlite_gateway, postgres_mosquitto);
+matrix!(several_devices_are_updated_by_one_request: sqlite_gateway, postgres_gateway);
+
+/// A service with one device's firmware of two versions, and a subscriber to its events.
+struct Bench {
+    service: Service,
+    admin: Admin,
+    trust: Trust,
+    new: String,
+    subscriber: Subscriber,
+}
+
+impl Bench {
+    async fn start(options: Options) -> Self {
+        let service = Service::start(options).await;
+        let admin = service.admin();
+        let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+        admin.image("2.0.0").await;
+        let new = admin.image("2.1.0").await;
+        let subscriber = Subscriber::start(&service, "#").await;
+        Self {
+            service,
+            admin,
+            trust,
+            new,
+            subscriber,
+        }
+    }
+
+    /// Asks for the new version on frame-1; the update's id.
+    async fn update(&self) -> String {
+        let request = json!({ "firmware_id": self.new, "max_retries": 0, "priority": "high" });
+        let path = "/api/v1/ota/devices/frame-1/update";
+        let made = self.admin.post(path, request).await.expect(201);
+        assert_eq!(
+            (&made["status"], &made["from_version"], &made["to_version"]),
+            (&json!("scheduled"), &json!("2.0.0"), &json!("2.1.0"))
+        );
+        assert_eq!(
+            (&made["campaign_id"], &made["priority"]),
+            (&Value::Null, &json!("high"))
+        );
+        made["update_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn ask(&self, update: &str, what: &str) -> (u16, Value) {
+        let path = format!("/api/v1/ota/updates/{update}/{what}");
+        let answer = self.admin.post(&path, json!({})).await;
+        (answer.status, answer.body)
+    }
+
+    /// The next event of one of these kinds must be of that kind and that update.
+    async fn hears(&mut self, kind: &str, update: &str) -> Value {
+        loop {
+            let event = self.subscriber.event().await.1;
+            let said = event["event_type"].as_str().unwrap();
+            if said.starts_with("update.") || said.starts_with("rollback.") {
+                assert_eq!(
+                    (said, &event["data"]["update_id"]),
+                    (kind, &json!(update)),
+                    "{event:#}"
+                );
+                assert_eq!(event["data"]["device_id"], "frame-1");
+                return event;
+            }
+        }
+    }
+
+    async fn device(&self, credentials: &Credentials) -> Device {
+        let mut device = Device::connect(&self.service, MqttVersion::V311, credentials).await;
+        device.check("2.0.0", "boot").await;
+        device
+    }
+}
+
+/// Takes the offer up to a phase; the `seq` of the next report.
+async fn takes(device: &mut Device, offer: &Offer, phases: &[&str]) -> u32 {
+    let mut seq = 1;
+    for phase in phases {
+        let report = offer.progress(seq, phase, &json!({}));
+        device.report("progress", &report).await;
+        seq += 1;
+    }
+    seq
+}
+
+async fn one_device_is_updated_withdrawn_tried_again_and_taken_back(options: Options) {
+    let mut bench = Bench::start(options).await;
+    let credentials = bench.service.register(device_json("frame-1")).await;
+    withdrawn_while_it_waits(&mut bench).await;
+    let mut device = bench.device(&credentials).await;
+    withdrawn_while_it_downloads(&mut bench, &mut device).await;
+    fails_and_is_tried_again(&mut bench, &mut device).await;
+    taken_back(&mut bench, &mut device).await;
+}
+
+async fn withdrawn_while_it_waits(bench: &mut Bench) {
+    let update = bench.update().await;
+    let event = bench.hears("update.scheduled", &update).await;
+    assert_eq!(event["data"]["trigger"], "manual");
+    let (status, body) = bench.ask(&update, "cancel").await;
+    assert_eq!((status, &body["status"]), (200, &json!("cancelled")));
+    bench.hears("update.cancelled", &update).await;
+    for what in ["cancel", "retry"] {
+        let (status, body) = bench.ask(&update, what).await;
+        assert_eq!(
+            (status, &body["code"]),
+            (409, &json!("wrong_state")),
+            "{body:#}"
+        );
+    }
+}
+
+async fn withdrawn_while_it_downloads(bench: &mut Bench, device: &mut Device) {
+    let update = bench.update().await;
+    bench.hears("update.scheduled", &update).await;
+    let offer = device.offer(&bench.trust).await;
+    assert_eq!(offer.text("update_id"), update);
+    let seq = takes(device, &offer, &["accepted", "downloading"]).await;
+    let (status, body) = bench.ask(&update, "cancel").await;
+    assert_eq!(
+        (status, &body["status"], &body["cancel_requested"]),
+        (200, &json!("downloading"), &json!(true))
+    );
+    let command: Value = serde_json::from_slice(&device.message("down/command").await).unwrap();
+    let command = bench.trust.open(&command, "command", "dispatch");
+    assert_eq!(
+        (&command["command"], &command["update_id"]),
+        (&json!("cancel"), &json!(update))
+    );
+    let report = offer.progress(seq, "cancelled", &json!({}));
+    device.report("progress", &report).await;
+    bench.admin.update_becomes(&update, "cancelled").await;
+    bench.hears("update.cancelled", &update).await;
+}
+
+async fn fails_and_is_tried_again(bench: &mut Bench, device: &mut Device) {
+    let update = bench.update().await;
+    bench.hears("update.scheduled", &update).await;
+    let offer = device.offer(&bench.trust).await;
+    let phases = ["accepted", "downloading", "verifying", "installing"];
+    let seq = takes(device, &offer, &phases).await;
+    bench.admin.update_becomes(&update, "installing").await;
+    for what in ["cancel", "retry"] {
+        let (status, body) = bench.ask(&update, what).await;
+        assert_eq!(
+            (status, &body["code"]),
+            (409, &json!("wrong_state")),
+            "{body:#}"
+        );
+    }
+    let error = json!({ "error": { "code": "install_failed", "message": "no space in slot b" } });
+    let report = offer.progress(seq, "failed", &error);
+    device.report("progress", &report).await;
+    let failed = bench.admin.update_becomes(&update, "failed").await;
+    assert_eq!(
+        (&failed["error_code"], &failed["error_message"]),
+        (&json!("install_failed"), &json!("no space in slot b"))
+    );
+    let event = bench.hears("update.failed", &update).await;
+    assert_eq!(event["data"]["error"]["code"], "install_failed");
+
+    let (status, body) = bench.ask(&update, "retry").await;
+    assert_eq!(
+        (status, &body["status"], &body["retry_count"]),
+        (200, &json!("scheduled"), &json!(1))
+    );
+    let again = device.offer(&bench.trust).await;
+    assert_eq!(
+        (again.text("update_id"), &again.assignment["attempt"]),
+        (update.as_str(), &json!(2))
+    );
+    device.complete(&again).await;
+    bench.admin.update_becomes(&update, "completed").await;
+    bench.hears("update.completed", &update).await;
+    assert_eq!(bench.ask(&update, "retry").await.0, 409);
+}
+
+async fn taken_back(bench: &mut Bench, device: &mut Device) {
+    device.check("2.1.0", "boot").await;
+    let path = "/api/v1/ota/devices/frame-1/rollback";
+    let never = json!({ "to_version": "1.0.0", "reason": "it flickers" });
+    let refused = bench.admin.post(path, never).await.refused(409);
+    assert_eq!(refused["code"], "never_installed");
+    let request = json!({ "to_version": "2.0.0", "reason": "it flickers" });
+    let made = bench.admin.post(path, request).await.expect(200);
+    let update = made["update_id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (&made["trigger"], &made["reason"], &made["from_version"]),
+        (&json!("manual"), &json!("it flickers"), &json!("2.1.0"))
+    );
+    bench.hears("rollback.initiated", &update).await;
+    let offer = device.offer(&bench.trust).await;
+    assert_eq!(
+        (offer.text("action"), &offer.release["version"]),
+        ("rollback", &json!("2.0.0"))
+    );
+    device.complete(&offer).await;
+    bench.admin.update_becomes(&update, "completed").await;
+    bench.hears("rollback.completed", &update).await;
+    let path = "/api/v1/ota/rollbacks?device_id=frame-1";
+    let log = bench.admin.get(path).await.expect(200);
+    assert_eq!(log["count"], 1);
+    assert_eq!(
+        (
+            &log["rollbacks"][0]["rollback_id"],
+            &log["rollbacks"][0]["success"]
+        ),
+        (&made["rollback_id"], &json!(true))
+    );
+    let path = "/api/v1/ota/devices/frame-1";
+    let shown = bench.admin.get(path).await.expect(200);
+    assert_eq!(shown["firmware_version"], "2.0.0");
+}
+
+async fn several_devices_are_updated_by_one_request(options: Options) {
+    let bench = Bench::start(options).await;
+    let names = ["frame-1", "frame-2"];
+    let credentials = bench.admin.register(&names.map(device_json)).await;
+    bench.service.knows("frame-2").await;
+    let request = json!({
+        "device_ids": ["frame-1", "nobody", "frame-2"], "firmware_id": bench.new, "max_retries": 1,
+    });
+    let path = "/api/v1/ota/devices/bulk/update";
+    let made = bench.admin.post(path, request).await.expect(201);
+    assert_eq!(
+        (&made["count"], &made["succeeded"], &made["failed"]),
+        (&json!(3), &json!(2), &json!(1))
+    );
+    let results = made["results"].as_array().unwrap();
+    assert_eq!(
+        (&results[1]["device_id"], &results[1]["code"]),
+        (&json!("nobody"), &json!("not_found"))
+    );
+    for (credentials, result) in credentials.iter().zip([&results[0], &results[2]]) {
+        assert_eq!(result["device_id"], credentials.username.as_str());
+        let mut device = bench.device(credentials).await;
+        let offer = device.offer(&bench.trust).await;
+        assert_eq!(result["update_id"], offer.text("update_id"));
+        device.complete(&offer).await;
+        bench
+            .admin
+            .update_becomes(offer.text("update_id"), "completed")
+            .await;
+    }
+}
