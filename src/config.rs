@@ -95,6 +95,8 @@ pub(crate) struct Config {
     pub failure_threshold_percent: f64,
     /// How long a silent device keeps its slot, seconds.
     pub lease_seconds: u32,
+    /// How long a rollback may take in all, hours.
+    pub rollback_timeout_hours: f64,
     /// Heartbeats a device; `None`: no limit.
     pub rate_limit_heartbeat: Option<Rate>,
     /// Checks a device; `None`: no limit.

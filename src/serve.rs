@@ -262,8 +262,15 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         failure_threshold_percent: config.failure_threshold_percent,
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
         credentials_believed: believed(&config.database),
+        rollback_timeout: hours(config.rollback_timeout_hours),
         ..Settings::default()
     }
+}
+
+/// Hours and their fractions, to the microsecond as all times are.
+fn hours(hours: f64) -> SignedDuration {
+    let exact = std::time::Duration::from_secs_f64(hours * 3_600.0).as_micros();
+    SignedDuration::from_micros(i64::try_from(exact).unwrap_or(i64::MAX))
 }
 
 /// The parts that `/health/detailed` asks beside the engine.

@@ -16,7 +16,7 @@ pub use draft::{
     MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, SpecError, StageDraft,
 };
 pub use spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
-pub use state::{CampaignState, Running, TransitionError};
+pub use state::{Accepted, CampaignState, Running, TransitionError};
 
 use crate::ids::{CampaignId, FirmwareId};
 

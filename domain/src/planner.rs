@@ -35,10 +35,10 @@ pub enum Action {
         /// For people and the log.
         reason: String,
     },
-    /// Cancel every update that waits.
-    CancelPending,
-    /// Ask the devices that have an update in flight, and can still leave it, to do so.
-    CancelInFlight,
+    /// Cancel every update, or every rollback, that waits.
+    CancelPending(UpdateAction),
+    /// Ask the devices that have an update, or a rollback, in flight, and can still leave it, to do so.
+    CancelInFlight(UpdateAction),
     /// Make a rollback for every completed update that has none.
     MakeRollbacks,
     /// Everything has ended.
@@ -104,28 +104,41 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
     }
 }
 
-/// The failure that stops the campaign, if its threshold is passed (PRD, E4-US1 AC2).
-fn breach(campaign: &Campaign, all: &Tally) -> Option<String> {
+/// The failure that stops the campaign, if its threshold is passed (PRD, E4-US1 AC2): by all results, and by those
+/// since the last resume, which accepted the ones before. Both, so that a resume never makes a campaign stop sooner.
+fn breach(campaign: &Campaign, running: &Running, all: &Tally) -> Option<String> {
     let spec = &campaign.spec;
-    let rate = all.failure_percent()?;
-    (all.settled() >= spec.failure_min_samples && rate > spec.failure_threshold_percent).then(
-        || {
-            format!(
-                "failure rate {rate:.1} % of {} results is above the threshold of {} %",
-                all.settled(),
-                spec.failure_threshold_percent
-            )
-        },
-    )
+    let since = Tally {
+        completed: all.completed.saturating_sub(running.accepted.completed),
+        failed: all.failed.saturating_sub(running.accepted.failed),
+        ..Tally::default()
+    };
+    let rate = since.failure_percent()?;
+    let threshold = spec.failure_threshold_percent;
+    let passed = since.settled() >= spec.failure_min_samples
+        && rate > threshold
+        && all.failure_percent().is_some_and(|rate| rate > threshold);
+    let resumed = if since.settled() < all.settled() {
+        " since it was resumed"
+    } else {
+        ""
+    };
+    passed.then(|| {
+        format!(
+            "failure rate {rate:.1} % of {} results{resumed} is above the threshold of {threshold} %",
+            since.settled(),
+        )
+    })
 }
 
 fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
     let spec = &campaign.spec;
     let all = counts.updates();
-    if let Some(reason) = breach(campaign, &all) {
+    if let Some(reason) = breach(campaign, running, &all) {
         return Plan::act(if spec.auto_rollback {
             Action::RollBack { reason }
         } else {
+            let reason = format!("{reason}; a resume accepts these results and counts afresh");
             Action::Pause { reason }
         });
     }
@@ -137,12 +150,14 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     if running.open_stage < last {
         match gate(now, campaign, running, counts) {
             Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
-            Err(Why::GateSuccess) if open_stages(counts, running.open_stage).open() == 0 => {
+            Err(Why::GateSuccess) if counts.up_to_stage(running.open_stage).open() == 0 => {
                 let name = spec
                     .stages
                     .get(usize::from(running.open_stage))
                     .map_or("", |s| s.name.as_str());
-                let reason = format!("stage {name} ended with too few successes to open the next");
+                let reason = format!(
+                    "stage {name} ended with too few successes to open the next; a resume opens it all the same"
+                );
                 return Plan::act(Action::Pause { reason });
             }
             Err(why) => waits.push(why),
@@ -152,7 +167,7 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         actions: Vec::new(),
         waits,
     };
-    if open_stages(counts, running.open_stage).pending > 0 {
+    if counts.up_to_stage(running.open_stage).pending > 0 {
         plan.claim(campaign, counts, UpdateAction::Update, running.open_stage);
     }
     plan.or_wait_for_answers()
@@ -162,10 +177,12 @@ fn back(campaign: &Campaign, counts: &Counts) -> Plan {
     let all = counts.updates();
     let mut plan = Plan::default();
     if all.pending > 0 {
-        plan.actions.push(Action::CancelPending);
+        plan.actions
+            .push(Action::CancelPending(UpdateAction::Update));
     }
     if all.in_flight > 0 {
-        plan.actions.push(Action::CancelInFlight);
+        plan.actions
+            .push(Action::CancelInFlight(UpdateAction::Update));
     }
     if counts.rollbacks.total() < all.completed {
         plan.actions.push(Action::MakeRollbacks);
@@ -181,13 +198,17 @@ fn back(campaign: &Campaign, counts: &Counts) -> Plan {
 }
 
 fn stop(counts: &Counts) -> Plan {
-    let all = counts.updates();
     let mut plan = Plan::wait(Why::Ended);
-    if all.pending > 0 {
-        plan.actions.push(Action::CancelPending);
-    }
-    if all.in_flight > 0 {
-        plan.actions.push(Action::CancelInFlight);
+    for (action, tally) in [
+        (UpdateAction::Update, counts.updates()),
+        (UpdateAction::Rollback, counts.rollbacks),
+    ] {
+        if tally.pending > 0 {
+            plan.actions.push(Action::CancelPending(action));
+        }
+        if tally.in_flight > 0 {
+            plan.actions.push(Action::CancelInFlight(action));
+        }
     }
     plan
 }
@@ -222,14 +243,6 @@ impl Plan {
     }
 }
 
-fn open_stages(counts: &Counts, open_stage: u16) -> Tally {
-    counts
-        .stages
-        .iter()
-        .take(usize::from(open_stage) + 1)
-        .fold(Tally::default(), Tally::plus)
-}
-
 /// Whether the stage after the open one may open.
 fn gate(
     now: Timestamp,
@@ -255,7 +268,8 @@ fn gate(
             need,
         });
     }
-    if tally.completed < share_of(tally.settled(), gate.min_success_percent) {
+    let accepted = running.accepted.stage == Some(running.open_stage);
+    if !accepted && tally.completed < share_of(tally.settled(), gate.min_success_percent) {
         return Err(Why::GateSuccess);
     }
     let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));

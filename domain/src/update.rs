@@ -86,6 +86,8 @@ pub struct Update {
     pub max_retries: u32,
     /// Longest that one attempt may take, in seconds.
     pub timeout_seconds: u64,
+    /// A rollback that is not done by then ends as failed; `None`: it waits for as long as it takes.
+    pub give_up_at: Option<Timestamp>,
     /// How far.
     pub progress: Progress,
     /// Where it stands.

@@ -6,6 +6,7 @@ use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, Firmware};
 use jiff::Timestamp;
@@ -121,23 +122,26 @@ impl Engine {
             .await
     }
 
-    /// Goes on where it paused.
+    /// Goes on where it paused, and accepts the results so far (see [`CampaignState::resume`]).
     pub async fn resume_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
-        campaign.state = campaign.state.resume()?;
+        campaign.state = campaign.state.resume(&tx.counts(id).await?)?;
         self.settle(tx, campaign, EventType::CampaignResumed, now, by)
             .await
     }
 
-    /// Stops for good: what waits is cancelled now, what is in flight is asked to stop where it still can.
+    /// Stops for good, forward or on the way back: what waits is cancelled now, what is in flight is asked to stop where
+    /// it still can.
     pub async fn cancel_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.cancel(now)?;
-        tx.cancel_pending(id, now).await?;
+        for action in [UpdateAction::Update, UpdateAction::Rollback] {
+            tx.cancel_pending(id, action, now).await?;
+        }
         self.settle(tx, campaign, EventType::CampaignCancelled, now, by)
             .await
     }
@@ -152,6 +156,16 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
+        if matches!(campaign.state, CampaignState::Cancelled { .. }) {
+            if tx.counts(id).await?.rollbacks.open() > 0 {
+                return Err(Error::conflict(
+                    "still_stopping",
+                    "rollbacks of this campaign were asked to stop and have not yet; try again later",
+                ));
+            }
+            tx.revive_rollbacks(id, now, self.rollbacks_end_by(now))
+                .await?;
+        }
         campaign.state = campaign
             .state
             .roll_back(now, RollbackTrigger::Manual, reason)?;
@@ -223,8 +237,8 @@ pub(crate) fn decided(
             Some((next, events))
         }
         Action::Claim { .. }
-        | Action::CancelPending
-        | Action::CancelInFlight
+        | Action::CancelPending(_)
+        | Action::CancelInFlight(_)
         | Action::MakeRollbacks => None,
     })
 }

@@ -18,7 +18,7 @@ use crate::campaigns::decided;
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, Tx};
+use crate::ports::store::{ClaimQuery, RollbackTerms, Tx};
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
@@ -277,11 +277,15 @@ impl Pass<'_> {
                 up_to_stage,
                 count,
             } => self.claim(action, up_to_stage, count).await,
-            Action::CancelPending => {
-                self.more |= self.tx.cancel_pending(&self.campaign.id, self.now).await? > 0;
+            Action::CancelPending(action) => {
+                let cancelled = self
+                    .tx
+                    .cancel_pending(&self.campaign.id, action, self.now)
+                    .await?;
+                self.more |= cancelled > 0;
                 Ok(())
             }
-            Action::CancelInFlight => self.cancel_in_flight().await,
+            Action::CancelInFlight(action) => self.cancel_in_flight(action).await,
             Action::MakeRollbacks => self.make_rollbacks().await,
             Action::OpenStage(_)
             | Action::RollBack { .. }
@@ -305,8 +309,11 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn cancel_in_flight(&mut self) -> Result<()> {
-        let updates = self.tx.cancellable(&self.campaign.id, MAX_ROWS).await?;
+    async fn cancel_in_flight(&mut self, action: UpdateAction) -> Result<()> {
+        let updates = self
+            .tx
+            .cancellable(&self.campaign.id, action, MAX_ROWS)
+            .await?;
         if updates.is_empty() {
             return Ok(());
         }
@@ -334,10 +341,13 @@ impl Pass<'_> {
             } => (*trigger, reason.clone()),
             _ => (RollbackTrigger::Manual, String::new()),
         };
-        let made = self
-            .tx
-            .make_rollbacks(&self.campaign, trigger, &reason, self.now)
-            .await?;
+        let terms = RollbackTerms {
+            trigger,
+            reason: &reason,
+            at: self.now,
+            give_up_at: self.engine.rollbacks_end_by(self.now),
+        };
+        let made = self.tx.make_rollbacks(&self.campaign, &terms).await?;
         self.more |= made > 0;
         Ok(())
     }

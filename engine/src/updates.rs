@@ -2,14 +2,15 @@
 
 use device_ota_domain::campaign::Priority;
 use device_ota_domain::device::Device;
-use device_ota_domain::event::Event;
+use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, Progress, UpdateState};
 use device_ota_domain::why::Why;
 use device_ota_domain::{
-    CampaignState, DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId,
+    Campaign, CampaignState, DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId,
 };
+use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -206,6 +207,12 @@ impl Engine {
         })
     }
 
+    /// When a rollback that is made now ends as failed, if it is not done before.
+    pub(crate) fn rollbacks_end_by(&self, now: Timestamp) -> Timestamp {
+        now.checked_add(self.settings.rollback_timeout)
+            .unwrap_or(Timestamp::MAX)
+    }
+
     fn single(
         &self,
         device: &Device,
@@ -253,6 +260,7 @@ impl Engine {
             retries: 0,
             max_retries: request.max_retries,
             timeout_seconds,
+            give_up_at: (action == Action::Rollback).then(|| self.rollbacks_end_by(now)),
             progress: Progress::default(),
             state: UpdateState::Pending {
                 due_at: now,
@@ -293,7 +301,8 @@ impl Engine {
         self.update(id).await
     }
 
-    /// Schedules a failed update once more. 409 when it has not failed or its campaign has ended.
+    /// Schedules a failed update once more. 409 when it has not failed or its campaign has ended; a failed rollback of a
+    /// campaign that was rolled back opens the campaign once more, so that the device is not left behind.
     pub async fn retry_update(&self, id: &UpdateId, by: &Caller) -> Result<UpdateView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
@@ -302,33 +311,55 @@ impl Engine {
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
-        let open = campaign.as_ref().is_none_or(|c| match update.action {
-            Action::Update => matches!(
-                c.state,
-                CampaignState::InProgress(_) | CampaignState::Paused { .. }
-            ),
-            Action::Rollback => matches!(c.state, CampaignState::RollingBack { .. }),
-        });
-        if !open {
-            return Err(Error::conflict(
-                "campaign_ended",
-                "the update's campaign has ended; update the device by itself",
-            ));
-        }
+        let (before, action) = (update.group(), update.action);
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",
                 "the previous image is not in the registry; roll the device back by itself after uploading it",
             ));
         }
-        let before = update.group();
+        let give_up_at = (action == Action::Rollback).then(|| self.rollbacks_end_by(now));
+        let update = update.retry(now, give_up_at)?;
+        if let Some(campaign) = campaign {
+            open_for(tx.as_mut(), campaign, action, now, by).await?;
+        }
         let mut changes = Changes::default();
-        changes.record(before, update.retry(now)?, now);
+        changes.record(before, update, now);
         changes.write(tx.as_mut()).await?;
         tx.commit().await?;
         tracing::info!(update.id = %id, by = by.subject(), "update retried");
         self.wake();
         self.update(id).await
+    }
+}
+
+/// Makes sure that the campaign carries out what waits in it, which only a rollback may reopen it for.
+async fn open_for(
+    tx: &mut dyn Tx,
+    mut campaign: Campaign,
+    action: Action,
+    now: Timestamp,
+    by: &Caller,
+) -> Result<()> {
+    match (action, &campaign.state) {
+        (Action::Update, CampaignState::InProgress(_) | CampaignState::Paused { .. })
+        | (Action::Rollback, CampaignState::RollingBack { .. }) => Ok(()),
+        (Action::Rollback, CampaignState::RolledBack { .. }) => {
+            campaign.state = campaign.state.reopen(now)?;
+            campaign.updated_at = now;
+            tx.save_campaign(&campaign).await?;
+            let kind = EventType::RollbackInitiated;
+            let reopened = Event::of_campaign(kind, &campaign, by.subject(), now);
+            Ok(tx.append_events(&[reopened]).await?)
+        }
+        (Action::Update, _) => Err(Error::conflict(
+            "campaign_ended",
+            "the update's campaign has ended; update the device by itself",
+        )),
+        (Action::Rollback, _) => Err(Error::conflict(
+            "campaign_ended",
+            "the rollback's campaign was cancelled; roll the device back by itself",
+        )),
     }
 }
 

@@ -44,6 +44,12 @@ impl Config {
                 300,
                 1..=86_400,
             )?,
+            rollback_timeout_hours: number(
+                "ROLLBACK_TIMEOUT_HOURS",
+                raw.rollback_timeout_hours.as_deref(),
+                6.0,
+                0.001..=8_760.0,
+            )?,
             rate_limit_heartbeat: rate(
                 "RATE_LIMIT_HEARTBEAT",
                 raw.rate_limit_heartbeat.as_deref(),

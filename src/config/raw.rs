@@ -66,6 +66,8 @@ settings! {
     auto_rollback_failure_threshold "auto-rollback-failure-threshold" "auto_rollback_failure_threshold",
     /// How long a silent device keeps its slot, seconds [default: 300]
     lease_seconds "lease-seconds" "lease_seconds",
+    /// How long a rollback may take before it counts as failed, hours [default: 6]
+    rollback_timeout_hours "rollback-timeout-hours" "rollback_timeout_hours",
     /// Heartbeats of one device, or `off` [default: 100/minute]
     rate_limit_heartbeat "rate-limit-heartbeat" "rate_limit_heartbeat",
     /// Checks of one device, or `off` [default: 10/minute]
@@ -159,7 +161,6 @@ const NOT_SERVED: &[&str] = &[
     "jwt_public_key",
     "jwt_issuer",
     "jwt_audience",
-    "rollback_timeout_hours",
     "heartbeat_retention_days",
 ];
 
@@ -251,6 +252,11 @@ mod tests {
                 "AUTO_ROLLBACK_FAILURE_THRESHOLD: ",
             ),
             ("DEVICE_OTA_LEASE_SECONDS", "0", "LEASE_SECONDS: "),
+            (
+                "DEVICE_OTA_ROLLBACK_TIMEOUT_HOURS",
+                "0",
+                "ROLLBACK_TIMEOUT_HOURS: ",
+            ),
             ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
             ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
         ] {

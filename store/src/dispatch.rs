@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use device_ota_domain::CampaignId;
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::update::Update;
+use device_ota_domain::update::{Action, Update};
 use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight};
 use jiff::Timestamp;
 
@@ -46,7 +46,7 @@ statements! {
          ORDER BY u.device_key, u.number {for_update}"
     );
     CANCELLABLE = select_update!(
-        " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = 'update' \
+        " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = $3 \
          AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
          ORDER BY u.number LIMIT $2 {skip_locked}"
     );
@@ -145,15 +145,17 @@ pub(crate) async fn in_flight_locked<D: Dialect>(
     .await
 }
 
-/// Updates of the campaign in flight that a cancel would still help, locked.
+/// Updates, or rollbacks, of the campaign in flight that a cancel would still help, locked.
 pub(crate) async fn cancellable<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,
+    action: Action,
     limit: u32,
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new()
         .text(campaign.as_str())
-        .int(i64::from(limit));
+        .int(i64::from(limit))
+        .text(action.name());
     sql::fetch_all(conn, &CANCELLABLE, args, read_update).await
 }
 

@@ -3,13 +3,13 @@
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::firmware::Firmware;
-use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action;
+use device_ota_engine::ports::store::RollbackTerms;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, Record, statements};
+use crate::sql::{self, Args, Record, Statement, statements};
 use crate::{campaigns, counts, rollbacks};
 
 /// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
@@ -58,13 +58,14 @@ statements! {
     LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
     // The image to go back to: of the same model and version, and of the same name, else the newest.
     MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
-         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, ended_at, \
-         failure_code, failure_message, failure_retry, created_at, updated_at) \
+         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, give_up_at, check_at, \
+         ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
          p.device_id, p.campaign_id, 'rollback', p.previous, p.to_version, COALESCE(p.from_version, ''), p.stage, \
          p.priority, p.max_retries, p.timeout_seconds, \
          p.born, \
-         CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, \
+         CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
+         CASE WHEN p.born = 'pending' THEN CAST($3 AS BIGINT) END, \
          CASE WHEN p.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
          CASE WHEN p.born = 'failed' THEN 'no_previous_firmware' END, \
          CASE WHEN p.born = 'failed' THEN 'the version that ran before is not in the registry' END, \
@@ -86,7 +87,14 @@ statements! {
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
          ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
     CANCEL_STAGE = "UPDATE device_updates SET state = 'cancelled', ended_at = $3, updated_at = $3, check_at = NULL \
-         WHERE campaign_id = $1 AND action = 'update' AND stage = $2 AND state = 'pending' RETURNING number";
+         WHERE campaign_id = $1 AND action = $4 AND stage = $2 AND state = 'pending' RETURNING number";
+    // A rollback that was born cancelled, or whose device has moved on since, has nothing to take back.
+    REVIVE_STAGE = "UPDATE device_updates SET state = 'pending', due_at = $3, ended_at = NULL, updated_at = $3, \
+         give_up_at = $4, check_at = $4 \
+         WHERE campaign_id = $1 AND action = 'rollback' AND stage = $2 AND state = 'cancelled' \
+         AND firmware_id IS NOT NULL AND EXISTS (SELECT 1 FROM device_latest l \
+             WHERE l.device_key = device_updates.device_key \
+             AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) RETURNING number";
 }
 
 /// Binds `$1` to `$9` of [`targets!`].
@@ -147,13 +155,15 @@ pub(crate) async fn make_updates<D: Dialect>(
 pub(crate) async fn make_rollbacks<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &Campaign,
-    trigger: RollbackTrigger,
-    reason: &str,
-    at: Timestamp,
+    terms: &RollbackTerms<'_>,
 ) -> Result<Vec<i64>, DbError> {
     let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
-    let args = Args::new().text(campaign.id.as_str()).time(at);
+    let args = Args::new()
+        .text(campaign.id.as_str())
+        .time(terms.at)
+        .time(terms.give_up_at);
     let made = sql::fetch_all::<D, _>(conn, &MAKE_ROLLBACKS, args, number).await?;
+    let (trigger, reason) = (terms.trigger, terms.reason);
     rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;
     count_born::<D>(conn, &campaign.id, before).await?;
     Ok(made)
@@ -180,31 +190,67 @@ async fn count_born<D: Dialect>(
     counts::add::<D>(conn, &born).await
 }
 
-/// Cancels every pending update of the campaign and moves the counters, stage by stage: the number of changed rows is
-/// then the delta. Answers the rows' numbers.
+/// Cancels every pending update, or every pending rollback, of the campaign; answers the rows' numbers.
 pub(crate) async fn cancel_pending<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,
+    action: Action,
     at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
+    let delta = Delta {
+        campaign: campaign.clone(),
+        action,
+        stage: 0,
+        from: Some(Group::Pending),
+        to: Group::Cancelled,
+    };
+    stage_by_stage::<D>(conn, &CANCEL_STAGE, &delta, |args| {
+        args.time(at).text(action.name())
+    })
+    .await
+}
+
+/// Lets the campaign's cancelled rollbacks wait once more; answers the rows' numbers.
+pub(crate) async fn revive_rollbacks<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    at: Timestamp,
+    give_up_at: Timestamp,
+) -> Result<Vec<i64>, DbError> {
+    let delta = Delta {
+        campaign: campaign.clone(),
+        action: Action::Rollback,
+        stage: 0,
+        from: Some(Group::Cancelled),
+        to: Group::Pending,
+    };
+    stage_by_stage::<D>(conn, &REVIVE_STAGE, &delta, |args| {
+        args.time(at).time(give_up_at)
+    })
+    .await
+}
+
+/// Runs a statement for each stage (`$2`) of a campaign (`$1`) and moves the counters by what it changed: the number of
+/// changed rows is then the delta. Answers the rows' numbers.
+async fn stage_by_stage<D: Dialect>(
+    conn: &mut D::Connection,
+    statement: &'static Statement,
+    moved: &Delta,
+    bind: impl Fn(Args<D>) -> Args<D>,
+) -> Result<Vec<i64>, DbError> {
+    let campaign = &moved.campaign;
     let stages = counts::counts::<D>(conn, campaign).await?.stages.len();
     let mut deltas = Vec::with_capacity(stages);
     let mut numbers = Vec::new();
     for stage in 0..u16::try_from(stages).unwrap_or(u16::MAX) {
-        let args = Args::new()
-            .text(campaign.as_str())
-            .int(i64::from(stage))
-            .time(at);
-        let cancelled = sql::fetch_all::<D, _>(conn, &CANCEL_STAGE, args, number).await?;
+        let args = bind(Args::new().text(campaign.as_str()).int(i64::from(stage)));
+        let changed = sql::fetch_all::<D, _>(conn, statement, args, number).await?;
         let delta = Delta {
-            campaign: campaign.clone(),
-            action: Action::Update,
             stage,
-            from: Some(Group::Pending),
-            to: Group::Cancelled,
+            ..moved.clone()
         };
-        deltas.push((delta, cancelled.len() as u64));
-        numbers.extend(cancelled);
+        deltas.push((delta, changed.len() as u64));
+        numbers.extend(changed);
     }
     counts::add::<D>(conn, &deltas).await?;
     Ok(numbers)

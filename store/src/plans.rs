@@ -80,7 +80,10 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&dispatch::IN_FLIGHT, Args::new().int(77)),
         (&dispatch::IN_FLIGHT_OF, Args::new().ints(&[7, 77])),
         (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
-        (&dispatch::CANCELLABLE, Args::new().text("camp_1").int(100)),
+        (
+            &dispatch::CANCELLABLE,
+            Args::new().text("camp_1").int(100).text("update"),
+        ),
         (&dispatch::UNANSWERED, Args::new().time(now).int(100)),
         (&dispatch::EXPIRED, Args::new().time(now).int(100)),
         (&updates::UPDATE, Args::new().text("upd_1_7")),

@@ -6,10 +6,11 @@ use device_ota_domain::device::DeviceKey;
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::Update;
+use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
-    ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result, Touch, Tx,
+    ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result, RollbackTerms,
+    Touch, Tx,
 };
 use jiff::Timestamp;
 use sqlx::{Pool, Transaction};
@@ -109,17 +110,29 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn make_rollbacks(
         &mut self,
         campaign: &Campaign,
-        trigger: RollbackTrigger,
-        reason: &str,
+        terms: &RollbackTerms<'_>,
+    ) -> Result<u64> {
+        let numbers = materialise::make_rollbacks::<D>(&mut *self.inner, campaign, terms).await?;
+        Ok(self.at_a_stroke(numbers, terms.at))
+    }
+    async fn cancel_pending(
+        &mut self,
+        campaign: &CampaignId,
+        action: Action,
         at: Timestamp,
     ) -> Result<u64> {
         let numbers =
-            materialise::make_rollbacks::<D>(&mut *self.inner, campaign, trigger, reason, at)
-                .await?;
+            materialise::cancel_pending::<D>(&mut *self.inner, campaign, action, at).await?;
         Ok(self.at_a_stroke(numbers, at))
     }
-    async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64> {
-        let numbers = materialise::cancel_pending::<D>(&mut *self.inner, campaign, at).await?;
+    async fn revive_rollbacks(
+        &mut self,
+        campaign: &CampaignId,
+        at: Timestamp,
+        give_up_at: Timestamp,
+    ) -> Result<u64> {
+        let numbers =
+            materialise::revive_rollbacks::<D>(&mut *self.inner, campaign, at, give_up_at).await?;
         Ok(self.at_a_stroke(numbers, at))
     }
 
@@ -139,8 +152,13 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
     }
-    async fn cancellable(&mut self, campaign: &CampaignId, limit: u32) -> Result<Vec<Update>> {
-        Ok(dispatch::cancellable::<D>(&mut *self.inner, campaign, limit).await?)
+    async fn cancellable(
+        &mut self,
+        campaign: &CampaignId,
+        action: Action,
+        limit: u32,
+    ) -> Result<Vec<Update>> {
+        Ok(dispatch::cancellable::<D>(&mut *self.inner, campaign, action, limit).await?)
     }
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()> {
         Ok(updates::save::<D>(&mut *self.inner, updates).await?)

@@ -24,7 +24,7 @@ macro_rules! select_update {
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
              u.percent, u.bytes_done, u.bytes_total, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, \
-             u.ended_at, u.started_at, u.created_at, u.updated_at",
+             u.give_up_at, u.ended_at, u.started_at, u.created_at, u.updated_at",
             $($rest),+
         )
     };
@@ -62,28 +62,28 @@ statements! {
     INSERT_UPDATE[
         Text, Int, Text, Text, Text, Text, Int, Int, Int, Int,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
     ] = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, stage, \
          priority, timeout_seconds, created_at, \
          from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
          speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, ended_at, check_at, nudge_at) VALUES {rows}";
+         cancel_requested, give_up_at, ended_at, check_at, nudge_at) VALUES {rows}";
     SAVE_UPDATES[
         Text,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
     ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
          bytes_total, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
+         cancel_requested, give_up_at, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
          UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
          last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
          bytes_done = v.bytes_done, bytes_total = v.bytes_total, speed_bps = v.speed_bps, \
          started_at = v.started_at, updated_at = v.updated_at, \
          state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
-         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, \
+         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, give_up_at = v.give_up_at, \
          ended_at = v.ended_at, check_at = v.check_at, nudge_at = v.nudge_at \
          FROM v WHERE device_updates.update_id = v.update_id";
 }
@@ -202,7 +202,7 @@ fn bind_changing<D: Dialect>(args: Args<D>, update: &Update) -> Args<D> {
         .uint(update.progress.speed_bps)
         .time(update.started_at)
         .time(update.updated_at);
-    StateColumns::of(update).bind(args)
+    StateColumns::of(update).with_end(update).bind(args)
 }
 
 /// The columns of an update's state: what a state does not carry is null.
@@ -217,6 +217,7 @@ struct StateColumns<'u> {
     lease_until: Option<Timestamp>,
     deadline: Option<Timestamp>,
     cancel_requested: bool,
+    give_up_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
     check_at: Option<Timestamp>,
     nudge_at: Option<Timestamp>,
@@ -270,6 +271,18 @@ impl<'u> StateColumns<'u> {
         }
     }
 
+    /// What is open is looked at again when its time as a whole is over.
+    fn with_end(mut self, update: &Update) -> Self {
+        self.give_up_at = update.give_up_at;
+        if !update.is_terminal() {
+            self.check_at = [self.check_at, update.give_up_at]
+                .into_iter()
+                .flatten()
+                .min();
+        }
+        self
+    }
+
     fn bind<D: Dialect>(self, args: Args<D>) -> Args<D> {
         args.text(self.state)
             .time(self.due_at)
@@ -282,6 +295,7 @@ impl<'u> StateColumns<'u> {
             .time(self.lease_until)
             .time(self.deadline)
             .flag(self.cancel_requested)
+            .time(self.give_up_at)
             .time(self.ended_at)
             .time(self.check_at)
             .time(self.nudge_at)
@@ -321,6 +335,7 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
         retries: row.uint("retries")?,
         max_retries: row.uint("max_retries")?,
         timeout_seconds: row.uint("timeout_seconds")?,
+        give_up_at: row.time_opt("give_up_at")?,
         progress: Progress {
             percent: row.real("percent")?,
             bytes_done: row.uint("bytes_done")?,

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json};
 
 matrix!(failures_stop_the_campaign_and_bring_the_updated_back);
+matrix!(a_rollback_whose_device_is_gone_ends_and_is_tried_again_when_it_returns: sqlite_gateway, postgres_mosquitto);
 
 const DEVICES: usize = 10;
 
@@ -105,4 +106,64 @@ async fn failures_stop_the_campaign_and_bring_the_updated_back(options: Options)
             .expect(200);
         assert_eq!(device["firmware_version"], "2.0.0");
     }
+}
+
+async fn a_rollback_whose_device_is_gone_ends_and_is_tried_again_when_it_returns(options: Options) {
+    // Some four seconds for a rollback, of which the service listens one before it calls anybody silent.
+    let options = options
+        .with("ROLLBACK_TIMEOUT_HOURS", "0.001")
+        .with("LEASE_SECONDS", "1");
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    admin.image("2.0.0").await;
+    let firmware = admin.image("2.1.0").await;
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let credentials = service.register(device_json("frame-1")).await;
+    let campaign = admin
+        .start_campaign(
+            json!({ "name": "gone", "firmware_id": firmware, "deployment_strategy": "immediate" }),
+        )
+        .await;
+    let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
+    device.check("2.0.0", "boot").await;
+    let offer = device.offer(&trust).await;
+    device.complete(&offer).await;
+    let completed = admin
+        .campaign_becomes(&campaign, "completed", |c| c["status"] == "completed")
+        .await;
+    let goodbye = json!({ "online": false, "reason": "shutdown" });
+    device.report("status", &goodbye).await;
+    device.leave().await;
+
+    let path = format!("/api/v1/ota/campaigns/{campaign}/rollback");
+    let reason = json!({ "reason": "it flickers" });
+    admin.post(&path, reason).await.expect(200);
+    let ended = admin
+        .campaign_becomes(&campaign, "rolled back", |c| c["status"] == "rolled_back")
+        .await;
+    assert_eq!(ended["rollback"]["failed"], 1);
+    assert!(ended["started_at"].is_string());
+    assert_eq!(ended["started_at"], completed["started_at"]);
+    let log = admin.rollbacks_of(&campaign).await;
+    assert_eq!(log[0]["status"], "failed");
+    assert_eq!(
+        log[0]["error_message"],
+        "not done within its time: it was never offered"
+    );
+
+    // It comes back on the bad version. Nobody has forgotten it, and an admin tries once more.
+    let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
+    device.check("2.1.0", "boot").await;
+    let update = log[0]["update_id"].as_str().unwrap();
+    let path = format!("/api/v1/ota/updates/{update}/retry");
+    admin.post(&path, json!({})).await.expect(200);
+    let offer = device.offer(&trust).await;
+    assert_eq!(offer.text("action"), "rollback");
+    device.complete(&offer).await;
+    let ended = admin
+        .campaign_becomes(&campaign, "rolled back after all", |c| {
+            c["status"] == "rolled_back" && c["rollback"]["completed"] == 1
+        })
+        .await;
+    assert_eq!(ended["rollback"]["failed"], 0);
 }

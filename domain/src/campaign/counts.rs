@@ -117,6 +117,12 @@ impl Counts {
         self.stages.iter().fold(Tally::default(), Tally::plus)
     }
 
+    /// The updates of the stages up to and including this one.
+    pub fn up_to_stage(&self, stage: u16) -> Tally {
+        let stages = self.stages.iter().take(usize::from(stage) + 1);
+        stages.fold(Tally::default(), Tally::plus)
+    }
+
     /// Slots in use, by updates and rollbacks.
     pub fn in_flight(&self) -> u64 {
         self.updates()

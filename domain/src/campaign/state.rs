@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Counts;
 use crate::rollback::RollbackTrigger;
 
 /// A campaign that has started and not ended: which stages are open.
@@ -14,6 +15,20 @@ pub struct Running {
     pub open_stage: u16,
     /// When that stage opened; soak counts from here.
     pub stage_opened_at: Timestamp,
+    /// What an admin has accepted by resuming it.
+    #[serde(default)]
+    pub accepted: Accepted,
+}
+
+/// What a resume accepts: the results so far, whatever they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Completed updates by then; the threshold looks at those since.
+    pub completed: u64,
+    /// Failed updates by then; likewise.
+    pub failed: u64,
+    /// The stage that had ended by then: it need not have had successes enough for the next one to open.
+    pub stage: Option<u16>,
 }
 
 /// The state. The serde form (`{"status": …, …}`) is what the store keeps.
@@ -36,6 +51,9 @@ pub enum CampaignState {
     },
     /// What completed is being taken back.
     RollingBack {
+        /// When the campaign started; `None` where it was not kept.
+        #[serde(default)]
+        started_at: Option<Timestamp>,
         /// Since when.
         rollback_started_at: Timestamp,
         /// By whom or what.
@@ -45,6 +63,9 @@ pub enum CampaignState {
     },
     /// Every rollback has ended.
     RolledBack {
+        /// When the campaign started; `None` where it was not kept.
+        #[serde(default)]
+        started_at: Option<Timestamp>,
         /// When the last one ended.
         ended_at: Timestamp,
         /// By whom or what.
@@ -54,11 +75,17 @@ pub enum CampaignState {
     },
     /// Every device has ended.
     Completed {
+        /// When the campaign started; `None` where it was not kept.
+        #[serde(default)]
+        started_at: Option<Timestamp>,
         /// When the last one ended.
         ended_at: Timestamp,
     },
     /// Stopped by an admin.
     Cancelled {
+        /// When the campaign started; `None` when it never did, or where it was not kept.
+        #[serde(default)]
+        started_at: Option<Timestamp>,
         /// When.
         ended_at: Timestamp,
     },
@@ -111,6 +138,18 @@ impl CampaignState {
         )
     }
 
+    /// When the campaign started, whatever became of it.
+    pub const fn started_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Created => None,
+            Self::InProgress(running) | Self::Paused { running, .. } => Some(running.started_at),
+            Self::RollingBack { started_at, .. }
+            | Self::RolledBack { started_at, .. }
+            | Self::Completed { started_at, .. }
+            | Self::Cancelled { started_at, .. } => *started_at,
+        }
+    }
+
     /// Admin: begin.
     pub fn start(self, now: Timestamp) -> Transition {
         match self {
@@ -118,6 +157,7 @@ impl CampaignState {
                 started_at: now,
                 open_stage: 0,
                 stage_opened_at: now,
+                accepted: Accepted::default(),
             })),
             other => Err(other.refuse("started", "")),
         }
@@ -135,20 +175,37 @@ impl CampaignState {
         }
     }
 
-    /// Admin: go on where it paused.
-    pub fn resume(self) -> Transition {
+    /// Admin: go on where it paused. This accepts the results so far (`counts`): the threshold looks at those that
+    /// come from now on, and a stage that has ended no longer holds up the next one by its failures.
+    pub fn resume(self, counts: &Counts) -> Transition {
         match self {
-            Self::Paused { running, .. } => Ok(Self::InProgress(running)),
+            Self::Paused { running, .. } => {
+                let all = counts.updates();
+                let has_ended = counts.up_to_stage(running.open_stage).open() == 0;
+                let accepted = Accepted {
+                    completed: all.completed,
+                    failed: all.failed,
+                    stage: has_ended.then_some(running.open_stage),
+                };
+                Ok(Self::InProgress(Running {
+                    accepted,
+                    ..running
+                }))
+            }
             other => Err(other.refuse("resumed", "; only a paused one can")),
         }
     }
 
-    /// Admin: stop for good.
+    /// Admin: stop for good, forward or on the way back.
     pub fn cancel(self, now: Timestamp) -> Transition {
         match self {
-            Self::Created | Self::InProgress(_) | Self::Paused { .. } => {
-                Ok(Self::Cancelled { ended_at: now })
-            }
+            Self::Created
+            | Self::InProgress(_)
+            | Self::Paused { .. }
+            | Self::RollingBack { .. } => Ok(Self::Cancelled {
+                started_at: self.started_at(),
+                ended_at: now,
+            }),
             other => Err(other.refuse("cancelled", "")),
         }
     }
@@ -180,6 +237,7 @@ impl CampaignState {
             | Self::Completed { .. }
             | Self::RolledBack { .. }
             | Self::Cancelled { .. } => Ok(Self::RollingBack {
+                started_at: self.started_at(),
                 rollback_started_at: now,
                 trigger,
                 reason: reason.into(),
@@ -188,13 +246,38 @@ impl CampaignState {
         }
     }
 
+    /// Admin: a rollback that failed is tried once more after the others had ended.
+    pub fn reopen(self, now: Timestamp) -> Transition {
+        match self {
+            Self::RolledBack {
+                started_at,
+                trigger,
+                reason,
+                ..
+            } => Ok(Self::RollingBack {
+                started_at,
+                rollback_started_at: now,
+                trigger,
+                reason,
+            }),
+            other => Err(other.refuse("reopened", "; only one that was rolled back can")),
+        }
+    }
+
     /// The planner: every update and rollback has ended.
     pub fn finish(self, now: Timestamp) -> Transition {
         match self {
-            Self::InProgress(_) => Ok(Self::Completed { ended_at: now }),
+            Self::InProgress(running) => Ok(Self::Completed {
+                started_at: Some(running.started_at),
+                ended_at: now,
+            }),
             Self::RollingBack {
-                trigger, reason, ..
+                started_at,
+                trigger,
+                reason,
+                ..
             } => Ok(Self::RolledBack {
+                started_at,
                 ended_at: now,
                 trigger,
                 reason,

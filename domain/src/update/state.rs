@@ -254,8 +254,12 @@ impl Update {
         Some(update)
     }
 
-    /// Time has run out: of the attempt, of the lease, or of a lost device. `None` when nothing is due.
+    /// Time has run out: of the attempt, of the lease, of a lost device, or of a rollback as a whole. `None` when
+    /// nothing is due.
     pub fn expire(mut self, at: &Expiry) -> Option<Self> {
+        if !self.is_terminal() && self.give_up_at.is_some_and(|end| end <= at.now) {
+            return Some(self.give_up(at.now));
+        }
         let heard = at
             .last_seen
             .is_some_and(|seen| later(seen, at.lease) > at.now);
@@ -344,13 +348,43 @@ impl Update {
         Ok(self)
     }
 
-    /// An admin's retry of a failed update.
-    pub fn retry(mut self, now: Timestamp) -> Result<Self, RetryError> {
+    /// Its time as a whole is over: whoever is not back by now is not waited for, so that a rollback that one device
+    /// never takes comes to its end.
+    fn give_up(mut self, now: Timestamp) -> Self {
+        self.state = if self.cancel_requested() {
+            UpdateState::Cancelled { at: now }
+        } else {
+            let left = match &self.state {
+                UpdateState::InFlight { phase, .. } => {
+                    format!("the device was last known as {}", phase.name())
+                }
+                UpdateState::Pending {
+                    last_failure: Some(failure),
+                    ..
+                } => format!("its last attempt ended as {}", failure.code),
+                _ if self.attempt == 0 => "it was never offered".to_owned(),
+                _ => "the device took the offer no further".to_owned(),
+            };
+            let message = format!("not done within its time: {left}");
+            let failure = Failure::new("timeout", message, Retry::Never);
+            UpdateState::Failed { at: now, failure }
+        };
+        self.updated_at = now;
+        self
+    }
+
+    /// An admin's retry of a failed update, which has until `give_up_at` this time.
+    pub fn retry(
+        mut self,
+        now: Timestamp,
+        give_up_at: Option<Timestamp>,
+    ) -> Result<Self, RetryError> {
         let UpdateState::Failed { failure, .. } = self.state else {
             return Err(RetryError(self.status()));
         };
         self.retries += 1;
         self.max_retries = self.max_retries.max(self.retries);
+        self.give_up_at = give_up_at;
         self.state = UpdateState::Pending {
             due_at: now,
             lost_at: None,

@@ -1,6 +1,8 @@
 //! Each transition of a campaign, and each refusal.
 
-use device_ota_domain::campaign::{CampaignState, Running, TransitionError};
+use device_ota_domain::campaign::{
+    Accepted, CampaignState, Counts, Running, Tally, TransitionError,
+};
 use device_ota_domain::rollback::RollbackTrigger;
 
 use crate::sample::at;
@@ -9,6 +11,13 @@ const RUNNING: fn(u16) -> Running = |open_stage| Running {
     started_at: at(1),
     open_stage,
     stage_opened_at: at(2),
+    accepted: ACCEPTED,
+};
+
+const ACCEPTED: Accepted = Accepted {
+    completed: 0,
+    failed: 0,
+    stage: None,
 };
 
 fn all() -> [CampaignState; 7] {
@@ -25,17 +34,25 @@ fn all() -> [CampaignState; 7] {
             reason: "lunch".into(),
         },
         RollingBack {
+            started_at: Some(at(1)),
             rollback_started_at: at(4),
             trigger,
             reason: "bad".into(),
         },
         RolledBack {
+            started_at: Some(at(1)),
             ended_at: at(5),
             trigger,
             reason: "bad".into(),
         },
-        Completed { ended_at: at(6) },
-        Cancelled { ended_at: at(7) },
+        Completed {
+            started_at: Some(at(1)),
+            ended_at: at(6),
+        },
+        Cancelled {
+            started_at: Some(at(1)),
+            ended_at: at(7),
+        },
     ]
 }
 
@@ -70,6 +87,7 @@ fn start() {
         started_at: at(9),
         open_stage: 0,
         stage_opened_at: at(9),
+        accepted: ACCEPTED,
     };
     assert_eq!(next, [CampaignState::InProgress(begun)]);
 }
@@ -83,27 +101,55 @@ fn pause_and_resume_come_back_to_the_same_place() {
         reason: "lunch".into(),
     };
     assert_eq!(next, [paused]);
-    let next = takes(
-        &["paused"],
-        "resumed",
-        "; only a paused one can",
-        CampaignState::resume,
-    );
-    assert_eq!(next, [CampaignState::InProgress(RUNNING(1))]);
+    let next = takes(&["paused"], "resumed", "; only a paused one can", |s| {
+        s.resume(&counts(1))
+    });
+    let resumed = |stage| {
+        CampaignState::InProgress(Running {
+            accepted: Accepted {
+                completed: 7,
+                failed: 4,
+                stage,
+            },
+            ..RUNNING(1)
+        })
+    };
+    assert_eq!(next, [resumed(None)]);
+    let over = all()[2].clone().resume(&counts(0)).unwrap();
+    assert_eq!(over, resumed(Some(1)), "both open stages have ended");
+}
+
+/// Three stages, two of them with results; so many devices of the second one wait.
+fn counts(pending: u64) -> Counts {
+    let tally = |completed, failed, pending| Tally {
+        completed,
+        failed,
+        pending,
+        ..Tally::default()
+    };
+    Counts {
+        stages: vec![tally(5, 3, 0), tally(2, 1, pending), tally(0, 0, 9)],
+        rollbacks: Tally::default(),
+    }
 }
 
 #[test]
 fn cancel() {
     let next = takes(
-        &["created", "in_progress", "paused"],
+        &["created", "in_progress", "paused", "rolling_back"],
         "cancelled",
         "",
         |s| s.cancel(at(9)),
     );
-    assert!(
-        next.into_iter()
-            .all(|s| s == CampaignState::Cancelled { ended_at: at(9) })
-    );
+    let cancelled = |started_at| CampaignState::Cancelled {
+        started_at,
+        ended_at: at(9),
+    };
+    let [created, others @ ..] = next.as_slice() else {
+        panic!("{next:?}");
+    };
+    assert_eq!(*created, cancelled(None));
+    assert!(others.iter().all(|s| *s == cancelled(Some(at(1)))));
 }
 
 #[test]
@@ -115,6 +161,7 @@ fn stages_open_one_after_the_other() {
         started_at: at(1),
         open_stage: 2,
         stage_opened_at: at(9),
+        accepted: ACCEPTED,
     };
     assert_eq!(next, [CampaignState::InProgress(opened)]);
     for stage in [0, 1, 3, u16::MAX] {
@@ -141,6 +188,7 @@ fn roll_back() {
         s.roll_back(at(9), trigger, "too many")
     });
     let back = CampaignState::RollingBack {
+        started_at: Some(at(1)),
         rollback_started_at: at(9),
         trigger,
         reason: "too many".into(),
@@ -149,16 +197,34 @@ fn roll_back() {
 }
 
 #[test]
+fn reopen_keeps_why_it_was_rolled_back() {
+    let hint = "; only one that was rolled back can";
+    let next = takes(&["rolled_back"], "reopened", hint, |s| s.reopen(at(9)));
+    let back = CampaignState::RollingBack {
+        started_at: Some(at(1)),
+        rollback_started_at: at(9),
+        trigger: RollbackTrigger::Manual,
+        reason: "bad".into(),
+    };
+    assert_eq!(next, [back]);
+}
+
+#[test]
 fn finish_ends_a_rollout_and_a_rollback() {
     let next = takes(&["in_progress", "rolling_back"], "finished", "", |s| {
         s.finish(at(9))
     });
     let back = CampaignState::RolledBack {
+        started_at: Some(at(1)),
         ended_at: at(9),
         trigger: RollbackTrigger::Manual,
         reason: "bad".into(),
     };
-    assert_eq!(next, [CampaignState::Completed { ended_at: at(9) }, back]);
+    let done = CampaignState::Completed {
+        started_at: Some(at(1)),
+        ended_at: at(9),
+    };
+    assert_eq!(next, [done, back]);
 }
 
 #[test]
@@ -178,4 +244,20 @@ fn statuses_are_the_ones_of_the_filters_and_survive_storage() {
         .map(CampaignState::status)
         .collect();
     assert_eq!(active, ["in_progress", "paused", "rolling_back"]);
+}
+
+#[test]
+fn when_it_started_is_kept_to_the_end() {
+    for state in all() {
+        let begun = (state.status() != "created").then(|| at(1));
+        assert_eq!(state.started_at(), begun, "{}", state.status());
+    }
+    // A state that an earlier version wrote.
+    let older = r#"{"status": "completed", "ended_at": "2026-01-01T00:00:00Z"}"#;
+    let older: CampaignState = serde_json::from_str(older).unwrap();
+    assert_eq!(older.started_at(), None);
+    let older = r#"{"status": "in_progress", "started_at": "2026-01-01T00:00:00Z", "open_stage": 1,
+        "stage_opened_at": "2026-01-01T00:00:00Z"}"#;
+    let older: CampaignState = serde_json::from_str(older).unwrap();
+    assert!(matches!(older, CampaignState::InProgress(running) if running.accepted == ACCEPTED));
 }

@@ -1,11 +1,12 @@
 //! Properties of the planner over arbitrary campaigns and counts.
 
 use device_ota_domain::campaign::{
-    Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Tally,
+    Accepted, Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Tally,
 };
 use device_ota_domain::planner::{Action, Plan, plan};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
+use device_ota_domain::why::Why;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -70,6 +71,7 @@ fn running(open_stage: u16, opened: i64) -> Running {
         started_at: at(0),
         open_stage,
         stage_opened_at: at(opened),
+        accepted: Accepted::default(),
     }
 }
 
@@ -83,17 +85,25 @@ fn any_state() -> impl Strategy<Value = CampaignState> {
             reason: String::new(),
         },
         2 => CampaignState::RollingBack {
+            started_at: None,
             rollback_started_at: at(0),
             trigger,
             reason: String::new(),
         },
         3 => CampaignState::RolledBack {
+            started_at: None,
             ended_at: at(0),
             trigger,
             reason: String::new(),
         },
-        4 => CampaignState::Completed { ended_at: at(0) },
-        5 => CampaignState::Cancelled { ended_at: at(0) },
+        4 => CampaignState::Completed {
+            started_at: None,
+            ended_at: at(0),
+        },
+        5 => CampaignState::Cancelled {
+            started_at: None,
+            ended_at: at(0),
+        },
         _ => CampaignState::InProgress(running(if which == 6 { stage % 4 } else { stage }, 0)),
     })
 }
@@ -219,8 +229,8 @@ proptest! {
         match campaign.state {
             CampaignState::InProgress(_) | CampaignState::RollingBack { .. } => {}
             CampaignState::Cancelled { .. } => {
-                let only = [Action::CancelPending, Action::CancelInFlight];
-                prop_assert!(plan.actions.iter().all(|action| only.contains(action)), "{plan:?}");
+                let stops = |a: &Action| matches!(a, Action::CancelPending(_) | Action::CancelInFlight(_));
+                prop_assert!(plan.actions.iter().all(stops), "{plan:?}");
             }
             // A device completed after the others had gone back: it goes back, too.
             CampaignState::RolledBack { .. } if counts.rollbacks.total() < counts.updates().completed => {
@@ -254,12 +264,41 @@ proptest! {
     }
 
     #[test]
+    fn a_resume_accepts_what_there_is_and_the_threshold_looks_at_what_comes(
+        open in 0_u16..4, before in small_counts(), (completed, failed) in (0_u64..20, 0_u64..20),
+        threshold in 0_u8..=100, samples in 0_u64..10, auto_rollback: bool,
+    ) {
+        let mut spec = spec(&json!({}));
+        spec.failure_threshold_percent = f64::from(threshold);
+        spec.failure_min_samples = samples;
+        spec.auto_rollback = auto_rollback;
+        let stops = |plan: &Plan| matches!(plan.actions.as_slice(), [Action::RollBack { .. } | Action::Pause { .. }]);
+        let state = CampaignState::InProgress(running(open, 0)).pause(at(1), "").unwrap();
+        let campaign = campaign(spec, state.resume(&before).unwrap());
+        let at_once = plan(at(2), &campaign, &before);
+        prop_assert!(!stops(&at_once), "{:?}", at_once);
+
+        // As much again happens, and somebody still waits in the stage that is open.
+        let mut after = before.clone();
+        after.stages[0].pending += 1;
+        after.stages[0].completed += completed;
+        after.stages[0].failed += failed;
+        let all = after.updates();
+        let above = |failed: u64, settled: u64| failed * 100 > u64::from(threshold) * settled;
+        let breached = completed + failed >= samples.max(1)
+            && above(failed, completed + failed)
+            && above(all.failed, all.settled());
+        let later = plan(at(3), &campaign, &after);
+        prop_assert_eq!(stops(&later), breached, "{:?}", later);
+    }
+
+    #[test]
     fn a_campaign_finishes_exactly_when_every_row_has_ended(counts in small_counts(), back: bool) {
         let mut spec = spec(&json!({}));
         spec.failure_threshold_percent = 100.0;
         let reason = String::new();
         let state = if back {
-            CampaignState::RollingBack { rollback_started_at: at(0), trigger: RollbackTrigger::Manual, reason }
+            CampaignState::RollingBack { started_at: None, rollback_started_at: at(0), trigger: RollbackTrigger::Manual, reason }
         } else {
             CampaignState::InProgress(running(3, 0))
         };
@@ -289,10 +328,48 @@ fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
         stages: vec![canary, rest],
         rollbacks: Tally::default(),
     };
-    let reason = "stage 5% ended with too few successes to open the next".to_owned();
+    let reason =
+        "stage 5% ended with too few successes to open the next; a resume opens it all the same"
+            .to_owned();
     assert_eq!(
         plan(at(0), &campaign, &counts).actions,
         [Action::Pause { reason }]
+    );
+    // A resume opens the next stage, once the soak is over, too.
+    let mut resumed = campaign.clone();
+    resumed.state = campaign
+        .state
+        .pause(at(1), "")
+        .unwrap()
+        .resume(&counts)
+        .unwrap();
+    assert_eq!(
+        plan(at(2), &resumed, &counts).actions,
+        [Action::OpenStage(1)]
+    );
+    resumed.spec.stages[0].gate.soak_seconds = 100;
+    assert_eq!(plan(at(2), &resumed, &counts).waits, [Why::GateSoak]);
+}
+
+#[test]
+fn a_cancelled_rollback_stops_what_waits_and_asks_what_is_in_flight() {
+    let state = CampaignState::InProgress(running(1, 0));
+    let state = state.roll_back(at(5), RollbackTrigger::Manual, "bad");
+    let state = state.unwrap().cancel(at(6)).unwrap();
+    let campaign = campaign(spec(&json!({})), state);
+    let open = Tally {
+        pending: 2,
+        in_flight: 1,
+        ..Tally::default()
+    };
+    let counts = Counts {
+        stages: vec![Tally::default()],
+        rollbacks: open,
+    };
+    let back = UpdateAction::Rollback;
+    assert_eq!(
+        plan(at(7), &campaign, &counts).actions,
+        [Action::CancelPending(back), Action::CancelInFlight(back)]
     );
 }
 
@@ -320,8 +397,8 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
     assert_eq!(
         first,
         [
-            Action::CancelPending,
-            Action::CancelInFlight,
+            Action::CancelPending(UpdateAction::Update),
+            Action::CancelInFlight(UpdateAction::Update),
             Action::MakeRollbacks
         ]
     );
@@ -340,7 +417,7 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
     };
     assert_eq!(
         plan(at(6), &campaign, &counts).actions,
-        [Action::CancelInFlight, claim]
+        [Action::CancelInFlight(UpdateAction::Update), claim]
     );
     counts.stages[0] = Tally {
         completed: 4,

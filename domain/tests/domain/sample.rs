@@ -62,6 +62,7 @@ pub(crate) fn pending() -> Update {
         retries: 0,
         max_retries: 2,
         timeout_seconds: 3_600,
+        give_up_at: None,
         progress: Progress::default(),
         state: UpdateState::Pending {
             due_at: at(0),

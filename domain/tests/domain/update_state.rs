@@ -217,7 +217,7 @@ fn a_retry_makes_no_lie_true() {
     };
     // While the retry waits, neither of its own kind nor by an admin does the lie about the attempt before count.
     let waits = changed(in_phase(Phase::Installing), &fails(2, Retry::Now));
-    let by_admin = failed().retry(at(40)).unwrap();
+    let by_admin = failed().retry(at(40), None).unwrap();
     for update in [waits.clone(), by_admin.clone()] {
         ignored(update, &lie(1, 3), "attempt_over");
     }
@@ -228,7 +228,7 @@ fn a_retry_makes_no_lie_true() {
         let lied = changed(again.clone(), &lie(2, 1));
         assert_eq!(failure(&lied), ("version_mismatch", Group::Failed));
         // And after the lie was found out, and tried again once more.
-        let again = lied.retry(at(70)).unwrap();
+        let again = lied.retry(at(70), None).unwrap();
         ignored(again, &lie(2, 2), "attempt_over");
     }
 }

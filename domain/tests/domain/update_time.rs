@@ -190,7 +190,7 @@ fn an_admin_retries_what_failed_and_nothing_else() {
         retries: 2,
         ..failed()
     }
-    .retry(at(60))
+    .retry(at(60), None)
     .unwrap();
     assert_eq!((due(&again), again.retries, again.max_retries), (60, 3, 3));
     assert_eq!(failure(&again), ("install_failed", Group::Pending));
@@ -200,6 +200,53 @@ fn an_admin_retries_what_failed_and_nothing_else() {
             "an update that is {} cannot be retried; only a failed one can",
             update.status()
         );
-        assert_eq!(update.retry(at(60)).unwrap_err().to_string(), text);
+        assert_eq!(update.retry(at(60), None).unwrap_err().to_string(), text);
     }
+}
+
+#[test]
+fn a_rollback_ends_when_its_time_is_over_whatever_its_device_does() {
+    let until = |update: Update| Update {
+        give_up_at: Some(at(100)),
+        ..update
+    };
+    let message = |update: &Update| match &update.state {
+        UpdateState::Failed { failure, .. } => failure.message.clone(),
+        other => panic!("{other:?}"),
+    };
+    let waits_again = changed(in_phase(Phase::Installing), &fails(2, Retry::Now));
+    for (update, says) in [
+        (pending(), "it was never offered"),
+        (
+            in_phase(Phase::Rebooting),
+            "the device was last known as rebooting",
+        ),
+        (waits_again, "its last attempt ended as install_failed"),
+    ] {
+        let update = until(update);
+        assert_eq!(update.clone().expire(&heard(99)), None);
+        let ended = update.expire(&heard(100)).unwrap();
+        assert_eq!(failure(&ended), ("timeout", Group::Failed));
+        assert_eq!(message(&ended), format!("not done within its time: {says}"));
+    }
+    let asked = in_phase(Phase::Downloading).cancel(at(40)).unwrap();
+    let ended = until(asked).expire(&heard(100)).unwrap();
+    assert_eq!(ended.group(), Group::Cancelled);
+
+    // It is not forgotten: it may succeed after all, and an admin may give it more time.
+    let ended = until(in_phase(Phase::Rebooting))
+        .expire(&heard(100))
+        .unwrap();
+    assert_eq!(ended.clone().expire(&heard(1_000)), None);
+    let done = Report {
+        version: Some("2.0.0".into()),
+        ..says(2, Reported::Completed)
+    };
+    assert_eq!(changed(ended.clone(), &done).group(), Group::Completed);
+    let again = ended.retry(at(200), Some(at(300))).unwrap();
+    assert_eq!(again.clone().expire(&heard(299)), None);
+    assert_eq!(
+        failure(&again.expire(&heard(300)).unwrap()),
+        ("timeout", Group::Failed)
+    );
 }

@@ -121,6 +121,19 @@ pub struct ClaimQuery {
     pub requires: Requires,
 }
 
+/// The terms of a campaign's rollbacks.
+#[derive(Debug, Clone, Copy)]
+pub struct RollbackTerms<'r> {
+    /// By whom or what.
+    pub trigger: RollbackTrigger,
+    /// For people.
+    pub reason: &'r str,
+    /// Now.
+    pub at: Timestamp,
+    /// Those that are not done by then end as failed.
+    pub give_up_at: Timestamp,
+}
+
 /// An update that may be offered, and what its device runs.
 #[derive(Debug, Clone)]
 pub struct Claimable {
@@ -316,12 +329,24 @@ pub trait Tx: Send {
     async fn make_rollbacks(
         &mut self,
         campaign: &Campaign,
-        trigger: RollbackTrigger,
-        reason: &str,
+        terms: &RollbackTerms<'_>,
+    ) -> Result<u64>;
+    /// Cancels every pending update, or every pending rollback, of the campaign and moves the counters. Answers how
+    /// many.
+    async fn cancel_pending(
+        &mut self,
+        campaign: &CampaignId,
+        action: Action,
         at: Timestamp,
     ) -> Result<u64>;
-    /// Cancels every pending update (not rollback) of the campaign and moves the counters. Answers how many.
-    async fn cancel_pending(&mut self, campaign: &CampaignId, at: Timestamp) -> Result<u64>;
+    /// Lets every cancelled rollback of the campaign wait once more until `give_up_at`, of devices that still run what
+    /// it takes them off, and moves the counters. Answers how many.
+    async fn revive_rollbacks(
+        &mut self,
+        campaign: &CampaignId,
+        at: Timestamp,
+        give_up_at: Timestamp,
+    ) -> Result<u64>;
 
     /// Inserts one update outside of any campaign, with its log entry when it is a rollback.
     async fn insert_update(
@@ -337,8 +362,13 @@ pub trait Tx: Send {
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
-    /// Updates of the campaign in flight whose cancel has not been asked for and still helps, locked.
-    async fn cancellable(&mut self, campaign: &CampaignId, limit: u32) -> Result<Vec<Update>>;
+    /// Updates, or rollbacks, of the campaign in flight whose cancel has not been asked for and still helps, locked.
+    async fn cancellable(
+        &mut self,
+        campaign: &CampaignId,
+        action: Action,
+        limit: u32,
+    ) -> Result<Vec<Update>>;
     /// Writes attempt, seq, retries, progress, versions, state and times of existing rows, in bulk.
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()>;
     /// Moves counters: each delta as many times as its number.

@@ -1,5 +1,7 @@
 //! An engine with real parts; only the clock, the randomness and the devices' end of the wire are the test's.
 
+mod fleet;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

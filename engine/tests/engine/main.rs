@@ -8,6 +8,7 @@
 
 mod adversity;
 mod credentials;
+mod ends;
 mod fixture;
 
 mod ingest;

@@ -125,7 +125,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             waits: view.waits.iter().cloned().map(WhyDto::from).collect(),
             created_at: campaign.created_at,
             updated_at: campaign.updated_at,
-            started_at: running(state).map(|running| running.started_at),
+            started_at: state.started_at(),
             completed_at: ended_at(state),
             created_by: &campaign.created_by,
         }
@@ -207,8 +207,8 @@ fn trigger(state: &CampaignState) -> Option<RollbackTrigger> {
 fn ended_at(state: &CampaignState) -> Option<Timestamp> {
     match state {
         CampaignState::RolledBack { ended_at, .. }
-        | CampaignState::Completed { ended_at }
-        | CampaignState::Cancelled { ended_at } => Some(*ended_at),
+        | CampaignState::Completed { ended_at, .. }
+        | CampaignState::Cancelled { ended_at, .. } => Some(*ended_at),
         _ => None,
     }
 }
@@ -228,7 +228,7 @@ impl From<&Tally> for RollbackTallyDto {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use device_ota_domain::Campaign;
-    use device_ota_domain::campaign::CampaignDraft;
+    use device_ota_domain::campaign::{Accepted, CampaignDraft};
     use device_ota_domain::why::Why;
 
     use super::super::firmware::tests::firmware;
@@ -366,6 +366,7 @@ mod tests {
             started_at,
             open_stage: 0,
             stage_opened_at: started_at,
+            accepted: Accepted::default(),
         });
         let canary = Tally {
             completed: 3,

@@ -255,6 +255,7 @@ mod tests {
             last_seq: 0,
             retries: 0,
             max_retries: 3,
+            give_up_at: None,
             timeout_seconds: 90,
             progress: Progress::default(),
             state,

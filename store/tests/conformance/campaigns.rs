@@ -3,7 +3,7 @@
 use device_ota_domain::campaign::{Campaign, Priority};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_domain::update::UpdateState;
+use device_ota_domain::update::{Action, UpdateState};
 use device_ota_engine::ports::StoreError;
 use device_ota_engine::ports::store::{CampaignFilter, Store, UpdateFilter};
 
@@ -128,7 +128,12 @@ async fn the_planner_sees_what_may_still_move(store: &dyn Store) {
     tx.commit().await.unwrap();
     assert_eq!(to_plan().await, ["c3", "c2"], "it still has updates open");
     let mut tx = store.begin().await.unwrap();
-    assert_eq!(tx.cancel_pending(&cancelled.id, at(9)).await.unwrap(), 4);
+    assert_eq!(
+        tx.cancel_pending(&cancelled.id, Action::Update, at(9))
+            .await
+            .unwrap(),
+        4
+    );
     tx.commit().await.unwrap();
     assert_eq!(to_plan().await, ["c2"]);
 }
@@ -276,8 +281,18 @@ async fn cancelling_ends_what_waits(store: &dyn Store) {
     query.limit = 3;
     claim(store, &query).await;
     let mut tx = store.begin().await.unwrap();
-    assert_eq!(tx.cancel_pending(&campaign.id, at(6)).await.unwrap(), 7);
-    assert_eq!(tx.cancel_pending(&campaign.id, at(6)).await.unwrap(), 0);
+    assert_eq!(
+        tx.cancel_pending(&campaign.id, Action::Update, at(6))
+            .await
+            .unwrap(),
+        7
+    );
+    assert_eq!(
+        tx.cancel_pending(&campaign.id, Action::Update, at(6))
+            .await
+            .unwrap(),
+        0
+    );
     tx.commit().await.unwrap();
     let counts = store.counts(&campaign.id).await.unwrap();
     assert_eq!(

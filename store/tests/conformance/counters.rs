@@ -63,7 +63,10 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
             claim_in(tx.as_mut(), &query).await;
         }
         6..14 => {
-            let flying = tx.cancellable(&campaign.id, limit).await.unwrap();
+            let flying = tx
+                .cancellable(&campaign.id, Action::Update, limit)
+                .await
+                .unwrap();
             let moved: Vec<Update> = flying
                 .into_iter()
                 .map(|update| moved(update, random))
@@ -80,12 +83,20 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
                 .unwrap();
         }
         14 => {
-            tx.make_rollbacks(campaign, RollbackTrigger::Manual, "", at(9))
-                .await
-                .unwrap();
+            let back = rollback_terms(RollbackTrigger::Manual, "", 9);
+            tx.make_rollbacks(campaign, &back).await.unwrap();
         }
         _ if random.is_multiple_of(3) => {
-            tx.cancel_pending(&campaign.id, at(9)).await.unwrap();
+            for action in [Action::Update, Action::Rollback] {
+                tx.cancel_pending(&campaign.id, action, at(9))
+                    .await
+                    .unwrap();
+            }
+        }
+        _ if random.is_multiple_of(5) => {
+            tx.revive_rollbacks(&campaign.id, at(9), at(99))
+                .await
+                .unwrap();
         }
         _ => {}
     }

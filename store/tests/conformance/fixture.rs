@@ -6,9 +6,12 @@ use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Delta,
 use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
+use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
-use device_ota_engine::ports::store::{ClaimQuery, NewDevice, Registered, Store, Touch, Tx};
+use device_ota_engine::ports::store::{
+    ClaimQuery, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
+};
 use jiff::{SignedDuration, Timestamp};
 
 /// The model of all devices and images, unless a story says otherwise.
@@ -269,6 +272,7 @@ pub(crate) fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str
         last_seq: 0,
         retries: 0,
         max_retries: 3,
+        give_up_at: None,
         timeout_seconds: 600,
         progress: Progress::default(),
         state: UpdateState::Pending {
@@ -298,5 +302,19 @@ pub(crate) fn event(n: i64, entity: &str) -> Event {
         entity: entity.into(),
         data: serde_json::json!({ "n": n }),
         at: at(n),
+    }
+}
+
+/// The terms of rollbacks that are made at second `now` and have a thousand seconds.
+pub(crate) fn rollback_terms(
+    trigger: RollbackTrigger,
+    reason: &str,
+    now: i64,
+) -> RollbackTerms<'_> {
+    RollbackTerms {
+        trigger,
+        reason,
+        at: at(now),
+        give_up_at: at(now + 1_000),
     }
 }

@@ -13,6 +13,7 @@ crate::stories!(
     the_image_to_go_back_to_is_the_best_there_is,
     a_single_rollback_is_logged,
     every_rollback_and_what_is_cancelled_is_told,
+    a_cancelled_rollback_waits_again_where_it_has_something_to_take_back,
 );
 
 /// What is made or ended at a stroke is told by the database itself, in the form that the domain gives it.
@@ -41,13 +42,13 @@ async fn every_rollback_and_what_is_cancelled_is_told(store: &dyn Store) {
     .await;
     complete(store, &claimed).await;
     let mut tx = store.begin().await.unwrap();
-    tx.cancel_pending(&campaign.id, at(59)).await.unwrap();
+    tx.cancel_pending(&campaign.id, Action::Update, at(59))
+        .await
+        .unwrap();
     let made = tx
         .make_rollbacks(
             &campaign,
-            RollbackTrigger::FailureThreshold,
-            "it \"fails\"",
-            at(60),
+            &rollback_terms(RollbackTrigger::FailureThreshold, "it \"fails\"", 60),
         )
         .await
         .unwrap();
@@ -131,9 +132,7 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
     let made = tx
         .make_rollbacks(
             &campaign,
-            RollbackTrigger::FailureThreshold,
-            "too many",
-            at(60),
+            &rollback_terms(RollbackTrigger::FailureThreshold, "too many", 60),
         )
         .await
         .unwrap();
@@ -141,9 +140,7 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
     let again = tx
         .make_rollbacks(
             &campaign,
-            RollbackTrigger::FailureThreshold,
-            "too many",
-            at(60),
+            &rollback_terms(RollbackTrigger::FailureThreshold, "too many", 60),
         )
         .await
         .unwrap();
@@ -152,7 +149,10 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
     complete(store, &claimed[4..5]).await;
     let mut tx = store.begin().await.unwrap();
     let late = tx
-        .make_rollbacks(&campaign, RollbackTrigger::Manual, "late", at(60))
+        .make_rollbacks(
+            &campaign,
+            &rollback_terms(RollbackTrigger::Manual, "late", 60),
+        )
         .await
         .unwrap();
     assert_eq!(late, 1, "one that completed afterwards");
@@ -166,6 +166,16 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
         .await
         .unwrap();
     assert_eq!(log.len(), 5);
+    // Each that waits is looked at when its time is over; the one that was born failed is not.
+    let rollbacks_at = async |now| {
+        let mut ripe = store.expired(at(now), 10).await.unwrap();
+        ripe.retain(|r| r.update.action == Action::Rollback);
+        ripe
+    };
+    assert!(rollbacks_at(1_059).await.is_empty());
+    let ripe = rollbacks_at(1_060).await;
+    assert_eq!(ripe.len(), 4);
+    assert!(ripe.iter().all(|r| r.update.give_up_at == Some(at(1_060))));
     assert_eq!(
         (log[0].trigger, log[0].reason.as_str()),
         (RollbackTrigger::Manual, "late")
@@ -231,7 +241,7 @@ async fn the_image_to_go_back_to_is_the_best_there_is(store: &dyn Store) {
     let campaign = start(store, campaign(1, &new, ""), &new).await;
     complete(store, &claim(store, &all_due(&campaign, at(5))).await).await;
     let mut tx = store.begin().await.unwrap();
-    tx.make_rollbacks(&campaign, RollbackTrigger::Manual, "", at(6))
+    tx.make_rollbacks(&campaign, &rollback_terms(RollbackTrigger::Manual, "", 6))
         .await
         .unwrap();
     tx.commit().await.unwrap();
@@ -275,4 +285,65 @@ async fn a_single_rollback_is_logged(store: &dyn Store) {
         log[0].rollback_id,
         device_ota_domain::RollbackId::of(&update.id)
     );
+}
+
+async fn a_cancelled_rollback_waits_again_where_it_has_something_to_take_back(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    let keys = fleet(store, 3).await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    complete(store, &claim(store, &all_due(&campaign, at(5))).await).await;
+    let runs = async |n: usize, version: &str| {
+        let said = Touch {
+            device: keys[n],
+            version: Some(version.into()),
+            ..Touch::default()
+        };
+        touch(store, &[said]).await;
+    };
+    for n in 0..3 {
+        runs(n, "2.0.0").await;
+    }
+    let mut tx = store.begin().await.unwrap();
+    tx.make_rollbacks(&campaign, &rollback_terms(RollbackTrigger::Manual, "", 6))
+        .await
+        .unwrap();
+    let cancelled = tx.cancel_pending(&campaign.id, Action::Rollback, at(7));
+    assert_eq!(cancelled.await.unwrap(), 3);
+    tx.commit().await.unwrap();
+    let counts = store.counts(&campaign.id).await.unwrap();
+    assert_eq!(
+        (counts.rollbacks.cancelled, counts.updates().completed),
+        (3, 3)
+    );
+    assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+
+    // One has gone back by other means.
+    runs(1, "1.0.0").await;
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(
+        tx.revive_rollbacks(&campaign.id, at(8), at(1_000))
+            .await
+            .unwrap(),
+        2
+    );
+    assert_eq!(
+        tx.revive_rollbacks(&campaign.id, at(8), at(1_000))
+            .await
+            .unwrap(),
+        0
+    );
+    tx.commit().await.unwrap();
+    let counts = store.counts(&campaign.id).await.unwrap();
+    assert_eq!(
+        (counts.rollbacks.pending, counts.rollbacks.cancelled),
+        (2, 1)
+    );
+    assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
+    let back = ClaimQuery {
+        action: Action::Rollback,
+        ..all_due(&campaign, at(9))
+    };
+    assert_eq!(claim(store, &back).await.len(), 2);
 }

@@ -65,6 +65,7 @@ async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
             last_seq: u64::from(n) * 7,
             retries: n,
             max_retries: n + 1,
+            give_up_at: (n % 3 == 0).then(|| at(99)),
             from_version: (n % 2 == 0).then(|| "1.2.3".into()),
             progress: Progress {
                 percent: 12.5,
@@ -243,14 +244,23 @@ async fn only_updates_that_can_still_stop_are_cancellable(store: &dyn Store) {
     *asked = asked.clone().cancel(at(6)).unwrap();
     let mut tx = store.begin().await.unwrap();
     tx.save_updates(&claimed).await.unwrap();
-    let found = tx.cancellable(&campaign.id, 10).await.unwrap();
+    let found = tx
+        .cancellable(&campaign.id, Action::Update, 10)
+        .await
+        .unwrap();
     let expected: Vec<_> = claimed
         .iter()
         .filter(|u| matches!(u.state, UpdateState::InFlight { phase, cancel_requested: false, .. } if phase.can_cancel()))
         .cloned()
         .collect();
     assert_eq!(found, expected);
-    assert_eq!(tx.cancellable(&campaign.id, 2).await.unwrap().len(), 2);
+    assert_eq!(
+        tx.cancellable(&campaign.id, Action::Update, 2)
+            .await
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 async fn lists_are_filtered_and_newest_first(store: &dyn Store) {

@@ -4,6 +4,7 @@ use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, Tally};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::update::Action as UpdateAction;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
@@ -84,41 +85,88 @@ impl World {
         let state = self.rollouts[index].campaign.state.clone();
         let next = match what {
             Admin::Pause => state.pause(self.now, "an admin asked"),
-            Admin::Resume => state.resume(),
+            Admin::Resume => state.resume(&self.rollouts[index].counts),
             Admin::Cancel => state.cancel(self.now),
             Admin::RollBack => state.roll_back(self.now, RollbackTrigger::Manual, "an admin asked"),
             Admin::CancelOne | Admin::RetryOne => return self.admin_of_one(index, what),
         };
-        if let Ok(next) = next {
-            self.rollouts[index].campaign.state = next;
+        let was_cancelled = matches!(self.state(index), CampaignState::Cancelled { .. });
+        let Ok(next) = next else {
+            return Ok(());
+        };
+        if was_cancelled && self.rollouts[index].counts.rollbacks.open() > 0 {
+            return Ok(()); // refused until what was asked to stop has stopped
+        }
+        self.rollouts[index].campaign.state = next;
+        if was_cancelled {
+            self.revive_rollbacks(index)?;
         }
         Ok(())
     }
 
     fn admin_of_one(&mut self, index: usize, what: Admin) -> Result<(), String> {
-        let running = matches!(
-            self.state(index),
-            CampaignState::InProgress(_) | CampaignState::Paused { .. }
-        );
-        let rows: Vec<_> = (0..self.rows.len())
-            .filter(|row| self.rows[*row].rollout == index)
-            .collect();
-        if !running || rows.is_empty() {
+        let action = match self.state(index) {
+            CampaignState::InProgress(_) | CampaignState::Paused { .. } => UpdateAction::Update,
+            CampaignState::RollingBack { .. } | CampaignState::RolledBack { .. }
+                if matches!(what, Admin::RetryOne) =>
+            {
+                UpdateAction::Rollback
+            }
+            _ => return Ok(()),
+        };
+        let rows = self.rows_of(index, action);
+        if rows.is_empty() {
             return Ok(());
         }
         let row = rows[self.rng.random_range(0..rows.len())];
-        let update = self.rows[row].update.clone();
         if matches!(what, Admin::RetryOne) {
-            return update
-                .retry(self.now)
-                .map_or(Ok(()), |again| self.retry(row, again));
+            return self.retry_one(index, row);
         }
-        let Ok(update) = update.cancel(self.now) else {
+        let Ok(update) = self.rows[row].update.clone().cancel(self.now) else {
             return Ok(());
         };
         self.apply(row, update)?;
         self.send(row);
         Ok(())
+    }
+
+    /// A failed rollback of a campaign that was rolled back opens it once more.
+    fn retry_one(&mut self, index: usize, row: usize) -> Result<(), String> {
+        let update = self.rows[row].update.clone();
+        // Without its image a rollback cannot be tried again.
+        let nowhere = update.to_version.is_empty();
+        let end = (update.action == UpdateAction::Rollback).then(|| self.rollbacks_end_by());
+        let Ok(again) = update.retry(self.now, end) else {
+            return Ok(());
+        };
+        if nowhere {
+            return Ok(());
+        }
+        if let Ok(reopened) = self.state(index).clone().reopen(self.now) {
+            self.rollouts[index].campaign.state = reopened;
+        }
+        self.retry(row, again)
+    }
+
+    /// Nothing will ever happen by itself: a campaign that still waits for devices that are gone, and
+    /// with it the stages behind them, is cancelled by its admin. True
+    /// when there was one.
+    pub(super) fn give_up_on_the_gone(&mut self) -> bool {
+        let mut gave_up = false;
+        for index in 0..self.rollouts.len() {
+            let mut open = self
+                .rows
+                .iter()
+                .filter(|row| row.rollout == index && !row.update.is_terminal());
+            if matches!(self.state(index), CampaignState::InProgress(_))
+                && open.any(|row| self.agents[row.agent].gone)
+            {
+                let state = self.state(index).clone().cancel(self.now);
+                self.rollouts[index].campaign.state = state.unwrap();
+                gave_up = true;
+            }
+        }
+        gave_up
     }
 }
 

@@ -39,6 +39,23 @@ impl World {
         self.write(row, after)
     }
 
+    /// An admin rolls a campaign back whose rollback was cancelled.
+    pub(super) fn revive_rollbacks(&mut self, rollout: usize) -> Result<(), String> {
+        for row in self.rows_of(rollout, UpdateAction::Rollback) {
+            if self.rows[row].update.group() == Group::Cancelled {
+                let mut update = self.rows[row].update.clone();
+                update.give_up_at = Some(self.rollbacks_end_by());
+                update.state = UpdateState::Pending {
+                    due_at: self.now,
+                    lost_at: None,
+                    last_failure: None,
+                };
+                self.write(row, update)?;
+            }
+        }
+        Ok(())
+    }
+
     fn write(&mut self, row: usize, after: Update) -> Result<(), String> {
         let before = &self.rows[row].update;
         let offered = before.group() != Group::InFlight && after.group() == Group::InFlight;
@@ -133,9 +150,10 @@ impl World {
             .max(1)
             .min(groups.len());
         let open = self.now.duration_since(running.stage_opened_at).as_secs();
+        let accepted = running.accepted.stage == Some(running.open_stage);
         let holds = groups.is_empty()
             || (settled >= need
-                && completed * 100 >= percent * settled
+                && (accepted || completed * 100 >= percent * settled)
                 && open >= gate.soak_seconds.cast_signed());
         rule(holds, || {
             format!("stage {stage} opened before its gate {gate:?}: {groups:?}")
@@ -181,22 +199,21 @@ impl World {
                 .iter()
                 .filter(|row| row.rollout == rollout && !row.update.is_terminal())
                 .collect();
-            // An admin may retry, or another campaign may mean, a device that is gone: its offer waits for it.
-            let wait_for_the_gone = (self.trouble.admins || self.trouble.rivals)
-                && !open.is_empty()
-                && open.iter().all(|row| self.agents[row.agent].gone);
             let ended = match state {
                 CampaignState::Completed { .. } | CampaignState::Cancelled { .. } => {
                     open.is_empty()
                 }
                 CampaignState::RolledBack { reason, .. } => {
-                    open.is_empty() && !reason.is_empty() && self.all_taken_back(rollout)
+                    open.is_empty()
+                        && !reason.is_empty()
+                        && self.all_taken_back(rollout)
+                        && self.rollouts[rollout].counts.rollbacks.cancelled == 0
                 }
                 CampaignState::Paused { reason, .. } => {
                     !reason.is_empty()
                         && open.iter().all(|row| row.update.group() == Group::Pending)
                 }
-                _ => wait_for_the_gone,
+                _ => false,
             };
             rule(ended, || {
                 format!("at rest, yet {state:?} with {} rows open", open.len())

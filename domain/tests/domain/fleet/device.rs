@@ -27,6 +27,8 @@ pub(super) enum Nature {
     Silent(Phase, i64),
     /// Falls silent at this phase for ever.
     Gone(Phase),
+    /// Completes, and is never seen again.
+    Leaves,
     /// Puts it off.
     Defers(Option<u64>),
     /// Says it completed and tells another version.
@@ -83,7 +85,7 @@ const WORK: [Phase; 5] = [
 impl Agent {
     pub(super) fn new(rng: &mut StdRng, trouble: Trouble) -> Self {
         let nature = if trouble.faults && rng.random_bool(0.5) {
-            any_nature(rng, trouble)
+            any_nature(rng)
         } else {
             Nature::Good
         };
@@ -182,6 +184,9 @@ impl Agent {
             steps.push((away - 1, Step::Runs(to.into())));
             steps.push((2, Step::Say(Reported::Completed, Some(to.into()))));
         }
+        if matches!(nature, Nature::Leaves) {
+            steps.push((5, Step::Down(None)));
+        }
         steps
     }
 
@@ -210,21 +215,20 @@ impl Agent {
     }
 }
 
-fn any_nature(rng: &mut StdRng, trouble: Trouble) -> Nature {
+fn any_nature(rng: &mut StdRng) -> Nature {
     let phase = WORK[rng.random_range(0..WORK.len())];
     let away = rng.random_range(10..3_000);
     let retry = [Retry::Now, Retry::Backoff, Retry::Never][rng.random_range(0..3)];
     let defers = [None, Some(rng.next_u64() % 5_000)][rng.random_range(0..2)];
-    match rng.random_range(0..9) {
+    match rng.random_range(0..10) {
         0 | 1 => Nature::Fails(phase, retry),
         2 => Nature::Silent(phase, away),
-        // A report that comes late, or another campaign, would leave a lost device with an offer that it never took:
-        // such an offer waits for ever, by design.
-        3 if !trouble.noise && !trouble.rivals => Nature::Gone(phase),
+        3 => Nature::Gone(phase),
         4 => Nature::Defers(defers),
         5 => Nature::Lies,
         6 => Nature::Reverts,
         7 => Nature::Mute,
+        8 => Nature::Leaves,
         _ => Nature::Absent(away),
     }
 }

@@ -15,6 +15,8 @@ use crate::sample;
 
 /// Passes over one campaign at the same time after which the planner counts as spinning.
 const MAX_PASSES: usize = 200;
+/// How long a rollback may take.
+const ROLLBACK_TIMEOUT: jiff::SignedDuration = jiff::SignedDuration::from_hours(3);
 
 impl World {
     /// Time, then every campaign until it has nothing more to do.
@@ -91,8 +93,8 @@ impl World {
             }),
             Action::Pause { reason } => self.change(rollout, |state, now| state.pause(now, reason)),
             Action::Finish => self.change(rollout, CampaignState::finish),
-            Action::CancelPending => self.cancel_pending(rollout),
-            Action::CancelInFlight => self.cancel_in_flight(rollout),
+            Action::CancelPending(action) => self.cancel_pending(rollout, action),
+            Action::CancelInFlight(action) => self.cancel_in_flight(rollout, action),
             Action::MakeRollbacks => Ok(self.make_rollbacks(rollout)),
         }
     }
@@ -166,9 +168,9 @@ impl World {
         Ok(!due.is_empty())
     }
 
-    fn cancel_pending(&mut self, rollout: usize) -> Result<bool, String> {
+    fn cancel_pending(&mut self, rollout: usize, action: UpdateAction) -> Result<bool, String> {
         let mut changed = false;
-        for row in self.rows_of(rollout, UpdateAction::Update) {
+        for row in self.rows_of(rollout, action) {
             if self.rows[row].update.group() == Group::Pending {
                 let update = self.rows[row]
                     .update
@@ -182,9 +184,9 @@ impl World {
         Ok(changed)
     }
 
-    fn cancel_in_flight(&mut self, rollout: usize) -> Result<bool, String> {
+    fn cancel_in_flight(&mut self, rollout: usize, action: UpdateAction) -> Result<bool, String> {
         let mut changed = false;
-        for row in self.rows_of(rollout, UpdateAction::Update) {
+        for row in self.rows_of(rollout, action) {
             if let UpdateState::InFlight {
                 cancel_requested: false,
                 phase,
@@ -222,7 +224,12 @@ impl World {
         changed
     }
 
-    fn rows_of(&self, rollout: usize, action: UpdateAction) -> Vec<usize> {
+    /// When a rollback that is made now ends, whatever became of its device.
+    pub(super) fn rollbacks_end_by(&self) -> jiff::Timestamp {
+        self.now.checked_add(ROLLBACK_TIMEOUT).unwrap()
+    }
+
+    pub(super) fn rows_of(&self, rollout: usize, action: UpdateAction) -> Vec<usize> {
         let is = |row: &usize| {
             self.rows[*row].rollout == rollout && self.rows[*row].update.action == action
         };
@@ -273,6 +280,7 @@ impl World {
             stage,
             max_retries: campaign.spec.max_retries,
             timeout_seconds: campaign.spec.timeout_seconds,
+            give_up_at: takes_back.map(|_| self.rollbacks_end_by()),
             state: begin,
             created_at: self.now,
             updated_at: self.now,

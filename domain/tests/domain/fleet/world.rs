@@ -125,7 +125,11 @@ impl World {
         for _ in 0..MAX_STEPS {
             let event = self.queue.first_key_value().map(|((at, _), _)| *at);
             let Some(next) = [event, self.next_due()].into_iter().flatten().min() else {
-                return self.verdict();
+                if !self.give_up_on_the_gone() {
+                    return self.verdict();
+                }
+                self.pass()?;
+                continue;
             };
             self.now = next;
             if event == Some(next)
@@ -176,7 +180,10 @@ impl World {
                 }
                 _ => None,
             });
+        let open = self.rows.iter().filter(|row| !row.update.is_terminal());
+        let ends = open.filter_map(|row| row.update.give_up_at);
         rows.flatten()
+            .chain(ends)
             .chain(soaks)
             .filter(|at| *at > self.now)
             .min()

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use device_ota_domain::{
     DeviceId,
     campaign::{Delta, Group},
+    update::Action,
 };
 use device_ota_engine::inbound::{Ack, AckSink, Inbound};
 use device_ota_engine::keyring::Keyring;
@@ -217,7 +218,9 @@ async fn a_stop_and_a_batch_of_reports_do_not_deadlock() {
     let campaign = rig.campaign.clone();
     stop.campaign(&campaign).await.unwrap();
     assert_eq!(
-        stop.cancel_pending(&campaign, Still.now()).await.unwrap(),
+        stop.cancel_pending(&campaign, Action::Update, Still.now())
+            .await
+            .unwrap(),
         1
     );
     let delta = Delta {
@@ -240,7 +243,7 @@ async fn a_stop_and_a_batch_of_reports_do_not_deadlock() {
             })
         },
         async {
-            let done = stop.cancellable(&campaign, 10).await;
+            let done = stop.cancellable(&campaign, Action::Update, 10).await;
             drop(stop);
             done.map(|_| ()).map_err(|e| {
                 format!(
