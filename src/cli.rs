@@ -1,7 +1,9 @@
 //! The command line.
 
 use clap::{Parser, Subcommand};
+use nix::sys::stat::{Mode, umask};
 
+use crate::api_keys::{self, KeysCommand};
 use crate::config::{Config, RawConfig};
 use crate::serve;
 
@@ -19,6 +21,9 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the service (the default).
     Serve,
+    /// Make, list and revoke API keys, on the database itself; the service may run meanwhile.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Say whether the configuration can be used, and what it comes to.
     CheckConfig,
 }
@@ -26,8 +31,11 @@ enum Command {
 impl Cli {
     /// Does what was asked.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        // What is written here (database, keys, images) is its owner's alone.
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let config = Config::from_sources(self.config, std::env::vars())?;
         match self.command.unwrap_or(Command::Serve) {
+            Command::Keys(command) => api_keys::run(&config, command),
             Command::Serve => serve::run(config),
             Command::CheckConfig => {
                 println!("{config:#?}");

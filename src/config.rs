@@ -3,6 +3,7 @@
 //! Each setting has one name: `HTTP_ADDR` is the flag `--http-addr`, the variable `DEVICE_OTA_HTTP_ADDR` and the key
 //! `http_addr` of the file. The later wins: file, environment, flag. A name that is not known is refused, not ignored.
 
+mod identity;
 mod parse;
 mod raw;
 
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use device_ota_engine::Rate;
+use device_ota_http::{Cors, RateLimits};
 use device_ota_protocol::topics::Prefix;
 
 pub(crate) use raw::RawConfig;
@@ -70,11 +72,26 @@ pub(crate) struct GivenKeys {
     pub release_key: Option<PathBuf>,
 }
 
+/// Which tokens are taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TokenSettings {
+    /// Of HS256.
+    pub secret: Option<Secret>,
+    /// File of PEM or a key set.
+    pub public_key: Option<PathBuf>,
+    /// `iss`.
+    pub issuer: Option<String>,
+    /// `aud`.
+    pub audience: Option<String>,
+}
+
 /// Checked settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     /// Admin API.
     pub http_addr: SocketAddr,
+    /// Calls from within the house; `None`: off.
+    pub internal_addr: Option<SocketAddr>,
     /// Where the service keeps what it makes.
     pub data_dir: PathBuf,
     /// Database.
@@ -101,8 +118,14 @@ pub(crate) struct Config {
     pub rate_limit_heartbeat: Option<Rate>,
     /// Checks a device; `None`: no limit.
     pub rate_limit_update_check: Option<Rate>,
-    /// Requests an address; `None`: no limit.
-    pub rate_limit_api: Option<Rate>,
+    /// Limits of the API.
+    pub rate_limits: RateLimits,
+    /// Web pages that may call it.
+    pub cors: Cors,
+    /// Tokens.
+    pub tokens: TokenSettings,
+    /// The service that knows other credentials.
+    pub auth_service_url: Option<Secret>,
     /// Connections at most.
     pub mqtt_max_connections: u32,
     /// Log filter.

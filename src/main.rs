@@ -1,7 +1,9 @@
 //! `device-ota`: the composition root. Reads the configuration, puts the parts together, runs them until a signal,
 //! and ends them in order. What the service does is in the crates; here is only who knows whom.
 
+mod access;
 mod admin;
+mod api_keys;
 mod cli;
 mod config;
 mod data_dir;

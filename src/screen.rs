@@ -11,6 +11,8 @@ use serde_json::json;
 pub(crate) struct Started<'s> {
     /// Admin API.
     pub http: SocketAddr,
+    /// Calls from within the house; `None`: off.
+    pub internal: Option<SocketAddr>,
     /// Devices connect here; `None` with an external broker.
     pub mqtt: Option<SocketAddr>,
     /// The external broker, without its password.
@@ -38,6 +40,7 @@ pub(crate) fn show(started: &Started<'_>) {
 fn for_programs(started: &Started<'_>) -> serde_json::Value {
     json!({
         "http": started.http.to_string(),
+        "internal": started.internal.map(|addr| addr.to_string()),
         "mqtt": started.mqtt.map(|addr| addr.to_string()),
         "bus": started.bus.map(|addr| addr.to_string()),
         "admin_key_file": started.admin_key,
@@ -61,8 +64,12 @@ fn text(started: &Started<'_>) -> String {
     } else {
         ""
     };
+    let internal = started
+        .internal
+        .map(|addr| format!("  internal    http://{addr} (X-Internal-Call, loopback only)\n"))
+        .unwrap_or_default();
     let mut text = format!(
-        "device-ota {version}{mode}\n\n  admin API   http://{http}\n  devices     {devices}\n  bus         {bus}\n  database    {}\n  admin key   {key}\n\n",
+        "device-ota {version}{mode}\n\n  admin API   http://{http}\n  devices     {devices}\n  bus         {bus}\n  database    {}\n  admin key   {key}\n{internal}\n",
         started.database,
         version = env!("CARGO_PKG_VERSION"),
     );

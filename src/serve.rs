@@ -8,13 +8,11 @@ use anyhow::Context as _;
 use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Clock, Entropy, EventSink, Store};
 use device_ota_engine::{Engine, Grants, Parts, Settings, Work};
-use device_ota_http::{Access, Api, Component, Http, RateLimits};
+use device_ota_http::{Api, Component, Http};
 use device_ota_mqtt::Bus;
 use device_ota_objects::LocalFolder;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
-use nix::sys::stat::{Mode, umask};
-use sha2::Digest as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Database, LogFormat};
@@ -23,13 +21,11 @@ use crate::edge::{self, Edge};
 use crate::screen::{self, Started};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
-use crate::{admin, keys, shutdown};
+use crate::{access, admin, keys, shutdown};
 
 /// Runs the service until a signal.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     start_log(&config)?;
-    // What the service writes (database, keys, images) is its owner's alone.
-    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -57,6 +53,7 @@ struct Assembly {
     engine: Arc<Engine>,
     work: Work,
     http: Http,
+    internal: Option<Http>,
     api: Api,
     edge: Edge,
     bus: Option<Arc<Bus>>,
@@ -77,6 +74,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_key = assembly.data.join(admin::FILE);
     let started = Started {
         http: assembly.http.local_addr(),
+        internal: assembly.internal.as_ref().map(Http::local_addr),
         mqtt: assembly.edge.local_addr(),
         broker: edge::broker_name(&config),
         bus: assembly.bus.as_ref().map(|bus| bus.local_addr()),
@@ -103,6 +101,10 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let objects = LocalFolder::open(&config.storage_path).context("STORAGE_BASE_PATH")?;
     let http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;
+    let internal = config.internal_addr.map(|addr| {
+        Http::bind(addr).with_context(|| format!("INTERNAL_ADDR: cannot listen on {addr}"))
+    });
+    let internal = internal.transpose()?;
     let edge = Edge::open(config, &data, entropy.as_ref())?;
     let bus = open_bus(config).await?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
@@ -114,7 +116,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
             .iter()
             .map(|bus| bus.clone() as Arc<dyn EventSink>)
             .collect(),
-        clock,
+        clock: clock.clone(),
         entropy,
         keyring,
         grants,
@@ -122,11 +124,9 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     });
     let api = Api {
         engine: engine.clone(),
-        access: Access::admin_key(sha2::Sha256::digest(admin_key).into()),
-        limits: RateLimits {
-            per_address: config.rate_limit_api,
-            global: None,
-        },
+        access: access::access(config, &admin_key, engine.clone(), clock)?,
+        limits: config.rate_limits,
+        cors: config.cors.clone(),
         version: env!("CARGO_PKG_VERSION"),
         run_id,
         components: components(http.local_addr(), &edge, bus.clone()),
@@ -135,6 +135,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         engine,
         work,
         http,
+        internal,
         api,
         edge,
         bus,
@@ -150,6 +151,7 @@ impl Assembly {
             engine,
             work,
             http,
+            internal,
             api,
             edge,
             bus,
@@ -163,6 +165,19 @@ impl Assembly {
             core_stop: CancellationToken::new(),
             _held: (bus, data),
         };
+        if let Some(internal) = internal {
+            let api = Api {
+                access: api.access.clone().internal(),
+                // Its request ids must not be those of the other listener.
+                run_id: format!("{}i", api.run_id),
+                ..api.clone()
+            };
+            let stop = running.edges_stop.clone();
+            running.edges.spawn(
+                "internal http",
+                async move { internal.serve(api, stop).await },
+            );
+        }
         let stop = running.edges_stop.clone();
         running
             .edges
@@ -227,7 +242,7 @@ async fn open_bus(config: &Config) -> anyhow::Result<Option<Arc<Bus>>> {
     Ok(Some(Arc::new(bus)))
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, String)> {
+pub(crate) async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, String)> {
     Ok(match &config.database {
         Database::Sqlite(path) => {
             let store = SqliteStore::open_file(path)

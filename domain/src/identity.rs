@@ -4,9 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::ToSchema;
 
 /// A kind of thing that somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum Role {
     /// Read everything but keys and the audit log.
     Viewer,
@@ -161,5 +163,39 @@ impl<'de> Deserialize<'de> for Roles {
         Ok(Vec::<Role>::deserialize(deserializer)?
             .into_iter()
             .collect())
+    }
+}
+
+/// Longest subject, in bytes.
+pub const MAX_SUBJECT_BYTES: usize = 255;
+/// The subject of what the service does by itself (PRD, *Dependencies*).
+pub const SERVICE_SUBJECT: &str = "ota_service";
+
+/// Why a text is nobody's name in the records.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// It cannot be shown.
+    #[error("subject must be 1 to {MAX_SUBJECT_BYTES} bytes without control characters")]
+    Form,
+    /// Records show it for what nobody asked for.
+    #[error("subject must not be {SERVICE_SUBJECT}, which is the service itself")]
+    Service,
+}
+
+/// Whether somebody may be known by this name.
+///
+/// ```
+/// # use device_ota_domain::identity::check_subject;
+/// assert!(check_subject("user-17").is_ok() && check_subject("a b@c").is_ok());
+/// assert!(check_subject("").is_err() && check_subject("a\nb").is_err() && check_subject("ota_service").is_err());
+/// ```
+pub fn check_subject(subject: &str) -> Result<(), SubjectError> {
+    let fits = (1..=MAX_SUBJECT_BYTES).contains(&subject.len());
+    if !fits || subject.chars().any(char::is_control) {
+        Err(SubjectError::Form)
+    } else if subject == SERVICE_SUBJECT {
+        Err(SubjectError::Service)
+    } else {
+        Ok(())
     }
 }

@@ -142,6 +142,23 @@ id!(
     "rb_456def7890123450"
 );
 
+id!(
+    /// `key_` and 16 hex digits; names an API key, and is no secret.
+    ApiKeyId,
+    "key_id",
+    is_api_key_id,
+    "it is key_ and 16 lower-case hex digits",
+    "^key_[0-9a-f]{16}$",
+    "key_0123456789abcdef"
+);
+
+impl ApiKeyId {
+    /// The id made of eight random bytes.
+    pub fn from_entropy(entropy: [u8; 8]) -> Self {
+        Self(prefixed("key_", entropy))
+    }
+}
+
 impl CampaignId {
     /// The id made of eight random bytes.
     pub fn from_entropy(entropy: [u8; 8]) -> Self {
@@ -213,6 +230,11 @@ fn is_firmware_id(text: &str) -> bool {
 
 fn is_campaign_id(text: &str) -> bool {
     text.strip_prefix("camp_")
+        .is_some_and(|d| is_hex(d, 16..=16))
+}
+
+fn is_api_key_id(text: &str) -> bool {
+    text.strip_prefix("key_")
         .is_some_and(|d| is_hex(d, 16..=16))
 }
 

@@ -10,6 +10,7 @@
 //!   engine's `dispatch` module; nothing is decided there.
 #![deny(missing_docs)]
 
+pub mod api_key;
 pub mod campaign;
 pub mod device;
 pub mod event;
@@ -23,10 +24,11 @@ pub mod rollback;
 pub mod update;
 pub mod why;
 
+pub use api_key::ApiKey;
 pub use campaign::{Campaign, CampaignSpec, CampaignState};
 pub use device::{Device, DeviceKey};
 pub use firmware::Firmware;
 pub use identity::{Role, Roles};
-pub use ids::{CampaignId, DeviceId, FirmwareId, IdError, RollbackId, UpdateId};
+pub use ids::{ApiKeyId, CampaignId, DeviceId, FirmwareId, IdError, RollbackId, UpdateId};
 pub use rollback::RollbackTrigger;
 pub use update::{Update, UpdateState};

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use device_ota_domain::identity::{Role, Roles};
+use device_ota_domain::identity::{Role, Roles, SERVICE_SUBJECT};
 
 use crate::{Error, Result};
-
-/// The subject of what the service does by itself (PRD, *Dependencies*).
-const SERVICE: &str = "ota_service";
 
 /// Somebody who asks for something. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +30,7 @@ impl Caller {
 
     /// The service itself, where nobody asked: what the planner decides, what a deadline ends.
     pub fn service() -> Self {
-        Self::new(SERVICE, Roles::ADMIN, "")
+        Self::new(SERVICE_SUBJECT, Roles::ADMIN, "")
     }
 
     /// As records show who did it: `created_by`, `uploaded_by`, `approved_by`.

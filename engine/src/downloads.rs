@@ -9,6 +9,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
 use sha2::Sha256;
 
+use crate::inbound::DeviceRef;
 use crate::ports::ObjectStream;
 use crate::{Engine, Error, Result};
 
@@ -110,6 +111,28 @@ impl Engine {
     pub async fn grant_download(&self, id: &FirmwareId) -> Result<DownloadGrant> {
         let firmware = self.firmware(id).await?;
         let (url, expires_at) = self.url(id, ADMIN, self.clock.now());
+        Ok(DownloadGrant {
+            url,
+            expires_at,
+            firmware,
+        })
+    }
+
+    /// A device's download of the image that it has a live offer of; 403 for every other one.
+    pub async fn grant_offered_download(
+        &self,
+        id: &FirmwareId,
+        device: &DeviceRef,
+    ) -> Result<DownloadGrant> {
+        let update = self.store.in_flight(device.key).await?;
+        if update.and_then(|update| update.firmware).as_ref() != Some(id) {
+            return Err(Error::forbidden(
+                "no_offer",
+                format!("device {} has no offer of this firmware", device.id),
+            ));
+        }
+        let firmware = self.firmware(id).await?;
+        let (url, expires_at) = self.device_url(id, &device.id, self.clock.now());
         Ok(DownloadGrant {
             url,
             expires_at,

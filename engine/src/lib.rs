@@ -8,6 +8,7 @@
 //! * **a background loop**: a file with a `run`, started in [`Engine::run`].
 //! * **a port**: a trait in [`ports`], an adapter crate, a field of [`Parts`].
 
+mod api_keys;
 mod caller;
 mod campaigns;
 mod changes;
@@ -21,11 +22,13 @@ mod firmware;
 mod health;
 pub mod inbound;
 mod ingest;
+mod introspection;
 pub mod keyring;
 pub mod metrics;
 mod offers;
 pub mod ports;
 mod rate;
+mod recent;
 mod relay;
 pub mod secrets;
 mod settings;
@@ -40,6 +43,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use api_keys::{ApiKeys, Uses};
 pub use caller::Caller;
 pub use campaigns::CampaignView;
 pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};
@@ -48,6 +52,7 @@ pub use error::{Error, Result};
 pub use firmware::{Upload, Uploaded};
 pub use health::Health;
 use inbound::{Inbound, Uplinks};
+pub use introspection::Introspection;
 use keyring::Keyring;
 use metrics::Metrics;
 use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
@@ -96,12 +101,14 @@ pub struct Engine {
     dispatch: Notify,
     credentials: Notify,
     chunks: mpsc::Sender<chunks::Wanted>,
+    api_keys: ApiKeys,
 }
 
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
 pub struct Work {
     uplinks: mpsc::Receiver<Inbound>,
     chunks: mpsc::Receiver<chunks::Wanted>,
+    uses: Uses,
     sinks: Vec<Arc<dyn EventSink>>,
 }
 
@@ -110,6 +117,11 @@ impl Engine {
     pub fn new(parts: Parts) -> (Arc<Self>, Work) {
         let (uplinks, uplinks_end) = Uplinks::channel();
         let (chunks, chunks_end) = mpsc::channel(chunks::QUEUE);
+        let (api_keys, uses) = ApiKeys::new(
+            parts.store.clone(),
+            parts.clock.clone(),
+            parts.entropy.clone(),
+        );
         let engine = Self {
             store: parts.store,
             objects: parts.objects,
@@ -128,10 +140,12 @@ impl Engine {
             dispatch: Notify::new(),
             credentials: Notify::new(),
             chunks,
+            api_keys,
         };
         let work = Work {
             uplinks: uplinks_end,
             chunks: chunks_end,
+            uses,
             sinks: parts.sinks,
         };
         (Arc::new(engine), work)
@@ -148,6 +162,7 @@ impl Engine {
         let Work {
             uplinks,
             chunks,
+            uses,
             sinks,
         } = work;
         let (engine, stop) = (self.clone(), shutdown.clone());
@@ -167,6 +182,14 @@ impl Engine {
                 () = chunks::run(engine, chunks) => {}
             }
             "chunks"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = api_keys::run(engine, uses) => {}
+            }
+            "api keys"
         });
         for sink in sinks {
             let (engine, stop) = (self.clone(), shutdown.clone());
@@ -188,6 +211,11 @@ impl Engine {
     /// The way in for device messages.
     pub fn uplinks(&self) -> &Uplinks {
         &self.uplinks
+    }
+
+    /// API keys.
+    pub fn api_keys(&self) -> &ApiKeys {
+        &self.api_keys
     }
 
     /// The counters.

@@ -1,34 +1,57 @@
 //! Who a request comes from, and which paths ask for nobody.
 //!
-//! Signing in happens before routing, so a path is closed unless [`is_open`] names it. `X-Internal-Call` grants
-//! nothing here (DESIGN.md, decision 6).
+//! Signing in happens before routing, so a path is closed unless [`is_open`] names it. People and services sign in
+//! with an API key or a token, devices with their own secret. `X-Internal-Call` means something on the internal
+//! listener alone, and there only what [`internal_roles`] says (DESIGN.md, decision 6).
+
+mod presented;
+mod tokens;
 
 use std::sync::Arc;
 
-use device_ota_domain::Roles;
-use http::HeaderMap;
-use http::header::{AUTHORIZATION, HeaderName};
+use device_ota_domain::{DeviceId, Role, Roles};
+use device_ota_engine::inbound::DeviceRef;
+use device_ota_engine::ports::auth::Credential;
+use device_ota_engine::{Engine, Introspection};
+use http::{HeaderMap, Method, StatusCode};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::errors::ApiError;
+use presented::{Presented, is_internal_call, presented};
+use tokens::{Checked, Tokens};
+pub use tokens::{MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 
-/// `X-API-Key` (PRD, *Authentication*).
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// Longest key that is hashed at all, in bytes; keys made here have 64.
+/// Longest key that is hashed at all, in bytes; keys made here have 68.
 const MAX_KEY_BYTES: usize = 512;
 /// Everything below needs a principal, but for [`OPEN`].
 const CLOSED: &str = "/api/";
 /// Paths under [`CLOSED`] that need none: the bytes behind time-limited links, and the roots devices are born with.
 const OPEN: [&str; 2] = ["/api/v1/ota/objects/", "/api/v1/ota/trust/"];
+/// Who internal calls come from, as records show it.
+const INTERNAL: &str = "internal";
 
 /// Somebody who signed in.
-#[derive(Debug, Clone)]
-pub(crate) struct Principal {
-    /// As records show who did it.
-    pub(crate) subject: Arc<str>,
-    /// What they may do.
-    pub(crate) roles: Roles,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Principal {
+    /// A person or a service.
+    Person {
+        /// As records show who did it.
+        subject: Arc<str>,
+        /// What they may do.
+        roles: Roles,
+    },
+    /// A device, which may do what concerns itself.
+    Device(DeviceRef),
+}
+
+impl Principal {
+    fn person(subject: impl Into<Arc<str>>, roles: Roles) -> Self {
+        Self::Person {
+            subject: subject.into(),
+            roles,
+        }
+    }
 }
 
 /// The ways in.
@@ -36,6 +59,10 @@ pub(crate) struct Principal {
 pub struct Access {
     admin_key: [u8; 32],
     admin: Principal,
+    engine: Option<Arc<Engine>>,
+    tokens: Option<Tokens>,
+    elsewhere: Option<Arc<Introspection>>,
+    internal: bool,
 }
 
 impl Access {
@@ -48,21 +75,123 @@ impl Access {
     pub(crate) fn key_of(subject: &str, roles: Roles, sha256: [u8; 32]) -> Self {
         Self {
             admin_key: sha256,
-            admin: Principal {
-                subject: subject.into(),
-                roles,
-            },
+            admin: Principal::person(subject, roles),
+            engine: None,
+            tokens: None,
+            elsewhere: None,
+            internal: false,
         }
     }
 
-    /// Who the headers prove: 401 without a valid key, 400 when they contradict each other.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
-        let key = presented(headers)?;
+    /// Also the API keys and the devices that this engine knows.
+    #[must_use]
+    pub fn known_to(self, engine: Arc<Engine>) -> Self {
+        let engine = Some(engine);
+        Self { engine, ..self }
+    }
+
+    /// Also tokens.
+    pub fn tokens(self, rules: &TokenRules) -> Result<Self, TokenRulesError> {
+        let tokens = Some(Tokens::new(rules)?);
+        Ok(Self { tokens, ..self })
+    }
+
+    /// Also what another service knows.
+    #[must_use]
+    pub fn elsewhere(self, elsewhere: Introspection) -> Self {
+        let elsewhere = Some(Arc::new(elsewhere));
+        Self { elsewhere, ..self }
+    }
+
+    /// The same for the internal listener.
+    #[must_use]
+    pub fn internal(self) -> Self {
+        Self {
+            internal: true,
+            ..self
+        }
+    }
+
+    /// Who the headers prove: 401 without a valid credential, 400 when they contradict each other.
+    pub(crate) async fn authenticate(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Principal, ApiError> {
+        match presented(headers)? {
+            Presented::Nothing if self.internal && is_internal_call(headers) => {
+                Ok(Principal::person(INTERNAL, internal_roles(method, path)))
+            }
+            Presented::Nothing => Err(ApiError::unauthorized(
+                "this needs a key or a token: send it as X-API-Key, or as Authorization: Bearer",
+            )),
+            Presented::Token(token) => self.token(token).await,
+            Presented::Key(key) => self.key(key).await,
+            Presented::Device { id, secret } => self.device(&id, &secret).await,
+        }
+    }
+
+    async fn token(&self, token: &str) -> Result<Principal, ApiError> {
+        let checked = match (&self.tokens, &self.engine) {
+            (Some(tokens), Some(engine)) => tokens.check(token, engine.clock().now()),
+            _ => Checked::Unknown,
+        };
+        match checked {
+            Checked::Good(principal) => Ok(principal),
+            Checked::Refused(why) => Err(ApiError::unauthorized(why)),
+            Checked::Unknown => self.ask(Credential::Token(token)).await,
+        }
+    }
+
+    async fn key(&self, key: &str) -> Result<Principal, ApiError> {
+        if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            return Err(ApiError::unauthorized("the key is not valid"));
+        }
         let digest = Sha256::digest(key);
-        if key.len() <= MAX_KEY_BYTES && bool::from(digest.as_slice().ct_eq(&self.admin_key)) {
-            Ok(self.admin.clone())
-        } else {
-            Err(ApiError::unauthorized("the key is not valid"))
+        if bool::from(digest.as_slice().ct_eq(&self.admin_key)) {
+            return Ok(self.admin.clone());
+        }
+        if let Some(engine) = &self.engine
+            && let Some(known) = engine.api_keys().find(key).await?
+        {
+            return if known.opens(engine.clock().now()) {
+                Ok(Principal::person(known.subject, known.roles))
+            } else {
+                Err(ApiError::unauthorized("the key has expired or was revoked"))
+            };
+        }
+        self.ask(Credential::ApiKey(key)).await
+    }
+
+    async fn device(&self, id: &DeviceId, secret: &[u8]) -> Result<Principal, ApiError> {
+        let known = match &self.engine {
+            Some(engine) => engine.authenticate(id, secret).await,
+            None => Ok(None),
+        };
+        let known = known.map_err(device_ota_engine::Error::from)?;
+        known.map(Principal::Device).ok_or_else(|| {
+            ApiError::unauthorized("the device is not known or its secret is not valid")
+        })
+    }
+
+    /// Asks the service that knows others' credentials, if there is one.
+    async fn ask(&self, credential: Credential<'_>) -> Result<Principal, ApiError> {
+        let unknown = match credential {
+            Credential::Token(_) => "the token is signed by nobody that is known here",
+            Credential::ApiKey(_) => "the key is not valid",
+        };
+        let Some(elsewhere) = &self.elsewhere else {
+            return Err(ApiError::unauthorized(unknown));
+        };
+        match elsewhere.who(credential).await {
+            Ok(Some(known)) => Ok(Principal::person(known.subject, known.roles)),
+            Ok(None) => Err(ApiError::unauthorized(unknown)),
+            Err(error) => Err(ApiError::unavailable(
+                "auth_unavailable",
+                "the service that knows this credential does not answer",
+                error.to_string(),
+            )),
         }
     }
 }
@@ -72,109 +201,24 @@ pub(crate) fn is_open(path: &str) -> bool {
     !path.starts_with(CLOSED) || OPEN.iter().any(|open| path.starts_with(open))
 }
 
-fn presented(headers: &HeaderMap) -> Result<&[u8], ApiError> {
-    let mut keys = headers.get_all(API_KEY).iter();
-    let mut tokens = headers.get_all(AUTHORIZATION).iter();
-    match (
-        keys.next(),
-        tokens.next(),
-        keys.next().is_some() || tokens.next().is_some(),
-    ) {
-        (Some(key), None, false) => Ok(key.as_bytes()),
-        (None, Some(token), false) => bearer(token.as_bytes()),
-        (None, None, _) => Err(ApiError::unauthorized(
-            "this needs a key: send it as X-API-Key, or as Authorization: Bearer",
-        )),
-        _ => Err(ApiError::invalid(
-            "two_credentials",
-            "send one key, either as X-API-Key or as Authorization",
-        )),
+/// What an internal call may do: read, and update or take back devices. Everything else needs somebody.
+fn internal_roles(method: &Method, path: &str) -> Roles {
+    let devices = path.strip_prefix("/api/v1/ota/devices/").unwrap_or("");
+    let levels = devices.split('/').collect::<Vec<_>>();
+    let moves_a_device = matches!(levels.as_slice(), [_, "update" | "rollback"]);
+    if method == Method::POST && moves_a_device {
+        Roles::from_iter([Role::Viewer, Role::Operator])
+    } else {
+        Roles::from_iter([Role::Viewer])
     }
 }
 
-fn bearer(header: &[u8]) -> Result<&[u8], ApiError> {
-    let (scheme, token) = header.split_at_checked(7).unwrap_or((header, &[]));
-    if scheme.eq_ignore_ascii_case(b"bearer ") {
-        Ok(token.trim_ascii())
-    } else {
-        Err(ApiError::unauthorized(
-            "Authorization must be of the form Bearer <key>",
-        ))
+impl ApiError {
+    /// 503 for what another service should have said.
+    fn unavailable(code: &'static str, detail: &'static str, cause: String) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).because(cause)
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-
-    fn status(pairs: &[(&'static str, &'static str)]) -> u16 {
-        let access = Access::admin_key(Sha256::digest(b"the-key").into());
-        let headers = pairs
-            .iter()
-            .map(|(n, v)| (HeaderName::from_static(n), (*v).try_into().unwrap()))
-            .collect::<HeaderMap>();
-        match access.authenticate(&headers) {
-            Ok(principal) => {
-                assert_eq!(&*principal.subject, "admin");
-                200
-            }
-            Err(error) => error.render("r").status().as_u16(),
-        }
-    }
-
-    #[test]
-    fn the_admin_key_opens_by_either_header_and_nothing_else_does() {
-        assert_eq!(status(&[("x-api-key", "the-key")]), 200);
-        assert_eq!(status(&[("authorization", "bearer the-key")]), 200);
-        assert_eq!(status(&[]), 401);
-        assert_eq!(status(&[("x-internal-call", "true")]), 401);
-        assert_eq!(status(&[("x-api-key", "another")]), 401);
-        assert_eq!(status(&[("x-api-key", "")]), 401);
-        assert_eq!(status(&[("authorization", "Basic dGhlLWtleQ==")]), 401);
-        assert_eq!(status(&[("authorization", "x")]), 401);
-    }
-
-    #[test]
-    fn two_keys_at_once_are_refused_even_when_both_are_right() {
-        assert_eq!(
-            status(&[
-                ("x-api-key", "the-key"),
-                ("authorization", "Bearer the-key")
-            ]),
-            400
-        );
-        let mut headers = HeaderMap::new();
-        headers.append(API_KEY, "the-key".try_into().unwrap());
-        headers.append(API_KEY, "the-key".try_into().unwrap());
-        let access = Access::admin_key(Sha256::digest(b"the-key").into());
-        assert_eq!(
-            access
-                .authenticate(&headers)
-                .unwrap_err()
-                .render("r")
-                .status(),
-            400
-        );
-    }
-
-    #[test]
-    fn only_links_and_roots_are_open_below_the_api() {
-        for open in [
-            "/health",
-            "/health/ready",
-            "/api/v1/ota/objects/t",
-            "/api/v1/ota/trust/root",
-        ] {
-            assert!(is_open(open), "{open}");
-        }
-        for closed in [
-            "/api/v1/ota/firmware",
-            "/api/v1/ota/objects",
-            "/api/v1/ota/devices/x",
-            "/api/",
-        ] {
-            assert!(!is_open(closed), "{closed}");
-        }
-    }
-}
+mod tests;

@@ -121,10 +121,21 @@ impl ApiError {
             .with(RETRY_AFTER, seconds.into())
     }
 
+    /// With a cause for the log.
+    pub(crate) fn because(mut self, cause: String) -> Self {
+        self.cause = Some(cause);
+        self
+    }
+
     /// Adds a header to the answer.
     pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// Whether nobody, or nobody that is known, has asked.
+    pub(crate) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
     }
 
     /// The text for people.

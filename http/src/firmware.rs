@@ -93,17 +93,23 @@ async fn one(id: Segment, call: Call) -> Answer {
 
 /// A link to the bytes
 ///
-/// It needs no header, takes ranges, and expires after an hour.
-#[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}/download", tag = "firmware", responses(
-    (status = 200, description = "The link, its expiry, and what to check the bytes against", body = GrantDto),
-))]
+/// It needs no header, takes ranges, and expires after an hour. A device gets one to the image that it is being offered.
+#[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}/download", tag = "firmware",
+    security(("bearer" = []), ("api_key" = []), ("device" = [])),
+    responses(
+        (status = 200, description = "The link, its expiry, and what to check the bytes against", body = GrantDto),
+        (status = 403, description = "The credential's roles do not allow this, or the device has no offer of this image"),
+    ),
+)]
 async fn link(id: Segment, call: Call) -> Answer {
-    call.require(Role::Viewer)?;
-    call.no_query()?;
-    let grant = call
-        .shared
-        .engine
-        .grant_download(&id.id("firmware")?)
-        .await?;
+    let (id, engine) = (id.id("firmware"), &call.shared.engine);
+    let grant = if let Some(device) = call.device() {
+        call.no_query()?;
+        engine.grant_offered_download(&id?, device).await?
+    } else {
+        call.require(Role::Viewer)?;
+        call.no_query()?;
+        engine.grant_download(&id?).await?
+    };
     Ok(dto::ok(&GrantDto::from(&grant)))
 }

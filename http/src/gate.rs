@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use device_ota_engine::Caller;
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::time::Instant;
@@ -15,12 +15,13 @@ use tracing::{debug, info, warn};
 use warp::Reply as _;
 use warp::reply::Response;
 
-use crate::access::{self, Access};
+use crate::access::{self, Access, Principal};
+use crate::cors::{self, Cors};
 use crate::errors::ApiError;
-use crate::limits::{Limiter, RateLimits};
+use crate::limits::{Class, Limiter, RateLimits};
 use crate::openapi;
-use crate::request::Visit;
 use crate::request::linger::Lingering;
+use crate::request::{Visit, Visitor};
 
 /// Taken from the request or made here; always answered.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,6 +37,7 @@ pub(crate) struct Gate<S> {
     routes: S,
     access: Access,
     limiter: Limiter,
+    cors: Cors,
     run_id: String,
     made: AtomicU64,
 }
@@ -53,11 +55,18 @@ impl<S> Gate<S>
 where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible>,
 {
-    pub(crate) fn new(routes: S, access: Access, limits: RateLimits, run_id: String) -> Self {
+    pub(crate) fn new(
+        routes: S,
+        access: Access,
+        limits: RateLimits,
+        cors: Cors,
+        run_id: String,
+    ) -> Self {
         Self {
             routes,
             access,
             limiter: Limiter::new(limits),
+            cors,
             run_id,
             made: AtomicU64::new(0),
         }
@@ -76,32 +85,38 @@ where
         // Made in any case: a body that nobody reads must be emptied.
         let body = Lingering::new(&head.headers, body);
         let mut request = Request::from_parts(head, body);
-        let answered = match self.enter(&line, &mut request) {
-            Ok(()) => self
+        let origin = self.cors.origin(request.headers());
+        let preflight = origin
+            .as_ref()
+            .and_then(|_| cors::preflight(&request, openapi::served(&line.path)?.allow()));
+        let entered = match preflight {
+            Some(answer) => self.limiter.check(line.peer).map(|()| Some(answer)),
+            None => self.enter(&line, &mut request).await.map(|()| None),
+        };
+        let answered = match entered {
+            Ok(Some(answer)) => answer,
+            Ok(None) => self
                 .routes
                 .call(request)
                 .await
                 .unwrap_or_else(|never| match never {}),
             Err(refused) => refused.into_response(),
         };
-        finish(answered, &line)
+        let mut answer = finish(answered, &line);
+        self.cors.mark(answer.headers_mut(), origin);
+        answer
     }
 
     /// Lets a request in, or says why not. A `HEAD` goes the way of `GET`: the connection leaves the body out.
-    fn enter(&self, line: &Line, request: &mut Request<Lingering>) -> Result<(), ApiError> {
+    async fn enter(&self, line: &Line, request: &mut Request<Lingering>) -> Result<(), ApiError> {
         let path = request.uri().path();
         if is_counted(path) {
             self.limiter.check(line.peer)?;
         }
-        let caller = if access::is_open(path) {
-            None
+        let visitor = if access::is_open(path) {
+            Visitor::Nobody
         } else {
-            let principal = self.access.authenticate(request.headers())?;
-            Some(Caller::new(
-                principal.subject,
-                principal.roles,
-                line.id.as_str(),
-            ))
+            self.visitor(line, request.headers()).await?
         };
         let served = openapi::served(path).ok_or_else(ApiError::unknown_path)?;
         if !served.takes(request.method()) {
@@ -111,8 +126,35 @@ where
         if head {
             *request.method_mut() = Method::GET;
         }
-        request.extensions_mut().insert(Visit { caller, head });
+        request.extensions_mut().insert(Visit { visitor, head });
         Ok(())
+    }
+
+    /// Who it is, once for each of their limits.
+    async fn visitor(&self, line: &Line, headers: &HeaderMap) -> Result<Visitor, ApiError> {
+        self.limiter.may_sign_in(line.peer)?;
+        let principal = self
+            .access
+            .authenticate(&line.method, &line.path, headers)
+            .await;
+        let principal = principal.inspect_err(|error| {
+            if error.is_unauthorized() {
+                self.limiter.failed(line.peer);
+            }
+        })?;
+        let class = Class::of(&line.method, &line.path);
+        Ok(match principal {
+            Principal::Person { subject, roles } => {
+                self.limiter.check_subject(&subject, class)?;
+                Visitor::Person(Caller::new(subject, roles, line.id.as_str()))
+            }
+            Principal::Device(device) => {
+                // No subject begins so: a control character is in none.
+                let subject = format!("\n{}", device.id);
+                self.limiter.check_subject(&subject, class)?;
+                Visitor::Device(device)
+            }
+        })
     }
 
     /// The client's own id when it is fit for a log, else one that no other request has.

@@ -30,10 +30,13 @@
 //! * **a form**: `#[derive(ToSchema)]` beside serde's derive, here or in `domain`; `&'static str` fields with few
 //!   values say them with `schema_with` (`dto::names`); a list has its line in `dto::lists!`.
 //! * **a field**: in the resource's file under `dto/`; its snapshot shows the change.
+//! * **a route that devices may call too**: `call.device()` before `call.require(role)`; a device may do only what
+//!   concerns itself. It stands in `DEVICES_TOO` of `routes/tests.rs`.
 //! * **a way to sign in**: a variant in `access`; routes need a principal unless `access::is_open` names them.
 
 mod access;
 mod campaigns;
+mod cors;
 mod devices;
 mod downloads;
 mod dto;
@@ -41,6 +44,7 @@ mod errors;
 mod firmware;
 mod gate;
 mod health;
+mod keys;
 mod limits;
 mod openapi;
 mod range;
@@ -57,12 +61,14 @@ use std::sync::Arc;
 
 use device_ota_engine::Engine;
 
-pub use access::Access;
+pub use access::{Access, MIN_SECRET_BYTES, TokenRules, TokenRulesError};
+pub use cors::Cors;
 pub use limits::RateLimits;
 pub use server::Http;
 pub use shared::Component;
 
 /// What the routes work with.
+#[derive(Clone)]
 pub struct Api {
     /// The use cases.
     pub engine: Arc<Engine>,
@@ -70,6 +76,8 @@ pub struct Api {
     pub access: Access,
     /// How often they may.
     pub limits: RateLimits,
+    /// Which web pages may call it from a browser.
+    pub cors: Cors,
     /// The service's version, as health shows it.
     pub version: &'static str,
     /// A text that no other start of the service has; request ids made here begin with it.

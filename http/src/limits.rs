@@ -1,20 +1,20 @@
-//! How often one address, and all of them together, may call; counted before anybody is asked who they are.
+//! How often somebody may call: one address and all of them together before anybody is asked who they are, then
+//! each subject by what it asks for. An address whose credentials keep failing waits before the next is looked at.
 
+mod keyed;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use device_ota_engine::Rate;
-use governor::clock::{Clock as _, DefaultClock, QuantaInstant};
-use governor::state::keyed::DashMapStateStore;
-use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
+use governor::clock::{Clock as _, DefaultClock, QuantaInstant, Reference as _};
+use governor::{DefaultDirectRateLimiter, NotUntil, RateLimiter};
+use http::Method;
 
 use crate::errors::ApiError;
-
-/// Most addresses that are remembered, some 100 bytes each; a little more between two looks.
-const MAX_ADDRESSES: usize = 65_536;
-/// Requests between two looks at how many addresses are remembered.
-const LOOK_EVERY: u64 = 1_024;
+use keyed::{Keyed, MAX_KEYS, quota};
 
 /// The limits of the API; `None` is no limit. Downloads by link and health checks are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,29 +23,72 @@ pub struct RateLimits {
     pub per_address: Option<Rate>,
     /// Of all addresses together.
     pub global: Option<Rate>,
+    /// Credentials of one address that are not valid.
+    pub failures: Option<Rate>,
+    /// Reads of one subject.
+    pub read: Option<Rate>,
+    /// Changes of one subject.
+    pub write: Option<Rate>,
+    /// Uploads of one subject.
+    pub upload: Option<Rate>,
+    /// Statistics and overviews for one subject.
+    pub stats: Option<Rate>,
 }
 
-type Addresses = RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock>;
+/// What a request asks for, by what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    Read,
+    Write,
+    Upload,
+    Stats,
+}
+
+impl Class {
+    /// The class of a request.
+    pub(crate) fn of(method: &Method, path: &str) -> Self {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if reads && (path.contains("/ota/stats") || path.ends_with("/devices/status")) {
+            Self::Stats
+        } else if reads {
+            Self::Read
+        } else if *method == Method::POST && path.ends_with("/firmware") {
+            Self::Upload
+        } else {
+            Self::Write
+        }
+    }
+}
 
 /// Counts requests.
 pub(crate) struct Limiter {
-    per_address: Option<PerAddress>,
+    per_address: Option<Keyed<IpAddr>>,
     global: Option<DefaultDirectRateLimiter>,
+    failures: Option<Keyed<IpAddr>>,
+    /// Until when the credentials of an address are not looked at.
+    held: RwLock<HashMap<IpAddr, QuantaInstant>>,
+    read: Option<Keyed<u64>>,
+    write: Option<Keyed<u64>>,
+    upload: Option<Keyed<u64>>,
+    stats: Option<Keyed<u64>>,
+    /// Subjects are remembered by their hashes, which are short.
+    hasher: RandomState,
     clock: DefaultClock,
-}
-
-/// Counts the requests of each address, in bounded memory.
-struct PerAddress {
-    quota: Quota,
-    addresses: RwLock<Addresses>,
-    seen: AtomicU64,
 }
 
 impl Limiter {
     pub(crate) fn new(limits: RateLimits) -> Self {
         Self {
-            per_address: limits.per_address.and_then(quota).map(PerAddress::new),
+            per_address: limits.per_address.and_then(Keyed::new),
             global: limits.global.and_then(quota).map(RateLimiter::direct),
+            failures: limits.failures.and_then(Keyed::new),
+            held: RwLock::default(),
+            read: limits.read.and_then(Keyed::new),
+            write: limits.write.and_then(Keyed::new),
+            upload: limits.upload.and_then(Keyed::new),
+            stats: limits.stats.and_then(Keyed::new),
+            hasher: RandomState::new(),
             clock: DefaultClock::default(),
         }
     }
@@ -54,7 +97,7 @@ impl Limiter {
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), ApiError> {
         if let Some(limiter) = &self.per_address {
             limiter
-                .check(network(address))
+                .check(&network(address))
                 .map_err(|until| self.refuse(&until))?;
         }
         match &self.global {
@@ -63,54 +106,59 @@ impl Limiter {
         }
     }
 
-    fn refuse(&self, until: &NotUntil<QuantaInstant>) -> ApiError {
-        let wait = until.wait_time_from(self.clock.now());
-        ApiError::too_many(wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
-    }
-}
-
-impl PerAddress {
-    fn new(quota: Quota) -> Self {
-        Self {
-            quota,
-            addresses: RwLock::new(RateLimiter::dashmap(quota)),
-            seen: AtomicU64::new(0),
+    /// Counts one request of somebody who has signed in; 429 when it is one too many of its class.
+    pub(crate) fn check_subject(&self, subject: &str, class: Class) -> Result<(), ApiError> {
+        let limiter = match class {
+            Class::Read => &self.read,
+            Class::Write => &self.write,
+            Class::Upload => &self.upload,
+            Class::Stats => &self.stats,
+        };
+        match limiter {
+            Some(limiter) => limiter
+                .check(&self.hasher.hash_one(subject))
+                .map_err(|until| self.refuse(&until)),
+            None => Ok(()),
         }
     }
 
-    fn check(&self, address: IpAddr) -> Result<(), NotUntil<QuantaInstant>> {
-        if self
-            .seen
-            .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(LOOK_EVERY)
-        {
-            self.forget();
+    /// 429 while an address has to wait because of credentials that were not valid.
+    pub(crate) fn may_sign_in(&self, address: IpAddr) -> Result<(), ApiError> {
+        if self.failures.is_none() {
+            return Ok(());
         }
-        self.addresses
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .check_key(&address)
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        match held.get(&network(address)) {
+            Some(until) if now < *until => Err(wait(until.duration_since(now).into())),
+            _ => Ok(()),
+        }
     }
 
-    /// Forgets the addresses that have been quiet, and all of them when too many have not.
-    fn forget(&self) {
-        let mut addresses = self
-            .addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if addresses.len() > MAX_ADDRESSES {
-            addresses.retain_recent();
-            if addresses.len() > MAX_ADDRESSES {
-                *addresses = RateLimiter::dashmap(self.quota);
-            } else {
-                addresses.shrink_to_fit();
+    /// Counts a credential of this address that was not valid.
+    pub(crate) fn failed(&self, address: IpAddr) {
+        let address = network(address);
+        let refused = match &self.failures {
+            Some(limiter) => limiter.check(&address).err(),
+            None => None,
+        };
+        if let Some(until) = refused {
+            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+            if held.len() >= MAX_KEYS {
+                held.clear();
             }
+            held.insert(address, until.earliest_possible());
         }
+    }
+
+    fn refuse(&self, until: &NotUntil<QuantaInstant>) -> ApiError {
+        wait(until.wait_time_from(self.clock.now()))
     }
 }
 
-fn quota(rate: Rate) -> Option<Quota> {
-    Quota::with_period(rate.per / rate.count.get()).map(|quota| quota.allow_burst(rate.count))
+/// 429, with whole seconds.
+fn wait(time: std::time::Duration) -> ApiError {
+    ApiError::too_many(time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }
 
 /// What counts as one address.
@@ -146,7 +194,7 @@ mod tests {
     fn an_address_that_asks_too_often_waits_and_its_neighbour_does_not() {
         let limiter = Limiter::new(RateLimits {
             per_address: Some(rate(2)),
-            global: None,
+            ..RateLimits::default()
         });
         assert_eq!(
             [200, 200, 429],
@@ -164,7 +212,7 @@ mod tests {
     fn a_network_of_ipv6_counts_as_one() {
         let limiter = Limiter::new(RateLimits {
             per_address: Some(rate(1)),
-            global: None,
+            ..RateLimits::default()
         });
         assert_eq!(check(&limiter, "2001:db8::1"), 200);
         assert_eq!(check(&limiter, "2001:db8::2"), 429);
@@ -174,8 +222,8 @@ mod tests {
     #[test]
     fn all_together_have_a_limit_too_and_the_answer_says_when() {
         let limiter = Limiter::new(RateLimits {
-            per_address: None,
             global: Some(rate(1)),
+            ..RateLimits::default()
         });
         assert_eq!(check(&limiter, "192.0.2.1"), 200);
         let refused = limiter
@@ -200,19 +248,64 @@ mod tests {
     fn a_flood_of_addresses_is_remembered_in_bounded_memory() {
         let limiter = Limiter::new(RateLimits {
             per_address: Some(rate(1)),
-            global: None,
+            ..RateLimits::default()
         });
-        let looks = u32::try_from(LOOK_EVERY).unwrap();
-        for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 2 * looks {
+        let looks = u32::try_from(keyed::LOOK_EVERY).unwrap();
+        for number in 0..u32::try_from(MAX_KEYS).unwrap() + 2 * looks {
             limiter.check(IpAddr::V4(number.into())).unwrap();
         }
-        let remembered = limiter
-            .per_address
-            .unwrap()
-            .addresses
-            .into_inner()
-            .unwrap()
-            .len();
+        let remembered = limiter.per_address.unwrap().remembered();
         assert!(remembered <= 2 * looks as usize, "{remembered}");
+    }
+
+    #[test]
+    fn each_subject_has_its_own_budget_for_each_class() {
+        let limiter = Limiter::new(RateLimits {
+            read: Some(rate(2)),
+            write: Some(rate(1)),
+            ..RateLimits::default()
+        });
+        let allowed = |subject, class| limiter.check_subject(subject, class).is_ok();
+        assert_eq!(
+            [true, true, false],
+            [(); 3].map(|()| allowed("a", Class::Read))
+        );
+        assert!(allowed("a", Class::Write) && !allowed("a", Class::Write));
+        assert!(allowed("b", Class::Read) && allowed("a", Class::Upload));
+    }
+
+    #[test]
+    fn who_keeps_failing_waits_and_its_neighbour_does_not() {
+        let limiter = Limiter::new(RateLimits {
+            failures: Some(rate(2)),
+            ..RateLimits::default()
+        });
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        for _ in 0..2 {
+            assert!(limiter.may_sign_in(address("192.0.2.1")).is_ok());
+            limiter.failed(address("192.0.2.1"));
+        }
+        assert!(limiter.may_sign_in(address("192.0.2.1")).is_ok());
+        limiter.failed(address("192.0.2.1"));
+        assert!(limiter.may_sign_in(address("192.0.2.1")).is_err());
+        assert!(limiter.may_sign_in(address("192.0.2.2")).is_ok());
+    }
+
+    #[test]
+    fn a_request_is_counted_by_what_it_costs() {
+        let class = |method, path| Class::of(&method, path);
+        assert_eq!(class(Method::GET, "/api/v1/ota/firmware"), Class::Read);
+        assert_eq!(class(Method::POST, "/api/v1/ota/firmware/"), Class::Upload);
+        assert_eq!(class(Method::POST, "/api/v1/firmware"), Class::Upload);
+        assert_eq!(
+            class(Method::POST, "/api/v1/firmware/x/deploy"),
+            Class::Write
+        );
+        assert_eq!(class(Method::DELETE, "/api/v1/ota/keys/x"), Class::Write);
+        assert_eq!(
+            class(Method::GET, "/api/v1/ota/stats/campaigns/c"),
+            Class::Stats
+        );
+        assert_eq!(class(Method::GET, "/api/v1/devices/status"), Class::Stats);
     }
 }

@@ -25,7 +25,7 @@ use warp::reply::Response;
 
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
-use crate::{campaigns, devices, downloads, firmware, health, rollbacks, trust, updates};
+use crate::{campaigns, devices, downloads, firmware, health, keys, rollbacks, trust, updates};
 
 /// How long a client may use the document without asking whether it is still the same.
 const CACHE: HeaderValue = HeaderValue::from_static("public, max-age=60");
@@ -35,7 +35,7 @@ const DESCRIPTION: &str = "Firmware updates for devices that speak MQTT: upload 
     the `request_id` that the log knows. Lists are paged with `limit` and `offset`; unknown query parameters and \
     unknown fields are refused.";
 /// The chapters, in their order, with what each is about.
-const TAGS: [(&str, &str); 8] = [
+const TAGS: [(&str, &str); 9] = [
     ("firmware", "Images: upload, look up, download"),
     ("campaigns", "Rollouts of an image to many devices"),
     (
@@ -47,6 +47,7 @@ const TAGS: [(&str, &str); 8] = [
         "rollbacks",
         "What became of each device that was taken back",
     ),
+    ("keys", "Keys of people and services, and what they may do"),
     ("trust", "The keys that devices are born with"),
     ("health", "Whether the service can do its work"),
     ("service", "This document"),
@@ -61,6 +62,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         devices::Documented::openapi(),
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
+        keys::Documented::openapi(),
         trust::Documented::openapi(),
         health::Documented::openapi(),
         Documented::openapi(),

@@ -6,7 +6,9 @@ use warp::Filter as _;
 
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
-use crate::{campaigns, devices, downloads, firmware, health, openapi, rollbacks, trust, updates};
+use crate::{
+    campaigns, devices, downloads, firmware, health, keys, openapi, rollbacks, trust, updates,
+};
 
 /// All routes, the most frequent ones first.
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
@@ -20,6 +22,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(firmware::routes(shared))
         .unify()
         .or(rollbacks::routes(shared))
+        .unify()
+        .or(keys::routes(shared))
         .unify()
         .or(trust::routes(shared))
         .unify()

@@ -8,9 +8,9 @@ use device_ota_engine::Rate;
 use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
-use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret};
+use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity};
 
-type Checked<T> = Result<T, ConfigError>;
+pub(super) type Checked<T> = Result<T, ConfigError>;
 
 impl Config {
     /// Checks the texts.
@@ -22,6 +22,7 @@ impl Config {
                 "HTTP_ADDR",
                 raw.http_addr.as_deref().unwrap_or("127.0.0.1:8216"),
             )?,
+            internal_addr: identity::internal_addr(raw)?,
             database: database(raw, &data_dir)?,
             broker: broker(raw)?,
             bus_addr: bus(raw)?,
@@ -60,11 +61,10 @@ impl Config {
                 raw.rate_limit_update_check.as_deref(),
                 "10/minute",
             )?,
-            rate_limit_api: rate(
-                "RATE_LIMIT_API",
-                raw.rate_limit_api.as_deref(),
-                "100/second",
-            )?,
+            rate_limits: identity::rate_limits(raw)?,
+            cors: identity::cors(raw)?,
+            tokens: identity::tokens(raw)?,
+            auth_service_url: identity::auth_service_url(raw)?,
             mqtt_max_connections: number(
                 "MQTT_MAX_CONNECTIONS",
                 raw.mqtt_max_connections.as_deref(),
@@ -81,7 +81,7 @@ impl Config {
     }
 }
 
-fn addr(name: &str, text: &str) -> Checked<SocketAddr> {
+pub(super) fn addr(name: &str, text: &str) -> Checked<SocketAddr> {
     text.parse().map_err(|_| {
         ConfigError::new(
             name,
@@ -113,7 +113,7 @@ where
         .ok_or_else(refused)
 }
 
-fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {
+pub(super) fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {
     match text.unwrap_or(default) {
         "off" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {

@@ -34,6 +34,8 @@ macro_rules! settings {
 settings! {
     /// Where the admin API listens [default: 127.0.0.1:8216]
     http_addr "http-addr" "http_addr",
+    /// Where calls from within the house are taken, a loopback address [default: off]
+    internal_addr "internal-addr" "internal_addr",
     /// Where the service keeps database, keys and images [default: ./data]
     data_dir "data-dir" "data_dir",
     /// `sqlite:FILE` or `postgres://…` [default: a file in the data folder]
@@ -74,6 +76,28 @@ settings! {
     rate_limit_update_check "rate-limit-update-check" "rate_limit_update_check",
     /// Requests of one address, or `off` [default: 100/second]
     rate_limit_api "rate-limit-api" "rate_limit_api",
+    /// Invalid credentials from one address, or `off` [default: 30/minute]
+    rate_limit_auth_failures "rate-limit-auth-failures" "rate_limit_auth_failures",
+    /// Reads of one subject, or `off` [default: 100/second]
+    rate_limit_read "rate-limit-read" "rate_limit_read",
+    /// Changes of one subject, or `off` [default: 100/second]
+    rate_limit_write "rate-limit-write" "rate_limit_write",
+    /// Uploads of one subject, or `off` [default: 60/minute]
+    rate_limit_upload "rate-limit-upload" "rate_limit_upload",
+    /// Statistics for one subject, or `off` [default: 20/second]
+    rate_limit_stats "rate-limit-stats" "rate_limit_stats",
+    /// Web pages that may call the API from a browser, `https://host,…` [default: none]
+    cors_origins "cors-origins" "cors_origins",
+    /// Secret of HS256 tokens, at least 32 bytes
+    jwt_secret "jwt-secret" "jwt_secret",
+    /// File of the key of Ed25519 or RS256 tokens: PEM, or a JSON web key set
+    jwt_public_key "jwt-public-key" "jwt_public_key",
+    /// Who must have issued a token
+    jwt_issuer "jwt-issuer" "jwt_issuer",
+    /// Whom a token must be for
+    jwt_audience "jwt-audience" "jwt_audience",
+    /// `http://host:port` of the service that knows other tokens and keys
+    auth_service_url "auth-service-url" "auth_service_url",
     /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: info,rumqttd=off]
     log "log" "log",
     /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
@@ -142,7 +166,6 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
 
 /// Names that the product has and this version does not serve: refused like unknown ones, in other words.
 const NOT_SERVED: &[&str] = &[
-    "internal_addr",
     "mqtt_tls_addr",
     "mqtt_tls_cert",
     "mqtt_tls_key",
@@ -156,11 +179,6 @@ const NOT_SERVED: &[&str] = &[
     "nats_url",
     "consul_url",
     "device_service_url",
-    "auth_service_url",
-    "jwt_secret",
-    "jwt_public_key",
-    "jwt_issuer",
-    "jwt_audience",
     "heartbeat_retention_days",
 ];
 
@@ -257,6 +275,16 @@ mod tests {
                 "0",
                 "ROLLBACK_TIMEOUT_HOURS: ",
             ),
+            ("DEVICE_OTA_INTERNAL_ADDR", "0.0.0.0:1", "INTERNAL_ADDR: "),
+            ("DEVICE_OTA_JWT_SECRET", "short", "JWT_SECRET: "),
+            ("DEVICE_OTA_JWT_ISSUER", "house", "JWT_ISSUER: "),
+            (
+                "DEVICE_OTA_AUTH_SERVICE_URL",
+                "https://h",
+                "AUTH_SERVICE_URL: ",
+            ),
+            ("DEVICE_OTA_CORS_ORIGINS", "*", "CORS_ORIGINS: "),
+            ("DEVICE_OTA_RATE_LIMIT_READ", "1", "RATE_LIMIT_READ: "),
             ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
             ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
         ] {

@@ -73,7 +73,8 @@ fn is_refusal(code: Option<&str>) -> bool {
 }
 
 /// What a unique key protects, by the table that the database names.
-const PROTECTED: [(&str, &str); 5] = [
+const PROTECTED: [(&str, &str); 6] = [
+    ("api_keys", "the API key"),
     ("firmware.", "the firmware"),
     ("firmware_pkey", "the firmware"),
     ("update_campaigns", "the campaign"),

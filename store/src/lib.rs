@@ -9,6 +9,7 @@
 //! * **a migration**: a file of the next number in both folders of `migrations/`, and a line in `migrations.rs`.
 //! * **a database**: an implementation of [`Dialect`] and a folder of migrations.
 
+mod api_keys;
 mod campaigns;
 mod combine;
 mod counts;
@@ -44,7 +45,8 @@ use tokio::task::JoinSet;
 
 /// Every statement of the crate, file by file.
 #[cfg(test)]
-static STATEMENTS: [&[&sql::Statement]; 10] = [
+static STATEMENTS: [&[&sql::Statement]; 11] = [
+    api_keys::STATEMENTS,
     campaigns::STATEMENTS,
     counts::STATEMENTS,
     devices::STATEMENTS,

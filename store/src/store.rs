@@ -2,6 +2,7 @@
 //! shares one with others (see `combine`).
 
 use async_trait::async_trait;
+use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
@@ -9,7 +10,7 @@ use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
-use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
     CampaignFilter, Credentials, InFlight, Result, RollbackFilter, Store, Tx, UpdateFilter,
 };
@@ -20,8 +21,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, campaigns, counts, devices, dispatch, firmware, materialise, outbox, rollbacks,
-    updates,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, materialise, outbox,
+    rollbacks, updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -126,5 +127,15 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>> {
         Ok(outbox::events_for::<D>(&mut *self.read().await?, sink, limit).await?)
+    }
+
+    async fn api_key_of_secret(&self, sha256: &str) -> Result<Option<ApiKey>> {
+        Ok(api_keys::of_secret::<D>(&mut *self.read().await?, sha256).await?)
+    }
+    async fn api_key(&self, key: &ApiKeyId) -> Result<Option<ApiKey>> {
+        Ok(api_keys::key::<D>(&mut *self.read().await?, key).await?)
+    }
+    async fn api_keys(&self, page: Page) -> Result<Vec<ApiKey>> {
+        Ok(api_keys::list::<D>(&mut *self.read().await?, page).await?)
     }
 }

@@ -1,13 +1,14 @@
 //! The engine's `Tx` port: one database transaction.
 
 use async_trait::async_trait;
+use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts, Delta};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action, Update};
-use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
     ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result, RollbackTerms,
     Touch, Tx,
@@ -19,7 +20,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::outbox::Stroke;
 use crate::{
-    campaigns, counts, devices, dispatch, firmware, materialise, outbox, presence, updates,
+    api_keys, campaigns, counts, devices, dispatch, firmware, materialise, outbox, presence,
+    updates,
 };
 
 /// A transaction in progress; it is rolled back when it is dropped.
@@ -173,5 +175,15 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()> {
         Ok(outbox::delivered::<D>(&mut *self.inner, sink, up_to).await?)
+    }
+
+    async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()> {
+        Ok(api_keys::insert::<D>(&mut *self.inner, key, sha256).await?)
+    }
+    async fn revoke_api_key(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()> {
+        Ok(api_keys::revoke::<D>(&mut *self.inner, key, at).await?)
+    }
+    async fn api_key_used(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()> {
+        Ok(api_keys::used::<D>(&mut *self.inner, key, at).await?)
     }
 }

@@ -1,5 +1,6 @@
 //! The ports: what the engine needs of the world, as traits that adapters implement.
 
+pub mod auth;
 pub mod clock;
 pub mod downlink;
 pub mod events;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Priority, Requires};
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
@@ -14,7 +15,7 @@ use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, Update};
-use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
 /// Why the database did not do it.
@@ -279,6 +280,13 @@ pub trait Store: Send + Sync + 'static {
     async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>>;
     /// Events behind the sink's place, in order.
     async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>>;
+
+    /// The API key whose secret has this SHA-256 (hex), whether or not it opens.
+    async fn api_key_of_secret(&self, sha256: &str) -> Result<Option<ApiKey>>;
+    /// One API key.
+    async fn api_key(&self, key: &ApiKeyId) -> Result<Option<ApiKey>>;
+    /// API keys, newest first.
+    async fn api_keys(&self, page: Page) -> Result<Vec<ApiKey>>;
 }
 
 /// One transaction.
@@ -378,4 +386,11 @@ pub trait Tx: Send {
     async fn append_events(&mut self, events: &[Event]) -> Result<()>;
     /// Moves the sink's place in the outbox.
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()>;
+
+    /// Inserts an API key whose secret has this SHA-256 (hex).
+    async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()>;
+    /// Revokes an API key; nothing happens to one that was revoked before.
+    async fn revoke_api_key(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()>;
+    /// Notes that an API key was used.
+    async fn api_key_used(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()>;
 }

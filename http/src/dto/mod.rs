@@ -3,6 +3,7 @@
 pub(crate) mod campaign;
 pub(crate) mod device;
 pub(crate) mod firmware;
+pub(crate) mod key;
 pub(crate) mod rollback;
 pub(crate) mod update;
 
@@ -19,6 +20,7 @@ use warp::reply::Response;
 use self::campaign::CampaignDto;
 use self::device::DeviceDto;
 use self::firmware::FirmwareDto;
+use self::key::KeyDto;
 use self::rollback::RollbackDto;
 use self::update::UpdateDto;
 
@@ -96,6 +98,7 @@ lists! {
     DeviceList: "devices" of DeviceDto;
     UpdateList: "updates" of UpdateDto;
     RollbackList: "rollbacks" of RollbackDto;
+    KeyList: "keys" of KeyDto;
 }
 
 fn page(plural: &str, item: &str) -> RefOr<Schema> {

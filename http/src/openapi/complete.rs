@@ -1,7 +1,7 @@
 //! What an operation need not say, because it follows from its path, its method and the access rules: path
 //! parameters, credentials, and the refusals that every operation of its kind can answer.
 
-use device_ota_domain::{CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
+use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
 use http::Method;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
@@ -120,6 +120,7 @@ fn add_parameters(path: &str, operation: &mut Operation) {
 fn parameter(name: &str) -> Parameter {
     let (schema, description) = match name {
         "campaign_id" => (CampaignId::schema(), "The campaign"),
+        "key_id" => (ApiKeyId::schema(), "The key"),
         "device_id" => (DeviceId::schema(), "The device"),
         "firmware_id" => (FirmwareId::schema(), "The image"),
         "rollback_id" => (RollbackId::schema(), "The rollback"),
@@ -227,10 +228,14 @@ fn add_components(document: &mut OpenApi) {
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("A token or a key"));
+    let device = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Basic)
+        .description(Some("A device's id and secret"));
     let key = ApiKeyValue::with_description("X-API-Key", "A key");
     for (name, scheme) in [
         ("bearer", SecurityScheme::Http(bearer.build())),
         ("api_key", SecurityScheme::ApiKey(ApiKey::Header(key))),
+        ("device", SecurityScheme::Http(device.build())),
     ] {
         components
             .security_schemes

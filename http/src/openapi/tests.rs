@@ -138,6 +138,8 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/updates/{update_id}/cancel POST
     /api/v1/ota/updates/{update_id}/retry POST
     /api/v1/ota/rollbacks GET, HEAD
+    /api/v1/ota/keys GET, HEAD, POST
+    /api/v1/ota/keys/{key_id} DELETE
     /api/v1/ota/trust/root GET, HEAD
     /api/v1/ota/trust/roots/{version} GET, HEAD
     /health GET, HEAD

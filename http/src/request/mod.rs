@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use device_ota_domain::Role;
 use device_ota_engine::Caller;
+use device_ota_engine::inbound::DeviceRef;
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 use warp::{Filter, Rejection};
@@ -22,10 +23,21 @@ pub(crate) use query::Query;
 /// What the gate found out before routing; travels as an extension of the request.
 #[derive(Clone)]
 pub(crate) struct Visit {
-    /// Who; `None` on open paths.
-    pub(crate) caller: Option<Caller>,
+    /// Who.
+    pub(crate) visitor: Visitor,
     /// The client wants the headers alone.
     pub(crate) head: bool,
+}
+
+/// Who a request comes from.
+#[derive(Clone)]
+pub(crate) enum Visitor {
+    /// Nobody was asked for: the path is open.
+    Nobody,
+    /// A person or a service.
+    Person(Caller),
+    /// A device, which may do what concerns itself.
+    Device(DeviceRef),
 }
 
 /// One request, but for its body.
@@ -39,10 +51,26 @@ pub(crate) struct Call {
 impl Call {
     /// Who calls, when they may do what `role` may; else 403. The first line of every handler that is not open.
     pub(crate) fn require(&self, role: Role) -> Result<&Caller, ApiError> {
-        let caller = self.visit.caller.as_ref();
-        let caller = caller.ok_or_else(|| ApiError::unauthorized("this needs a key"))?;
-        caller.require(role)?;
-        Ok(caller)
+        match &self.visit.visitor {
+            Visitor::Person(caller) => {
+                caller.require(role)?;
+                Ok(caller)
+            }
+            Visitor::Device(_) => Err(device_ota_engine::Error::forbidden(
+                "forbidden",
+                format!("this needs the role {role}, which no device has"),
+            )
+            .into()),
+            Visitor::Nobody => Err(ApiError::unauthorized("this needs a key or a token")),
+        }
+    }
+
+    /// The device that calls, if it is one.
+    pub(crate) fn device(&self) -> Option<&DeviceRef> {
+        match &self.visit.visitor {
+            Visitor::Device(device) => Some(device),
+            Visitor::Person(_) | Visitor::Nobody => None,
+        }
     }
 
     /// The query's parameters.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::access::is_open;
 use crate::openapi::tests::table;
-use crate::{Access, Api, Http, RateLimits};
+use crate::{Access, Api, Cors, Http, RateLimits};
 
 /// Noon of a day, for ever; every random byte the same; no device connected.
 struct World;
@@ -93,9 +93,11 @@ async fn serve_to(roles: Roles) -> Served {
         settings: Settings::default(),
     });
     let api = Api {
-        engine,
-        access: Access::key_of("someone", roles, Sha256::digest(b"key").into()),
+        engine: engine.clone(),
+        access: Access::key_of("someone", roles, Sha256::digest(b"key").into())
+            .known_to(engine.clone()),
         limits: RateLimits::default(),
+        cors: Cors::default(),
         version: "0.0.0",
         run_id: "run".to_owned(),
         components: Arc::new(Vec::new),
@@ -193,6 +195,7 @@ async fn no_closed_path_lets_anybody_in_without_a_key() {
 /// The role that a route asks for: reading for reads, running things for the rest, but for what is named here.
 fn role_of(method: &str, template: &str) -> Role {
     match (method, template) {
+        (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware") => Role::Uploader,
         _ => Role::Operator,
@@ -229,6 +232,39 @@ async fn every_closed_path_asks_for_its_role_and_for_no_other() {
     }
 }
 
+/// What a device may do beside reading what is open to everybody.
+const DEVICES_TOO: &[&str] = &["/api/v1/ota/firmware/{firmware_id}/download"];
+
+#[tokio::test]
+async fn a_device_may_do_nothing_but_what_is_named() {
+    let served = serve().await;
+    let device = r#"{"device_id":"d:1","device_model":"M"}"#;
+    let head = format!(
+        "{KEY}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{device}",
+        device.len()
+    );
+    let (_, answer) = served.ask("POST", "/api/v1/ota/devices", &head).await;
+    let (_, rest) = answer.split_once(r#""password":""#).unwrap();
+    let (secret, _) = rest.split_once('"').unwrap();
+    let basic = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        format!("d:1:{secret}"),
+    );
+    let header = format!("authorization: Basic {basic}");
+    for (template, methods) in table() {
+        if is_open(template) {
+            continue;
+        }
+        for method in methods {
+            let path = filled(template, "none");
+            let (status, answer) = served.ask(method.as_str(), &path, &header).await;
+            let named = DEVICES_TOO.contains(&template);
+            assert_eq!(status == 403, !named, "{method} {path}: {answer}");
+        }
+    }
+    served.end().await;
+}
+
 #[tokio::test]
 async fn an_id_that_cannot_be_one_is_not_found_whatever_the_path() {
     let served = serve().await;
@@ -258,6 +294,7 @@ async fn lists_are_empty_before_anything_is_there() {
         ("campaigns", "campaigns"),
         ("updates", "updates"),
         ("rollbacks", "rollbacks"),
+        ("keys", "keys"),
     ] {
         let (_, answer) = served.ask("GET", &format!("/api/v1/ota/{path}"), KEY).await;
         let expected =

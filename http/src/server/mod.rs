@@ -87,6 +87,7 @@ impl Http {
             engine,
             access,
             limits,
+            cors,
             version,
             run_id,
             components,
@@ -95,7 +96,7 @@ impl Http {
         let service = TowerToHyperService::new(warp::service(routes::routes(&Arc::new(shared))));
         serve_gate(
             self.listener,
-            Gate::new(service, access, limits, run_id),
+            Gate::new(service, access, limits, cors, run_id),
             shutdown,
         )
         .await;

@@ -11,6 +11,7 @@ use warp::Reply as _;
 
 use super::*;
 use crate::access::Access;
+use crate::cors::Cors;
 use crate::errors::recover;
 use crate::limits::RateLimits;
 
@@ -44,6 +45,7 @@ fn serve() -> Served {
         TowerToHyperService::new(warp::service(routes)),
         access,
         RateLimits::default(),
+        Cors::default(),
         "run".to_owned(),
     );
     let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -8,6 +8,7 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
 
+mod api_keys;
 mod campaigns;
 mod claims;
 mod combined;

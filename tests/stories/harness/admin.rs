@@ -95,6 +95,10 @@ impl Admin {
             .await
     }
 
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.client.delete(self.url(path))).await
+    }
+
     /// Registers devices, each of which must be new.
     pub async fn register(&self, devices: &[Value]) -> Vec<Credentials> {
         let answer = self

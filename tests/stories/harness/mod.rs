@@ -11,7 +11,7 @@ pub mod raw;
 mod service;
 mod wait;
 
-pub use admin::{Admin, Credentials, device_json, image, image_metadata};
+pub use admin::{Admin, Answer, Credentials, device_json, image, image_metadata};
 pub use device::{Device, Offer};
 pub use dsse::Trust;
 pub use link::{Event, Link, MqttVersion};

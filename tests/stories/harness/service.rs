@@ -93,6 +93,7 @@ impl Options {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Ready {
     pub http: String,
+    pub internal: Option<String>,
     pub mqtt: Option<String>,
     pub bus: Option<String>,
     pub admin_key_file: PathBuf,
@@ -125,6 +126,7 @@ impl Service {
             log: Log::new(),
             ready: Ready {
                 http: "127.0.0.1:0".to_owned(),
+                internal: None,
                 mqtt: Some("127.0.0.1:0".to_owned()),
                 bus: Some("127.0.0.1:0".to_owned()),
                 admin_key_file: PathBuf::new(),

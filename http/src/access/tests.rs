@@ -1,0 +1,118 @@
+//! What opens, and what does not.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use http::header::HeaderName;
+
+use super::*;
+
+async fn status_on(access: Access, pairs: &[(&'static str, &'static str)]) -> u16 {
+    let headers = pairs
+        .iter()
+        .map(|(n, v)| (HeaderName::from_static(n), (*v).try_into().unwrap()))
+        .collect::<HeaderMap>();
+    match access.authenticate(&Method::GET, "/", &headers).await {
+        Ok(_) => 200,
+        Err(error) => error.render("r").status().as_u16(),
+    }
+}
+
+fn access() -> Access {
+    Access::admin_key(Sha256::digest(b"the-key").into())
+}
+
+async fn status(pairs: &[(&'static str, &'static str)]) -> u16 {
+    status_on(access(), pairs).await
+}
+
+#[tokio::test]
+async fn the_admin_key_opens_by_either_header_and_nothing_else_does() {
+    assert_eq!(status(&[("x-api-key", "the-key")]).await, 200);
+    assert_eq!(status(&[("authorization", "bearer the-key")]).await, 200);
+    assert_eq!(status(&[]).await, 401);
+    assert_eq!(status(&[("x-internal-call", "true")]).await, 401);
+    assert_eq!(status(&[("x-api-key", "another")]).await, 401);
+    assert_eq!(status(&[("x-api-key", "")]).await, 401);
+    assert_eq!(status(&[("authorization", "Bearer a.b.c")]).await, 401);
+    assert_eq!(
+        status(&[("authorization", "Basic dGhlLWtleQ==")]).await,
+        401
+    );
+    assert_eq!(status(&[("authorization", "Basic ZDpz")]).await, 401);
+    assert_eq!(status(&[("authorization", "x")]).await, 401);
+}
+
+#[tokio::test]
+async fn two_keys_at_once_are_refused_even_when_both_are_right() {
+    assert_eq!(
+        status(&[
+            ("x-api-key", "the-key"),
+            ("authorization", "Bearer the-key")
+        ])
+        .await,
+        400
+    );
+    let mut headers = HeaderMap::new();
+    headers.append("x-api-key", "the-key".try_into().unwrap());
+    headers.append("x-api-key", "the-key".try_into().unwrap());
+    let refused = access()
+        .authenticate(&Method::GET, "/", &headers)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.render("r").status(), 400);
+}
+
+#[tokio::test]
+async fn an_internal_call_is_one_on_the_internal_listener_alone() {
+    let header = ("x-internal-call", "true");
+    assert_eq!(status_on(access().internal(), &[header]).await, 200);
+    assert_eq!(status_on(access().internal(), &[]).await, 401);
+    assert_eq!(
+        status_on(access().internal(), &[("x-internal-call", "no")]).await,
+        401
+    );
+    let key = ("x-api-key", "wrong");
+    assert_eq!(
+        status_on(access().internal(), &[header, key]).await,
+        401,
+        "a credential is looked at first"
+    );
+}
+
+#[test]
+fn an_internal_call_reads_and_moves_devices() {
+    let may = |method: Method, path: &str| internal_roles(&method, path).allow(Role::Operator);
+    let of = |path: &str| may(Method::POST, &format!("/api/v1/ota/{path}"));
+    assert!(of("devices/d1/update") && of("devices/d1/rollback") && of("devices/bulk/update"));
+    for path in [
+        "devices",
+        "devices/d1/credentials",
+        "devices/d1/update/x",
+        "campaigns/c/rollback",
+        "updates/u/cancel",
+    ] {
+        assert!(!of(path), "{path}");
+    }
+    assert!(!may(Method::GET, "/api/v1/ota/devices/d1/update"));
+    let reads = internal_roles(&Method::GET, "/");
+    assert!(reads.allow(Role::Viewer) && !reads.allow(Role::Admin));
+}
+
+#[test]
+fn only_links_and_roots_are_open_below_the_api() {
+    for open in [
+        "/health",
+        "/health/ready",
+        "/api/v1/ota/objects/t",
+        "/api/v1/ota/trust/root",
+    ] {
+        assert!(is_open(open), "{open}");
+    }
+    for closed in [
+        "/api/v1/ota/firmware",
+        "/api/v1/ota/objects",
+        "/api/v1/ota/devices/x",
+        "/api/",
+    ] {
+        assert!(!is_open(closed), "{closed}");
+    }
+}
