@@ -36,7 +36,7 @@ pub struct ApiKeys {
     uses: mpsc::Sender<ApiKeyId>,
 }
 
-/// Keys that were used, for [`run`].
+/// Keys that were used, for the loop that writes it down.
 pub type Uses = mpsc::Receiver<ApiKeyId>;
 
 impl ApiKeys {

@@ -12,7 +12,7 @@
 //!   from there. The first line of the handler's doc comment is the operation's summary (no full stop), what follows
 //!   a blank line its description:
 //!
-//!   ```ignore
+//!   ```text
 //!   /// Cancel an update
 //!   ///
 //!   /// Before it installs; afterwards 409.
