@@ -138,6 +138,14 @@ pub struct LastError {
     pub at: Timestamp,
 }
 
+impl Device {
+    /// The version it runs: what it last said, else as registered.
+    pub fn running(&self) -> Option<&str> {
+        let registered = self.registration.firmware_version.as_deref();
+        self.latest.version.as_deref().or(registered)
+    }
+}
+
 /// How a device was when last heard; what it never said is `None`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Latest {

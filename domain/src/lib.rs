@@ -14,6 +14,7 @@ pub mod api_key;
 pub mod campaign;
 pub mod device;
 pub mod event;
+pub mod filter;
 pub mod firmware;
 pub mod identity;
 pub mod ids;
@@ -21,6 +22,7 @@ pub mod page;
 pub mod planner;
 pub mod ring;
 pub mod rollback;
+pub mod targeting;
 pub mod update;
 pub mod why;
 

@@ -39,6 +39,16 @@ impl Ring {
         }
     }
 
+    /// The ring begins at this bucket; where a pinned device stands, whatever its bucket and the campaign's turn.
+    pub const fn start_bucket(self) -> u16 {
+        match self {
+            Self::Canary => 0,
+            Self::Early => Self::Canary.end_bucket(),
+            Self::Broad => Self::Early.end_bucket(),
+            Self::Production => Self::Broad.end_bucket(),
+        }
+    }
+
     /// The name in both documents.
     pub const fn name(self) -> &'static str {
         match self {

@@ -3,12 +3,19 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::targeting::Exclusion;
+
 /// A reason to wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "code", rename_all = "snake_case")]
 pub enum Why {
     /// The campaign has not started.
     NotStarted,
+    /// The device is none of the campaign's.
+    NotTarget {
+        /// Why it is not.
+        because: Exclusion,
+    },
     /// The campaign is paused.
     Paused,
     /// The campaign has ended or is rolling back.
@@ -51,6 +58,7 @@ impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotStarted => f.write_str("the campaign has not started"),
+            Self::NotTarget { because } => because.fmt(f),
             Self::Paused => f.write_str("the campaign is paused"),
             Self::Ended => f.write_str("the campaign offers nothing any more"),
             Self::StageClosed { stage } => write!(f, "stage {stage} has not opened"),

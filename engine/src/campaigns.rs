@@ -12,7 +12,7 @@ use device_ota_domain::{CampaignId, Firmware};
 use jiff::Timestamp;
 
 use crate::ports::clock::random;
-use crate::ports::store::{CampaignFilter, Tx};
+use crate::ports::store::{Aim, CampaignFilter, Tx};
 use crate::{Caller, Engine, Error, Result};
 
 /// A campaign with what people want to see beside it.
@@ -54,7 +54,12 @@ impl Engine {
             updated_at: now,
             created_by: by.subject().to_owned(),
         };
-        campaign.target_count = self.store.count_targets(&campaign, &firmware).await?;
+        let aim = Aim {
+            spec: &campaign.spec,
+            firmware: &firmware,
+            now,
+        };
+        campaign.target_count = self.store.target_summary(aim).await?.total();
         let mut tx = self.store.begin().await?;
         tx.insert_campaign(&campaign).await?;
         let created = Event::of_campaign(EventType::CampaignCreated, &campaign, by.subject(), now);

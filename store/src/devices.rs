@@ -14,16 +14,17 @@ use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements, to_json};
 
 macro_rules! select_device {
-    ($rest:literal) => {
+    ($($rest:expr),+ $(,)?) => {
         concat!(
             "SELECT d.device_key, d.device_id, d.device_type, d.device_model, d.manufacturer, d.hw_revision, \
              d.firmware_version, d.group_names, d.tags, d.ring, d.bucket, d.registered_at, l.online, l.last_seen, \
              l.version, l.slot, l.confirmed, l.battery_percent, l.charging, l.free_storage_bytes, l.security_floor, \
              l.reported_model, l.error_count, l.last_error, l.metrics FROM devices d JOIN device_latest l ON l.device_key = d.device_key ",
-            $rest
+            $($rest),+
         )
     };
 }
+pub(crate) use select_device;
 
 statements! {
     CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1";
@@ -31,6 +32,7 @@ statements! {
     ALL_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
+    DEVICES_BY_ID = select_device!("WHERE d.device_id {any:$1} ORDER BY d.device_id");
     DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1}";
     INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Int, Text, Int] =
@@ -100,6 +102,20 @@ pub(crate) async fn by_key<D: Dialect>(
     sql::fetch_all(conn, &DEVICES_BY_KEY, args, read_device).await
 }
 
+/// The devices of these ids that are registered, in id order.
+pub(crate) async fn by_ids<D: Dialect>(
+    conn: &mut D::Connection,
+    ids: &[&str],
+) -> Result<Vec<Device>, DbError> {
+    sql::fetch_all(
+        conn,
+        &DEVICES_BY_ID,
+        Args::<D>::new().texts(ids),
+        read_device,
+    )
+    .await
+}
+
 /// Devices in id order.
 pub(crate) async fn devices<D: Dialect>(
     conn: &mut D::Connection,
@@ -108,7 +124,7 @@ pub(crate) async fn devices<D: Dialect>(
     sql::fetch_all(conn, &DEVICES, Args::<D>::new().page(page), read_device).await
 }
 
-fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
+pub(crate) fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
     let ring = row.text_opt("ring")?;
     let ring = ring
         .map(|name| sql::present("ring", Ring::from_name(name)))
@@ -236,7 +252,7 @@ async fn insert_devices<D: Dialect>(
             .text(new.groups.as_str())
             .text(new.tags.as_str())
             .text(said.ring.map(Ring::name))
-            .int(said.ring.map(ring_start))
+            .int(said.ring.map(|ring| i64::from(ring.start_bucket())))
             .int(i64::from(new.device.bucket))
             .text(new.device.verifier.as_str())
             .time(new.device.at)
@@ -245,12 +261,6 @@ async fn insert_devices<D: Dialect>(
         Ok((row.string("device_id")?, row.int("device_key")?))
     });
     Ok(rows.await?.into_iter().collect())
-}
-
-/// Where a pinned device stands on the wheel: at the beginning of its ring, whatever its bucket and the campaign's turn.
-fn ring_start(ring: Ring) -> i64 {
-    let before = Ring::ALL.into_iter().take_while(|other| *other < ring);
-    before.last().map_or(0, |last| i64::from(last.end_bucket()))
 }
 
 /// Replaces a device's verifier; false when there is no such device.

@@ -43,6 +43,12 @@ pub trait Dialect: Database {
     fn any_int(parameter: &str) -> String;
     /// The same for texts, hashed: fit for many texts beside an `OR`.
     fn within(parameter: &str) -> String;
+    /// A table `e` with the texts bound at `parameter` in its column `value`.
+    fn each(parameter: &str) -> String;
+    /// The text of a member, named by the text `name`, of the JSON object in `column`; null when it is not there.
+    fn member_text(column: &str, name: &str) -> String;
+    /// The same for a member that is a number.
+    fn member_real(column: &str, name: &str) -> String;
     /// Sixteen hex digits of an integer expression.
     fn hex(expression: &str) -> String;
 
@@ -172,6 +178,18 @@ impl Dialect for Sqlite {
         Self::any_of(parameter)
     }
 
+    fn each(parameter: &str) -> String {
+        format!("json_each({parameter}) AS e")
+    }
+
+    fn member_text(column: &str, name: &str) -> String {
+        format!("(SELECT j.value FROM json_each({column}) j WHERE j.key = {name})")
+    }
+
+    fn member_real(column: &str, name: &str) -> String {
+        format!("CAST({} AS REAL)", Self::member_text(column, name))
+    }
+
     fn hex(expression: &str) -> String {
         format!("printf('%016x', {expression})")
     }
@@ -212,6 +230,21 @@ impl Dialect for Postgres {
 
     fn within(parameter: &str) -> String {
         format!("IN (SELECT UNNEST(CAST({parameter} AS TEXT[])))")
+    }
+
+    fn each(parameter: &str) -> String {
+        format!("UNNEST(CAST({parameter} AS TEXT[])) AS e(value)")
+    }
+
+    fn member_text(column: &str, name: &str) -> String {
+        format!("(CAST({column} AS JSONB) ->> CAST({name} AS TEXT))")
+    }
+
+    fn member_real(column: &str, name: &str) -> String {
+        format!(
+            "CAST({} AS DOUBLE PRECISION)",
+            Self::member_text(column, name)
+        )
     }
 
     fn hex(expression: &str) -> String {

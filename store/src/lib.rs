@@ -17,6 +17,7 @@ mod devices;
 mod dialect;
 mod dispatch;
 mod error;
+mod filter;
 mod firmware;
 mod materialise;
 mod migrations;
@@ -28,6 +29,7 @@ mod presence;
 mod rollbacks;
 mod sql;
 mod store;
+mod targets;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tx;
@@ -45,7 +47,7 @@ use tokio::task::JoinSet;
 
 /// Every statement of the crate, file by file.
 #[cfg(test)]
-static STATEMENTS: [&[&sql::Statement]; 11] = [
+static STATEMENTS: &[&[&sql::Statement]] = &[
     api_keys::STATEMENTS,
     campaigns::STATEMENTS,
     counts::STATEMENTS,
@@ -56,6 +58,7 @@ static STATEMENTS: [&[&sql::Statement]; 11] = [
     outbox::STATEMENTS,
     presence::STATEMENTS,
     rollbacks::STATEMENTS,
+    targets::STATEMENTS,
     updates::STATEMENTS,
 ];
 

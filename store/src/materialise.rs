@@ -4,56 +4,33 @@ use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::update::Action;
-use device_ota_engine::ports::store::RollbackTerms;
+use device_ota_engine::ports::store::{Aim, RollbackTerms};
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, Statement, statements};
+use crate::targets::{bind_aim, meant, position, verdict};
 use crate::{campaigns, counts, rollbacks};
 
-/// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
-macro_rules! position {
-    () => {
-        "COALESCE(d.ring_position, (d.bucket + $5) % 10000)"
-    };
-}
-
-/// The devices that a campaign means; `$1` to `$9` are bound by [`bind_targets`].
-macro_rules! targets {
-    () => {
-        concat!(
-            "d.device_model = $1 AND COALESCE(l.version, d.firmware_version, '') <> $2 \
-             AND ($3 = 1 OR d.hw_revision {within:$4}) AND ",
-            position!(),
-            " < $6 AND ($7 = 1 OR d.device_id {within:$8} OR d.device_key IN \
-             (SELECT g.device_key FROM device_groups g WHERE g.group_name {any:$9}))"
-        )
-    };
-}
-
 statements! {
-    COUNT_TARGETS = concat!(
-        "SELECT COUNT(*) AS devices FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE ",
-        targets!()
-    );
     // The id is made of the campaign's number and the device's: unique without randomness, and the same again.
     MAKE_UPDATES = concat!(
         "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
          updated_at) \
          SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, c.campaign_id, \
-         'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $11, $12, \
-         'pending', $13, $13, $13 \
+         'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $8, $9, \
+         'pending', $10, $10, $10 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
-         JOIN update_campaigns c ON c.campaign_id = $10 \
+         JOIN update_campaigns c ON c.campaign_id = $7 \
          JOIN campaign_stages s ON s.campaign_id = c.campaign_id AND s.action = 'update' AND s.start_bucket <= ",
         position!(),
         " AND s.end_bucket > ",
         position!(),
-        " WHERE ",
-        targets!(),
-        " ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
+        " WHERE {given} AND ",
+        verdict!(),
+        " = 'target' ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
     );
     LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
     // The image to go back to: of the same model and version, and of the same name, else the newest.
@@ -97,41 +74,6 @@ statements! {
              AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) RETURNING number";
 }
 
-/// Binds `$1` to `$9` of [`targets!`].
-fn bind_targets<D: Dialect>(campaign: &Campaign, firmware: &Firmware) -> Args<D> {
-    let spec = &campaign.spec;
-    let said = &firmware.metadata;
-    let revisions: Vec<&str> = said.hw_revisions.iter().map(String::as_str).collect();
-    let devices: Vec<&str> = spec
-        .targets
-        .devices
-        .iter()
-        .map(device_ota_domain::DeviceId::as_str)
-        .collect();
-    let groups: Vec<&str> = spec.targets.groups.iter().map(String::as_str).collect();
-    Args::new()
-        .text(said.device_model.as_str())
-        .text(said.version.as_str())
-        .flag(revisions.is_empty())
-        .texts(&revisions)
-        .int(i64::from(spec.bucket_offset))
-        .int(i64::from(spec.rollout_buckets))
-        .flag(devices.is_empty() && groups.is_empty())
-        .texts(&devices)
-        .texts(&groups)
-}
-
-/// Devices that the campaign would mean if it started now.
-pub(crate) async fn count_targets<D: Dialect>(
-    conn: &mut D::Connection,
-    campaign: &Campaign,
-    firmware: &Firmware,
-) -> Result<u64, DbError> {
-    let args = bind_targets::<D>(campaign, firmware);
-    let count = sql::fetch_optional(conn, &COUNT_TARGETS, args, |row| row.uint("devices"));
-    Ok(count.await?.unwrap_or(0))
-}
-
 /// Makes one pending update for every device that the campaign means, and counts them.
 pub(crate) async fn make_updates<D: Dialect>(
     conn: &mut D::Connection,
@@ -140,12 +82,18 @@ pub(crate) async fn make_updates<D: Dialect>(
     at: Timestamp,
 ) -> Result<u64, DbError> {
     let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
-    let args = bind_targets::<D>(campaign, firmware)
+    let aim = Aim {
+        spec: &campaign.spec,
+        firmware,
+        now: at,
+    };
+    let args = bind_aim::<D>(aim)
         .text(campaign.id.as_str())
         .int(i64::from(campaign.spec.max_retries))
         .uint(campaign.spec.timeout_seconds)
         .time(at);
-    let made = sql::execute::<D>(conn, &MAKE_UPDATES, args).await?;
+    let (condition, args) = meant::<D>(conn, aim, args, 10).await?;
+    let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, &condition, args).await?;
     count_born::<D>(conn, &campaign.id, before).await?;
     Ok(made)
 }

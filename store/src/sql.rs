@@ -9,6 +9,8 @@
 //! | `{within:$3}` | the same, hashed |
 //! | `{hex:expression}` | sixteen hex digits |
 //! | `{json_object}` | the function that makes a JSON object of names and values |
+//! | `{each:$3}` | a table `e` with the list bound at `$3` in its column `value` |
+//! | `{given}` | a condition that is made at run time, with parameters behind the template's own |
 //! | `{rows}` | as many `(…)` as there are rows in a chunk, for statements that carry many rows |
 
 use std::fmt::{Display, Write as _};
@@ -30,6 +32,9 @@ const DIALECTS: usize = 2;
 /// Rows in one statement of a batch, largest first. The sizes are fixed so that the prepared statements are found again;
 /// 500 is where both databases stop gaining, and keeps 60 columns below SQLite's 32,766 parameters.
 pub(crate) const CHUNKS: [usize; 4] = [500, 100, 10, 1];
+
+/// What stands for a condition that nobody gave.
+const NO_CONDITION: &str = "1 = 1";
 
 /// The type of one value in a row of a many-row statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,24 +86,35 @@ impl Statement {
         self.text_for::<D>(CHUNKS.len() - 1)
     }
 
+    /// The finished text with a condition for its `{given}` marker. It is made anew each time: conditions differ.
+    pub(crate) fn text_given<D: Dialect>(&self, condition: &str) -> SqlStr {
+        safe(self.build::<D>(CHUNKS.len() - 1, condition).into())
+    }
+
     /// The finished text for a chunk of `CHUNKS[chunk]` rows.
     pub(crate) fn text_for<D: Dialect>(&self, chunk: usize) -> SqlStr {
         let slot = self.texts.get(D::SLOT).and_then(|sizes| sizes.get(chunk));
         let text = match slot {
-            Some(cell) => cell.get_or_init(|| self.build::<D>(chunk).into()).clone(),
-            None => self.build::<D>(chunk).into(),
+            Some(cell) => cell
+                .get_or_init(|| self.build::<D>(chunk, NO_CONDITION).into())
+                .clone(),
+            None => self.build::<D>(chunk, NO_CONDITION).into(),
         };
         safe(text)
     }
 
-    fn build<D: Dialect>(&self, chunk: usize) -> String {
+    fn build<D: Dialect>(&self, chunk: usize, condition: &str) -> String {
         let rows = CHUNKS.get(chunk).copied().unwrap_or(1);
         let mut out = String::with_capacity(self.template.len() + rows * self.columns.len() * 6);
         let mut rest = self.template;
         while let Some((before, after)) = rest.split_once('{') {
             out.push_str(before);
             let (marker, tail) = after.split_once('}').unwrap_or((after, ""));
-            self.expand::<D>(marker, rows, &mut out);
+            if marker == "given" {
+                out.push_str(condition);
+            } else {
+                self.expand::<D>(marker, rows, &mut out);
+            }
             rest = tail;
         }
         out.push_str(rest);
@@ -110,6 +126,7 @@ impl Statement {
             ("any", parameter) => out.push_str(&D::any_of(parameter)),
             ("any_int", parameter) => out.push_str(&D::any_int(parameter)),
             ("within", parameter) => out.push_str(&D::within(parameter)),
+            ("each", parameter) => out.push_str(&D::each(parameter)),
             ("hex", expression) => out.push_str(&D::hex(expression)),
             ("json_object", _) => out.push_str(D::JSON_OBJECT),
             ("skip_locked", _) => out.push_str(D::SKIP_LOCKED),
@@ -292,6 +309,32 @@ pub(crate) async fn fetch_optional<D: Dialect, T>(
 ) -> Result<Option<T>, DbError> {
     let rows = fetch_all(conn, statement, args, read).await?;
     Ok(rows.into_iter().next())
+}
+
+/// As [`execute`], for a statement with a `{given}` condition.
+pub(crate) async fn execute_given<D: Dialect>(
+    conn: &mut D::Connection,
+    statement: &Statement,
+    condition: &str,
+    args: Args<D>,
+) -> Result<u64, DbError> {
+    let text = statement.text_given::<D>(condition);
+    Ok(D::execute(conn, text, args.finish()?).await?)
+}
+
+/// As [`fetch_all`], for a statement with a `{given}` condition.
+pub(crate) async fn fetch_given<D: Dialect, T>(
+    conn: &mut D::Connection,
+    statement: &Statement,
+    condition: &str,
+    args: Args<D>,
+    read: impl Fn(&Record<'_, D>) -> Result<T, DbError>,
+) -> Result<Vec<T>, DbError> {
+    let text = statement.text_given::<D>(condition);
+    let rows = D::fetch_all(conn, text, args.finish()?).await?;
+    rows.iter()
+        .map(|row| read(&Record(row)).map_err(|e| e.read_by(statement.name)))
+        .collect()
 }
 
 /// Splits rows into the fixed chunk sizes, largest first: `(index into CHUNKS, rows)`.

@@ -12,7 +12,8 @@ use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
-    CampaignFilter, Credentials, InFlight, Result, RollbackFilter, Store, Tx, UpdateFilter,
+    Aim, CampaignFilter, Credentials, InFlight, Result, RollbackFilter, Store, TargetDevice,
+    TargetSummary, Tx, UpdateFilter,
 };
 use jiff::Timestamp;
 use sqlx::pool::PoolConnection;
@@ -21,8 +22,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, materialise, outbox,
-    rollbacks, updates,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, rollbacks, targets,
+    updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -96,8 +97,19 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts> {
         Ok(counts::counts_by_rows::<D>(&mut *self.read().await?, campaign).await?)
     }
-    async fn count_targets(&self, campaign: &Campaign, firmware: &Firmware) -> Result<u64> {
-        Ok(materialise::count_targets::<D>(&mut *self.read().await?, campaign, firmware).await?)
+    async fn target_summary(&self, aim: Aim<'_>) -> Result<TargetSummary> {
+        Ok(targets::summary::<D>(&mut *self.read().await?, aim).await?)
+    }
+    async fn targets(
+        &self,
+        aim: Aim<'_>,
+        stage: Option<u16>,
+        page: Page,
+    ) -> Result<Vec<TargetDevice>> {
+        Ok(targets::targets::<D>(&mut *self.read().await?, aim, stage, page).await?)
+    }
+    async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>> {
+        Ok(targets::left_out::<D>(&mut *self.read().await?, aim, page).await?)
     }
 
     async fn update(&self, update: &UpdateId) -> Result<Option<Update>> {

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
 use crate::device::text_ok;
+use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
 use crate::ring::{BUCKETS, Ring};
 
@@ -60,6 +61,9 @@ pub struct CampaignDraft {
     #[serde(default)]
     #[schema(max_items = 1000)]
     pub target_groups: Vec<String>,
+    /// Devices by what they are like; see [`crate::filter`].
+    #[serde(default)]
+    pub target_filters: Option<serde_json::Value>,
     /// Default `staged`.
     #[serde(default = "default_strategy")]
     pub deployment_strategy: Strategy,
@@ -141,6 +145,9 @@ pub enum SpecError {
         /// Its bounds.
         rule: &'static str,
     },
+    /// `target_filters` are no filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// Stages do not rise to 100 %, or name nothing.
     #[error("stages: {0}")]
     Stages(&'static str),
@@ -200,6 +207,7 @@ impl CampaignDraft {
             targets: Targets {
                 devices: self.target_devices,
                 groups: self.target_groups,
+                filter: filter(self.target_filters.as_ref())?,
             },
             strategy: self.deployment_strategy,
             priority: self.priority,
@@ -275,6 +283,11 @@ impl CampaignDraft {
             "0 or more",
         )
     }
+}
+
+fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterError> {
+    let filter = json.map(Filter::parse).transpose();
+    filter.map_err(|error| error.within("target_filters"))
 }
 
 fn rings(gate: Gate) -> Vec<Stage> {

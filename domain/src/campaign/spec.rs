@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::filter::Filter;
 use crate::ids::{DeviceId, FirmwareId};
 
 /// How the fleet is divided (PRD, FR-6). `scheduled` and `blue_green` are recognised and refused until they are served.
@@ -87,8 +88,9 @@ impl Priority {
     }
 }
 
-/// Whom a campaign means; the named devices and groups are united, both empty means every device of the firmware's model.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Whom a campaign means: named devices, groups and the filter are united; none given means every device of the
+/// firmware's model.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Targets {
     /// Named devices.
     #[serde(default)]
@@ -96,6 +98,16 @@ pub struct Targets {
     /// Named groups.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// What devices are like.
+    #[serde(default)]
+    pub filter: Option<Filter>,
+}
+
+impl Targets {
+    /// Nobody is named: every device of the firmware's model is meant.
+    pub fn is_everybody(&self) -> bool {
+        self.devices.is_empty() && self.groups.is_empty() && self.filter.is_none()
+    }
 }
 
 /// What must hold of a stage before the next one opens.
@@ -177,4 +189,23 @@ pub struct CampaignSpec {
     pub requires: Requires,
     /// Turns the wheel of buckets for this campaign.
     pub bucket_offset: u16,
+}
+
+impl CampaignSpec {
+    /// The stage of a place on the wheel.
+    pub fn stage_at(&self, position: u16) -> Option<u16> {
+        let ends = self.stages.iter().map(|stage| stage.end_bucket);
+        (0..)
+            .zip(ends)
+            .find(|(_, end)| position < *end)
+            .map(|(stage, _)| stage)
+    }
+
+    /// The places on the wheel that a stage takes, as `start..end`.
+    pub fn places(&self, stage: u16) -> Option<std::ops::Range<u16>> {
+        let index = usize::from(stage);
+        let end = self.stages.get(index)?.end_bucket;
+        let before = index.checked_sub(1).and_then(|i| self.stages.get(i));
+        Some(before.map_or(0, |stage| stage.end_bucket)..end)
+    }
 }

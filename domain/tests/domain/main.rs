@@ -8,6 +8,7 @@
 mod campaign_state;
 mod draft;
 mod events;
+mod filter;
 mod fleet;
 mod planner;
 mod sample;

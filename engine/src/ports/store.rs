@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
-use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Priority, Requires};
+use device_ota_domain::campaign::{
+    Campaign, CampaignSpec, Counts, Delta, Group, Priority, Requires,
+};
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
@@ -81,6 +84,42 @@ pub struct CampaignFilter {
     pub status: Option<String>,
     /// Exact priority.
     pub priority: Option<Priority>,
+}
+
+/// Whom a campaign means, seen at a moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Aim<'c> {
+    /// What the campaign shall do.
+    pub spec: &'c CampaignSpec,
+    /// With what.
+    pub firmware: &'c Firmware,
+    /// The present, for tests of age.
+    pub now: Timestamp,
+}
+
+/// What a campaign's targets come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TargetSummary {
+    /// Devices of each stage.
+    pub stages: Vec<u64>,
+    /// Devices that are meant and left out, by reason; reasons without devices are not there.
+    pub left_out: BTreeMap<Exclusion, u64>,
+}
+
+impl TargetSummary {
+    /// Devices of all stages.
+    pub fn total(&self) -> u64 {
+        self.stages.iter().sum()
+    }
+}
+
+/// A device that a campaign would mean.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TargetDevice {
+    /// The device.
+    pub device: Device,
+    /// The campaign of which it has an open update; it takes one after the other.
+    pub waits_for: Option<CampaignId>,
 }
 
 /// Filters of an update list; newest first.
@@ -258,8 +297,17 @@ pub trait Store: Send + Sync + 'static {
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts>;
     /// The same counted from the rows, for tests and `/health/detailed`.
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts>;
-    /// Devices that the campaign would mean if it started now.
-    async fn count_targets(&self, campaign: &Campaign, firmware: &Firmware) -> Result<u64>;
+    /// How many devices of each stage a campaign would mean if it started now, and how many it would leave out.
+    async fn target_summary(&self, aim: Aim<'_>) -> Result<TargetSummary>;
+    /// The devices that it would mean, of one stage or of all, in id order.
+    async fn targets(
+        &self,
+        aim: Aim<'_>,
+        stage: Option<u16>,
+        page: Page,
+    ) -> Result<Vec<TargetDevice>>;
+    /// The named devices that it would leave out, in id order, with what is known of them.
+    async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>>;
 
     /// One update.
     async fn update(&self, update: &UpdateId) -> Result<Option<Update>>;

@@ -3,6 +3,7 @@
 use device_ota_domain::campaign::{
     CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Strategy, Tally,
 };
+use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
 use device_ota_engine::CampaignView;
 use jiff::Timestamp;
@@ -37,6 +38,7 @@ pub(crate) struct CampaignDto<'a> {
     failure_min_samples: u64,
     requires: Requires,
     target_groups: &'a [String],
+    target_filters: Option<&'a Filter>,
     target_device_count: u64,
     total_devices: u64,
     pending_devices: u64,
@@ -111,6 +113,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             failure_min_samples: spec.failure_min_samples,
             requires: spec.requires,
             target_groups: &spec.targets.groups,
+            target_filters: spec.targets.filter.as_ref(),
             target_device_count: campaign.target_count,
             total_devices: tally.total(),
             pending_devices: tally.pending,
@@ -343,6 +346,7 @@ mod tests {
           "status": "created",
           "status_reason": null,
           "target_device_count": 2,
+          "target_filters": null,
           "target_groups": [],
           "timeout_minutes": 60.0,
           "total_devices": 2,

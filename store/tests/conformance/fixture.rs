@@ -10,7 +10,7 @@ use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
-    ClaimQuery, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
+    Aim, ClaimQuery, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -157,6 +157,20 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
         updated_at: at(i64::from(n)),
         created_by: "admin".into(),
     }
+}
+
+/// How many devices a campaign would mean if it started now.
+pub(crate) async fn count_targets(
+    store: &dyn Store,
+    campaign: &Campaign,
+    firmware: &Firmware,
+) -> u64 {
+    let aim = Aim {
+        spec: &campaign.spec,
+        firmware,
+        now: at(2),
+    };
+    store.target_summary(aim).await.expect("counts").total()
 }
 
 /// Stores a campaign, starts it and makes its updates; answers it as stored.

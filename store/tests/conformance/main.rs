@@ -18,6 +18,7 @@ mod events;
 mod firmware;
 mod fixture;
 mod rollbacks;
+mod targets;
 mod updates;
 
 /// Makes a test for SQLite and one for PostgreSQL of each story.

@@ -1,0 +1,117 @@
+//! Whom a campaign means, judged one device at a time. The store answers the same for a whole fleet at a stroke; the tests
+//! hold the two together.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::campaign::{CampaignSpec, Targets};
+use crate::device::Device;
+use crate::firmware::UploadMetadata;
+use crate::ring::{Ring, turned};
+
+/// Why a device is none of a campaign's. Of several reasons, the first in this order is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exclusion {
+    /// It is named, and not registered.
+    UnknownDevice,
+    /// Nothing of the campaign's targets means it.
+    NotMeant,
+    /// It is of another model than the firmware.
+    WrongModel,
+    /// The firmware does not run on its hardware revision.
+    WrongHwRevision,
+    /// It already runs the firmware's version.
+    AlreadyInstalled,
+    /// It lies outside of `rollout_percentage`.
+    OutsideRollout,
+}
+
+impl Exclusion {
+    /// All, in their order.
+    pub const ALL: [Self; 6] = [
+        Self::UnknownDevice,
+        Self::NotMeant,
+        Self::WrongModel,
+        Self::WrongHwRevision,
+        Self::AlreadyInstalled,
+        Self::OutsideRollout,
+    ];
+
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UnknownDevice => "unknown_device",
+            Self::NotMeant => "not_meant",
+            Self::WrongModel => "wrong_model",
+            Self::WrongHwRevision => "wrong_hw_revision",
+            Self::AlreadyInstalled => "already_installed",
+            Self::OutsideRollout => "outside_rollout",
+        }
+    }
+
+    /// The exclusion of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
+}
+
+impl std::fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UnknownDevice => "the device is not registered",
+            Self::NotMeant => "the campaign's targets do not name the device",
+            Self::WrongModel => "the device is of another model than the firmware",
+            Self::WrongHwRevision => "the firmware does not run on the device's hardware revision",
+            Self::AlreadyInstalled => "the device already runs the firmware's version",
+            Self::OutsideRollout => "the device lies outside of the campaign's rollout_percentage",
+        })
+    }
+}
+
+/// The stage in which the campaign means this device, or why it does not.
+pub fn judge(
+    spec: &CampaignSpec,
+    image: &UploadMetadata,
+    device: &Device,
+    now: Timestamp,
+) -> Result<u16, Exclusion> {
+    let said = &device.registration;
+    let revision = said.hw_revision.as_ref();
+    let position = position(spec, device);
+    if !spec.targets.mean(&image.device_model, device, now) {
+        Err(Exclusion::NotMeant)
+    } else if said.device_model != image.device_model {
+        Err(Exclusion::WrongModel)
+    } else if !image.hw_revisions.is_empty()
+        && !revision.is_some_and(|r| image.hw_revisions.contains(r))
+    {
+        Err(Exclusion::WrongHwRevision)
+    } else if device.running() == Some(&image.version) {
+        Err(Exclusion::AlreadyInstalled)
+    } else if position >= spec.rollout_buckets {
+        Err(Exclusion::OutsideRollout)
+    } else {
+        spec.stage_at(position).ok_or(Exclusion::OutsideRollout)
+    }
+}
+
+/// Where the device stands on the wheel as the campaign has turned it; a pinned one at the beginning of its ring.
+fn position(spec: &CampaignSpec, device: &Device) -> u16 {
+    let pinned = device.registration.ring.map(Ring::start_bucket);
+    pinned.unwrap_or_else(|| turned(device.bucket, spec.bucket_offset))
+}
+
+impl Targets {
+    /// Whether the device is meant by a campaign of firmware for `model`.
+    pub fn mean(&self, model: &str, device: &Device, now: Timestamp) -> bool {
+        if self.is_everybody() {
+            return device.registration.device_model == model;
+        }
+        let said = &device.registration;
+        let passes = |filter: &crate::filter::Filter| filter.matches(device, now);
+        self.devices.contains(&said.device_id)
+            || said.groups.iter().any(|group| self.groups.contains(group))
+            || self.filter.as_ref().is_some_and(passes)
+    }
+}

@@ -1,0 +1,263 @@
+//! Whom a campaign means: the whole fleet judged in one statement, as `domain::targeting` judges one device.
+//!
+//! Which of the sources of targets a campaign uses becomes part of the statement's text, so that the database can use the
+//! index that fits: two named devices are looked up, and no fleet is read for them.
+
+use std::collections::HashMap;
+
+use device_ota_domain::DeviceId;
+use device_ota_domain::campaign::CampaignSpec;
+use device_ota_domain::device::{Device, DeviceKey};
+use device_ota_domain::filter::{Filter, Test, VersionTest};
+use device_ota_domain::page::Page;
+use device_ota_domain::targeting::Exclusion;
+use device_ota_engine::ports::store::{Aim, TargetDevice, TargetSummary};
+
+use crate::devices::{self, read_device, select_device};
+use crate::dialect::Dialect;
+use crate::error::DbError;
+use crate::filter::{Condition, running};
+use crate::sql::{self, Args, Record, statements};
+
+/// Values that every statement with a [`verdict!`] binds first: `$1` to `$6`, by [`bind_aim`].
+const AIM: usize = 6;
+
+/// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
+macro_rules! position {
+    () => {
+        "COALESCE(d.ring_position, (d.bucket + $5) % 10000)"
+    };
+}
+pub(crate) use position;
+
+/// `target`, or the name of the exclusion; of a device that the campaign means.
+macro_rules! verdict {
+    () => {
+        concat!(
+            "CASE WHEN d.device_model <> $1 THEN 'wrong_model' \
+             WHEN $3 = 0 AND NOT COALESCE(d.hw_revision {within:$4}, FALSE) THEN 'wrong_hw_revision' \
+             WHEN COALESCE(",
+            $crate::filter::running!(),
+            ", '') = $2 THEN 'already_installed' WHEN ",
+            $crate::targets::position!(),
+            " >= $6 THEN 'outside_rollout' ELSE 'target' END"
+        )
+    };
+}
+pub(crate) use verdict;
+
+statements! {
+    VERSIONS = concat!(
+        "SELECT DISTINCT ",
+        running!(),
+        " AS version FROM devices d JOIN device_latest l ON l.device_key = d.device_key"
+    );
+    SUMMARY = concat!(
+        "SELECT v.verdict, v.position, COUNT(*) AS devices FROM (SELECT ",
+        verdict!(),
+        " AS verdict, ",
+        position!(),
+        " AS position FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given}) v \
+         GROUP BY v.verdict, v.position"
+    );
+    UNKNOWN = "SELECT COUNT(DISTINCT e.value) AS devices FROM {each:$1} \
+         WHERE e.value NOT IN (SELECT d.device_id FROM devices d WHERE d.device_id {any:$1})";
+    TARGETS = select_device!(
+        "WHERE {given} AND ",
+        verdict!(),
+        " = 'target' AND ",
+        position!(),
+        " >= $7 AND ",
+        position!(),
+        " < $8 ORDER BY d.device_id LIMIT $9 OFFSET $10"
+    );
+    LEFT_OUT = concat!(
+        "SELECT DISTINCT e.value AS device_id FROM {each:$7} WHERE e.value NOT IN (SELECT d.device_id FROM devices d \
+         JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id {any:$7} AND ",
+        verdict!(),
+        " = 'target') ORDER BY e.value LIMIT $8 OFFSET $9"
+    );
+    OPEN_ELSEWHERE = "SELECT o.device_key, o.campaign_id FROM device_updates o WHERE o.device_key {any_int:$1} \
+         AND o.state IN ('pending', 'in_flight') AND o.campaign_id IS NOT NULL ORDER BY o.number";
+}
+
+/// Binds `$1` to `$6`.
+pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
+    let image = &aim.firmware.metadata;
+    let revisions: Vec<&str> = image.hw_revisions.iter().map(String::as_str).collect();
+    Args::new()
+        .text(image.device_model.as_str())
+        .text(image.version.as_str())
+        .flag(revisions.is_empty())
+        .texts(&revisions)
+        .int(i64::from(aim.spec.bucket_offset))
+        .int(i64::from(aim.spec.rollout_buckets))
+}
+
+/// The condition "the campaign means this device" with its values, behind `bound` values in `args`.
+pub(crate) async fn meant<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+    args: Args<D>,
+    bound: usize,
+) -> Result<(String, Args<D>), DbError> {
+    let targets = &aim.spec.targets;
+    if targets.is_everybody() {
+        return Ok(("d.device_model = $1".to_owned(), args));
+    }
+    let versions = match &targets.filter {
+        Some(filter) if compares_versions(filter) => versions::<D>(conn).await?,
+        _ => Vec::new(),
+    };
+    let mut condition = Condition::new(args, bound, &versions, aim.now);
+    let mut sources = Vec::new();
+    if !targets.devices.is_empty() {
+        sources.push(condition.one_of("d.device_id", &named(aim.spec)));
+    }
+    if !targets.groups.is_empty() {
+        let groups: Vec<&str> = targets.groups.iter().map(String::as_str).collect();
+        let groups = condition.one_of("g.group_name", &groups);
+        sources.push(format!(
+            "d.device_key IN (SELECT g.device_key FROM device_groups g WHERE {groups})"
+        ));
+    }
+    if let Some(filter) = &targets.filter {
+        sources.push(condition.of(filter));
+    }
+    let text = format!("({})", sources.join(" OR "));
+    Ok((text, condition.into_args()))
+}
+
+fn named(spec: &CampaignSpec) -> Vec<&str> {
+    spec.targets.devices.iter().map(DeviceId::as_str).collect()
+}
+
+fn compares_versions(filter: &Filter) -> bool {
+    let compares = |test: &&Test| matches!(test, Test::Version(test) if !matches!(test, VersionTest::Exists(_)));
+    filter.tests().iter().any(compares)
+}
+
+/// The versions that the fleet runs.
+async fn versions<D: Dialect>(conn: &mut D::Connection) -> Result<Vec<String>, DbError> {
+    let versions = sql::fetch_all::<D, _>(conn, &VERSIONS, Args::new(), |row| {
+        row.string_opt("version")
+    });
+    Ok(versions.await?.into_iter().flatten().collect())
+}
+
+/// How many devices of each stage the campaign would mean if it started now, and how many are left out for which reason.
+pub(crate) async fn summary<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+) -> Result<TargetSummary, DbError> {
+    let (condition, args) = meant::<D>(conn, aim, bind_aim(aim), AIM).await?;
+    let rows = sql::fetch_given::<D, _>(conn, &SUMMARY, &condition, args, |row| {
+        let verdict = row.text("verdict")?;
+        let excluded = match verdict {
+            "target" => None,
+            other => Some(sql::present("verdict", Exclusion::from_name(other))?),
+        };
+        Ok((
+            excluded,
+            row.uint::<u16>("position")?,
+            row.uint::<u64>("devices")?,
+        ))
+    })
+    .await?;
+    let mut summary = TargetSummary {
+        stages: vec![0; aim.spec.stages.len()],
+        ..TargetSummary::default()
+    };
+    for (excluded, position, devices) in rows {
+        let stage = aim.spec.stage_at(position).map(usize::from);
+        match (excluded, stage.and_then(|s| summary.stages.get_mut(s))) {
+            (Some(excluded), _) => *summary.left_out.entry(excluded).or_default() += devices,
+            (None, Some(stage)) => *stage += devices,
+            (None, None) => return Err(DbError::corrupt("a target of no stage")),
+        }
+    }
+    let unknown = unknown::<D>(conn, aim.spec).await?;
+    if unknown > 0 {
+        summary.left_out.insert(Exclusion::UnknownDevice, unknown);
+    }
+    Ok(summary)
+}
+
+/// Named devices that are not registered.
+async fn unknown<D: Dialect>(
+    conn: &mut D::Connection,
+    spec: &CampaignSpec,
+) -> Result<u64, DbError> {
+    if spec.targets.devices.is_empty() {
+        return Ok(0);
+    }
+    let args = Args::<D>::new().texts(&named(spec));
+    let count = sql::fetch_optional(conn, &UNKNOWN, args, |row| row.uint("devices"));
+    Ok(count.await?.unwrap_or(0))
+}
+
+/// The devices that the campaign would mean, of one stage or of all, in id order.
+pub(crate) async fn targets<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+    stage: Option<u16>,
+    page: Page,
+) -> Result<Vec<TargetDevice>, DbError> {
+    let places = stage.map_or(Some(0..u16::MAX), |stage| aim.spec.places(stage));
+    let places = places.unwrap_or(0..0);
+    let args = bind_aim(aim)
+        .int(i64::from(places.start))
+        .int(i64::from(places.end))
+        .page(page);
+    let (condition, args) = meant::<D>(conn, aim, args, AIM + 4).await?;
+    let devices = sql::fetch_given(conn, &TARGETS, &condition, args, read_device).await?;
+    let keys: Vec<i64> = devices.iter().map(|device| device.key.0).collect();
+    let open = sql::fetch_all(
+        conn,
+        &OPEN_ELSEWHERE,
+        Args::<D>::new().ints(&keys),
+        read_open,
+    );
+    let mut open: HashMap<_, _> = open.await?.into_iter().collect();
+    Ok(devices
+        .into_iter()
+        .map(|device| TargetDevice {
+            waits_for: open.remove(&device.key),
+            device,
+        })
+        .collect())
+}
+
+fn read_open<D: Dialect>(
+    row: &Record<'_, D>,
+) -> Result<(DeviceKey, device_ota_domain::CampaignId), DbError> {
+    Ok((DeviceKey(row.int("device_key")?), row.parse("campaign_id")?))
+}
+
+/// The named devices that the campaign would leave out, in id order; `None` for those that are not registered.
+pub(crate) async fn left_out<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+    page: Page,
+) -> Result<Vec<(DeviceId, Option<Device>)>, DbError> {
+    let named = named(aim.spec);
+    if named.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = bind_aim(aim).texts(&named).page(page);
+    let ids: Vec<DeviceId> =
+        sql::fetch_all::<D, _>(conn, &LEFT_OUT, args, |row| row.parse("device_id")).await?;
+    let texts: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
+    let known = devices::by_ids::<D>(conn, &texts).await?;
+    let mut known: HashMap<DeviceId, Device> = known
+        .into_iter()
+        .map(|device| (device.registration.device_id.clone(), device))
+        .collect();
+    Ok(ids
+        .into_iter()
+        .map(|id| {
+            let device = known.remove(&id);
+            (id, device)
+        })
+        .collect())
+}
