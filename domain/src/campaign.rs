@@ -3,6 +3,7 @@
 //! The *spec* is immutable once started. The *state* is an enum that carries its data; its transitions consume it
 //! and are the edges of the diagram in `docs/ARCHITECTURE.md`.
 
+mod approval;
 mod counts;
 mod draft;
 mod spec;
@@ -10,6 +11,7 @@ mod state;
 
 use jiff::Timestamp;
 
+pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
 pub use counts::{Counts, Delta, Group, Tally};
 pub use draft::{
     CampaignDraft, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES, MAX_TARGET_DEVICES,
@@ -29,6 +31,8 @@ pub struct Campaign {
     pub spec: CampaignSpec,
     /// How far it is.
     pub state: CampaignState,
+    /// Whether somebody else has agreed to it.
+    pub approval: Approval,
     /// Devices it means: at creation an estimate, from the start on the number of rows it owns.
     pub target_count: u64,
     /// Raised by every change; a writer that read an older one is turned away.
@@ -39,9 +43,58 @@ pub struct Campaign {
     pub updated_at: Timestamp,
     /// Who created it.
     pub created_by: String,
+    /// When it was deleted; kept for the record, and left out of lists (PRD, FR-20).
+    pub deleted_at: Option<Timestamp>,
+}
+
+/// Why a campaign does not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// Its state does not have that transition.
+    #[error(transparent)]
+    State(#[from] TransitionError),
+    /// It needs an approval first.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
 }
 
 impl Campaign {
+    /// Admin: begin, with the approval that it asks for.
+    pub fn start(self, now: Timestamp) -> Result<Self, StartError> {
+        let state = self.state.start(now)?;
+        self.approval.permits()?;
+        Ok(Self { state, ..self })
+    }
+
+    /// Admin: let it do something else. Only before its start; voids every verdict on it.
+    pub fn edit(
+        self,
+        spec: CampaignSpec,
+        requires_approval: bool,
+        by: &str,
+    ) -> Result<Self, TransitionError> {
+        if self.state != CampaignState::Created {
+            return Err(self.state.refuse("changed", "; create another one"));
+        }
+        let approval = self.approval.void(requires_approval, &self.created_by, by);
+        Ok(Self {
+            spec,
+            approval,
+            ..self
+        })
+    }
+
+    /// Admin: leave it out of lists. Only when it does nothing any more, or has not begun to.
+    pub fn delete(self, now: Timestamp) -> Result<Self, TransitionError> {
+        if self.state.is_active() {
+            return Err(self.state.refuse("deleted", "; cancel it first"));
+        }
+        Ok(Self {
+            deleted_at: Some(now),
+            ..self
+        })
+    }
+
     /// The firmware it rolls out.
     pub fn firmware(&self) -> &FirmwareId {
         &self.spec.firmware_id

@@ -10,6 +10,7 @@
 
 mod facts;
 mod parse;
+mod schema;
 mod value;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

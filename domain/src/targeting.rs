@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::campaign::{CampaignSpec, Targets};
 use crate::device::Device;
@@ -10,7 +11,9 @@ use crate::firmware::UploadMetadata;
 use crate::ring::{Ring, turned};
 
 /// Why a device is none of a campaign's. Of several reasons, the first in this order is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Exclusion {
     /// It is named, and not registered.

@@ -1,12 +1,19 @@
 //! Why something waits: one sentence for people, one stable code for programs.
 
+mod explain;
+
+use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use explain::{Case, explain, held_by_campaign, held_by_device};
+
+use crate::ids::{CampaignId, UpdateId};
 use crate::targeting::Exclusion;
+use crate::update::{Action, Phase};
 
 /// A reason to wait.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "code", rename_all = "snake_case")]
 pub enum Why {
     /// The campaign has not started.
@@ -41,17 +48,79 @@ pub enum Why {
     /// Every device whose turn it is holds a slot and has not ended.
     Answers,
     /// The device is not connected.
-    Offline,
+    Offline {
+        /// When it was last heard; `None` when it never was.
+        since: Option<Timestamp>,
+    },
     /// The last attempt failed or was deferred; the next comes later.
-    BackOff,
+    BackOff {
+        /// When.
+        until: Timestamp,
+    },
     /// Its battery is too low.
-    Battery,
+    Battery {
+        /// Percent, as last said.
+        has: f64,
+        /// Percent.
+        needs: u8,
+    },
     /// Its free storage is too small.
-    Storage,
+    Storage {
+        /// Bytes, as last said.
+        has: i64,
+        /// Bytes.
+        needs: i64,
+    },
     /// It says it is another model.
     Model,
     /// Another update of this device is in flight.
-    OtherUpdate,
+    OtherUpdate {
+        /// Which one.
+        update: UpdateId,
+        /// Whose; `None`: of the device alone.
+        campaign: Option<CampaignId>,
+    },
+    /// Nothing holds it back: an offer follows.
+    Turn,
+    /// The campaign waits for somebody's approval.
+    Unapproved {
+        /// Somebody has said no.
+        rejected: bool,
+    },
+    /// The device was none of the campaign's when it started, and would be by now.
+    TooLate,
+    /// The device has an offer and has not ended.
+    InFlight {
+        /// Forward or back.
+        action: Action,
+        /// How far it is.
+        phase: Phase,
+        /// Which offer it is, counted from 1.
+        attempt: u32,
+    },
+    /// The device runs what was offered.
+    Completed {
+        /// Forward or back.
+        action: Action,
+        /// Since when.
+        at: Timestamp,
+    },
+    /// It ended without.
+    Failed {
+        /// Forward or back.
+        action: Action,
+        /// When.
+        at: Timestamp,
+        /// Error code of the last attempt.
+        error: String,
+    },
+    /// It was withdrawn.
+    Cancelled {
+        /// Forward or back.
+        action: Action,
+        /// When.
+        at: Timestamp,
+    },
 }
 
 impl std::fmt::Display for Why {
@@ -69,12 +138,47 @@ impl std::fmt::Display for Why {
             Self::GateSoak => f.write_str("the stage has not been open long enough"),
             Self::NoSlot => f.write_str("all slots are taken"),
             Self::Answers => f.write_str("the devices that hold a slot have not ended"),
-            Self::Offline => f.write_str("the device is not connected"),
-            Self::BackOff => f.write_str("the device tries again later"),
-            Self::Battery => f.write_str("the device's battery is too low"),
-            Self::Storage => f.write_str("the device's free storage is too small"),
+            Self::Offline { since: None } => f.write_str("the device is not connected"),
+            Self::Offline { since: Some(at) } => {
+                write!(f, "the device is not connected; it was last heard at {at}")
+            }
+            Self::BackOff { until } => write!(f, "the device tries again at {until}"),
+            Self::Battery { has, needs } => {
+                write!(f, "the device's battery is at {has} % and must be at {needs} %")
+            }
+            Self::Storage { has, needs } => write!(
+                f,
+                "the device has {has} bytes of free storage and needs {needs}"
+            ),
             Self::Model => f.write_str("the device says that it is another model"),
-            Self::OtherUpdate => f.write_str("another update of this device is in flight"),
+            Self::OtherUpdate { update, .. } => {
+                write!(f, "update {update} of this device is in flight")
+            }
+            Self::Turn => f.write_str("nothing holds it back; an offer follows"),
+            Self::Unapproved { rejected: false } => {
+                f.write_str("the campaign needs an approval before it can start")
+            }
+            Self::Unapproved { rejected: true } => f.write_str("the campaign was rejected"),
+            Self::TooLate => f.write_str(
+                "the campaign did not mean the device when it started; what it means by now is not added",
+            ),
+            Self::InFlight {
+                action,
+                phase,
+                attempt,
+            } => write!(
+                f,
+                "the {} was offered, attempt {attempt}, and is {}",
+                action.name(),
+                phase.name()
+            ),
+            Self::Completed { action, at } => write!(f, "the {} completed at {at}", action.name()),
+            Self::Failed { action, at, error } => {
+                write!(f, "the {} failed at {at} with {error}", action.name())
+            }
+            Self::Cancelled { action, at } => {
+                write!(f, "the {} was cancelled at {at}", action.name())
+            }
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Campaigns: created, started, paused, resumed, cancelled and rolled back by admins. What a running campaign does
 //! by itself is in [`crate::dispatch`].
 
-use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Counts};
+mod proposal;
+mod targets;
+mod why;
+
+use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
 use device_ota_domain::planner::{self, Action};
@@ -11,9 +15,10 @@ use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, Firmware};
 use jiff::Timestamp;
 
-use crate::ports::clock::random;
-use crate::ports::store::{Aim, CampaignFilter, Tx};
+use crate::ports::store::{CampaignFilter, Tx};
 use crate::{Caller, Engine, Error, Result};
+
+pub use targets::{DryRun, DryRunQuery};
 
 /// A campaign with what people want to see beside it.
 #[derive(Debug, Clone)]
@@ -29,45 +34,6 @@ pub struct CampaignView {
 }
 
 impl Engine {
-    /// Creates a campaign; nothing is sent before it is started. 404 for an unknown or deprecated firmware.
-    pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
-        let firmware = self.firmware(&draft.firmware_id).await?;
-        let turn = u16::from_le_bytes(random(self.entropy.as_ref()));
-        let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
-        let asked = crate::offers::firmware_requires(&firmware);
-        spec.requires.min_battery_percent = spec
-            .requires
-            .min_battery_percent
-            .max(asked.min_battery_percent);
-        spec.requires.min_free_storage_bytes = spec
-            .requires
-            .min_free_storage_bytes
-            .max(asked.min_free_storage_bytes);
-        let now = self.clock.now();
-        let mut campaign = Campaign {
-            id: CampaignId::from_entropy(random(self.entropy.as_ref())),
-            spec,
-            state: CampaignState::Created,
-            target_count: 0,
-            revision: 0,
-            created_at: now,
-            updated_at: now,
-            created_by: by.subject().to_owned(),
-        };
-        let aim = Aim {
-            spec: &campaign.spec,
-            firmware: &firmware,
-            now,
-        };
-        campaign.target_count = self.store.target_summary(aim).await?.total();
-        let mut tx = self.store.begin().await?;
-        tx.insert_campaign(&campaign).await?;
-        let created = Event::of_campaign(EventType::CampaignCreated, &campaign, by.subject(), now);
-        tx.append_events(&[created]).await?;
-        tx.commit().await?;
-        self.campaign(&campaign.id).await
-    }
-
     /// One campaign.
     pub async fn campaign(&self, id: &CampaignId) -> Result<CampaignView> {
         let campaign = self
@@ -105,13 +71,12 @@ impl Engine {
         })
     }
 
-    /// Starts it: one pending update for each device it means.
+    /// Starts it: one pending update for each device it means. 409 without the approval that it asks for.
     pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let mut campaign = locked(tx.as_mut(), id).await?.start(now)?;
         let firmware = self.firmware(campaign.firmware()).await?;
-        campaign.state = campaign.state.start(now)?;
         campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
         self.settle(tx, campaign, EventType::CampaignStarted, now, by)
             .await
@@ -200,10 +165,15 @@ impl Engine {
     }
 }
 
+/// The campaign to change; a deleted one does not change any more.
 async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<Campaign> {
-    tx.campaign(id)
-        .await?
-        .ok_or_else(|| Error::not_found("campaign", &id))
+    let campaign = tx.campaign(id).await?;
+    let campaign = campaign.ok_or_else(|| Error::not_found("campaign", &id))?;
+    if campaign.deleted_at.is_some() {
+        let detail = format!("campaign {id} was deleted; it can be read, and not be changed");
+        return Err(Error::conflict("deleted", detail));
+    }
+    Ok(campaign)
 }
 
 /// The state that a planner's decision leads to, and its events. `None` for actions that change no state.

@@ -1,6 +1,6 @@
 //! What a use case answers when it cannot do what was asked.
 
-use device_ota_domain::campaign::{SpecError, TransitionError};
+use device_ota_domain::campaign::{SpecError, StartError, TransitionError};
 use device_ota_domain::device::RegistrationError;
 use device_ota_domain::firmware::MetadataError;
 use device_ota_domain::update::{CancelError, RetryError};
@@ -137,6 +137,15 @@ impl From<StoreError> for Error {
 impl From<TransitionError> for Error {
     fn from(error: TransitionError) -> Self {
         Self::conflict("wrong_state", error.to_string())
+    }
+}
+
+impl From<StartError> for Error {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::State(error) => error.into(),
+            StartError::Approval(error) => error.into(),
+        }
     }
 }
 

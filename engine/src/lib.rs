@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use api_keys::{ApiKeys, Uses};
 pub use caller::Caller;
-pub use campaigns::CampaignView;
+pub use campaigns::{CampaignView, DryRun, DryRunQuery};
 pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};
 pub use downloads::{Download, DownloadGrant, Grants};
 pub use error::{Error, Result};

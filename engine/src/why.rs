@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::page::Page;
-use device_ota_domain::update::{Action, UpdateState};
-use device_ota_domain::why::Why;
-use device_ota_domain::{Campaign, CampaignId, CampaignState, DeviceId, Update, UpdateId};
+use device_ota_domain::update::UpdateState;
+use device_ota_domain::why::{self, Why};
+use device_ota_domain::{Campaign, CampaignId, DeviceId, Update};
 use jiff::Timestamp;
 
 use crate::ports::store::UpdateFilter;
@@ -26,7 +26,7 @@ const NEWEST: Page = Page {
 struct Surroundings {
     campaigns: HashMap<CampaignId, Campaign>,
     devices: HashMap<DeviceKey, Device>,
-    in_flight: HashMap<DeviceKey, UpdateId>,
+    in_flight: HashMap<DeviceKey, Update>,
 }
 
 impl Engine {
@@ -78,7 +78,7 @@ impl Engine {
         let devices = self.store.devices_by_key(&keys).await?;
         around.devices = devices.into_iter().map(|d| (d.key, d)).collect();
         let live = self.store.in_flight_of(&keys).await?;
-        around.in_flight = live.into_iter().map(|u| (u.device, u.id)).collect();
+        around.in_flight = live.into_iter().map(|u| (u.device, u)).collect();
         Ok(around)
     }
 
@@ -99,8 +99,11 @@ impl Engine {
             return Ok(Some(why));
         }
         Ok(Some(match around.in_flight.get(&update.device) {
-            Some(other) if *other != update.id => Why::OtherUpdate,
-            _ if due_at > self.clock.now() => Why::BackOff,
+            Some(other) if other.id != update.id => Why::OtherUpdate {
+                update: other.id.clone(),
+                campaign: other.campaign.clone(),
+            },
+            _ if due_at > self.clock.now() => Why::BackOff { until: due_at },
             _ => Why::NoSlot,
         }))
     }
@@ -120,30 +123,7 @@ impl Engine {
             (None, Some(firmware)) => crate::offers::firmware_requires(firmware),
             (None, None) => return Ok(None),
         };
-        let latest = &device.latest;
-        let low_battery = requires
-            .min_battery_percent
-            .zip(latest.battery_percent)
-            .is_some_and(|(min, is)| is < f64::from(min));
-        let low_storage = requires
-            .min_free_storage_bytes
-            .zip(latest.free_storage_bytes)
-            .is_some_and(|(min, is)| is < min);
-        let other_model = latest
-            .reported_model
-            .as_ref()
-            .is_some_and(|m| *m != device.registration.device_model);
-        Ok(if !latest.online {
-            Some(Why::Offline)
-        } else if low_battery {
-            Some(Why::Battery)
-        } else if low_storage {
-            Some(Why::Storage)
-        } else if other_model {
-            Some(Why::Model)
-        } else {
-            None
-        })
+        Ok(why::held_by_device(device, requires).into_iter().next())
     }
 }
 
@@ -153,19 +133,6 @@ impl Surroundings {
     }
 
     fn held_by_campaign(&self, update: &Update) -> Option<Why> {
-        let campaign = self.campaign(update)?;
-        match &campaign.state {
-            CampaignState::Created => Some(Why::NotStarted),
-            CampaignState::Paused { .. } => Some(Why::Paused),
-            CampaignState::InProgress(running) if update.stage > running.open_stage => {
-                let stage = campaign.spec.stages.get(usize::from(update.stage));
-                Some(Why::StageClosed {
-                    stage: stage.map_or_else(String::new, |s| s.name.clone()),
-                })
-            }
-            CampaignState::InProgress(_) => None,
-            CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
-            _ => Some(Why::Ended),
-        }
+        why::held_by_campaign(self.campaign(update)?, update)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use device_ota_domain::campaign::{CampaignDraft, Group, Priority};
 use device_ota_domain::update::Action;
-use device_ota_domain::{CampaignId, CampaignState, Role};
+use device_ota_domain::{CampaignId, CampaignState, FirmwareId, Role};
 use device_ota_engine::ports::store::{CampaignFilter, RollbackFilter, UpdateFilter};
 use serde::Deserialize;
 use utoipa::{OpenApi, ToSchema};
@@ -20,7 +20,7 @@ use crate::shared::{Answer, Routes, Shared, reply};
 use crate::updates::{self, GROUPS};
 
 /// Most bytes of a new campaign: 200,000 named devices with ids of usual length.
-const MAX_CAMPAIGN_BYTES: usize = 16 * 1024 * 1024;
+pub(crate) const MAX_CAMPAIGN_BYTES: usize = 16 * 1024 * 1024;
 /// Priorities by name.
 const PRIORITIES: [(&str, Priority); 4] = [
     (Priority::Low.name(), Priority::Low),
@@ -123,6 +123,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         PageQuery,
         ("status" = Option<String>, Query, description = "In this status", example = "in_progress"),
         ("priority" = Option<Priority>, Query, description = "Of this priority"),
+        ("firmware_id" = Option<FirmwareId>, Query, description = "Of this image"),
     ),
     responses((status = 200, description = "A page of them", body = CampaignList)),
 )]
@@ -134,6 +135,7 @@ async fn list(call: Call) -> Answer {
     let filter = CampaignFilter {
         status: query.one_of("status", &statuses)?.map(str::to_owned),
         priority: query.one_of("priority", &PRIORITIES)?,
+        firmware: query.id("firmware_id")?,
     };
     let filters = query.done()?;
     let campaigns = call.shared.engine.campaigns(&filter, page).await?;
@@ -159,8 +161,8 @@ async fn one(id: Segment, call: Call) -> Answer {
 
 /// Create a campaign
 ///
-/// It means the named devices and groups, or, without any, every device of the image's model. Nothing is offered
-/// before it is started.
+/// It means the named devices, the named groups and whom the filter takes, or, without any of them, every device of
+/// the image's model. Nothing is offered before it is started.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns", tag = "campaigns", request_body = CampaignDraft, responses(
     (status = 201, description = "The new campaign", body = CampaignDto),
     (status = 404, description = "There is no such image"),
@@ -177,7 +179,7 @@ async fn create(call: Call, body: Body) -> Answer {
 /// Start a campaign
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/start", tag = "campaigns", responses(
     (status = 200, description = "The campaign, in progress", body = CampaignDto),
-    (status = 409, description = "It has been started before, or has ended"),
+    (status = 409, description = "It has been started before, has ended, or needs an approval first"),
 ))]
 async fn start(id: Segment, call: Call, body: Body) -> Answer {
     order(Order::Start, &id, &call, body).await

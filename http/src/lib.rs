@@ -47,6 +47,7 @@ mod health;
 mod keys;
 mod limits;
 mod openapi;
+mod proposals;
 mod range;
 mod request;
 mod rollbacks;

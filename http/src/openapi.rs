@@ -25,7 +25,9 @@ use warp::reply::Response;
 
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
-use crate::{campaigns, devices, downloads, firmware, health, keys, rollbacks, trust, updates};
+use crate::{
+    campaigns, devices, downloads, firmware, health, keys, proposals, rollbacks, trust, updates,
+};
 
 /// How long a client may use the document without asking whether it is still the same.
 const CACHE: HeaderValue = HeaderValue::from_static("public, max-age=60");
@@ -59,6 +61,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         firmware::Documented::openapi(),
         downloads::Documented::openapi(),
         campaigns::Documented::openapi(),
+        proposals::Documented::openapi(),
         devices::Documented::openapi(),
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),

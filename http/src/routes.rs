@@ -7,7 +7,8 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    campaigns, devices, downloads, firmware, health, keys, openapi, rollbacks, trust, updates,
+    campaigns, devices, downloads, firmware, health, keys, openapi, proposals, rollbacks, trust,
+    updates,
 };
 
 /// All routes, the most frequent ones first.
@@ -18,6 +19,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(devices::routes(shared))
         .unify()
         .or(campaigns::routes(shared))
+        .unify()
+        .or(proposals::routes(shared))
         .unify()
         .or(firmware::routes(shared))
         .unify()

@@ -1,8 +1,8 @@
 //! Campaigns: their rows, as spec and state in JSON beside the few columns that lists look at.
 
-use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::Campaign;
 use device_ota_domain::page::Page;
+use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::CampaignFilter;
 
 use crate::counts;
@@ -13,8 +13,8 @@ use crate::sql::{self, Args, Record, statements, to_json};
 macro_rules! select_campaign {
     ($rest:literal) => {
         concat!(
-            "SELECT c.campaign_id, c.spec, c.state, c.target_count, c.revision, c.created_at, c.updated_at, \
-             c.created_by FROM update_campaigns c ",
+            "SELECT c.campaign_id, c.spec, c.state, c.approval, c.target_count, c.revision, c.created_at, c.updated_at, \
+             c.created_by, c.deleted_at FROM update_campaigns c ",
             $rest
         )
     };
@@ -25,6 +25,7 @@ statements! {
     CAMPAIGN_LOCKED = select_campaign!("WHERE c.campaign_id = $1 {for_update}");
     CAMPAIGNS = select_campaign!(
         "WHERE (CAST($3 AS TEXT) IS NULL OR c.status = $3) AND (CAST($4 AS BIGINT) IS NULL OR c.priority = $4) \
+         AND (CAST($5 AS TEXT) IS NULL OR c.firmware_id = $5) AND c.deleted_at IS NULL \
          ORDER BY c.number DESC LIMIT $1 OFFSET $2"
     );
     CAMPAIGNS_TO_PLAN = select_campaign!(
@@ -36,10 +37,11 @@ statements! {
          ORDER BY c.priority DESC, c.number"
     );
     INSERT_CAMPAIGN = "INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, \
-         target_count, revision, created_at, updated_at, created_by) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+         target_count, revision, created_at, updated_at, created_by, approval) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     SAVE_CAMPAIGN = "UPDATE update_campaigns SET status = $3, state = $4, target_count = $5, updated_at = $6, \
-         revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
+         approval = $7, deleted_at = $8, revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
+    REPLACE_SPEC = "UPDATE update_campaigns SET firmware_id = $2, priority = $3, spec = $4 WHERE campaign_id = $1";
 }
 
 /// One campaign.
@@ -74,7 +76,8 @@ pub(crate) async fn list<D: Dialect>(
     let args = Args::<D>::new()
         .page(page)
         .text(filter.status.as_deref())
-        .int(filter.priority.map(|priority| i64::from(priority.rank())));
+        .int(filter.priority.map(|priority| i64::from(priority.rank())))
+        .text(filter.firmware.as_ref().map(FirmwareId::as_str));
     sql::fetch_all(conn, &CAMPAIGNS, args, read_campaign).await
 }
 
@@ -91,6 +94,7 @@ pub(crate) async fn insert<D: Dialect>(
     campaign: &Campaign,
 ) -> Result<(), DbError> {
     let (spec, state) = (to_json(&campaign.spec)?, to_json(&campaign.state)?);
+    let approval = to_json(&campaign.approval)?;
     let args = Args::new()
         .text(campaign.id.as_str())
         .text(campaign.spec.firmware_id.as_str())
@@ -102,8 +106,25 @@ pub(crate) async fn insert<D: Dialect>(
         .int(campaign.revision)
         .time(campaign.created_at)
         .time(campaign.updated_at)
-        .text(campaign.created_by.as_str());
+        .text(campaign.created_by.as_str())
+        .text(approval.as_str());
     sql::execute::<D>(conn, &INSERT_CAMPAIGN, args).await?;
+    counts::insert_stages::<D>(conn, campaign).await
+}
+
+/// Writes what the campaign shall do, and makes its stages anew.
+pub(crate) async fn replace_spec<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+) -> Result<(), DbError> {
+    let spec = to_json(&campaign.spec)?;
+    let args = Args::new()
+        .text(campaign.id.as_str())
+        .text(campaign.spec.firmware_id.as_str())
+        .int(i64::from(campaign.spec.priority.rank()))
+        .text(spec.as_str());
+    sql::execute::<D>(conn, &REPLACE_SPEC, args).await?;
+    counts::delete_stages::<D>(conn, &campaign.id).await?;
     counts::insert_stages::<D>(conn, campaign).await
 }
 
@@ -112,14 +133,16 @@ pub(crate) async fn save<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &Campaign,
 ) -> Result<(), DbError> {
-    let state = to_json(&campaign.state)?;
+    let (state, approval) = (to_json(&campaign.state)?, to_json(&campaign.approval)?);
     let args = Args::new()
         .text(campaign.id.as_str())
         .int(campaign.revision)
         .text(campaign.state.status())
         .text(state.as_str())
         .uint(campaign.target_count)
-        .time(campaign.updated_at);
+        .time(campaign.updated_at)
+        .text(approval.as_str())
+        .time(campaign.deleted_at);
     match sql::execute::<D>(conn, &SAVE_CAMPAIGN, args).await? {
         0 => Err(DbError::Conflict("the campaign")),
         _ => Ok(()),
@@ -131,10 +154,12 @@ fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
         id: row.parse("campaign_id")?,
         spec: row.json("spec")?,
         state: row.json("state")?,
+        approval: row.json("approval")?,
         target_count: row.uint("target_count")?,
         revision: row.int("revision")?,
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,
         created_by: row.string("created_by")?,
+        deleted_at: row.time_opt("deleted_at")?,
     })
 }

@@ -13,6 +13,7 @@ use crate::sql::{self, Args, Record, statements};
 statements! {
     INSERT_STAGES[Text, Text, Int, Int, Int] =
         "INSERT INTO campaign_stages (campaign_id, action, stage, start_bucket, end_bucket) VALUES {rows}";
+    DELETE_STAGES = "DELETE FROM campaign_stages WHERE campaign_id = $1";
     COUNTS = "SELECT action, stage, pending, in_flight, completed, failed, cancelled FROM campaign_stages \
          WHERE campaign_id = $1 ORDER BY action, stage";
     COUNTS_BY_ROWS = "SELECT action, stage, state, COUNT(*) AS devices FROM device_updates \
@@ -80,6 +81,17 @@ pub(crate) async fn insert_stages<D: Dialect>(
     )
     .await
     .map(drop)
+}
+
+/// Forgets the stages of a campaign that has no rows.
+pub(crate) async fn delete_stages<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+) -> Result<(), DbError> {
+    let args = Args::new().text(campaign.as_str());
+    sql::execute::<D>(conn, &DELETE_STAGES, args)
+        .await
+        .map(drop)
 }
 
 /// The counters as they are kept.

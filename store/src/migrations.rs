@@ -25,9 +25,10 @@ macro_rules! steps {
 }
 
 /// Every step, oldest first. A step that has been released is never edited: the databases remember its checksum.
-const STEPS: [Step; 4] = steps![
+const STEPS: &[Step] = &steps![
     (1, "initial", "0001_initial.sql"),
     (2, "api keys", "0002_api_keys.sql"),
+    (3, "approval and deletion", "0003_approval_and_deletion.sql"),
     (4, "latest telemetry", "0004_latest_telemetry.sql"),
     (9, "rollback timeout", "0009_rollback_timeout.sql"),
 ];

@@ -61,7 +61,7 @@ statements! {
          GROUP BY v.verdict, v.position"
     );
     UNKNOWN = "SELECT COUNT(DISTINCT e.value) AS devices FROM {each:$1} \
-         WHERE e.value NOT IN (SELECT d.device_id FROM devices d WHERE d.device_id {any:$1})";
+         WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.device_id = e.value)";
     TARGETS = select_device!(
         "WHERE {given} AND ",
         verdict!(),
@@ -72,8 +72,8 @@ statements! {
         " < $8 ORDER BY d.device_id LIMIT $9 OFFSET $10"
     );
     LEFT_OUT = concat!(
-        "SELECT DISTINCT e.value AS device_id FROM {each:$7} WHERE e.value NOT IN (SELECT d.device_id FROM devices d \
-         JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id {any:$7} AND ",
+        "SELECT DISTINCT e.value AS device_id FROM {each:$7} WHERE NOT EXISTS (SELECT 1 FROM devices d \
+         JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id = e.value AND ",
         verdict!(),
         " = 'target') ORDER BY e.value LIMIT $8 OFFSET $9"
     );

@@ -95,6 +95,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
         Ok(campaigns::locked::<D>(&mut *self.inner, campaign).await?)
     }
+    async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()> {
+        Ok(campaigns::replace_spec::<D>(&mut *self.inner, campaign).await?)
+    }
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()> {
         Ok(campaigns::save::<D>(&mut *self.inner, campaign).await?)
     }

@@ -18,6 +18,7 @@
 #[macro_use]
 mod harness;
 
+mod approval;
 mod bus;
 mod by_hand;
 mod disk_full;
@@ -32,5 +33,6 @@ mod registration;
 mod rings;
 mod rollback;
 mod single;
+mod targeting;
 mod two_admins;
 mod upload;

@@ -63,6 +63,7 @@ pub struct CampaignDraft {
     pub target_groups: Vec<String>,
     /// Devices by what they are like; see [`crate::filter`].
     #[serde(default)]
+    #[schema(value_type = Option<Filter>)]
     pub target_filters: Option<serde_json::Value>,
     /// Default `staged`.
     #[serde(default = "default_strategy")]
@@ -107,6 +108,9 @@ pub struct CampaignDraft {
     /// Default: nothing.
     #[serde(default)]
     pub requires: Requires,
+    /// Default false: it may start without anybody's approval.
+    #[serde(default)]
+    pub requires_approval: bool,
 }
 
 fn default_strategy() -> Strategy {

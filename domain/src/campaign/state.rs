@@ -286,7 +286,7 @@ impl CampaignState {
         }
     }
 
-    fn refuse(&self, verb: &'static str, hint: &'static str) -> TransitionError {
+    pub(super) fn refuse(&self, verb: &'static str, hint: &'static str) -> TransitionError {
         TransitionError {
             from: self.status(),
             verb,

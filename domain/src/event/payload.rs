@@ -13,6 +13,16 @@ use crate::ids::DeviceId;
 use crate::rollback::RollbackTrigger;
 use crate::update::{Action, Update, UpdateState};
 
+/// What an approver said, in the event that tells of it.
+fn comment(event_type: EventType, campaign: &Campaign) -> Option<&str> {
+    match event_type {
+        EventType::CampaignApproved | EventType::CampaignRejected => {
+            campaign.approval.verdict()?.comment.as_deref()
+        }
+        _ => None,
+    }
+}
+
 impl Event {
     /// Of an image's life (PRD, E6-US1).
     pub fn of_firmware(
@@ -55,6 +65,7 @@ impl Event {
                 trigger, reason, ..
             } => (Some(trigger.name()), Some(reason.as_str())),
             CampaignState::Paused { reason, .. } => (None, Some(reason.as_str())),
+            CampaignState::Created => (None, comment(event_type, campaign)),
             _ => (None, None),
         };
         let stage = match &campaign.state {

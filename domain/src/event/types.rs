@@ -35,6 +35,7 @@ event_types! {
     CampaignUpdated "campaign.updated" "A campaign was changed before its start.";
     CampaignApproved "campaign.approved" "An approver agreed to a campaign.";
     CampaignRejected "campaign.rejected" "An approver refused a campaign.";
+    CampaignDeleted "campaign.deleted" "A campaign left the lists; it is kept for the record.";
     CampaignStarted "campaign.started" "A campaign began: its devices have their updates.";
     CampaignStageOpened "campaign.stage_opened" "The gate of a stage held, and the next stage may be offered.";
     CampaignPaused "campaign.paused" "No further offers, by an admin or by a threshold or gate; `reason` says which.";

@@ -1,9 +1,12 @@
 //! Phases of an update in flight.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Phases of an update in flight, in order (PROTOCOL.md, *progress*); `Offered` is the service's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Sent, or about to be; the device has not answered.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use device_ota_domain::campaign::CampaignState;
+use device_ota_domain::campaign::{Approval, CampaignState, Verdict};
 use device_ota_domain::event::{Event, EventFilter, EventType, StoredEvent};
 use device_ota_domain::firmware::{Firmware, Format};
 use device_ota_domain::rollback::RollbackTrigger;
@@ -48,7 +48,8 @@ fn of_campaign(kind: EventType) -> Event {
         EventType::CampaignCreated
         | EventType::CampaignUpdated
         | EventType::CampaignApproved
-        | EventType::CampaignRejected => CampaignState::Created,
+        | EventType::CampaignRejected
+        | EventType::CampaignDeleted => CampaignState::Created,
         EventType::CampaignPaused => started.pause(at(2), "by admin").unwrap(),
         EventType::CampaignCompleted => started.finish(at(2)).unwrap(),
         EventType::CampaignCancelled => started.cancel(at(2)).unwrap(),
@@ -61,6 +62,17 @@ fn of_campaign(kind: EventType) -> Event {
     };
     let mut campaign = campaign(spec(&json!({})), state);
     campaign.target_count = 500;
+    let verdict = Verdict {
+        by: "security".into(),
+        at: at(2),
+        comment: Some("after the audit".into()),
+    };
+    campaign.approval = Approval::of_new(true, "admin");
+    if kind == EventType::CampaignApproved {
+        campaign.approval = campaign.approval.approve(verdict).unwrap();
+    } else if kind == EventType::CampaignRejected {
+        campaign.approval = campaign.approval.reject(verdict).unwrap();
+    }
     Event::of_campaign(kind, &campaign, "admin", at(2))
 }
 

@@ -15,3 +15,4 @@ mod sample;
 mod update_state;
 mod update_time;
 mod values;
+mod why;

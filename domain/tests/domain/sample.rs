@@ -1,7 +1,7 @@
 //! Ordinary values that the tests vary.
 
 use device_ota_domain::campaign::{
-    Campaign, CampaignDraft, CampaignSpec, CampaignState, Group, Priority,
+    Approval, Campaign, CampaignDraft, CampaignSpec, CampaignState, Group, Priority,
 };
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{
@@ -36,11 +36,13 @@ pub(crate) fn campaign(spec: CampaignSpec, state: CampaignState) -> Campaign {
         id: CampaignId::from_entropy([7; 8]),
         spec,
         state,
+        approval: Approval::NotRequired,
         target_count: 0,
         revision: 0,
         created_at: at(0),
         updated_at: at(0),
         created_by: "tester".into(),
+        deleted_at: None,
     }
 }
 

@@ -84,6 +84,8 @@ pub struct CampaignFilter {
     pub status: Option<String>,
     /// Exact priority.
     pub priority: Option<Priority>,
+    /// Of this firmware.
+    pub firmware: Option<FirmwareId>,
 }
 
 /// Whom a campaign means, seen at a moment.
@@ -289,7 +291,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// One campaign.
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>>;
-    /// Campaigns, newest first.
+    /// Campaigns that are not deleted, newest first.
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>>;
     /// Campaigns that are active, or cancelled with updates still open; highest priority first, then oldest.
     async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>>;
@@ -365,7 +367,10 @@ pub trait Tx: Send {
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// One campaign, locked until the transaction ends.
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
-    /// Writes `state`, `target_count` and `updated_at`, and raises the revision; `Conflict` when `campaign.revision`
+    /// Writes what the campaign shall do, and makes its stages anew; for campaigns that have no rows yet. To be followed
+    /// by [`Tx::save_campaign`], which looks at the revision.
+    async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()>;
+    /// Writes state, approval, `target_count`, `updated_at` and `deleted_at`, and raises the revision; `Conflict` when `campaign.revision`
     /// is no longer the row's.
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// The campaign's counters, within this transaction.

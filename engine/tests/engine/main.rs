@@ -7,6 +7,7 @@
 )]
 
 mod adversity;
+mod approval;
 mod credentials;
 mod ends;
 mod fixture;

@@ -231,7 +231,7 @@ async fn an_unfit_or_absent_device_waits_and_the_reason_is_told() {
     fixture.engine.dispatch_all().await.unwrap();
     assert_eq!(
         why().await.as_deref(),
-        Some("the device's battery is too low")
+        Some("the device's battery is at 10 % and must be at 50 %")
     );
     fixture
         .publish(

@@ -1,7 +1,8 @@
 //! Campaigns and how far they are (PRD, E2; appendix 2).
 
 use device_ota_domain::campaign::{
-    CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Strategy, Tally,
+    Approval, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Strategy,
+    Tally,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -51,11 +52,43 @@ pub(crate) struct CampaignDto<'a> {
     rollback: RollbackTallyDto,
     rollback_trigger: Option<RollbackTrigger>,
     waits: Vec<WhyDto>,
+    requires_approval: bool,
+    approval: ApprovalDto<'a>,
+    approved_by: Option<&'a str>,
+    revision: i64,
     created_at: Timestamp,
     updated_at: Timestamp,
     started_at: Option<Timestamp>,
     completed_at: Option<Timestamp>,
     created_by: &'a str,
+    deleted_at: Option<Timestamp>,
+}
+
+/// Whether somebody else has agreed to it (PRD, E2-US6).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Approval)]
+struct ApprovalDto<'a> {
+    #[schema(schema_with = approvals)]
+    status: &'static str,
+    by: Option<&'a str>,
+    at: Option<Timestamp>,
+    comment: Option<&'a str>,
+}
+
+fn approvals() -> Object {
+    names(["not_required", "pending", "approved", "rejected"])
+}
+
+impl<'a> From<&'a Approval> for ApprovalDto<'a> {
+    fn from(approval: &'a Approval) -> Self {
+        let verdict = approval.verdict();
+        Self {
+            status: approval.status(),
+            by: verdict.map(|verdict| verdict.by.as_str()),
+            at: verdict.map(|verdict| verdict.at),
+            comment: verdict.and_then(|verdict| verdict.comment.as_deref()),
+        }
+    }
 }
 
 /// A stage and where its devices stand.
@@ -126,11 +159,19 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             rollback: RollbackTallyDto::from(&view.counts.rollbacks),
             rollback_trigger: trigger(state),
             waits: view.waits.iter().cloned().map(WhyDto::from).collect(),
+            requires_approval: campaign.approval != Approval::NotRequired,
+            approval: ApprovalDto::from(&campaign.approval),
+            approved_by: match &campaign.approval {
+                Approval::Approved { verdict, .. } => Some(&verdict.by),
+                _ => None,
+            },
+            revision: campaign.revision,
             created_at: campaign.created_at,
             updated_at: campaign.updated_at,
             started_at: state.started_at(),
             completed_at: ended_at(state),
             created_by: &campaign.created_by,
+            deleted_at: campaign.deleted_at,
         }
     }
 }
@@ -170,7 +211,7 @@ fn stages<'a>(spec: &'a CampaignSpec, counts: &Counts, open: Option<u16>) -> Vec
     numbered.map(dto).collect()
 }
 
-fn percent(buckets: u16) -> f64 {
+pub(crate) fn percent(buckets: u16) -> f64 {
     f64::from(buckets) / 100.0
 }
 
@@ -252,11 +293,13 @@ mod tests {
                 .into_spec(10.0, 7)
                 .unwrap(),
             state,
+            approval: Approval::NotRequired,
             target_count: 2,
             revision: 0,
             created_at: at,
             updated_at: at,
             created_by: "admin".to_owned(),
+            deleted_at: None,
         };
         CampaignView {
             campaign,
@@ -270,11 +313,13 @@ mod tests {
     fn before_its_start_every_device_it_means_is_pending() {
         let view = view(CampaignState::Created, Counts::default());
         let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
-        json.as_object_mut()
-            .unwrap()
-            .insert("firmware".to_owned(), "…".into());
+        let fields = json.as_object_mut().unwrap();
+        fields.insert("firmware".to_owned(), "…".into());
+        fields.insert("approval".to_owned(), "…".into());
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
         {
+          "approval": "…",
+          "approved_by": null,
           "auto_rollback": true,
           "batch_size": 100,
           "campaign_id": "camp_789abcdef0123456",
@@ -283,6 +328,7 @@ mod tests {
           "completed_devices": 0,
           "created_at": "2025-12-18T10:05:00Z",
           "created_by": "admin",
+          "deleted_at": null,
           "deployment_strategy": "staged",
           "description": null,
           "failed_devices": 0,
@@ -300,6 +346,8 @@ mod tests {
             "min_battery_percent": null,
             "min_free_storage_bytes": null
           },
+          "requires_approval": false,
+          "revision": 0,
           "rollback": {
             "completed": 0,
             "failed": 0,

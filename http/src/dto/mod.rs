@@ -5,6 +5,7 @@ pub(crate) mod device;
 pub(crate) mod firmware;
 pub(crate) mod key;
 pub(crate) mod rollback;
+pub(crate) mod targets;
 pub(crate) mod update;
 
 use device_ota_domain::page::Page;
@@ -23,6 +24,9 @@ use self::firmware::FirmwareDto;
 use self::key::KeyDto;
 use self::rollback::RollbackDto;
 use self::update::UpdateDto;
+
+/// The filters that a list was asked for, echoed.
+pub(crate) type Filters = Map<String, Value>;
 
 /// 200 with a body.
 pub(crate) fn ok(body: &impl Serialize) -> Response {

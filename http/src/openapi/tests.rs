@@ -118,7 +118,7 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/firmware/{firmware_id}/download GET, HEAD
     /api/v1/ota/objects/{token} GET, HEAD
     /api/v1/ota/campaigns GET, HEAD, POST
-    /api/v1/ota/campaigns/{campaign_id} GET, HEAD
+    /api/v1/ota/campaigns/{campaign_id} GET, HEAD, PUT, DELETE
     /api/v1/ota/campaigns/{campaign_id}/start POST
     /api/v1/ota/campaigns/{campaign_id}/pause POST
     /api/v1/ota/campaigns/{campaign_id}/resume POST
@@ -126,6 +126,11 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/campaigns/{campaign_id}/rollback POST
     /api/v1/ota/campaigns/{campaign_id}/devices GET, HEAD
     /api/v1/ota/campaigns/{campaign_id}/rollbacks GET, HEAD
+    /api/v1/ota/campaigns/dry-run POST
+    /api/v1/ota/campaigns/{campaign_id}/targets GET, HEAD
+    /api/v1/ota/campaigns/{campaign_id}/devices/{device_id}/why GET, HEAD
+    /api/v1/ota/campaigns/{campaign_id}/approve POST
+    /api/v1/ota/campaigns/{campaign_id}/reject POST
     /api/v1/ota/devices GET, HEAD, POST
     /api/v1/ota/devices/bulk/update POST
     /api/v1/ota/devices/{device_id} GET, HEAD

@@ -198,6 +198,12 @@ fn role_of(method: &str, template: &str) -> Role {
         (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware") => Role::Uploader,
+        ("DELETE", "/api/v1/ota/campaigns/{campaign_id}") => Role::Admin,
+        (
+            _,
+            "/api/v1/ota/campaigns/{campaign_id}/approve"
+            | "/api/v1/ota/campaigns/{campaign_id}/reject",
+        ) => Role::Approver,
         _ => Role::Operator,
     }
 }

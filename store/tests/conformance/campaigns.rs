@@ -1,6 +1,6 @@
 //! Campaigns: rows, revisions, and whom they mean.
 
-use device_ota_domain::campaign::{Campaign, Priority};
+use device_ota_domain::campaign::{Approval, Campaign, Priority};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::update::{Action, UpdateState};
@@ -13,6 +13,7 @@ crate::stories!(
     a_campaign_reads_back_as_it_was_stored,
     a_stale_revision_is_turned_away,
     campaigns_are_listed_newest_first_and_filtered,
+    a_campaign_is_written_anew_and_deleted,
     the_planner_sees_what_may_still_move,
     a_campaign_means_every_device_of_the_model,
     named_devices_and_groups_are_united,
@@ -95,14 +96,59 @@ async fn campaigns_are_listed_newest_first_and_filtered(store: &dyn Store) {
     );
     let running = CampaignFilter {
         status: Some("in_progress".into()),
-        priority: None,
+        ..CampaignFilter::default()
     };
     assert_eq!(list(running, Page::default()).await, [started.spec.name]);
     let low = CampaignFilter {
-        status: None,
         priority: Some(Priority::Low),
+        ..CampaignFilter::default()
     };
     assert_eq!(list(low, Page::default()).await, ["c1"]);
+}
+
+async fn a_campaign_is_written_anew_and_deleted(store: &dyn Store) {
+    let (old, new) = (image("frame", "2.0.0", 1), image("frame", "2.1.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    fleet(store, 10).await;
+    let before = campaign(1, &old, "");
+    store_campaign(store, &before).await;
+    let mut after = campaign(
+        1,
+        &new,
+        r#""priority":"high","deployment_strategy":"immediate","target_filters":{"any":[]}"#,
+    );
+    after.approval = Approval::of_new(true, "someone");
+    let mut tx = store.begin().await.unwrap();
+    tx.replace_spec(&after).await.unwrap();
+    tx.save_campaign(&after).await.unwrap();
+    tx.commit().await.unwrap();
+    after.revision = 1;
+    assert_eq!(
+        store.campaign(&after.id).await.unwrap(),
+        Some(after.clone())
+    );
+    assert_eq!(store.counts(&after.id).await.unwrap().stages.len(), 1);
+    let of = async |firmware: &device_ota_domain::Firmware| {
+        let filter = CampaignFilter {
+            firmware: Some(firmware.id.clone()),
+            priority: Some(Priority::High),
+            status: None,
+        };
+        store
+            .campaigns(&filter, Page::default())
+            .await
+            .unwrap()
+            .len()
+    };
+    assert_eq!((of(&old).await, of(&new).await), (0, 1));
+    after.deleted_at = Some(at(9));
+    let mut tx = store.begin().await.unwrap();
+    tx.save_campaign(&after).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(of(&new).await, 0);
+    after.revision = 2;
+    assert_eq!(store.campaign(&after.id).await.unwrap(), Some(after));
 }
 
 async fn the_planner_sees_what_may_still_move(store: &dyn Store) {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use device_ota_domain::campaign::{Campaign, CampaignDraft, CampaignState, Delta, Group, Requires};
+use device_ota_domain::campaign::{
+    Approval, Campaign, CampaignDraft, CampaignState, Delta, Group, Requires,
+};
 use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
@@ -151,11 +153,13 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
         id: CampaignId::from_entropy([n; 8]),
         spec: draft.into_spec(10.0, 0).expect("a valid spec"),
         state: CampaignState::Created,
+        approval: Approval::NotRequired,
         target_count: 0,
         revision: 0,
         created_at: at(i64::from(n)),
         updated_at: at(i64::from(n)),
         created_by: "admin".into(),
+        deleted_at: None,
     }
 }
 

@@ -69,7 +69,8 @@ impl Admin {
         &self.client
     }
 
-    async fn send(&self, request: RequestBuilder) -> Answer {
+    /// Sends a request with the admin key.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
         self.try_send(request).await.expect("the service answers")
     }
 

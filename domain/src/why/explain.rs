@@ -1,0 +1,148 @@
+//! Why a device has, or has not, been offered what a campaign has for it: every reason, the most decisive first.
+
+use jiff::Timestamp;
+
+use super::Why;
+use crate::campaign::{ApprovalError, Campaign, CampaignState, Requires};
+use crate::device::Device;
+use crate::firmware::UploadMetadata;
+use crate::targeting::{Exclusion, judge};
+use crate::update::{Action, Update, UpdateState};
+
+/// What there is to know of a device and a campaign.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'c> {
+    /// The present.
+    pub now: Timestamp,
+    /// The campaign.
+    pub campaign: &'c Campaign,
+    /// What it rolls out.
+    pub image: &'c UploadMetadata,
+    /// Why it does not go on by itself, as the planner says.
+    pub waits: &'c [Why],
+    /// The device; `None` when it is not registered.
+    pub device: Option<&'c Device>,
+    /// The campaign's updates and rollbacks of this device, newest first.
+    pub updates: &'c [Update],
+    /// What the device has in flight, whoever asked for it.
+    pub in_flight: Option<&'c Update>,
+}
+
+/// Every reason, the most decisive first; never none.
+pub fn explain(case: &Case<'_>) -> Vec<Why> {
+    if case.updates.is_empty() {
+        return without_update(case);
+    }
+    case.updates
+        .iter()
+        .flat_map(|update| of_update(case, update))
+        .collect()
+}
+
+fn without_update(case: &Case<'_>) -> Vec<Why> {
+    let campaign = case.campaign;
+    let excluded = match case.device {
+        None => Some(Exclusion::UnknownDevice),
+        Some(device) => judge(&campaign.spec, case.image, device, case.now).err(),
+    };
+    let excluded = excluded.map(|because| Why::NotTarget { because });
+    if campaign.state != CampaignState::Created {
+        return vec![excluded.unwrap_or(Why::TooLate)];
+    }
+    let unapproved = match campaign.approval.permits() {
+        Err(ApprovalError::Missing { rejected }) => Some(Why::Unapproved { rejected }),
+        _ => None,
+    };
+    let mut reasons: Vec<Why> = excluded.into_iter().chain(unapproved).collect();
+    reasons.push(Why::NotStarted);
+    reasons
+}
+
+fn of_update(case: &Case<'_>, update: &Update) -> Vec<Why> {
+    let action = update.action;
+    match &update.state {
+        UpdateState::Completed { at } => vec![Why::Completed { action, at: *at }],
+        UpdateState::Failed { at, failure } => vec![Why::Failed {
+            action,
+            at: *at,
+            error: failure.code.clone(),
+        }],
+        UpdateState::Cancelled { at } => vec![Why::Cancelled { action, at: *at }],
+        UpdateState::InFlight { phase, .. } => vec![Why::InFlight {
+            action,
+            phase: *phase,
+            attempt: update.attempt,
+        }],
+        UpdateState::Pending { due_at, .. } => pending(case, update, *due_at),
+    }
+}
+
+fn pending(case: &Case<'_>, update: &Update, due_at: Timestamp) -> Vec<Why> {
+    let mut reasons = Vec::new();
+    if let Some(why) = held_by_campaign(case.campaign, update) {
+        let closed = matches!(why, Why::StageClosed { .. });
+        reasons.push(why);
+        if closed {
+            // What the gate before it waits for.
+            reasons.extend(case.waits.iter().cloned());
+        }
+    }
+    let device = case.device.into_iter();
+    reasons.extend(device.flat_map(|d| held_by_device(d, case.campaign.spec.requires)));
+    if let Some(other) = case.in_flight.filter(|other| other.id != update.id) {
+        reasons.push(Why::OtherUpdate {
+            update: other.id.clone(),
+            campaign: other.campaign.clone(),
+        });
+    }
+    if due_at > case.now {
+        reasons.push(Why::BackOff { until: due_at });
+    }
+    if reasons.is_empty() {
+        let full = case.waits.contains(&Why::NoSlot);
+        reasons.push(if full { Why::NoSlot } else { Why::Turn });
+    }
+    reasons
+}
+
+/// What the campaign's state says against an update that waits.
+pub fn held_by_campaign(campaign: &Campaign, update: &Update) -> Option<Why> {
+    match &campaign.state {
+        CampaignState::Created => Some(Why::NotStarted),
+        CampaignState::Paused { .. } => Some(Why::Paused),
+        CampaignState::InProgress(running) if update.stage > running.open_stage => {
+            let stage = campaign.spec.stages.get(usize::from(update.stage));
+            Some(Why::StageClosed {
+                stage: stage.map_or_else(String::new, |s| s.name.clone()),
+            })
+        }
+        CampaignState::InProgress(_) => None,
+        CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
+        _ => Some(Why::Ended),
+    }
+}
+
+/// What the device's last word says against an update of it. What it never said does not hold it back.
+pub fn held_by_device(device: &Device, requires: Requires) -> Vec<Why> {
+    let latest = &device.latest;
+    let offline = (!latest.online).then_some(Why::Offline {
+        since: latest.last_seen,
+    });
+    let battery = requires.min_battery_percent.zip(latest.battery_percent);
+    let battery = battery.filter(|(needs, has)| *has < f64::from(*needs));
+    let battery = battery.map(|(needs, has)| Why::Battery { has, needs });
+    let storage = requires
+        .min_free_storage_bytes
+        .zip(latest.free_storage_bytes);
+    let storage = storage.filter(|(needs, has)| has < needs);
+    let storage = storage.map(|(needs, has)| Why::Storage { has, needs });
+    let model = latest.reported_model.as_ref();
+    let model = model.filter(|model| **model != device.registration.device_model);
+    let model = model.map(|_| Why::Model);
+    offline
+        .into_iter()
+        .chain(battery)
+        .chain(storage)
+        .chain(model)
+        .collect()
+}

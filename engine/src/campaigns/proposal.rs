@@ -1,0 +1,196 @@
+//! A campaign before its start: written, changed, looked at by somebody else (PRD, E2-US6), and deleted.
+
+use device_ota_domain::campaign::{
+    Approval, ApprovalError, Campaign, CampaignDraft, CampaignSpec, CampaignState,
+    MAX_COMMENT_BYTES, Verdict,
+};
+use device_ota_domain::event::{Event, EventType};
+use device_ota_domain::{CampaignId, Firmware, ring};
+use jiff::Timestamp;
+
+use super::{CampaignView, locked};
+use crate::ports::clock::random;
+use crate::ports::store::Aim;
+use crate::{Caller, Engine, Error, Result};
+
+/// A draft that has been checked.
+pub(super) struct Proposal {
+    pub(super) spec: CampaignSpec,
+    pub(super) firmware: Firmware,
+    requires_approval: bool,
+}
+
+impl Proposal {
+    pub(super) fn aim(&self, now: Timestamp) -> Aim<'_> {
+        Aim {
+            spec: &self.spec,
+            firmware: &self.firmware,
+            now,
+        }
+    }
+}
+
+impl Engine {
+    /// Checks a draft. 404 for an unknown or deprecated firmware.
+    ///
+    /// The wheel is turned by what the campaign is called and what it rolls out: so a dry run names the very devices
+    /// that the campaign will begin with, and yet no campaign the same canaries as the last.
+    pub(super) async fn proposal(&self, draft: CampaignDraft) -> Result<Proposal> {
+        let firmware = self.firmware(&draft.firmware_id).await?;
+        let requires_approval = draft.requires_approval;
+        let turn = ring::bucket(&format!("{}:{}", draft.firmware_id, draft.name));
+        let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
+        let asked = crate::offers::firmware_requires(&firmware);
+        spec.requires.min_battery_percent = spec
+            .requires
+            .min_battery_percent
+            .max(asked.min_battery_percent);
+        spec.requires.min_free_storage_bytes = spec
+            .requires
+            .min_free_storage_bytes
+            .max(asked.min_free_storage_bytes);
+        Ok(Proposal {
+            spec,
+            firmware,
+            requires_approval,
+        })
+    }
+
+    /// Creates a campaign; nothing is sent before it is started. 404 for an unknown or deprecated firmware.
+    pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
+        let proposal = self.proposal(draft).await?;
+        let now = self.clock.now();
+        let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
+        let campaign = Campaign {
+            id: CampaignId::from_entropy(random(self.entropy.as_ref())),
+            spec: proposal.spec,
+            state: CampaignState::Created,
+            approval: Approval::of_new(proposal.requires_approval, by.subject()),
+            target_count,
+            revision: 0,
+            created_at: now,
+            updated_at: now,
+            created_by: by.subject().to_owned(),
+            deleted_at: None,
+        };
+        let mut tx = self.store.begin().await?;
+        tx.insert_campaign(&campaign).await?;
+        let created = Event::of_campaign(EventType::CampaignCreated, &campaign, by.subject(), now);
+        tx.append_events(&[created]).await?;
+        tx.commit().await?;
+        self.campaign(&campaign.id).await
+    }
+
+    /// Writes a campaign anew, before its start: 409 after it, and when it is no longer of the revision `expected`.
+    /// Its targets are counted again, and every verdict on it is void.
+    pub async fn edit_campaign(
+        &self,
+        id: &CampaignId,
+        draft: CampaignDraft,
+        expected: Option<i64>,
+        by: &Caller,
+    ) -> Result<CampaignView> {
+        let proposal = self.proposal(draft).await?;
+        let now = self.clock.now();
+        let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
+        let mut tx = self.store.begin().await?;
+        let campaign = locked(tx.as_mut(), id).await?;
+        if expected.is_some_and(|revision| revision != campaign.revision) {
+            let is = campaign.revision;
+            return Err(Error::conflict(
+                "changed_meanwhile",
+                format!("the campaign is at revision {is} by now; read it and try again"),
+            ));
+        }
+        let mut campaign =
+            campaign.edit(proposal.spec, proposal.requires_approval, by.subject())?;
+        campaign.target_count = target_count;
+        tx.replace_spec(&campaign).await?;
+        self.settle(tx, campaign, EventType::CampaignUpdated, now, by)
+            .await
+    }
+
+    /// Agrees to a campaign. 403 to whoever wrote it.
+    pub async fn approve_campaign(
+        &self,
+        id: &CampaignId,
+        comment: Option<String>,
+        by: &Caller,
+    ) -> Result<CampaignView> {
+        self.judge_campaign(id, comment, EventType::CampaignApproved, by)
+            .await
+    }
+
+    /// Refuses a campaign; it cannot start before it is changed or approved after all.
+    pub async fn reject_campaign(
+        &self,
+        id: &CampaignId,
+        comment: Option<String>,
+        by: &Caller,
+    ) -> Result<CampaignView> {
+        self.judge_campaign(id, comment, EventType::CampaignRejected, by)
+            .await
+    }
+
+    async fn judge_campaign(
+        &self,
+        id: &CampaignId,
+        comment: Option<String>,
+        event_type: EventType,
+        by: &Caller,
+    ) -> Result<CampaignView> {
+        if comment
+            .as_ref()
+            .is_some_and(|c| c.len() > MAX_COMMENT_BYTES)
+        {
+            return Err(Error::invalid(
+                "invalid_comment",
+                format!("comment must be at most {MAX_COMMENT_BYTES} bytes"),
+            ));
+        }
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let mut campaign = locked(tx.as_mut(), id).await?;
+        if campaign.state != CampaignState::Created {
+            return Err(Error::conflict(
+                "wrong_state",
+                format!(
+                    "a campaign that is {} cannot be judged any more",
+                    campaign.state.status()
+                ),
+            ));
+        }
+        let verdict = Verdict {
+            by: by.subject().to_owned(),
+            at: now,
+            comment,
+        };
+        campaign.approval = if event_type == EventType::CampaignApproved {
+            campaign.approval.approve(verdict)?
+        } else {
+            campaign.approval.reject(verdict)?
+        };
+        self.settle(tx, campaign, event_type, now, by).await
+    }
+
+    /// Leaves a campaign out of lists; it can still be read. 409 while it is active.
+    pub async fn delete_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let campaign = locked(tx.as_mut(), id).await?.delete(now)?;
+        self.settle(tx, campaign, EventType::CampaignDeleted, now, by)
+            .await
+    }
+}
+
+impl From<ApprovalError> for Error {
+    fn from(error: ApprovalError) -> Self {
+        match error {
+            ApprovalError::FourEyes(_) => Self::forbidden("four_eyes", error.to_string()),
+            ApprovalError::NotRequired => {
+                Self::conflict("approval_not_required", error.to_string())
+            }
+            ApprovalError::Missing { .. } => Self::conflict("approval_required", error.to_string()),
+        }
+    }
+}

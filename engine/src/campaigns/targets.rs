@@ -1,0 +1,113 @@
+//! Whom a campaign would mean, before anything is sent: how many and which, stage by stage, and who is left out and why.
+
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, CampaignState};
+use device_ota_domain::page::{MAX_LIMIT, Page};
+use device_ota_domain::targeting::{Exclusion, judge};
+use device_ota_domain::{CampaignId, Device, DeviceId, Firmware};
+
+use super::proposal::Proposal;
+use crate::ports::store::{Aim, TargetDevice, TargetSummary};
+use crate::{Engine, Error, Result};
+
+/// What a campaign would come to.
+#[derive(Debug, Clone)]
+pub struct DryRun {
+    /// What it would do.
+    pub spec: CampaignSpec,
+    /// With what.
+    pub firmware: Firmware,
+    /// How many, by stage, and how many are left out.
+    pub summary: TargetSummary,
+    /// A page of the devices, each with its stage.
+    pub targets: Vec<(TargetDevice, u16)>,
+    /// The first of the named devices that are left out.
+    pub left_out: Vec<(DeviceId, Exclusion)>,
+}
+
+/// What of a dry run is shown.
+#[derive(Debug, Clone, Default)]
+pub struct DryRunQuery {
+    /// Devices of this stage alone, by name.
+    pub stage: Option<String>,
+    /// Which of them.
+    pub page: Page,
+}
+
+impl Engine {
+    /// What a campaign of this draft would come to; nothing is created.
+    pub async fn dry_run(&self, draft: CampaignDraft, query: &DryRunQuery) -> Result<DryRun> {
+        let Proposal { spec, firmware, .. } = self.proposal(draft).await?;
+        self.run_dry(spec, firmware, query).await
+    }
+
+    /// What a campaign would come to if it started now. 409 once it has: then it has updates, which say more.
+    pub async fn campaign_targets(&self, id: &CampaignId, query: &DryRunQuery) -> Result<DryRun> {
+        let view = self.campaign(id).await?;
+        if view.campaign.state != CampaignState::Created {
+            return Err(Error::conflict(
+                "wrong_state",
+                "the campaign has begun; its devices are at its path with /devices",
+            ));
+        }
+        self.run_dry(view.campaign.spec, view.firmware, query).await
+    }
+
+    async fn run_dry(
+        &self,
+        spec: CampaignSpec,
+        firmware: Firmware,
+        query: &DryRunQuery,
+    ) -> Result<DryRun> {
+        let aim = Aim {
+            spec: &spec,
+            firmware: &firmware,
+            now: self.clock.now(),
+        };
+        let verdict = |device: &Device| judge(&spec, &firmware.metadata, device, aim.now);
+        let stage = query.stage.as_deref().map(|name| stage_of(&spec, name));
+        let summary = self.store.target_summary(aim).await?;
+        let targets = self
+            .store
+            .targets(aim, stage.transpose()?, query.page)
+            .await?;
+        let targets = targets
+            .into_iter()
+            .filter_map(|target| Some((verdict(&target.device).ok()?, target)))
+            .map(|(stage, target)| (target, stage))
+            .collect();
+        let first = Page {
+            limit: MAX_LIMIT,
+            offset: 0,
+        };
+        let left_out = self.store.left_out(aim, first).await?;
+        let left_out = left_out
+            .into_iter()
+            .filter_map(|(id, device)| {
+                let reason = device
+                    .as_ref()
+                    .map_or(Some(Exclusion::UnknownDevice), |d| verdict(d).err());
+                Some((id, reason?))
+            })
+            .collect();
+        Ok(DryRun {
+            spec,
+            firmware,
+            summary,
+            targets,
+            left_out,
+        })
+    }
+}
+
+fn stage_of(spec: &CampaignSpec, name: &str) -> Result<u16> {
+    let numbered = (0..).zip(&spec.stages);
+    let mut found = numbered.filter(|(_, stage)| stage.name == name);
+    found.next().map(|(number, _)| number).ok_or_else(|| {
+        let names: Vec<&str> = spec.stages.iter().map(|s| s.name.as_str()).collect();
+        let detail = format!(
+            "the campaign has no stage {name:?}; it has {}",
+            names.join(", ")
+        );
+        Error::invalid("invalid_query", detail)
+    })
+}

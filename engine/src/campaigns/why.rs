@@ -1,0 +1,44 @@
+//! Why a device has, or has not, been offered what a campaign has for it.
+
+use device_ota_domain::page::Page;
+use device_ota_domain::why::{Case, Why, explain};
+use device_ota_domain::{CampaignId, DeviceId};
+
+use crate::ports::store::UpdateFilter;
+use crate::{Engine, Error, Result};
+
+/// Updates and rollbacks of one device by one campaign; more than two there never are.
+const OF_ONE_DEVICE: Page = Page {
+    limit: 10,
+    offset: 0,
+};
+
+impl Engine {
+    /// Every reason, the most decisive first. 404 for a device that is neither registered nor named by the campaign.
+    pub async fn why_of_campaign(&self, id: &CampaignId, device: &DeviceId) -> Result<Vec<Why>> {
+        let view = self.campaign(id).await?;
+        let found = self.store.device(device).await?;
+        if found.is_none() && !view.campaign.spec.targets.devices.contains(device) {
+            return Err(Error::not_found("device", &device));
+        }
+        let filter = UpdateFilter {
+            campaign: Some(id.clone()),
+            device: Some(device.clone()),
+            ..UpdateFilter::default()
+        };
+        let updates = self.store.updates(&filter, OF_ONE_DEVICE).await?;
+        let in_flight = match &found {
+            Some(device) => self.store.in_flight(device.key).await?,
+            None => None,
+        };
+        Ok(explain(&Case {
+            now: self.clock.now(),
+            campaign: &view.campaign,
+            image: &view.firmware.metadata,
+            waits: &view.waits,
+            device: found.as_ref(),
+            updates: &updates,
+            in_flight: in_flight.as_ref(),
+        }))
+    }
+}

@@ -1,0 +1,154 @@
+//! What a campaign would come to, and why a device is, or is not, offered what it has.
+
+use std::collections::BTreeMap;
+
+use device_ota_domain::campaign::Stage;
+use device_ota_domain::page::Page;
+use device_ota_domain::targeting::Exclusion;
+use device_ota_domain::why::Why;
+use device_ota_domain::{CampaignId, DeviceId};
+use device_ota_engine::DryRun;
+use device_ota_engine::ports::store::TargetDevice;
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Filters;
+use super::campaign::percent;
+use super::firmware::FirmwareDto;
+use super::update::WhyDto;
+
+/// A dry run: numbers of the whole, and a page of the devices.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DryRun)]
+pub(crate) struct DryRunDto<'a> {
+    firmware: FirmwareDto<'a>,
+    target_device_count: u64,
+    stages: Vec<StageDto<'a>>,
+    left_out: LeftOutDto<'a>,
+    targets: Vec<TargetDto<'a>>,
+    count: usize,
+    limit: u32,
+    offset: u32,
+    #[schema(value_type = Object)]
+    filters: &'a Filters,
+}
+
+/// A stage, and how many devices it would have.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TargetStage)]
+struct StageDto<'a> {
+    name: &'a str,
+    percent: f64,
+    devices: u64,
+}
+
+/// Devices that are meant and left out.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LeftOut)]
+struct LeftOutDto<'a> {
+    count: u64,
+    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
+    by_reason: &'a BTreeMap<Exclusion, u64>,
+    /// The first of those that are named one by one.
+    named: Vec<NamedDto<'a>>,
+}
+
+/// A named device that is left out.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LeftOutDevice)]
+struct NamedDto<'a> {
+    device_id: &'a DeviceId,
+    code: Exclusion,
+    detail: String,
+}
+
+/// A device that would be updated.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Target)]
+struct TargetDto<'a> {
+    device_id: &'a DeviceId,
+    stage: &'a str,
+    firmware_version: Option<&'a str>,
+    online: bool,
+    last_seen: Option<Timestamp>,
+    /// The campaign of which it has an open update, which comes first.
+    waits_for_campaign: Option<&'a CampaignId>,
+}
+
+impl<'a> DryRunDto<'a> {
+    pub(crate) fn new(run: &'a DryRun, page: Page, filters: &'a Filters) -> Self {
+        let stages = run.spec.stages.iter().zip(&run.summary.stages);
+        let targets: Vec<_> = run
+            .targets
+            .iter()
+            .map(|(target, stage)| TargetDto::new(target, run.spec.stages.get(usize::from(*stage))))
+            .collect();
+        Self {
+            firmware: FirmwareDto::from(&run.firmware),
+            target_device_count: run.summary.total(),
+            stages: stages
+                .map(|(stage, devices)| StageDto {
+                    name: &stage.name,
+                    percent: percent(stage.end_bucket),
+                    devices: *devices,
+                })
+                .collect(),
+            left_out: LeftOutDto {
+                count: run.summary.left_out.values().sum(),
+                by_reason: &run.summary.left_out,
+                named: run
+                    .left_out
+                    .iter()
+                    .map(|(device_id, reason)| NamedDto {
+                        device_id,
+                        code: *reason,
+                        detail: reason.to_string(),
+                    })
+                    .collect(),
+            },
+            count: targets.len(),
+            targets,
+            limit: page.limit,
+            offset: page.offset,
+            filters,
+        }
+    }
+}
+
+impl<'a> TargetDto<'a> {
+    fn new(target: &'a TargetDevice, stage: Option<&'a Stage>) -> Self {
+        let device = &target.device;
+        Self {
+            device_id: &device.registration.device_id,
+            stage: stage.map_or("", |stage| &stage.name),
+            firmware_version: device.running(),
+            online: device.latest.online,
+            last_seen: device.latest.last_seen,
+            waits_for_campaign: target.waits_for.as_ref(),
+        }
+    }
+}
+
+/// Why a device is, or is not, offered what a campaign has for it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Reasons)]
+pub(crate) struct ReasonsDto<'a> {
+    campaign_id: &'a CampaignId,
+    device_id: &'a DeviceId,
+    reasons: Vec<WhyDto>,
+}
+
+impl<'a> ReasonsDto<'a> {
+    pub(crate) fn new(
+        campaign_id: &'a CampaignId,
+        device_id: &'a DeviceId,
+        reasons: Vec<Why>,
+    ) -> Self {
+        Self {
+            campaign_id,
+            device_id,
+            reasons: reasons.into_iter().map(WhyDto::from).collect(),
+        }
+    }
+}
