@@ -5,6 +5,7 @@
 //! loopback interface; so are its peers. Rounds of the service and of the peer take turns, because machines drift.
 //! The load generator shares the machine with both, and is kept as small as can be.
 
+mod cores;
 mod fleet;
 mod http;
 mod mqtt;

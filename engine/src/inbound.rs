@@ -35,6 +35,13 @@ pub struct Inbound {
     pub ack: Option<Ack>,
 }
 
+impl Inbound {
+    /// Nobody waits for what comes of it.
+    pub(crate) fn is_unhurried(&self) -> bool {
+        matches!(self.uplink, Uplink::Online { .. } | Uplink::Offline { .. })
+    }
+}
+
 /// What a message says.
 #[derive(Debug)]
 pub enum Uplink {

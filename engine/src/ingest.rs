@@ -29,6 +29,9 @@ use batch::Batch;
 /// Messages in one transaction at most; keeps a transaction below some tens of milliseconds. A whole number of the store's
 /// largest statements: what is left over goes in small ones.
 const MAX_BATCH: usize = 4_000;
+/// How long news that nobody waits for (a device came or went) gathers company: a fleet that connects at once should
+/// not cost a transaction each handful.
+const UNHURRIED: Duration = Duration::from_millis(10);
 /// Room a batch begins with; it grows with the load.
 const FIRST_ROOM: usize = 64;
 /// First pause before a failed batch is tried again.
@@ -176,6 +179,13 @@ async fn next(queue: &mut mpsc::Receiver<Inbound>, shutdown: &CancellationToken)
     if taken.is_none() {
         queue.close();
         queue.recv_many(&mut messages, MAX_BATCH).await;
+    } else if messages.iter().all(Inbound::is_unhurried) {
+        tokio::time::sleep(UNHURRIED).await;
+        while messages.len() < MAX_BATCH
+            && let Ok(message) = queue.try_recv()
+        {
+            messages.push(message);
+        }
     }
     (!messages.is_empty()).then(|| Batch::new(messages))
 }

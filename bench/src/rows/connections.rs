@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::runtime;
 use crate::Plan;
+use crate::cores::Cores;
 use crate::fleet::{self, Database};
 use crate::mqtt::{self, Target};
 use crate::peers::{Mosquitto, password_file};
@@ -33,14 +34,19 @@ impl Default for Options {
 }
 
 pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
-    title(&format!(
-        "connections with passwords, {} devices, then subscribed and idle; SQLite",
-        options.devices
-    ));
-    runtime()?.block_on(measure(plan, options.devices.into()))
+    let runtime = runtime()?;
+    for cores in [Cores::Apart, Cores::Shared] {
+        title(&format!(
+            "connections with passwords, {} devices, then subscribed and idle; SQLite; {}",
+            options.devices,
+            cores.described()
+        ));
+        runtime.block_on(measure(plan, options.devices.into(), cores))?;
+    }
+    Ok(())
 }
 
-async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
+async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
     database.fill(devices).await?;
@@ -48,11 +54,11 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
     let mut ours = Figures::new("service");
     let mut theirs = Figures::new("mosquitto");
     for _ in 0..plan.rounds {
-        let service = Service::start(folder.path(), &database.url())?;
+        let service = cores.start(|| Service::start(folder.path(), &database.url()))?;
         ours.take(&Target::of_devices(service.mqtt), &service.process, devices)
             .await?;
         drop(service);
-        let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
+        let mosquitto = cores.start(|| Mosquitto::start(folder.path(), Some(&passwords)))?;
         theirs
             .take(
                 &Target::of_devices(mosquitto.addr),

@@ -1,11 +1,13 @@
 //! From accept to CONNACK: reading a CONNECT from somebody unknown, under a deadline, and finding out who it is.
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use device_ota_domain::DeviceId;
 use device_ota_engine::inbound::{DeviceRef, Uplink};
 use device_ota_protocol::ids::DeviceId as ProtocolId;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -35,7 +37,7 @@ pub(super) async fn open(
     // A socket that cannot take the option is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + hub.limits.connect_timeout;
-    let mut bytes = Vec::new();
+    let mut bytes = read_at_once(&stream);
     let reading = timeout_at(deadline, read_connect(&mut stream, &mut bytes));
     let connect = match place.while_unknown(reading).await {
         Some(Ok(Ok(connect))) => connect,
@@ -58,6 +60,7 @@ pub(super) async fn open(
         Ok((admission, device, mailbox)) => {
             let mut out = Vec::new();
             codec::connack(&mut out, version, admission.offered);
+            write_at_once(&stream, &mut out);
             let session = Session::new(&admission, device.key);
             let silence = admission.silence;
             let opened = Opened {
@@ -91,6 +94,22 @@ enum Unread {
     Silent(&'static str),
     /// To be told why.
     Refused(Version, Refusal),
+}
+
+/// What has come already. A client says CONNECT as soon as it is connected, so this is usually all of it, and nobody
+/// waits until the runtime has heard of the socket.
+fn read_at_once(stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = vec![0; READ_BYTES];
+    // Nothing yet, an end or an error: who waits for more finds out.
+    let read = (&*SockRef::from(stream)).read(&mut bytes).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}
+
+/// Sends what the socket takes, and leaves the rest.
+fn write_at_once(stream: &TcpStream, out: &mut Vec<u8>) {
+    let written = (&*SockRef::from(stream)).write(out).unwrap_or(0);
+    out.drain(..written);
 }
 
 /// Reads the CONNECT and leaves in `bytes` what came after it.
