@@ -15,7 +15,7 @@ use super::names;
 pub(crate) struct RollbackDto<'a> {
     rollback_id: &'a RollbackId,
     update_id: &'a UpdateId,
-    /// Empty for a single device, as the PRD shows it.
+    /// Empty for a single device.
     campaign_id: &'a str,
     device_id: &'a DeviceId,
     trigger: RollbackTrigger,

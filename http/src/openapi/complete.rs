@@ -80,6 +80,15 @@ pub(super) fn complete(document: &mut OpenApi) {
         }
     }
     add_components(document);
+    for schema in document
+        .components
+        .iter_mut()
+        .flat_map(|all| all.schemas.values_mut())
+    {
+        if let RefOr::T(schema) = schema {
+            drop_sources(schema);
+        }
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
@@ -215,6 +224,33 @@ fn refusal((status, _, description): Refusal) -> Response {
     .build()
 }
 
+/// How the brackets begin in which a doc comment names the document that a rule comes from.
+const SOURCES: [&str; 4] = ["PRD", "DESIGN.md", "PROTOCOL.md", "rings-and-heartbeat"];
+
+/// Where a rule comes from is for readers of the code: the schema's own description goes without.
+fn drop_sources(schema: &mut Schema) {
+    let description = match schema {
+        Schema::Object(object) => &mut object.description,
+        Schema::OneOf(choice) => &mut choice.description,
+        Schema::AllOf(parts) => &mut parts.description,
+        _ => return,
+    };
+    if let Some(text) = description {
+        *text = without_sources(text);
+    }
+}
+
+fn without_sources(text: &str) -> String {
+    let mut parts = text.split(" (");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |kept, part| match part.split_once(')') {
+        Some((source, rest)) if SOURCES.iter().any(|known| source.starts_with(known)) => {
+            kept + rest
+        }
+        _ => kept + " (" + part,
+    })
+}
+
 fn add_components(document: &mut OpenApi) {
     let components = document.components.get_or_insert_default();
     for shared in REFUSALS {
@@ -240,5 +276,18 @@ fn add_components(document: &mut OpenApi) {
         components
             .security_schemes
             .insert(name.to_owned(), RefOr::T(scheme));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_goes_without_its_source_and_keeps_other_brackets() {
+        assert_eq!(
+            without_sources("An image (PRD, E1; DESIGN.md, *HTTP*), one (of many)."),
+            "An image, one (of many)."
+        );
     }
 }
