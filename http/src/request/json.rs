@@ -1,9 +1,12 @@
 //! JSON bodies: the right content type, a bound on their size, and errors that name the field and the line.
 
+mod strict;
+
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 
+use self::strict::Strict;
 use super::body::{Body, read_whole};
 use crate::errors::ApiError;
 
@@ -58,6 +61,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, 
     reader
         .end()
         .map_err(|error| invalid(format!("{what} goes on after its JSON: {error}")))?;
+    // The first reading tells lines and columns; the second refuses lists where objects are meant.
+    let again = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    from_value::<T>(again, what)?;
     Ok(value)
 }
 
@@ -66,7 +72,7 @@ pub(crate) fn from_value<T: DeserializeOwned>(
     value: serde_json::Value,
     what: &str,
 ) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(value).map_err(|error| explain(what, &error))
+    serde_path_to_error::deserialize(Strict(value)).map_err(|error| explain(what, &error))
 }
 
 fn explain(what: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
@@ -141,6 +147,22 @@ mod tests {
             @"the body is not valid JSON: key must be a string at line 2 column 2"
         );
         insta::assert_snapshot!(complaint(""), @"the body is not valid JSON: EOF while parsing a value at line 1 column 0");
+    }
+
+    #[test]
+    fn a_list_of_values_is_no_object() {
+        let firmware = r#""firmware_id": "770987aca3a746dfa5bef4f8b0e59f22""#;
+        let complaint = complaint(&format!(
+            r#"{{"name": "n", {firmware}, "requires": [null, null]}}"#
+        ));
+        assert_eq!(
+            complaint,
+            "the body: requires: invalid type: sequence, expected an object (Requires)"
+        );
+        let draft = format!(
+            r#"{{"name": "n", {firmware}, "stages": [{{"ring": "canary", "gate": {{"min_success_percent": 90}}}}]}}"#
+        );
+        assert!(parse::<CampaignDraft>(draft.as_bytes(), "the body").is_ok());
     }
 
     #[test]
