@@ -133,6 +133,12 @@ async fn a_device_reads_and_writes_below_its_own_topics_alone(options: Options) 
             "ota/v1/frame-2/up/heartbeat",
             json!({ "version": "6.6.6" }).to_string(),
         );
+        // 3.1.1 has no other way to say no than to end the connection; a broker may swallow it.
+        if service.options().end == crate::harness::MqttEnd::Gateway && version == MqttVersion::V311
+        {
+            while !matches!(device.link().event().await, Event::Closed(_)) {}
+            device = Device::connect(&service, version, &one).await;
+        }
         device.link().publish("ota/v1/frame-1/down/offer", "{}");
         drop(device);
         victim.check("2.0.0", "poll").await;

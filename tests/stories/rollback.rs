@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json};
+use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json, eventually};
 
 matrix!(failures_stop_the_campaign_and_bring_the_updated_back);
 matrix!(a_rollback_whose_device_is_gone_ends_and_is_tried_again_when_it_returns: sqlite_gateway, postgres_mosquitto);
@@ -134,6 +134,12 @@ async fn a_rollback_whose_device_is_gone_ends_and_is_tried_again_when_it_returns
     let goodbye = json!({ "online": false, "reason": "shutdown" });
     device.report("status", &goodbye).await;
     device.leave().await;
+    eventually("the service knows that the device is gone", async || {
+        let device = admin.get("/api/v1/ota/devices/frame-1").await.expect(200);
+        let gone = device["online"] == false;
+        gone.then_some(()).ok_or_else(|| device.to_string())
+    })
+    .await;
 
     let path = format!("/api/v1/ota/campaigns/{campaign}/rollback");
     let reason = json!({ "reason": "it flickers" });

@@ -126,6 +126,8 @@ async fn withdrawn_while_it_downloads(bench: &mut Bench, device: &mut Device) {
     let offer = device.offer(&bench.trust).await;
     assert_eq!(offer.text("update_id"), update);
     let seq = takes(device, &offer, &["accepted", "downloading"]).await;
+    // A broker acknowledges before the service has heard.
+    bench.admin.update_becomes(&update, "downloading").await;
     let (status, body) = bench.ask(&update, "cancel").await;
     assert_eq!(
         (status, &body["status"], &body["cancel_requested"]),

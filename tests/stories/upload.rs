@@ -200,11 +200,15 @@ async fn the_same_again_is_the_same_record_and_other_bytes_are_a_conflict(option
         .expect(200);
     assert_eq!(list["firmware"], json!([first]));
     assert_eq!((&list["count"], &list["offset"]), (&json!(1), &json!(0)));
-    assert_eq!(
-        files(storage.path()).len(),
-        1,
-        "one object, and nothing half-made"
-    );
+    eventually("one object, and nothing half-made", async || {
+        let files = files(storage.path());
+        if files.len() == 1 {
+            Ok(())
+        } else {
+            Err(format!("{files:?}"))
+        }
+    })
+    .await;
 }
 
 async fn what_is_wrong_with_a_file_is_told_and_nothing_stays(options: Options) {

@@ -263,10 +263,15 @@ async fn a_connect_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn without_a_database_the_service_is_unavailable() {
+async fn without_a_database_devices_at_hand_get_in_and_for_others_the_service_is_unavailable() {
     let gateway = WithGateway::start(Limits::default()).await;
-    let secret = gateway.service.register("d1").await;
+    let secret = gateway.service.register("at-hand").await;
+    drop(gateway.device(Version::V3, "at-hand", &secret).await);
     gateway.service.store.close().await;
+    let mut client = gateway
+        .client(&Connect::new(Version::V3, "at-hand", &secret).bytes())
+        .await;
+    assert_eq!(client.next().await, Some(vec![0x20, 2, 0, 0]));
     let mut client = gateway
         .client(&Connect::new(Version::V3, "d1", &secret).bytes())
         .await;
