@@ -114,6 +114,8 @@ pub(crate) struct Config {
     pub lease_seconds: u32,
     /// How long a rollback may take in all, hours.
     pub rollback_timeout_hours: f64,
+    /// Days that heartbeats stay in the history.
+    pub heartbeat_retention_days: u16,
     /// Heartbeats a device; `None`: no limit.
     pub rate_limit_heartbeat: Option<Rate>,
     /// Checks a device; `None`: no limit.

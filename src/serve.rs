@@ -278,6 +278,9 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
         credentials_believed: believed(&config.database),
         rollback_timeout: hours(config.rollback_timeout_hours),
+        heartbeat_retention: SignedDuration::from_hours(
+            24 * i64::from(config.heartbeat_retention_days),
+        ),
         ..Settings::default()
     }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use fleet::Engine;
-use rows::{connections, fan_out, heartbeats, progress_reads, start, upload};
+use rows::{connections, fan_out, heartbeats, history, progress_reads, start, upload};
 
 /// Measures `device-ota` beside its peers.
 #[derive(Debug, Parser)]
@@ -62,6 +62,8 @@ enum Command {
     Upload(upload::Options),
     /// Start on a database of many devices, beside mosquitto's.
     Start(start::Options),
+    /// One device's heartbeats out of ten million, and the overview of the fleet. Not among `all`: it takes a minute to fill.
+    History(history::Options),
     /// Every figure, one after the other.
     All,
     /// The peer of `heartbeats`: takes them from a broker into a store.
@@ -99,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::ProgressReads(options) => progress_reads::run(plan, &options),
         Command::Upload(options) => upload::run(plan, &options),
         Command::Start(options) => start::run(plan, &options),
+        Command::History(options) => history::run(plan, &options),
         Command::All => all(plan),
         Command::PeerIngest(options) => peers::ingest(&options),
         Command::PeerConstant => peers::constant(),

@@ -6,9 +6,10 @@ use device_ota_domain::device::{Device, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::{DeviceId, ring};
 
+use crate::changes::Changes;
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
-use crate::ports::store::{NewDevice, Registered};
+use crate::ports::store::{DeviceFilter, NewDevice, Registered};
 use crate::{Caller, Engine, Error, Result, secrets};
 
 /// Most devices of one registration (DESIGN.md, *HTTP*).
@@ -152,8 +153,55 @@ impl Engine {
     }
 
     /// Devices in id order.
-    pub async fn devices(&self, page: Page) -> Result<Vec<Device>> {
-        Ok(self.store.devices(page).await?)
+    pub async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>> {
+        Ok(self.store.devices(filter, page).await?)
+    }
+
+    /// Replaces what is registered of a device. Campaigns that have started keep the devices they have.
+    pub async fn save_device(&self, device: Registration, by: &Caller) -> Result<Device> {
+        device.check()?;
+        let id = &device.device_id;
+        let mut tx = self.store.begin().await?;
+        if !tx.save_device(&device).await? {
+            return Err(Error::not_found("device", &id));
+        }
+        tx.commit().await?;
+        tracing::info!(device.id = %id, by = by.subject(), "device changed");
+        self.device(id).await
+    }
+
+    /// Deletes a device: its open updates are cancelled, its credentials end, its records stay (PRD, E6-US4). Answers
+    /// how many updates were cancelled.
+    pub async fn delete_device(&self, id: &DeviceId, by: &Caller) -> Result<usize> {
+        let now = self.clock.now();
+        let mut tx = self.store.begin().await?;
+        let Some(key) = tx.delete_device(id, now).await? else {
+            return Err(Error::not_found("device", &id));
+        };
+        let open = tx.open_updates(key).await?;
+        let mut changes = Changes::default();
+        let mut ended = Vec::new();
+        for update in open {
+            let before = update.group();
+            if let Some(update) = update.abandon(now) {
+                changes.record(before, update.clone(), now);
+                ended.push(update);
+            }
+        }
+        changes.write(tx.as_mut()).await?;
+        self.known.doubt(id);
+        let committed = tx.commit().await;
+        self.known.revoke(id);
+        committed?;
+        let cancelled = ended.len();
+        for update in &ended {
+            self.rebooting.note(update);
+        }
+        tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = cancelled, "device deleted");
+        self.downlink.disconnect(id).await;
+        self.credentials_changed();
+        self.wake();
+        Ok(cancelled)
     }
 
     /// The device of that id, for an external broker, which has checked the secret itself.

@@ -20,6 +20,7 @@ mod downloads;
 mod error;
 mod firmware;
 mod health;
+mod heartbeats;
 pub mod inbound;
 mod ingest;
 mod introspection;
@@ -32,8 +33,10 @@ mod recent;
 mod relay;
 pub mod secrets;
 mod settings;
+mod telemetry;
 mod trust;
 mod updates;
+mod upkeep;
 mod why;
 mod wire;
 
@@ -58,6 +61,7 @@ use metrics::Metrics;
 use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
 pub use rate::{NotARate, Rate};
 pub use settings::Settings;
+pub use telemetry::FleetStatus;
 pub use updates::{UpdateRequest, UpdateView};
 
 /// What an engine is made of.
@@ -190,6 +194,12 @@ impl Engine {
                 () = api_keys::run(engine, uses) => {}
             }
             "api keys"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        let names = sinks.iter().map(|sink| sink.name()).collect();
+        loops.spawn(async move {
+            upkeep::run(engine, names, stop).await;
+            "upkeep"
         });
         for sink in sinks {
             let (engine, stop) = (self.clone(), shutdown.clone());

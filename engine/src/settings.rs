@@ -19,6 +19,8 @@ pub struct Settings {
     pub url_lifetime: SignedDuration,
     /// When a device with nothing to do shall ask again, in seconds.
     pub next_check_seconds: u64,
+    /// How long heartbeats stay in the history; zero keeps none.
+    pub heartbeat_retention: SignedDuration,
     /// How often the planner looks without being woken.
     pub tick: std::time::Duration,
     /// How long a device's verifier is believed after it was read: as long as another process may need to take one back.
@@ -36,6 +38,7 @@ impl Default for Settings {
             offer_again: SignedDuration::from_secs(30),
             url_lifetime: SignedDuration::from_hours(1),
             next_check_seconds: 3_600,
+            heartbeat_retention: SignedDuration::from_hours(30 * 24),
             tick: std::time::Duration::from_secs(1),
             credentials_believed: Some(SignedDuration::from_secs(5)),
         }

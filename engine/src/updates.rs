@@ -311,6 +311,7 @@ impl Engine {
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
+        self.device(&update.device_id).await?; // one that was deleted would never take it
         let (before, action) = (update.group(), update.action);
         if update.firmware.is_none() {
             return Err(Error::conflict(

@@ -1,17 +1,20 @@
 //! Devices: registration and credentials (DESIGN.md, *HTTP*), and updates of single devices (PRD, E3, E4-US2).
 
+mod change;
+
 use std::sync::Arc;
 
 use device_ota_domain::device::Registration;
+use device_ota_domain::ring::Ring;
 use device_ota_domain::{DeviceId, Role};
-use device_ota_engine::ports::store::UpdateFilter;
+use device_ota_engine::ports::store::{DeviceFilter, UpdateFilter};
 use device_ota_engine::{Caller, MAX_REGISTRATIONS, RegistrationOutcome, UpdateRequest};
 use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Ref, Schema};
-use utoipa::{OpenApi, PartialSchema, ToSchema};
+use utoipa::{IntoParams, OpenApi, PartialSchema, ToSchema};
 use warp::Filter as _;
 
 use crate::dto::device::{CredentialsDto, DeviceDto, MqttDto, RegisteredDto, RegistrationsDto};
@@ -21,7 +24,7 @@ use crate::dto::{self, DeviceList, List, PageQuery, UpdateList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{from_value, json, json_up_to, no_body};
-use crate::request::{Call, Segment, call};
+use crate::request::{Call, Query, Segment, call};
 use crate::rollbacks::checked_reason;
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::updates;
@@ -35,7 +38,18 @@ const BULK_CONCURRENCY: usize = 8;
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(list, register, bulk_update, one, renew, update, roll_back, history))]
+#[openapi(paths(
+    list,
+    register,
+    bulk_update,
+    one,
+    change::change,
+    change::delete,
+    renew,
+    update,
+    roll_back,
+    history
+))]
 pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
@@ -70,9 +84,19 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .then(update);
     let roll_back = post()
         .and(warp::path!(Segment / "rollback"))
-        .and(call)
+        .and(call.clone())
         .and(body())
         .then(roll_back);
+    let change = warp::put()
+        .and(warp::path!("devices" / Segment))
+        .and(call.clone())
+        .and(body())
+        .then(change::change);
+    let delete = warp::delete()
+        .and(warp::path!("devices" / Segment))
+        .and(call.clone())
+        .and(body())
+        .then(change::delete);
     let reads = one.or(history).unify().or(list).unify().boxed();
     let writes = bulk
         .or(register)
@@ -83,20 +107,30 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .unify()
         .or(roll_back)
         .unify()
+        .or(change)
+        .unify()
+        .or(delete)
+        .unify()
         .boxed();
     reads.or(writes).unify().map(reply).boxed()
 }
 
 /// Devices
-#[utoipa::path(get, path = "/api/v1/ota/devices", tag = "devices", params(PageQuery), responses(
+#[utoipa::path(get, path = "/api/v1/ota/devices", tag = "devices", params(
+    PageQuery,
+    FleetQuery,
+    ("online" = Option<bool>, Query, description = "Connected, or not"),
+), responses(
     (status = 200, description = "A page of them", body = DeviceList),
 ))]
 async fn list(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
+    let mut filter = filter_of(&mut query)?;
+    filter.online = query.flag("online")?;
     let filters = query.done()?;
-    let devices = call.shared.engine.devices(page).await?;
+    let devices = call.shared.engine.devices(&filter, page).await?;
     let items = devices.iter().map(DeviceDto::from).collect();
     Ok(dto::ok(&List {
         plural: "devices",
@@ -104,6 +138,29 @@ async fn list(call: Call) -> Answer {
         page,
         filters,
     }))
+}
+
+/// The filters that a list and an overview share.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `filter_of` reads")]
+pub(crate) struct FleetQuery {
+    /// Of this model.
+    device_model: Option<String>,
+    /// In this group.
+    group: Option<String>,
+    /// Pinned to this ring.
+    ring: Option<Ring>,
+}
+
+/// Reads a [`FleetQuery`].
+pub(crate) fn filter_of(query: &mut Query) -> Result<DeviceFilter, ApiError> {
+    Ok(DeviceFilter {
+        device_model: query.text("device_model")?,
+        group: query.text("group")?,
+        ring: query.one_of("ring", &Ring::ALL.map(|ring| (ring.name(), ring)))?,
+        online: None,
+    })
 }
 
 /// One device: as it was registered, and as it was last heard

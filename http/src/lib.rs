@@ -54,6 +54,7 @@ mod rollbacks;
 mod routes;
 mod server;
 mod shared;
+mod telemetry;
 mod trust;
 mod updates;
 mod upload;

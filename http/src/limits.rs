@@ -33,6 +33,8 @@ pub struct RateLimits {
     pub upload: Option<Rate>,
     /// Statistics and overviews for one subject.
     pub stats: Option<Rate>,
+    /// Heartbeats of one device.
+    pub heartbeat: Option<Rate>,
 }
 
 /// What a request asks for, by what it costs.
@@ -42,6 +44,7 @@ pub(crate) enum Class {
     Write,
     Upload,
     Stats,
+    Heartbeat,
 }
 
 impl Class {
@@ -53,6 +56,8 @@ impl Class {
             Self::Stats
         } else if reads {
             Self::Read
+        } else if *method == Method::POST && path.ends_with("/v1/heartbeat") {
+            Self::Heartbeat
         } else if *method == Method::POST && path.ends_with("/firmware") {
             Self::Upload
         } else {
@@ -72,6 +77,7 @@ pub(crate) struct Limiter {
     write: Option<Keyed<u64>>,
     upload: Option<Keyed<u64>>,
     stats: Option<Keyed<u64>>,
+    heartbeat: Option<Keyed<u64>>,
     /// Subjects are remembered by their hashes, which are short.
     hasher: RandomState,
     clock: DefaultClock,
@@ -88,6 +94,7 @@ impl Limiter {
             write: limits.write.and_then(Keyed::new),
             upload: limits.upload.and_then(Keyed::new),
             stats: limits.stats.and_then(Keyed::new),
+            heartbeat: limits.heartbeat.and_then(Keyed::new),
             hasher: RandomState::new(),
             clock: DefaultClock::default(),
         }
@@ -113,6 +120,7 @@ impl Limiter {
             Class::Write => &self.write,
             Class::Upload => &self.upload,
             Class::Stats => &self.stats,
+            Class::Heartbeat => &self.heartbeat,
         };
         match limiter {
             Some(limiter) => limiter

@@ -26,7 +26,8 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    campaigns, devices, downloads, firmware, health, keys, proposals, rollbacks, trust, updates,
+    campaigns, devices, downloads, firmware, health, keys, proposals, rollbacks, telemetry, trust,
+    updates,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -37,12 +38,16 @@ const DESCRIPTION: &str = "Firmware updates for devices that speak MQTT: upload 
     the `request_id` that the log knows. Lists are paged with `limit` and `offset`; unknown query parameters and \
     unknown fields are refused.";
 /// The chapters, in their order, with what each is about.
-const TAGS: [(&str, &str); 9] = [
+const TAGS: &[(&str, &str)] = &[
     ("firmware", "Images: upload, look up, download"),
     ("campaigns", "Rollouts of an image to many devices"),
     (
         "devices",
         "Devices, their credentials, and updates of single devices",
+    ),
+    (
+        "telemetry",
+        "What devices tell of themselves, one by one and all together",
     ),
     ("updates", "How far each update of each device is"),
     (
@@ -63,6 +68,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         campaigns::Documented::openapi(),
         proposals::Documented::openapi(),
         devices::Documented::openapi(),
+        telemetry::Documented::openapi(),
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
         keys::Documented::openapi(),
@@ -94,7 +100,7 @@ static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(|| {
     };
     let empty = OpenApiBuilder::new()
         .info(info.build())
-        .tags(Some(TAGS.map(tag)))
+        .tags(Some(TAGS.iter().copied().map(tag).collect::<Vec<_>>()))
         .build();
     let mut document = parts()
         .into_iter()

@@ -7,8 +7,8 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    campaigns, devices, downloads, firmware, health, keys, openapi, proposals, rollbacks, trust,
-    updates,
+    campaigns, devices, downloads, firmware, health, keys, openapi, proposals, rollbacks,
+    telemetry, trust, updates,
 };
 
 /// All routes, the most frequent ones first.
@@ -32,7 +32,10 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .unify()
         .boxed();
     let api = warp::path!("api" / "v1" / "ota" / ..).and(resources);
-    api.or(health::routes(shared))
+    let telemetry = warp::path!("api" / "v1" / ..).and(telemetry::routes(shared));
+    api.or(telemetry)
+        .unify()
+        .or(health::routes(shared))
         .unify()
         .or(openapi::routes(shared))
         .unify()

@@ -55,6 +55,11 @@ pub(super) fn rate_limits(raw: &RawConfig) -> Checked<RateLimits> {
         write: limit("RATE_LIMIT_WRITE", &raw.rate_limit_write, "100/second")?,
         upload: limit("RATE_LIMIT_UPLOAD", &raw.rate_limit_upload, "60/minute")?,
         stats: limit("RATE_LIMIT_STATS", &raw.rate_limit_stats, "20/second")?,
+        heartbeat: rate(
+            "RATE_LIMIT_HEARTBEAT",
+            raw.rate_limit_heartbeat.as_deref(),
+            "100/minute",
+        )?,
     })
 }
 

@@ -51,6 +51,12 @@ impl Config {
                 6.0,
                 0.001..=8_760.0,
             )?,
+            heartbeat_retention_days: number(
+                "HEARTBEAT_RETENTION_DAYS",
+                raw.heartbeat_retention_days.as_deref(),
+                30,
+                0..=3_650,
+            )?,
             rate_limit_heartbeat: rate(
                 "RATE_LIMIT_HEARTBEAT",
                 raw.rate_limit_heartbeat.as_deref(),

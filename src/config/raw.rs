@@ -70,6 +70,8 @@ settings! {
     lease_seconds "lease-seconds" "lease_seconds",
     /// How long a rollback may take before it counts as failed, hours [default: 6]
     rollback_timeout_hours "rollback-timeout-hours" "rollback_timeout_hours",
+    /// Days that heartbeats stay in the history; 0 keeps none [default: 30]
+    heartbeat_retention_days "heartbeat-retention-days" "heartbeat_retention_days",
     /// Heartbeats of one device, or `off` [default: 100/minute]
     rate_limit_heartbeat "rate-limit-heartbeat" "rate_limit_heartbeat",
     /// Checks of one device, or `off` [default: 10/minute]
@@ -179,7 +181,6 @@ const NOT_SERVED: &[&str] = &[
     "nats_url",
     "consul_url",
     "device_service_url",
-    "heartbeat_retention_days",
 ];
 
 fn known(key: &str) -> Result<(), &'static str> {
@@ -285,6 +286,11 @@ mod tests {
             ),
             ("DEVICE_OTA_CORS_ORIGINS", "*", "CORS_ORIGINS: "),
             ("DEVICE_OTA_RATE_LIMIT_READ", "1", "RATE_LIMIT_READ: "),
+            (
+                "DEVICE_OTA_HEARTBEAT_RETENTION_DAYS",
+                "-1",
+                "HEARTBEAT_RETENTION_DAYS: ",
+            ),
             ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
             ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
         ] {

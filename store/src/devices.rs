@@ -6,7 +6,8 @@ use device_ota_domain::DeviceId;
 use device_ota_domain::device::{Device, DeviceKey, Latest, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_engine::ports::store::{Credentials, NewDevice, Registered};
+use device_ota_engine::ports::store::{Credentials, DeviceFilter, NewDevice, Registered};
+use jiff::Timestamp;
 
 use crate::combine::Lookup;
 use crate::dialect::Dialect;
@@ -26,24 +27,51 @@ macro_rules! select_device {
 }
 pub(crate) use select_device;
 
+/// What a [`DeviceFilter`] asks, of `devices d` and `device_latest l`; `$1` to `$4` are bound by [`bind_filter`].
+macro_rules! filtered {
+    () => {
+        "(CAST($1 AS TEXT) IS NULL OR d.device_model = $1) AND (CAST($2 AS TEXT) IS NULL OR d.device_key IN \
+             (SELECT g.device_key FROM device_groups g WHERE g.group_name = $2)) \
+         AND (CAST($3 AS TEXT) IS NULL OR d.ring = $3) AND (CAST($4 AS BIGINT) IS NULL OR l.online = $4)"
+    };
+}
+pub(crate) use filtered;
+
 statements! {
-    CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1";
-    MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1}";
-    ALL_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id > $1 ORDER BY device_id LIMIT $2";
+    CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1 AND deleted_at IS NULL";
+    MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1} \
+         AND deleted_at IS NULL";
+    // A deleted device has none. Not by `deleted_at`: PostgreSQL takes null for rare and would read all devices.
+    ALL_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id > $1 AND verifier <> '' \
+         ORDER BY device_id LIMIT $2";
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
     DEVICES_BY_ID = select_device!("WHERE d.device_id {any:$1} ORDER BY d.device_id");
-    DEVICES = select_device!("ORDER BY d.device_id LIMIT $1 OFFSET $2");
-    KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1}";
+    DEVICES = select_device!("WHERE ", filtered!(), " ORDER BY d.device_id LIMIT $5 OFFSET $6");
+    KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1} AND deleted_at IS NULL";
+    // A device that was deleted and comes back is a new one under its old number.
     INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Int, Text, Int] =
         "INSERT INTO devices (device_id, device_type, device_model, manufacturer, hw_revision, firmware_version, \
          group_names, tags, ring, ring_position, bucket, verifier, registered_at) VALUES {rows} \
-         ON CONFLICT (device_id) DO NOTHING RETURNING device_key, device_id";
+         ON CONFLICT (device_id) DO UPDATE SET device_type = excluded.device_type, \
+         device_model = excluded.device_model, manufacturer = excluded.manufacturer, \
+         hw_revision = excluded.hw_revision, firmware_version = excluded.firmware_version, \
+         group_names = excluded.group_names, tags = excluded.tags, ring = excluded.ring, \
+         ring_position = excluded.ring_position, verifier = excluded.verifier, \
+         registered_at = excluded.registered_at, deleted_at = NULL WHERE devices.deleted_at IS NOT NULL \
+         RETURNING device_key, device_id";
     INSERT_LATEST[Int] = "INSERT INTO device_latest (device_key) VALUES {rows}";
-    INSERT_SEQS[Int] = "INSERT INTO device_seqs (device_key) VALUES {rows}";
+    INSERT_SEQS[Int] = "INSERT INTO device_seqs (device_key) VALUES {rows} ON CONFLICT DO NOTHING";
     INSERT_GROUPS[Text, Int] =
         "INSERT INTO device_groups (group_name, device_key) VALUES {rows} ON CONFLICT DO NOTHING";
-    SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1";
+    SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1 AND deleted_at IS NULL";
+    SAVE_DEVICE = "UPDATE devices SET device_type = $2, device_model = $3, manufacturer = $4, hw_revision = $5, \
+         firmware_version = $6, group_names = $7, tags = $8, ring = $9, ring_position = $10 \
+         WHERE device_id = $1 AND deleted_at IS NULL RETURNING device_key";
+    DELETE_DEVICE = "UPDATE devices SET deleted_at = $2, verifier = '' WHERE device_id = $1 AND deleted_at IS NULL \
+         RETURNING device_key";
+    DELETE_LATEST = "DELETE FROM device_latest WHERE device_key = $1";
+    DELETE_GROUPS = "DELETE FROM device_groups WHERE device_key = $1";
 }
 
 /// What connecting devices are checked against, by the device's id.
@@ -119,9 +147,20 @@ pub(crate) async fn by_ids<D: Dialect>(
 /// Devices in id order.
 pub(crate) async fn devices<D: Dialect>(
     conn: &mut D::Connection,
+    filter: &DeviceFilter,
     page: Page,
 ) -> Result<Vec<Device>, DbError> {
-    sql::fetch_all(conn, &DEVICES, Args::<D>::new().page(page), read_device).await
+    let args = bind_filter::<D>(filter).page(page);
+    sql::fetch_all(conn, &DEVICES, args, read_device).await
+}
+
+/// Binds `$1` to `$4` of [`filtered!`].
+pub(crate) fn bind_filter<D: Dialect>(filter: &DeviceFilter) -> Args<D> {
+    Args::new()
+        .text(filter.device_model.as_deref())
+        .text(filter.group.as_deref())
+        .text(filter.ring.map(Ring::name))
+        .flag(filter.online)
 }
 
 pub(crate) fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
@@ -271,4 +310,46 @@ pub(crate) async fn set_verifier<D: Dialect>(
 ) -> Result<bool, DbError> {
     let args = Args::new().text(device.as_str()).text(verifier);
     Ok(sql::execute::<D>(conn, &SET_VERIFIER, args).await? > 0)
+}
+
+/// Writes what is registered of a device; false when there is no such device.
+pub(crate) async fn save<D: Dialect>(
+    conn: &mut D::Connection,
+    said: &Registration,
+) -> Result<bool, DbError> {
+    let (groups, tags) = (to_json(&said.groups)?, to_json(&said.tags)?);
+    let args = Args::<D>::new()
+        .text(said.device_id.as_str())
+        .text(said.device_type.as_deref())
+        .text(said.device_model.as_str())
+        .text(said.manufacturer.as_deref())
+        .text(said.hw_revision.as_deref())
+        .text(said.firmware_version.as_deref())
+        .text(groups.as_str())
+        .text(tags.as_str())
+        .text(said.ring.map(Ring::name))
+        .int(said.ring.map(|ring| i64::from(ring.start_bucket())));
+    let found = sql::fetch_optional(conn, &SAVE_DEVICE, args, |row| row.int("device_key")).await?;
+    let Some(key) = found else { return Ok(false) };
+    sql::execute::<D>(conn, &DELETE_GROUPS, Args::new().int(key)).await?;
+    sql::execute_rows::<D, _>(conn, &INSERT_GROUPS, &said.groups, |args, group| {
+        args.text(group.as_str()).int(key)
+    })
+    .await?;
+    Ok(true)
+}
+
+/// Deletes a device, but for its number and what was registered.
+pub(crate) async fn delete<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &DeviceId,
+    at: Timestamp,
+) -> Result<Option<DeviceKey>, DbError> {
+    let args = Args::<D>::new().text(device.as_str()).time(at);
+    let found =
+        sql::fetch_optional(conn, &DELETE_DEVICE, args, |row| row.int("device_key")).await?;
+    let Some(key) = found else { return Ok(None) };
+    sql::execute::<D>(conn, &DELETE_LATEST, Args::new().int(key)).await?;
+    sql::execute::<D>(conn, &DELETE_GROUPS, Args::new().int(key)).await?;
+    Ok(Some(DeviceKey(key)))
 }

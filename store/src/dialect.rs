@@ -37,6 +37,12 @@ pub trait Dialect: Database {
     /// Makes the commits of transactions that hold this statement's lock follow each other; `None` where they do anyway.
     const COMMIT_ORDER: Option<&'static str>;
 
+    /// Says that the transaction writes heartbeats; several may at the same time. `None` where one writes at a time.
+    const HISTORY_WRITES: Option<&'static str>;
+    /// Waits for all transactions that do, and holds those up that would begin to: while this is held, the numbers of
+    /// heartbeats up to the newest are all committed. `None` where one writes at a time.
+    const HISTORY_SETTLED: Option<&'static str>;
+
     /// The comparison "is one of the texts bound at `parameter`", to stand after an expression; fit for an index.
     fn any_of(parameter: &str) -> String;
     /// The same for integers.
@@ -165,6 +171,8 @@ impl Dialect for Sqlite {
     const NUMBERED_ROWS: bool = false;
     const JSON_OBJECT: &'static str = "json_object";
     const COMMIT_ORDER: Option<&'static str> = None;
+    const HISTORY_WRITES: Option<&'static str> = None;
+    const HISTORY_SETTLED: Option<&'static str> = None;
 
     fn any_of(parameter: &str) -> String {
         format!("IN (SELECT value FROM json_each({parameter}))")
@@ -219,6 +227,10 @@ impl Dialect for Postgres {
     // The number is arbitrary; it names this lock alone.
     const COMMIT_ORDER: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925282)");
+    const HISTORY_WRITES: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock_shared(7306085894296925283)");
+    const HISTORY_SETTLED: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock(7306085894296925283)");
 
     fn any_of(parameter: &str) -> String {
         format!("= ANY(CAST({parameter} AS TEXT[]))")

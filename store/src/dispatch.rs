@@ -45,6 +45,10 @@ statements! {
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
          ORDER BY u.device_key, u.number {for_update}"
     );
+    OPEN_LOCKED = select_update!(
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
+         ORDER BY u.number {for_update}"
+    );
     CANCELLABLE = select_update!(
         " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = $3 \
          AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
@@ -94,6 +98,15 @@ pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery, campaign: Option<&str>)
         .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
         .int(query.requires.min_free_storage_bytes.unwrap_or(0))
         .int(i64::from(query.limit))
+}
+
+/// What the device has open, locked.
+pub(crate) async fn open_locked<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new().int(device.0);
+    sql::fetch_all(conn, &OPEN_LOCKED, args, read_update).await
 }
 
 /// Whether a single device's update is due.

@@ -19,6 +19,8 @@ mod dispatch;
 mod error;
 mod filter;
 mod firmware;
+mod fleet;
+mod history;
 mod materialise;
 mod migrations;
 mod open;
@@ -30,6 +32,7 @@ mod rollbacks;
 mod sql;
 mod store;
 mod targets;
+mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tx;
@@ -54,6 +57,8 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     devices::STATEMENTS,
     dispatch::STATEMENTS,
     firmware::STATEMENTS,
+    fleet::STATEMENTS,
+    history::STATEMENTS,
     materialise::STATEMENTS,
     outbox::STATEMENTS,
     presence::STATEMENTS,

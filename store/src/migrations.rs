@@ -31,6 +31,7 @@ const STEPS: &[Step] = &steps![
     (3, "approval and deletion", "0003_approval_and_deletion.sql"),
     (4, "latest telemetry", "0004_latest_telemetry.sql"),
     (9, "rollback timeout", "0009_rollback_timeout.sql"),
+    (10, "telemetry", "0010_telemetry.sql"),
 ];
 
 /// The steps for SQLite.

@@ -3,6 +3,7 @@
 use device_ota_domain::event::{Event, SOURCE, StoredEvent};
 use jiff::Timestamp;
 
+use crate::SqlStore;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, statements, to_json};
@@ -45,6 +46,11 @@ statements! {
          WHERE id > COALESCE((SELECT place FROM outbox_places WHERE sink = $1), 0) ORDER BY id LIMIT $2";
     EVENTS_DELIVERED = "INSERT INTO outbox_places (sink, place) VALUES ($1, $2) ON CONFLICT (sink) DO UPDATE \
          SET place = excluded.place WHERE outbox_places.place < excluded.place";
+    TAKEN_BY_ALL = "SELECT COUNT(*) AS sinks, COALESCE(MIN(place), 0) AS place FROM outbox_places WHERE sink {any:$1}";
+    OLDEST_EVENT = "SELECT at FROM outbox ORDER BY id LIMIT 1";
+    // The oldest first and only those: what is young is never looked at.
+    PRUNE_EVENTS = "DELETE FROM outbox WHERE id IN (SELECT o.id FROM \
+         (SELECT id, at FROM outbox ORDER BY id LIMIT $4) o WHERE (o.id <= $1 AND o.at < $2) OR o.at < $3)";
 }
 
 /// Appends events. To be called last in a transaction: from here to its commit, others that append wait, so that no id
@@ -140,4 +146,38 @@ pub(crate) async fn delivered<D: Dialect>(
     sql::execute::<D>(conn, &EVENTS_DELIVERED, Args::new().text(sink).int(up_to))
         .await
         .map(drop)
+}
+
+/// Deletes up to `limit` of the oldest events: those from before `before` that all of `sinks` have taken, and those from
+/// before `whatever`, which a receiver that is gone shall not keep for ever.
+pub(crate) async fn prune<D: Dialect>(
+    store: &SqlStore<D>,
+    sinks: &[&str],
+    before: Timestamp,
+    whatever: Timestamp,
+    limit: u32,
+) -> Result<u64, DbError> {
+    let mut conn = store.reader.acquire().await?;
+    let oldest =
+        sql::fetch_optional::<D, _>(&mut conn, &OLDEST_EVENT, Args::new(), |row| row.time("at"));
+    if oldest.await?.is_none_or(|at| at >= before) {
+        return Ok(0); // without a word to the writer
+    }
+    let args = Args::<D>::new().texts(sinks);
+    let places = sql::fetch_optional::<D, _>(&mut conn, &TAKEN_BY_ALL, args, |row| {
+        Ok((row.uint::<usize>("sinks")?, row.int("place")?))
+    });
+    let taken = match places.await? {
+        _ if sinks.is_empty() => i64::MAX,
+        Some((known, place)) if known == sinks.len() => place,
+        _ => 0, // one of them has not taken any
+    };
+    let args = Args::<D>::new()
+        .int(taken)
+        .time(before)
+        .time(whatever)
+        .int(i64::from(limit));
+    drop(conn);
+    let mut conn = store.writer.acquire().await?;
+    sql::execute::<D>(&mut conn, &PRUNE_EVENTS, args).await
 }

@@ -12,7 +12,8 @@ use sqlx::SqlSafeStr as _;
 use crate::sql::{Args, Statement};
 use crate::testing::{PostgresDatabase, SqliteDatabase};
 use crate::{
-    Dialect, SqlStore, campaigns, counts, devices, dispatch, outbox, presence, rollbacks, updates,
+    Dialect, SqlStore, campaigns, counts, devices, dispatch, history, outbox, presence, rollbacks,
+    updates,
 };
 
 /// Devices of the fleet, each with an update of one campaign and one of none.
@@ -42,6 +43,11 @@ fn fleet(series: &str) -> String {
              CASE WHEN k = 1 AND device_key % 100 = 0 THEN device_key END, \
              CASE WHEN device_key % 2 = 0 THEN 1 END, 'offered', 1, 1, 1, 0, 0 \
              FROM devices, (SELECT 1 AS k UNION ALL SELECT 2) AS kinds;
+         INSERT INTO device_heartbeats (device_key, received_at, payload) SELECT device_key, device_key, '{{}}' FROM devices;
+         INSERT INTO heartbeat_segments (segment, last_number, first_at, last_at) \
+             SELECT device_key, device_key * 200, 0, {DEVICES} FROM devices WHERE device_key <= {DEVICES} / 200;
+         INSERT INTO heartbeat_index (segment, device_key, number) \
+             SELECT (number - 1) / 200 + 1, device_key, number FROM device_heartbeats;
          INSERT INTO outbox (event_type, entity, data, at) SELECT 'e', 'x', '{{}}', 0 FROM devices;
          INSERT INTO outbox_places (sink, place) VALUES ('bus', {DEVICES} - 10);"
     )
@@ -128,6 +134,24 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
             Args::new().ints(&[DeviceKey(7).0, 77]),
         ),
         (&presence::RESET_PRESENCE, Args::new()),
+        (
+            &history::HEARTBEATS_INDEXED,
+            Args::new()
+                .int(100)
+                .int(77)
+                .int(i64::MIN)
+                .int(i64::MAX)
+                .page(page),
+        ),
+        (
+            &history::HEARTBEATS_BEHIND,
+            Args::new()
+                .int(1_000_000)
+                .int(77)
+                .int(i64::MIN)
+                .int(i64::MAX)
+                .int(50),
+        ),
     ]
 }
 

@@ -118,6 +118,11 @@ pub(crate) async fn insert_heartbeats<D: Dialect>(
     conn: &mut D::Connection,
     rows: &[HeartbeatRow],
 ) -> Result<(), DbError> {
+    if let Some(lock) = D::HISTORY_WRITES
+        && !rows.is_empty()
+    {
+        D::batch(conn, lock.to_owned()).await?;
+    }
     sql::execute_rows::<D, _>(conn, &INSERT_HEARTBEATS, rows, |args, row| {
         args.int(row.device.0)
             .time(row.received_at)

@@ -12,8 +12,8 @@ use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
-    Aim, CampaignFilter, Credentials, InFlight, Result, RollbackFilter, Store, TargetDevice,
-    TargetSummary, Tx, UpdateFilter,
+    Aim, CampaignFilter, Credentials, DeviceFilter, InFlight, Result, RollbackFilter, Store,
+    TargetDevice, TargetSummary, Tx, UpdateFilter,
 };
 use jiff::Timestamp;
 use sqlx::pool::PoolConnection;
@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl<D: Dialect> SqlStore<D> {
-    async fn read(&self) -> std::result::Result<PoolConnection<D>, DbError> {
+    pub(crate) async fn read(&self) -> std::result::Result<PoolConnection<D>, DbError> {
         Ok(self.reader.acquire().await?)
     }
 }
@@ -61,8 +61,8 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn devices_by_key(&self, devices: &[DeviceKey]) -> Result<Vec<Device>> {
         Ok(devices::by_key::<D>(&mut *self.read().await?, devices).await?)
     }
-    async fn devices(&self, page: Page) -> Result<Vec<Device>> {
-        Ok(devices::devices::<D>(&mut *self.read().await?, page).await?)
+    async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>> {
+        Ok(devices::devices::<D>(&mut *self.read().await?, filter, page).await?)
     }
 
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>> {

@@ -61,7 +61,7 @@ statements! {
          GROUP BY v.verdict, v.position"
     );
     UNKNOWN = "SELECT COUNT(DISTINCT e.value) AS devices FROM {each:$1} \
-         WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.device_id = e.value)";
+         WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.device_id = e.value AND d.deleted_at IS NULL)";
     TARGETS = select_device!(
         "WHERE {given} AND ",
         verdict!(),

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts, Delta};
-use device_ota_domain::device::DeviceKey;
+use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::rollback::RollbackTrigger;
@@ -68,6 +68,16 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
         Ok(devices::set_verifier::<D>(&mut *self.inner, device, verifier).await?)
+    }
+    async fn save_device(&mut self, device: &Registration) -> Result<bool> {
+        Ok(devices::save::<D>(&mut *self.inner, device).await?)
+    }
+    async fn delete_device(
+        &mut self,
+        device: &DeviceId,
+        at: Timestamp,
+    ) -> Result<Option<DeviceKey>> {
+        Ok(devices::delete::<D>(&mut *self.inner, device, at).await?)
     }
     async fn reset_presence(&mut self) -> Result<()> {
         Ok(presence::reset::<D>(&mut *self.inner).await?)
@@ -156,6 +166,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
+        Ok(dispatch::open_locked::<D>(&mut *self.inner, device).await?)
     }
     async fn cancellable(
         &mut self,

@@ -34,5 +34,6 @@ mod rings;
 mod rollback;
 mod single;
 mod targeting;
+mod telemetry;
 mod two_admins;
 mod upload;

@@ -373,6 +373,16 @@ impl Update {
         self
     }
 
+    /// Its device was deleted: whatever is open ends. `None` when it has ended.
+    pub fn abandon(mut self, now: Timestamp) -> Option<Self> {
+        let (UpdateState::Pending { .. } | UpdateState::InFlight { .. }) = self.state else {
+            return None;
+        };
+        self.state = UpdateState::Cancelled { at: now };
+        self.updated_at = now;
+        Some(self)
+    }
+
     /// An admin's retry of a failed update, which has until `give_up_at` this time.
     pub fn retry(
         mut self,

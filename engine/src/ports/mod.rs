@@ -6,9 +6,11 @@ pub mod downlink;
 pub mod events;
 pub mod objects;
 pub mod store;
+pub mod telemetry;
 
 pub use clock::{Clock, Entropy};
 pub use downlink::{Delivery, Downlink};
 pub use events::{EventSink, SinkError};
 pub use objects::{ObjectError, ObjectStream, ObjectWriter, Objects};
 pub use store::{Store, StoreError, Tx};
+pub use telemetry::Telemetry;

@@ -15,11 +15,14 @@ use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
+use device_ota_domain::ring::Ring;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
+
+use super::telemetry::Telemetry;
 
 /// Why the database did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,19 @@ pub enum Registered {
     Created(DeviceKey),
     /// That id was registered before; nothing changed.
     Exists,
+}
+
+/// Filters of a device list and of an overview; all that is given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceFilter {
+    /// Of this model.
+    pub device_model: Option<String>,
+    /// In this group.
+    pub group: Option<String>,
+    /// Pinned to this ring.
+    pub ring: Option<Ring>,
+    /// Connected, or not.
+    pub online: Option<bool>,
 }
 
 /// Filters of a campaign list (PRD, FR-18).
@@ -255,7 +271,7 @@ pub struct InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Telemetry {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers.
@@ -274,7 +290,7 @@ pub trait Store: Send + Sync + 'static {
     /// Devices by their numbers, in no particular order; unknown ones are left out.
     async fn devices_by_key(&self, devices: &[DeviceKey]) -> Result<Vec<Device>>;
     /// Devices in id order.
-    async fn devices(&self, page: Page) -> Result<Vec<Device>>;
+    async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>>;
 
     /// One firmware, deprecated or not.
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
@@ -349,6 +365,14 @@ pub trait Tx: Send {
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;
     /// Replaces a device's verifier; false when there is no such device.
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
+    /// Writes what is registered of a device, its groups included; false when there is no such device.
+    async fn save_device(&mut self, device: &Registration) -> Result<bool>;
+    /// Deletes a device: it keeps its number for records and is found nowhere else. `None` when there is no such device.
+    async fn delete_device(
+        &mut self,
+        device: &DeviceId,
+        at: Timestamp,
+    ) -> Result<Option<DeviceKey>>;
     /// Every device is offline: a gateway that has just started has no sessions.
     async fn reset_presence(&mut self) -> Result<()>;
     /// Applies what a batch says of devices' present states; one entry a device.
@@ -423,6 +447,8 @@ pub trait Tx: Send {
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// The updates and rollbacks of this device that have not ended, locked.
+    async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
     /// Updates, or rollbacks, of the campaign in flight whose cancel has not been asked for and still helps, locked.
     async fn cancellable(
         &mut self,

@@ -24,6 +24,7 @@ use self::firmware::FirmwareDto;
 use self::key::KeyDto;
 use self::rollback::RollbackDto;
 use self::update::UpdateDto;
+use crate::telemetry::HeartbeatDto;
 
 /// The filters that a list was asked for, echoed.
 pub(crate) type Filters = Map<String, Value>;
@@ -100,6 +101,7 @@ lists! {
     CampaignList: "campaigns" of CampaignDto;
     CampaignDeviceList: "devices" of UpdateDto;
     DeviceList: "devices" of DeviceDto;
+    HeartbeatList: "heartbeats" of HeartbeatDto;
     UpdateList: "updates" of UpdateDto;
     RollbackList: "rollbacks" of RollbackDto;
     KeyList: "keys" of KeyDto;

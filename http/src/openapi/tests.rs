@@ -133,11 +133,14 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/campaigns/{campaign_id}/reject POST
     /api/v1/ota/devices GET, HEAD, POST
     /api/v1/ota/devices/bulk/update POST
-    /api/v1/ota/devices/{device_id} GET, HEAD
+    /api/v1/ota/devices/{device_id} GET, HEAD, PUT, DELETE
     /api/v1/ota/devices/{device_id}/credentials POST
     /api/v1/ota/devices/{device_id}/update POST
     /api/v1/ota/devices/{device_id}/rollback POST
     /api/v1/ota/devices/{device_id}/updates GET, HEAD
+    /api/v1/heartbeat POST
+    /api/v1/heartbeat/{device_id} GET, HEAD
+    /api/v1/devices/status GET, HEAD
     /api/v1/ota/updates GET, HEAD
     /api/v1/ota/updates/{update_id} GET, HEAD
     /api/v1/ota/updates/{update_id}/cancel POST

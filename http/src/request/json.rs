@@ -2,6 +2,7 @@
 
 mod strict;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
@@ -89,6 +90,16 @@ fn explain(what: &str, error: &serde_path_to_error::Error<serde_json::Error>) ->
 
 fn invalid(detail: String) -> ApiError {
     ApiError::invalid("invalid_json", detail)
+}
+
+/// The bytes of a JSON body of at most `limit`, unread.
+pub(crate) async fn json_bytes(
+    limit: usize,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, ApiError> {
+    check_type(headers)?;
+    read_whole(headers, body, limit).await
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {

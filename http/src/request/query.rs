@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use device_ota_domain::page::{DEFAULT_LIMIT, MAX_LIMIT, Page};
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::errors::ApiError;
@@ -75,6 +76,26 @@ impl Query {
         text.parse()
             .map(Some)
             .map_err(|error: T::Err| wrong(error.to_string()))
+    }
+
+    /// A filter that is a time, RFC 3339.
+    pub(crate) fn time(&mut self, name: &'static str) -> Result<Option<Timestamp>, ApiError> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| {
+            wrong(format!(
+                "{name} must be a time such as 2026-01-02T03:04:05Z, not {text:?}"
+            ))
+        })
+    }
+
+    /// A whole number of percent.
+    pub(crate) fn percent(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
+        match self.number(name)? {
+            Some(over) if over > 100 => Err(wrong(format!("{name} must be 0 to 100, not {over}"))),
+            percent => Ok(percent),
+        }
     }
 
     /// A filter that is one of a few names.
@@ -204,7 +225,15 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_form_is_told_what_is_right() {
-        let mut query = Query::parse("is_beta=yes&state=odd").unwrap();
+        let mut query = Query::parse("is_beta=yes&state=odd&from=noon&low=101").unwrap();
+        assert_eq!(
+            query.time("from").unwrap_err().detail(),
+            "from must be a time such as 2026-01-02T03:04:05Z, not \"noon\""
+        );
+        assert_eq!(
+            query.percent("low").unwrap_err().detail(),
+            "low must be 0 to 100, not 101"
+        );
         assert_eq!(
             query.flag("is_beta").unwrap_err().detail(),
             "is_beta must be true or false, not \"yes\""

@@ -3,7 +3,7 @@
 use device_ota_domain::device::LastError;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_engine::ports::store::{HeartbeatRow, Registered, Store, Touch};
+use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow, Registered, Store, Touch};
 
 use crate::fixture::*;
 
@@ -14,6 +14,9 @@ crate::stories!(
     credentials_are_found_and_replaced,
     credentials_come_in_id_order,
     devices_come_in_pages,
+    devices_are_filtered_and_counted,
+    what_is_registered_can_be_changed,
+    a_deleted_device_is_gone_and_may_come_back,
     a_touch_changes_only_what_it_says,
     an_older_session_cannot_end_a_newer_one,
     a_restart_finds_everybody_offline,
@@ -39,7 +42,14 @@ async fn a_device_is_registered_once(store: &dyn Store) {
             Registered::Exists
         ]
     ));
-    assert_eq!(store.devices(Page::default()).await.unwrap().len(), 2);
+    assert_eq!(
+        store
+            .devices(&DeviceFilter::default(), Page::default())
+            .await
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 async fn a_device_reads_back_as_it_was_registered(store: &dyn Store) {
@@ -120,12 +130,157 @@ async fn credentials_come_in_id_order(store: &dyn Store) {
 
 async fn devices_come_in_pages(store: &dyn Store) {
     fleet(store, 5).await;
-    let page = store.devices(Page::new(2, 3).unwrap()).await.unwrap();
+    let page = store
+        .devices(&DeviceFilter::default(), Page::new(2, 3).unwrap())
+        .await
+        .unwrap();
     let ids: Vec<&str> = page
         .iter()
         .map(|d| d.registration.device_id.as_str())
         .collect();
     assert_eq!(ids, [name(3), name(4)]);
+}
+
+async fn devices_are_filtered_and_counted(store: &dyn Store) {
+    let mut new: Vec<_> = (0..6).map(|n| new_device(&name(n), 0)).collect();
+    for device in &mut new[..4] {
+        device.registration.groups = vec!["hall".into()];
+    }
+    new[0].registration.ring = Some(Ring::Canary);
+    new[5].registration.device_model = "other".into();
+    let keys = register(store, &new).await;
+    online(store, &keys[..2]).await;
+    let told = Touch {
+        device: keys[0],
+        battery_percent: Some(9.0),
+        error_count: Some(2),
+        version: Some("9".into()),
+        ..Touch::default()
+    };
+    touch(store, &[told]).await;
+    let count = async |filter: DeviceFilter| {
+        let listed = store.devices(&filter, Page::default()).await.unwrap();
+        let groups = store.fleet(&filter, 20.0).await.unwrap();
+        assert_eq!(
+            u64::try_from(listed.len()).unwrap(),
+            groups.iter().map(|group| group.devices).sum::<u64>()
+        );
+        listed.len()
+    };
+    let all = DeviceFilter::default;
+    assert_eq!(count(all()).await, 6);
+    assert_eq!(
+        count(DeviceFilter {
+            device_model: Some("other".into()),
+            ..all()
+        })
+        .await,
+        1
+    );
+    assert_eq!(
+        count(DeviceFilter {
+            group: Some("hall".into()),
+            ..all()
+        })
+        .await,
+        4
+    );
+    assert_eq!(
+        count(DeviceFilter {
+            ring: Some(Ring::Canary),
+            ..all()
+        })
+        .await,
+        1
+    );
+    assert_eq!(
+        count(DeviceFilter {
+            online: Some(true),
+            ..all()
+        })
+        .await,
+        2
+    );
+    let both = DeviceFilter {
+        group: Some("hall".into()),
+        online: Some(false),
+        ..all()
+    };
+    assert_eq!(count(both).await, 2);
+    let groups = store.fleet(&all(), 20.0).await.unwrap();
+    let ill = groups
+        .iter()
+        .find(|group| group.version.as_deref() == Some("9"));
+    let ill = ill.unwrap();
+    assert_eq!((ill.devices, ill.low_battery, ill.with_errors), (1, 1, 1));
+    assert!(ill.online && ill.ring.as_deref() == Some("canary"));
+    assert_eq!(groups.iter().map(|group| group.never_seen).sum::<u64>(), 4);
+}
+
+async fn what_is_registered_can_be_changed(store: &dyn Store) {
+    let mut new = new_device("a", 7);
+    new.registration.groups = vec!["old".into()];
+    register(store, std::slice::from_ref(&new)).await;
+    let mut said = new.registration.clone();
+    said.groups = vec!["new".into(), "newer".into()];
+    said.tags.insert("floor".into(), "2".into());
+    said.ring = Some(Ring::Early);
+    said.device_type = None;
+    let mut tx = store.begin().await.unwrap();
+    assert!(tx.save_device(&said).await.unwrap());
+    let stranger = new_device("b", 0).registration;
+    assert!(!tx.save_device(&stranger).await.unwrap());
+    tx.commit().await.unwrap();
+    let device = store.device(&said.device_id).await.unwrap().unwrap();
+    assert_eq!((device.registration, device.bucket), (said, 7));
+    let in_group = async |group: &str| {
+        let filter = DeviceFilter {
+            group: Some(group.to_owned()),
+            ..DeviceFilter::default()
+        };
+        store.devices(&filter, Page::default()).await.unwrap().len()
+    };
+    assert_eq!((in_group("old").await, in_group("newer").await), (0, 1));
+}
+
+async fn a_deleted_device_is_gone_and_may_come_back(store: &dyn Store) {
+    let (gone, stays) = (new_device("a", 0), new_device("b", 0));
+    let keys = register(store, &[gone.clone(), stays]).await;
+    insert(
+        store,
+        &[single(1, keys[0], "a", "2"), single(2, keys[1], "b", "2")],
+    )
+    .await;
+    let id = &gone.registration.device_id;
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(tx.draw_seqs(&keys[..1]).await.unwrap()[0].seq, 1);
+    assert_eq!(tx.delete_device(id, at(9)).await.unwrap(), Some(keys[0]));
+    assert_eq!(tx.delete_device(id, at(9)).await.unwrap(), None);
+    let open = tx.open_updates(keys[0]).await.unwrap();
+    assert_eq!(open.len(), 1);
+    assert_eq!(open[0].device, keys[0]);
+    assert!(!tx.set_verifier(id, "new").await.unwrap());
+    assert!(!tx.save_device(&gone.registration).await.unwrap());
+    tx.commit().await.unwrap();
+
+    assert_eq!(store.device(id).await.unwrap(), None);
+    assert_eq!(store.credentials(id).await.unwrap(), None);
+    assert_eq!(store.all_credentials(None, 10).await.unwrap().len(), 1);
+    let everybody = DeviceFilter::default();
+    let listed = store.devices(&everybody, Page::default()).await;
+    assert_eq!(listed.unwrap().len(), 1);
+    touch(store, &[online_touch(keys[0])]).await; // said before it was deleted
+
+    let back = register(store, std::slice::from_ref(&gone)).await;
+    assert_eq!(back, keys[..1]);
+    let device = store.device(id).await.unwrap().unwrap();
+    assert_eq!(device.latest, device_ota_domain::device::Latest::default());
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(
+        tx.draw_seqs(&keys[..1]).await.unwrap()[0].seq,
+        2,
+        "a `seq` is never drawn twice"
+    );
 }
 
 async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
@@ -217,7 +372,10 @@ async fn a_restart_finds_everybody_offline(store: &dyn Store) {
     let mut tx = store.begin().await.unwrap();
     tx.reset_presence().await.unwrap();
     tx.commit().await.unwrap();
-    let devices = store.devices(Page::default()).await.unwrap();
+    let devices = store
+        .devices(&DeviceFilter::default(), Page::default())
+        .await
+        .unwrap();
     assert!(devices.iter().all(|device| !device.latest.online));
     assert_eq!(devices.len(), keys.len());
 }
@@ -265,7 +423,13 @@ async fn an_unfinished_transaction_leaves_nothing(store: &dyn Store) {
     tx.register(&[new_device("a", 0)]).await.unwrap();
     tx.append_events(&[event(1, "a")]).await.unwrap();
     drop(tx);
-    assert_eq!(store.devices(Page::default()).await.unwrap(), []);
+    assert_eq!(
+        store
+            .devices(&DeviceFilter::default(), Page::default())
+            .await
+            .unwrap(),
+        []
+    );
     assert_eq!(store.events_for("bus", 10).await.unwrap(), []);
     store.ping().await.unwrap();
     register(store, &[new_device("a", 0)]).await;

@@ -1,7 +1,7 @@
 //! The outbox.
 
 use device_ota_domain::page::Page;
-use device_ota_engine::ports::store::Store;
+use device_ota_engine::ports::store::{DeviceFilter, Store};
 use device_ota_store::testing::{PostgresDatabase, SqliteDatabase};
 
 use crate::fixture::*;
@@ -109,6 +109,12 @@ async fn no_event_is_passed_over_on_sqlite() {
     let database = SqliteDatabase::new();
     let store = database.open().await;
     nobody_overtakes([&store, &store], &store).await;
-    assert!(store.devices(Page::default()).await.unwrap().is_empty());
+    assert!(
+        store
+            .devices(&DeviceFilter::default(), Page::default())
+            .await
+            .unwrap()
+            .is_empty()
+    );
     store.close().await;
 }

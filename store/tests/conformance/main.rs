@@ -17,6 +17,7 @@ mod devices;
 mod events;
 mod firmware;
 mod fixture;
+mod history;
 mod rollbacks;
 mod targets;
 mod updates;

@@ -8,7 +8,7 @@ use device_ota_domain::device::Device;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::targeting::{Exclusion, judge};
-use device_ota_engine::ports::store::{Aim, NewDevice, Store, Touch, UpdateFilter};
+use device_ota_engine::ports::store::{Aim, DeviceFilter, NewDevice, Store, Touch, UpdateFilter};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -211,7 +211,7 @@ async fn random_fleet(store: &dyn Store, runner: &mut TestRunner) -> Vec<Device>
         .collect();
     touch(store, &touches).await;
     let page = Page::new(200, 0).expect("a page");
-    store.devices(page).await.unwrap()
+    store.devices(&DeviceFilter::default(), page).await.unwrap()
 }
 
 /// A JSON object's members as text, to be put among others.

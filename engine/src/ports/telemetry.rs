@@ -1,0 +1,64 @@
+//! The database's side of telemetry: the history of heartbeats and its upkeep, and the fleet at a glance.
+
+use async_trait::async_trait;
+use device_ota_domain::device::DeviceKey;
+use device_ota_domain::page::Page;
+use jiff::Timestamp;
+
+use super::store::{DeviceFilter, HeartbeatRow, Result};
+
+/// Which heartbeats of one device.
+#[derive(Debug, Clone, Copy)]
+pub struct HeartbeatQuery {
+    /// Whose.
+    pub device: DeviceKey,
+    /// Received at this time or later.
+    pub from: Option<Timestamp>,
+    /// Received before this time.
+    pub to: Option<Timestamp>,
+}
+
+/// Devices that are alike, and how many they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetGroup {
+    /// What they run by their own last word, else as registered.
+    pub version: Option<String>,
+    /// Their model.
+    pub device_model: String,
+    /// The ring they are pinned to.
+    pub ring: Option<String>,
+    /// They are connected.
+    pub online: bool,
+    /// How many.
+    pub devices: u64,
+    /// Of these, with a battery below the mark.
+    pub low_battery: u64,
+    /// Of these, with errors in their last heartbeat.
+    pub with_errors: u64,
+    /// Of these, never heard.
+    pub never_seen: u64,
+}
+
+/// Reads of telemetry, and its upkeep. Each call is a short transaction of its own.
+#[async_trait]
+pub trait Telemetry: Send + Sync + 'static {
+    /// Heartbeats of one device, newest first, up to the last that was committed.
+    async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>>;
+    /// Counts devices by what they have in common.
+    async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>>;
+
+    /// Indexes the oldest run of heartbeats that is not indexed, when it is full and more than `spare` heartbeats wait,
+    /// or when it begins before `overdue`. Answers whether there was one; there may be more.
+    async fn index_heartbeats(&self, overdue: Timestamp, spare: u64) -> Result<bool>;
+    /// Deletes the oldest run of indexed heartbeats when all of it is older. Answers whether there was one.
+    async fn prune_heartbeats(&self, before: Timestamp) -> Result<bool>;
+    /// Deletes up to `limit` of the oldest events: those from before `before` that all of `sinks` have taken, and those
+    /// from before `whatever`. Answers how many.
+    async fn prune_events(
+        &self,
+        sinks: &[&str],
+        before: Timestamp,
+        whatever: Timestamp,
+        limit: u32,
+    ) -> Result<u64>;
+}

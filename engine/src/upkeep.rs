@@ -1,0 +1,94 @@
+//! Upkeep of what grows: heartbeats are indexed and let go, events that everybody has taken too. In small pieces, each a
+//! short transaction, so that reports and requests pass in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
+
+use crate::Engine;
+use crate::ports::StoreError;
+
+/// How often it looks whether there are heartbeats to index.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks at what is too old.
+const PRUNE_TICKS: u32 = 60;
+/// Heartbeats that wait longer are indexed even when they are few, so that a small fleet's history ends in time too.
+const OVERDUE: SignedDuration = SignedDuration::from_hours(1);
+/// Heartbeats that may wait for their index while reports queue: looking through them takes some 80 ms.
+const SPARE: u64 = 1_000_000;
+/// Reports in the queue from which ingest is busy.
+const BUSY: usize = 1_024;
+/// How long events stay for receivers that come back.
+const EVENTS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// After this an event goes even if a receiver has not taken it.
+const EVENTS_WAIT: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Events deleted in one transaction.
+const EVENTS_PIECE: u32 = 1_000;
+
+/// Keeps house until `shutdown`. `sinks` are the receivers whose events are kept until they have taken them.
+pub(crate) async fn run(
+    engine: Arc<Engine>,
+    sinks: Vec<&'static str>,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = 0_u32;
+    loop {
+        let prunes = ticks.is_multiple_of(PRUNE_TICKS);
+        ticks = ticks.wrapping_add(1);
+        let work = async {
+            report("indexing heartbeats", engine.index_heartbeats().await);
+            if prunes {
+                report("pruning heartbeats", engine.prune_heartbeats().await);
+                report("pruning events", engine.prune_events(&sinks).await);
+            }
+            tokio::time::sleep(TICK).await;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = work => {}
+        }
+    }
+}
+
+fn report(task: &'static str, done: Result<(), StoreError>) {
+    match done {
+        // Another replica did it.
+        Ok(()) | Err(StoreError::Conflict(_)) => {}
+        Err(error) => tracing::debug!(task, %error, "upkeep waits for the database"),
+    }
+}
+
+impl Engine {
+    /// Indexes what waits; little while reports queue.
+    async fn index_heartbeats(&self) -> Result<(), StoreError> {
+        let overdue = self.clock.now() - OVERDUE.min(self.settings.heartbeat_retention);
+        loop {
+            let busy = self.uplinks.waiting() >= BUSY;
+            let spare = if busy { SPARE } else { 0 };
+            if !self.store.index_heartbeats(overdue, spare).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn prune_heartbeats(&self) -> Result<(), StoreError> {
+        let before = self.heartbeats_kept_from();
+        while self.store.prune_heartbeats(before).await? {}
+        Ok(())
+    }
+
+    async fn prune_events(&self, sinks: &[&str]) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let (before, whatever) = (now - EVENTS_KEPT, now - EVENTS_WAIT);
+        let mut pruned = u64::from(EVENTS_PIECE);
+        while pruned == u64::from(EVENTS_PIECE) {
+            pruned = self
+                .store
+                .prune_events(sinks, before, whatever, EVENTS_PIECE)
+                .await?;
+        }
+        Ok(())
+    }
+}
