@@ -5,7 +5,7 @@
 //! but `exists` with `false`; `not` turns a result round, whatever it came from.
 //!
 //! # How to add a field
-//! A variant in the field type of its kind ([`TextField`], [`NumberField`]) with its name, its value in [`facts`], and its
+//! A variant in the field type of its kind ([`TextField`], [`NumberField`]) with its name, its value in `facts`, and its
 //! column in the store; or, for a new kind, a variant of [`Test`]. The property tests find out when the two ends differ.
 
 mod facts;

@@ -68,7 +68,7 @@ fn compares(running: &str, comparison: Comparison, value: &str) -> bool {
 pub enum Moment {
     /// A time.
     At(Timestamp),
-    /// So many seconds before the present, as shown with the unit of [`UNITS`] that it was given in.
+    /// So many seconds before the present, as shown with the unit of `UNITS` that it was given in.
     Ago {
         /// How many.
         count: u32,
