@@ -10,6 +10,7 @@ use crate::fixture::*;
 
 crate::stories!(
     what_completed_is_taken_back_once,
+    a_device_that_was_deleted_does_not_hold_up_the_others,
     the_image_to_go_back_to_is_the_best_there_is,
     a_single_rollback_is_logged,
     every_rollback_and_what_is_cancelled_is_told,
@@ -101,6 +102,29 @@ async fn every_rollback_and_what_is_cancelled_is_told(store: &dyn Store) {
             "rollback.failed"
         ]
     );
+}
+
+/// Every completed update has its rollback, or the campaign would wait for one for ever.
+async fn a_device_that_was_deleted_does_not_hold_up_the_others(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    fleet(store, 2).await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    let claimed = claim(store, &all_due(&campaign, at(5))).await;
+    let gone = claimed[0].device_id.clone();
+    complete(store, &claimed).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.delete_device(&gone, at(50)).await.unwrap();
+    let terms = rollback_terms(RollbackTrigger::Manual, "it flickers", 60);
+    assert_eq!(tx.make_rollbacks(&campaign, &terms).await.unwrap(), 2);
+    tx.commit().await.unwrap();
+    let counts = store.counts(&campaign.id).await.unwrap();
+    assert_eq!(
+        (counts.rollbacks.pending, counts.rollbacks.cancelled),
+        (1, 1)
+    );
+    assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
 }
 
 async fn what_completed_is_taken_back_once(store: &dyn Store) {
