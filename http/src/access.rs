@@ -132,6 +132,11 @@ impl Access {
         }
     }
 
+    /// Whether somebody shows a credential at all: who shows none guesses nothing.
+    pub(crate) fn shows_credentials(headers: &HeaderMap) -> bool {
+        !matches!(presented(headers), Ok(Presented::Nothing))
+    }
+
     async fn token(&self, token: &str) -> Result<Principal, ApiError> {
         let checked = match (&self.tokens, &self.engine) {
             (Some(tokens), Some(engine)) => tokens.check(token, engine.clock().now()),

@@ -138,7 +138,7 @@ where
             .authenticate(&line.method, &line.path, headers)
             .await;
         let principal = principal.inspect_err(|error| {
-            if error.is_unauthorized() {
+            if error.is_unauthorized() && Access::shows_credentials(headers) {
                 self.limiter.failed(line.peer);
             }
         })?;

@@ -53,6 +53,11 @@ async fn each_subject_has_its_own_budget(options: Options) {
 
 async fn who_guesses_waits(options: Options) {
     let service = Service::start(options.with("RATE_LIMIT_AUTH_FAILURES", "3/hour")).await;
+    // Who shows no credential guesses nothing.
+    let url = format!("http://{}{CAMPAIGNS}", service.ready().http);
+    for _ in 0..6 {
+        assert_eq!(reqwest::get(&url).await.unwrap().status(), 401);
+    }
     let guesser = Admin::new(&service.ready().http, "guess");
     assert_eq!(
         statuses(&guesser, CAMPAIGNS, 6).await,
