@@ -222,9 +222,7 @@ impl Plan {
         action: UpdateAction,
         up_to_stage: u16,
     ) {
-        let slots =
-            u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
-        let count = slots.min(u64::from(campaign.spec.batch_size));
+        let count = free_slots(campaign, counts).min(u64::from(campaign.spec.batch_size));
         match u32::try_from(count) {
             Ok(0) | Err(_) => self.waits.push(Why::NoSlot),
             Ok(count) => self.actions.push(Action::Claim {
@@ -242,6 +240,11 @@ impl Plan {
         }
         self
     }
+}
+
+/// How many more updates and rollbacks the campaign may have in flight.
+pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
+    u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight())
 }
 
 /// Whether the stage after the open one may open.

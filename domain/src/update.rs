@@ -125,9 +125,16 @@ impl Update {
 
     /// It has ended; terminal states never change (but for an admin's retry of a failed one).
     pub fn is_terminal(&self) -> bool {
-        !matches!(
-            self.state,
-            UpdateState::Pending { .. } | UpdateState::InFlight { .. }
-        )
+        self.ended_at().is_some()
+    }
+
+    /// When it ended, if it has.
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        match self.state {
+            UpdateState::Completed { at }
+            | UpdateState::Failed { at, .. }
+            | UpdateState::Cancelled { at } => Some(at),
+            UpdateState::Pending { .. } | UpdateState::InFlight { .. } => None,
+        }
     }
 }

@@ -74,9 +74,16 @@ impl Engine {
     /// Starts it: one pending update for each device it means. 409 without the approval that it asks for.
     pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
+        // Read before the transaction, which would else hold one connection and wait for another.
+        let firmware = self.campaign(id).await?.firmware;
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?.start(now)?;
-        let firmware = self.firmware(campaign.firmware()).await?;
+        if *campaign.firmware() != firmware.id {
+            let detail = format!(
+                "campaign {id} was given another firmware in this very moment; look at it, then start it again"
+            );
+            return Err(Error::conflict("changed_meanwhile", detail));
+        }
         campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
         self.settle(tx, campaign, EventType::CampaignStarted, now, by)
             .await
@@ -97,7 +104,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let mut campaign = locked(tx.as_mut(), id).await?;
-        campaign.state = campaign.state.resume(&tx.counts(id).await?)?;
+        campaign.state = campaign.state.resume(now, &tx.counts(id).await?)?;
         self.settle(tx, campaign, EventType::CampaignResumed, now, by)
             .await
     }

@@ -2,18 +2,23 @@
 
 use std::collections::HashSet;
 
+use device_ota_domain::campaign::Group;
 use device_ota_domain::device::{Device, Registration};
 use device_ota_domain::page::Page;
-use device_ota_domain::{DeviceId, ring};
+use device_ota_domain::{DeviceId, Update, ring};
+use jiff::Timestamp;
 
 use crate::changes::Changes;
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
-use crate::ports::store::{DeviceFilter, NewDevice, Registered};
+use crate::ports::store::{DeviceFilter, NewDevice, Registered, Tx};
 use crate::{Caller, Engine, Error, Result, secrets};
 
 /// Most devices of one registration (DESIGN.md, *HTTP*).
 pub const MAX_REGISTRATIONS: usize = 1_000;
+
+/// Updates of deleted devices that are ended in one transaction.
+const LEFT_BEHIND: u32 = 500;
 
 /// What became of one registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,16 +162,26 @@ impl Engine {
         Ok(self.store.devices(filter, page).await?)
     }
 
-    /// Replaces what is registered of a device. Campaigns that have started keep the devices they have.
+    /// Replaces what is registered of a device. Campaigns that have started keep the devices they have, but for one whose
+    /// model is another now: what waits for it is for the old one, and is cancelled.
     pub async fn save_device(&self, device: Registration, by: &Caller) -> Result<Device> {
         device.check()?;
         let id = &device.device_id;
+        let now = self.clock.now();
+        let known = self.device(id).await?;
         let mut tx = self.store.begin().await?;
+        let mut waiting = Vec::new();
+        if known.registration.device_model != device.device_model {
+            waiting = tx.open_updates(known.key).await?;
+            waiting.retain(|update| update.group() == Group::Pending);
+        }
         if !tx.save_device(&device).await? {
             return Err(Error::not_found("device", &id));
         }
+        let ended = abandon(tx.as_mut(), waiting, now).await?;
         tx.commit().await?;
-        tracing::info!(device.id = %id, by = by.subject(), "device changed");
+        tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = ended.len(), "device changed");
+        self.wake();
         self.device(id).await
     }
 
@@ -174,21 +189,14 @@ impl Engine {
     /// how many updates were cancelled.
     pub async fn delete_device(&self, id: &DeviceId, by: &Caller) -> Result<usize> {
         let now = self.clock.now();
+        let key = self.device(id).await?.key;
         let mut tx = self.store.begin().await?;
-        let Some(key) = tx.delete_device(id, now).await? else {
-            return Err(Error::not_found("device", &id));
-        };
+        // Updates before the device, as ingest locks them.
         let open = tx.open_updates(key).await?;
-        let mut changes = Changes::default();
-        let mut ended = Vec::new();
-        for update in open {
-            let before = update.group();
-            if let Some(update) = update.abandon(now) {
-                changes.record(before, update.clone(), now);
-                ended.push(update);
-            }
+        if !tx.delete_device(id, now).await? {
+            return Err(Error::not_found("device", &id));
         }
-        changes.write(tx.as_mut()).await?;
+        let ended = abandon(tx.as_mut(), open, now).await?;
         self.known.doubt(id);
         let committed = tx.commit().await;
         self.known.revoke(id);
@@ -202,6 +210,23 @@ impl Engine {
         self.credentials_changed();
         self.wake();
         Ok(cancelled)
+    }
+
+    /// Ends what is open of devices that were deleted at or after `since`: made in the very moment of the deletion, by a
+    /// transaction that did not see it. Answers up to when that is done.
+    pub(crate) async fn settle_deleted(&self, since: Timestamp) -> Result<Timestamp> {
+        let now = self.clock.now();
+        loop {
+            let left = self.store.left_behind(since, LEFT_BEHIND).await?;
+            if left.is_empty() {
+                return Ok(now);
+            }
+            let mut tx = self.store.begin().await?;
+            let left = tx.updates(&left).await?;
+            abandon(tx.as_mut(), left, now).await?;
+            tx.commit().await?;
+            self.wake();
+        }
     }
 
     /// The device of that id, for an external broker, which has checked the secret itself.
@@ -222,4 +247,19 @@ impl Engine {
         tx.reset_presence().await?;
         Ok(tx.commit().await?)
     }
+}
+
+/// Ends updates whose device will not take them; answers those that were still open.
+async fn abandon(tx: &mut dyn Tx, updates: Vec<Update>, now: Timestamp) -> Result<Vec<Update>> {
+    let mut changes = Changes::default();
+    let mut ended = Vec::new();
+    for update in updates {
+        let before = update.group();
+        if let Some(update) = update.abandon(now) {
+            changes.record(before, update.clone(), now);
+            ended.push(update);
+        }
+    }
+    changes.write(tx).await?;
+    Ok(ended)
 }

@@ -3,6 +3,7 @@
 //! A pass over a campaign is one transaction: lock it, read its counters, plan, act, commit, then send. It decides
 //! nothing by itself. Whatever a crash interrupts, the next pass finds in the database.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{Campaign, Group};
@@ -18,7 +19,7 @@ use crate::campaigns::decided;
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, RollbackTerms, Tx};
+use crate::ports::store::{ClaimQuery, InFlight, RollbackTerms, Tx};
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
@@ -151,16 +152,19 @@ impl Engine {
             .iter()
             .map(|r| (r.update.id.clone(), r.last_seen))
             .collect();
+        let full = self.without_slots(&ripe, now).await?;
         let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
         let mut tx = self.store.begin().await?;
         let mut changes = Changes::default();
         for update in tx.updates(&ids).await? {
             let last_seen = seen.get(&update.id).copied().flatten();
             let before = update.group();
+            let no_slot = update.campaign.as_ref().is_some_and(|c| full.contains(c));
             if let Some(update) = update.expire(&Expiry {
                 now,
                 last_seen,
                 lease: self.settings.lease,
+                no_slot,
             }) {
                 self.rebooting.note(&update);
                 changes.record(before, update, now);
@@ -173,6 +177,27 @@ impl Engine {
             self.wake();
         }
         Ok(ripe.len())
+    }
+
+    /// The campaigns, of those whose rollbacks have come to the end of their time unoffered, that have no slot for them.
+    async fn without_slots(
+        &self,
+        ripe: &[InFlight],
+        now: Timestamp,
+    ) -> Result<HashSet<CampaignId>> {
+        let unoffered = ripe.iter().map(|r| &r.update).filter(|update| {
+            update.attempt == 0 && update.give_up_at.is_some_and(|end| end <= now)
+        });
+        let campaigns: HashSet<_> = unoffered.filter_map(|u| u.campaign.clone()).collect();
+        let mut full = HashSet::new();
+        for id in campaigns {
+            if let Some(campaign) = self.store.campaign(&id).await?
+                && planner::free_slots(&campaign, &self.store.counts(&id).await?) == 0
+            {
+                full.insert(id);
+            }
+        }
+        Ok(full)
     }
 
     /// Offers and cancels that nobody answered, of devices that are online.

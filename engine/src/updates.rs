@@ -305,24 +305,29 @@ impl Engine {
     /// campaign that was rolled back opens the campaign once more, so that the device is not left behind.
     pub async fn retry_update(&self, id: &UpdateId, by: &Caller) -> Result<UpdateView> {
         let now = self.clock.now();
+        // All that is read apart from the transaction is read before it, which would else hold one connection and wait
+        // for another.
+        let known = self.store.update(id).await?;
+        let known = known.ok_or_else(|| Error::not_found("update", &id))?;
+        self.device(&known.device_id).await?; // one that was deleted would never take it
         let mut tx = self.store.begin().await?;
-        let campaign = match self.store.update(id).await?.and_then(|u| u.campaign) {
-            Some(campaign) => tx.campaign(&campaign).await?,
+        let campaign = match &known.campaign {
+            Some(campaign) => tx.campaign(campaign).await?,
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
-        self.device(&update.device_id).await?; // one that was deleted would never take it
-        let (before, action) = (update.group(), update.action);
+        let (before, failed_at) = (update.group(), update.ended_at());
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",
                 "the previous image is not in the registry; roll the device back by itself after uploading it",
             ));
         }
-        let give_up_at = (action == Action::Rollback).then(|| self.rollbacks_end_by(now));
+        let give_up_at = (update.action == Action::Rollback).then(|| self.rollbacks_end_by(now));
         let update = update.retry(now, give_up_at)?;
         if let Some(campaign) = campaign {
-            open_for(tx.as_mut(), campaign, action, now, by).await?;
+            let retried = (update.action, failed_at.unwrap_or(now));
+            open_for(tx.as_mut(), campaign, retried, now, by).await?;
         }
         let mut changes = Changes::default();
         changes.record(before, update, now);
@@ -334,17 +339,28 @@ impl Engine {
     }
 }
 
-/// Makes sure that the campaign carries out what waits in it, which only a rollback may reopen it for.
+/// Makes sure that the campaign carries out what waits in it, which only a rollback may reopen it for. What is `retried`
+/// failed at the time given.
 async fn open_for(
     tx: &mut dyn Tx,
     mut campaign: Campaign,
-    action: Action,
+    (action, failed_at): (Action, Timestamp),
     now: Timestamp,
     by: &Caller,
 ) -> Result<()> {
+    if campaign.deleted_at.is_some() {
+        return Err(Error::conflict(
+            "deleted",
+            "the campaign was deleted; update the device, or roll it back, by itself",
+        ));
+    }
     match (action, &campaign.state) {
-        (Action::Update, CampaignState::InProgress(_) | CampaignState::Paused { .. })
-        | (Action::Rollback, CampaignState::RollingBack { .. }) => Ok(()),
+        (Action::Update, CampaignState::InProgress(_) | CampaignState::Paused { .. }) => {
+            campaign.state = campaign.state.retried(failed_at);
+            campaign.updated_at = now;
+            Ok(tx.save_campaign(&campaign).await?)
+        }
+        (Action::Rollback, CampaignState::RollingBack { .. }) => Ok(()),
         (Action::Rollback, CampaignState::RolledBack { .. }) => {
             campaign.state = campaign.state.reopen(now)?;
             campaign.updated_at = now;

@@ -1,10 +1,10 @@
-//! Upkeep of what grows: heartbeats are indexed and let go, events that everybody has taken too. In small pieces, each a
-//! short transaction, so that reports and requests pass in between.
+//! Upkeep: heartbeats are indexed and let go, events that everybody has taken too, and what was made for a device in the
+//! moment of its deletion ends. In small pieces, each a short transaction, so that reports and requests pass in between.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
@@ -24,6 +24,8 @@ const BUSY: usize = 1_024;
 const EVENTS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// After this an event goes even if a receiver has not taken it.
 const EVENTS_WAIT: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How far before the look ahead of it each look at deleted devices begins: longer than any transaction lasts.
+const DELETED_OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 /// Events deleted in one transaction.
 const EVENTS_PIECE: u32 = 1_000;
 
@@ -34,6 +36,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut ticks = 0_u32;
+    let mut settled = Timestamp::UNIX_EPOCH;
     loop {
         let prunes = ticks.is_multiple_of(PRUNE_TICKS);
         ticks = ticks.wrapping_add(1);
@@ -42,6 +45,10 @@ pub(crate) async fn run(
             if prunes {
                 report("pruning heartbeats", engine.prune_heartbeats().await);
                 report("pruning events", engine.prune_events(&sinks).await);
+                match engine.settle_deleted(settled).await {
+                    Ok(looked_at) => settled = looked_at - DELETED_OVERLAP,
+                    Err(error) => tracing::debug!(%error, "deleted devices are looked at again"),
+                }
             }
             tokio::time::sleep(TICK).await;
         };

@@ -344,12 +344,12 @@ pub(crate) async fn delete<D: Dialect>(
     conn: &mut D::Connection,
     device: &DeviceId,
     at: Timestamp,
-) -> Result<Option<DeviceKey>, DbError> {
+) -> Result<bool, DbError> {
     let args = Args::<D>::new().text(device.as_str()).time(at);
     let found =
         sql::fetch_optional(conn, &DELETE_DEVICE, args, |row| row.int("device_key")).await?;
-    let Some(key) = found else { return Ok(None) };
+    let Some(key) = found else { return Ok(false) };
     sql::execute::<D>(conn, &DELETE_LATEST, Args::new().int(key)).await?;
     sql::execute::<D>(conn, &DELETE_GROUPS, Args::new().int(key)).await?;
-    Ok(Some(DeviceKey(key)))
+    Ok(true)
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use device_ota_domain::CampaignId;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
+use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight};
 use jiff::Timestamp;
 
@@ -58,6 +58,8 @@ statements! {
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.nudge_at < $1 AND l.online = 1 ORDER BY u.nudge_at, u.number LIMIT $2"
     );
+    LEFT_BEHIND = "SELECT u.update_id FROM devices d JOIN device_updates u ON u.device_key = d.device_key \
+         WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight') ORDER BY d.deleted_at LIMIT $2";
     EXPIRED = select_update!(
         ", l.last_seen FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
@@ -196,4 +198,14 @@ pub(crate) async fn expired<D: Dialect>(
         })
     })
     .await
+}
+
+/// What is open of devices that were deleted.
+pub(crate) async fn left_behind<D: Dialect>(
+    conn: &mut D::Connection,
+    since: Timestamp,
+    limit: u32,
+) -> Result<Vec<UpdateId>, DbError> {
+    let args = Args::<D>::new().time(since).int(i64::from(limit));
+    sql::fetch_all(conn, &LEFT_BEHIND, args, |row| row.parse("update_id")).await
 }

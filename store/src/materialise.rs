@@ -34,7 +34,8 @@ statements! {
     );
     LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
     // The image to go back to: of the same model and version, and of the same name, else the newest. A device that was
-    // deleted since has nothing to take back: its rollback is there for the count alone.
+    // deleted since, even if another has come in its place, has nothing to take back: its rollback is there for the
+    // count alone.
     MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, give_up_at, check_at, \
          ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
@@ -50,7 +51,7 @@ statements! {
          CASE WHEN p.born = 'failed' THEN 'never' END, $2, $2 \
          FROM (SELECT q.*, CASE WHEN q.gone = 1 OR (q.running <> q.to_version \
              AND q.running <> COALESCE(q.from_version, '')) THEN 'cancelled' WHEN q.previous IS NULL THEN 'failed' \
-             ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL THEN 1 ELSE 0 END AS gone, \
+             ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL OR d.registered_at > u.ended_at THEN 1 ELSE 0 END AS gone, \
              COALESCE(l.version, u.to_version) AS running, c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
              u.priority, u.max_retries, u.timeout_seconds, \
              COALESCE( \
@@ -60,7 +61,7 @@ statements! {
                      AND f.version = u.from_version AND f.deprecated_at IS NULL \
                      ORDER BY f.created_at DESC, f.firmware_id LIMIT 1)) AS previous \
              FROM device_updates u JOIN update_campaigns c ON c.campaign_id = u.campaign_id \
-             LEFT JOIN device_latest l ON l.device_key = u.device_key JOIN firmware now ON now.firmware_id = c.firmware_id \
+             JOIN devices d ON d.device_key = u.device_key LEFT JOIN device_latest l ON l.device_key = u.device_key JOIN firmware now ON now.firmware_id = c.firmware_id \
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \
              AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \

@@ -92,7 +92,7 @@ fn read_rollback<D: Dialect>(row: &Record<'_, D>) -> Result<Rollback, DbError> {
         reason: row.string("reason")?,
         status: status(group),
         started_at: update.created_at,
-        completed_at: ended_at(&update),
+        completed_at: update.ended_at(),
         success: group == Group::Completed,
         error_message: error_message(&update),
         update_id: update.id,
@@ -110,15 +110,6 @@ const fn status(group: Group) -> &'static str {
         Group::Completed => "completed",
         Group::Failed => "failed",
         Group::Cancelled => "cancelled",
-    }
-}
-
-fn ended_at(update: &Update) -> Option<jiff::Timestamp> {
-    match update.state {
-        UpdateState::Completed { at }
-        | UpdateState::Failed { at, .. }
-        | UpdateState::Cancelled { at } => Some(at),
-        UpdateState::Pending { .. } | UpdateState::InFlight { .. } => None,
     }
 }
 

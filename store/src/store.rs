@@ -134,6 +134,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>> {
         Ok(dispatch::expired::<D>(&mut *self.read().await?, now, limit).await?)
     }
+    async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>> {
+        Ok(dispatch::left_behind::<D>(&mut *self.read().await?, since, limit).await?)
+    }
     async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>> {
         Ok(rollbacks::list::<D>(&mut *self.read().await?, filter, page).await?)
     }

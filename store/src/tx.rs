@@ -72,11 +72,7 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn save_device(&mut self, device: &Registration) -> Result<bool> {
         Ok(devices::save::<D>(&mut *self.inner, device).await?)
     }
-    async fn delete_device(
-        &mut self,
-        device: &DeviceId,
-        at: Timestamp,
-    ) -> Result<Option<DeviceKey>> {
+    async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool> {
         Ok(devices::delete::<D>(&mut *self.inner, device, at).await?)
     }
     async fn reset_presence(&mut self) -> Result<()> {

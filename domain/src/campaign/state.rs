@@ -29,6 +29,9 @@ pub struct Accepted {
     pub failed: u64,
     /// The stage that had ended by then: it need not have had successes enough for the next one to open.
     pub stage: Option<u16>,
+    /// When; `None` where nothing was accepted, or the time was not kept.
+    #[serde(default)]
+    pub at: Option<Timestamp>,
 }
 
 /// The state. The serde form (`{"status": …, …}`) is what the store keeps.
@@ -177,7 +180,7 @@ impl CampaignState {
 
     /// Admin: go on where it paused. This accepts the results so far (`counts`): the threshold looks at those that
     /// come from now on, and a stage that has ended no longer holds up the next one by its failures.
-    pub fn resume(self, counts: &Counts) -> Transition {
+    pub fn resume(self, now: Timestamp, counts: &Counts) -> Transition {
         match self {
             Self::Paused { running, .. } => {
                 let all = counts.updates();
@@ -186,6 +189,7 @@ impl CampaignState {
                     completed: all.completed,
                     failed: all.failed,
                     stage: has_ended.then_some(running.open_stage),
+                    at: Some(now),
                 };
                 Ok(Self::InProgress(Running {
                     accepted,
@@ -194,6 +198,18 @@ impl CampaignState {
             }
             other => Err(other.refuse("resumed", "; only a paused one can")),
         }
+    }
+
+    /// Admin: an update that had failed at `failed_at` is tried once more. It has no result now, so a resume that had
+    /// accepted its failure no longer has, and the next failure in its place is a new one.
+    #[must_use]
+    pub fn retried(mut self, failed_at: Timestamp) -> Self {
+        if let Self::InProgress(running) | Self::Paused { running, .. } = &mut self
+            && running.accepted.at.is_some_and(|at| failed_at <= at)
+        {
+            running.accepted.failed = running.accepted.failed.saturating_sub(1);
+        }
+        self
     }
 
     /// Admin: stop for good, forward or on the way back.

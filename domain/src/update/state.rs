@@ -11,6 +11,9 @@ use super::{Progress, Update};
 const MIN_DEFER_SECONDS: u64 = 30;
 /// Longest that a device may put an update off, in seconds: a week.
 const MAX_DEFER_SECONDS: u64 = 7 * 24 * 3_600;
+/// A rollback whose time is over before it had a slot is looked at again after this: short beside the hours it has, so
+/// that one whose device is gone does not outlive the queue by much.
+const AGAIN_WITHOUT_SLOT: SignedDuration = SignedDuration::from_mins(10);
 /// How long a deferred update waits when the device does not say, in seconds.
 const DEFAULT_DEFER_SECONDS: u64 = 900;
 
@@ -97,6 +100,8 @@ pub struct Expiry {
     pub last_seen: Option<Timestamp>,
     /// Silence longer than this loses the slot.
     pub lease: SignedDuration,
+    /// Its campaign has given out all its slots: an update that was never offered waits for one of them.
+    pub no_slot: bool,
 }
 
 /// A cancel came too late.
@@ -254,10 +259,15 @@ impl Update {
         Some(update)
     }
 
-    /// Time has run out: of the attempt, of the lease, of a lost device, or of a rollback as a whole. `None` when
-    /// nothing is due.
+    /// Time has run out: of the attempt, of the lease, of a lost device, or of a rollback as a whole, where the wait for
+    /// a first slot is not its own time. `None` when nothing is due.
     pub fn expire(mut self, at: &Expiry) -> Option<Self> {
         if !self.is_terminal() && self.give_up_at.is_some_and(|end| end <= at.now) {
+            if self.attempt == 0 && at.no_slot {
+                self.give_up_at = Some(later(at.now, AGAIN_WITHOUT_SLOT));
+                self.updated_at = at.now;
+                return Some(self);
+            }
             return Some(self.give_up(at.now));
         }
         let heard = at

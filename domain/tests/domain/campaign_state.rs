@@ -18,6 +18,7 @@ const ACCEPTED: Accepted = Accepted {
     completed: 0,
     failed: 0,
     stage: None,
+    at: None,
 };
 
 fn all() -> [CampaignState; 7] {
@@ -102,7 +103,7 @@ fn pause_and_resume_come_back_to_the_same_place() {
     };
     assert_eq!(next, [paused]);
     let next = takes(&["paused"], "resumed", "; only a paused one can", |s| {
-        s.resume(&counts(1))
+        s.resume(at(9), &counts(1))
     });
     let resumed = |stage| {
         CampaignState::InProgress(Running {
@@ -110,13 +111,30 @@ fn pause_and_resume_come_back_to_the_same_place() {
                 completed: 7,
                 failed: 4,
                 stage,
+                at: Some(at(9)),
             },
             ..RUNNING(1)
         })
     };
     assert_eq!(next, [resumed(None)]);
-    let over = all()[2].clone().resume(&counts(0)).unwrap();
+    let over = all()[2].clone().resume(at(9), &counts(0)).unwrap();
     assert_eq!(over, resumed(Some(1)), "both open stages have ended");
+}
+
+#[test]
+fn a_failure_that_is_retried_is_no_longer_accepted() {
+    let resumed = all()[2].clone().resume(at(9), &counts(1)).unwrap();
+    let accepts = |state: &CampaignState| match state {
+        CampaignState::InProgress(running) => running.accepted.failed,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(accepts(&resumed), 4);
+    assert_eq!(
+        accepts(&resumed.clone().retried(at(10))),
+        4,
+        "failed after the resume"
+    );
+    assert_eq!(accepts(&resumed.retried(at(9))), 3);
 }
 
 /// Three stages, two of them with results; so many devices of the second one wait.

@@ -274,7 +274,7 @@ proptest! {
         spec.auto_rollback = auto_rollback;
         let stops = |plan: &Plan| matches!(plan.actions.as_slice(), [Action::RollBack { .. } | Action::Pause { .. }]);
         let state = CampaignState::InProgress(running(open, 0)).pause(at(1), "").unwrap();
-        let campaign = campaign(spec, state.resume(&before).unwrap());
+        let campaign = campaign(spec, state.resume(at(1), &before).unwrap());
         let at_once = plan(at(2), &campaign, &before);
         prop_assert!(!stops(&at_once), "{:?}", at_once);
 
@@ -341,7 +341,7 @@ fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
         .state
         .pause(at(1), "")
         .unwrap()
-        .resume(&counts)
+        .resume(at(1), &counts)
         .unwrap();
     assert_eq!(
         plan(at(2), &resumed, &counts).actions,

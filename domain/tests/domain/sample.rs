@@ -168,6 +168,7 @@ pub(crate) fn unheard(now: i64) -> Expiry {
         now: at(now),
         last_seen: Some(at(20)),
         lease: LEASE,
+        no_slot: false,
     }
 }
 
@@ -176,5 +177,6 @@ pub(crate) fn heard(now: i64) -> Expiry {
         now: at(now),
         last_seen: Some(at(now - 1)),
         lease: LEASE,
+        no_slot: false,
     }
 }

@@ -75,6 +75,7 @@ fn an_offer_that_nobody_took_waits_for_ever() {
         now: at(12),
         last_seen: None,
         lease: LEASE,
+        no_slot: false,
     };
     let waits = hasty.expire(&never_heard).unwrap();
     assert_eq!(
@@ -249,4 +250,24 @@ fn a_rollback_ends_when_its_time_is_over_whatever_its_device_does() {
         failure(&again.expire(&heard(300)).unwrap()),
         ("timeout", Group::Failed)
     );
+}
+
+#[test]
+fn the_wait_for_a_first_slot_is_not_the_rollbacks_own_time() {
+    let until = |update: Update| Update {
+        give_up_at: Some(at(100)),
+        ..update
+    };
+    let queued = Expiry {
+        no_slot: true,
+        ..heard(100)
+    };
+    let waits = until(pending()).expire(&queued).unwrap();
+    assert_eq!(waits.group(), Group::Pending);
+    assert_eq!(waits.give_up_at, Some(at(100 + 600)));
+    assert_eq!(waits.clone().expire(&heard(699)), None);
+    let ended = waits.expire(&heard(700)).unwrap();
+    assert_eq!(failure(&ended), ("timeout", Group::Failed));
+    let was_offered = until(in_phase(Phase::Installing)).expire(&queued).unwrap();
+    assert_eq!(failure(&was_offered), ("timeout", Group::Failed));
 }

@@ -342,6 +342,8 @@ pub trait Store: Telemetry {
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
     /// Updates whose lease, deadline or loss has come due.
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
+    /// Updates that are open although their device was deleted, at or after `since`.
+    async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>>;
     /// The rollback log.
     async fn rollbacks(&self, filter: &RollbackFilter, page: Page) -> Result<Vec<Rollback>>;
     /// Events behind the sink's place, in order.
@@ -367,12 +369,8 @@ pub trait Tx: Send {
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
     /// Writes what is registered of a device, its groups included; false when there is no such device.
     async fn save_device(&mut self, device: &Registration) -> Result<bool>;
-    /// Deletes a device: it keeps its number for records and is found nowhere else. `None` when there is no such device.
-    async fn delete_device(
-        &mut self,
-        device: &DeviceId,
-        at: Timestamp,
-    ) -> Result<Option<DeviceKey>>;
+    /// Deletes a device: it keeps its number for records and is found nowhere else. False when there is no such device.
+    async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool>;
     /// Every device is offline: a gateway that has just started has no sessions.
     async fn reset_presence(&mut self) -> Result<()>;
     /// Applies what a batch says of devices' present states; one entry a device.

@@ -4,10 +4,12 @@ use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::{Action, UpdateState};
-use device_ota_domain::{CampaignId, UpdateId};
+use device_ota_domain::{CampaignId, CampaignState, Update, UpdateId};
+use device_ota_engine::Uploaded;
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_engine::ports::store::RollbackFilter;
 use device_ota_protocol::objects::{Action as WireAction, Assignment, CommandKind};
+use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
 use crate::fixture::{Fixture, LEASE, tester};
@@ -270,5 +272,146 @@ async fn a_single_rollback_ends_too() {
         .unwrap();
     fixture.pass(ROLLBACK_TIMEOUT + LEASE).await;
     assert_eq!(fixture.status(made.update_id.as_str()).await, "failed");
+    fixture.stop().await;
+}
+
+/// Its time is its own: not that of those who went back before it.
+#[tokio::test]
+async fn a_rollback_that_waits_for_a_slot_is_not_given_up() {
+    let mut fixture = Fixture::new().await;
+    fixture.upload("1.0.0", b"old").await;
+    let more = r#","max_concurrent_updates":1,"timeout_minutes":43200"#;
+    let campaign = fixture.campaign_before("1.1.0", more, 2).await;
+    for _ in 0..2 {
+        let offer = fixture.offer().await;
+        let device = fixture.known(offer.device_id.as_str()).await;
+        let version = r#","version":"1.1.0""#;
+        fixture
+            .progress(&device, &offer, 1, "completed", version)
+            .await;
+    }
+    fixture.until(&campaign, "completed").await;
+    roll_back(&fixture, &campaign).await;
+    let slow = fixture.offer().await;
+    let device = fixture.known(slow.device_id.as_str()).await;
+    fixture.progress(&device, &slow, 1, "accepted", "").await;
+    let step = LEASE / 2;
+    let mut passed = SignedDuration::ZERO;
+    while passed < ROLLBACK_TIMEOUT {
+        let heartbeat = r#"{"version":"1.1.0"}"#;
+        fixture.publish(&device, Up::Heartbeat, heartbeat).await;
+        fixture.pass(step).await;
+        passed += step;
+    }
+    assert_eq!(fixture.status(slow.update_id.as_str()).await, "failed");
+    let next = fixture.offer().await;
+    let device = fixture.known(next.device_id.as_str()).await;
+    done(&fixture, &device, &next).await;
+    fixture.until(&campaign, "rolled_back").await;
+    let counts = fixture.counts(&campaign).await;
+    assert_eq!(
+        (counts.rollbacks.completed, counts.rollbacks.failed),
+        (1, 1)
+    );
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollback_of_a_deleted_campaign_is_not_tried_again() {
+    let mut fixture = Fixture::new().await;
+    let (campaign, devices) = completed_by(&mut fixture, 1).await;
+    roll_back(&fixture, &campaign).await;
+    fixture.pass(ROLLBACK_TIMEOUT).await;
+    fixture.until(&campaign, "rolled_back").await;
+    let id = log(&fixture, &devices[0]).await[0].update_id.clone();
+    let engine = fixture.engine.clone();
+    engine.delete_campaign(&campaign, &tester()).await.unwrap();
+    let refused = engine.retry_update(&id, &tester()).await.unwrap_err();
+    assert_eq!(refused.code(), "deleted");
+    fixture.until(&campaign, "rolled_back").await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_retried_is_no_longer_an_accepted_failure() {
+    let mut fixture = Fixture::new().await;
+    let more = r#","max_concurrent_updates":1,"auto_rollback":false,"failure_threshold_percent":20,
+        "failure_min_samples":2"#;
+    let campaign = fixture.campaign_before("1.1.0", more, 4).await;
+    for _ in 0..2 {
+        fails(&mut fixture).await;
+    }
+    fixture.until(&campaign, "paused").await;
+    let engine = fixture.engine.clone();
+    engine.resume_campaign(&campaign, &tester()).await.unwrap();
+    let rows = fixture.updates(&campaign).await;
+    let failed = rows.iter().find(|u| u.group() == Group::Failed).unwrap();
+    engine.retry_update(&failed.id, &tester()).await.unwrap();
+    let state = engine.campaign(&campaign).await.unwrap().campaign.state;
+    let CampaignState::InProgress(running) = state else {
+        panic!("{state:?}")
+    };
+    assert_eq!(running.accepted.failed, 1);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_that_became_another_model_is_not_offered_the_old_ones_image() {
+    let mut fixture = Fixture::new().await;
+    let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) =
+        fixture.upload("1.1.0", b"new").await;
+    let device = fixture.device("a").await;
+    let engine = fixture.engine.clone();
+    let request = format!(r#"{{"firmware_id":"{}"}}"#, firmware.id);
+    let request = serde_json::from_str(&request).unwrap();
+    let waits = engine
+        .update_device(&device.id, request, &tester())
+        .await
+        .unwrap();
+    let mut registration = engine.device(&device.id).await.unwrap().registration;
+    registration.tags.insert("floor".into(), "2".into());
+    let same_model = registration.clone();
+    engine.save_device(same_model, &tester()).await.unwrap();
+    let id = waits.update.id.as_str();
+    assert_eq!(fixture.status(id).await, "scheduled");
+    registration.device_model = "N".into();
+    engine.save_device(registration, &tester()).await.unwrap();
+    assert_eq!(fixture.status(id).await, "cancelled");
+    fixture.online(&device).await;
+    engine.dispatch_all().await.unwrap();
+    assert!(fixture.nothing_sent());
+    fixture.stop().await;
+}
+
+/// On PostgreSQL, a transaction that does not see the deletion may still make an update.
+#[tokio::test]
+async fn what_was_made_for_a_device_in_the_moment_of_its_deletion_ends() {
+    let (mut fixture, work) = Fixture::stopped().await;
+    let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) =
+        fixture.upload("1.1.0", b"new").await;
+    let device = fixture.device("a").await;
+    let engine = fixture.engine.clone();
+    let request = format!(r#"{{"firmware_id":"{}"}}"#, firmware.id);
+    let request = serde_json::from_str(&request).unwrap();
+    let made = engine
+        .update_device(&device.id, request, &tester())
+        .await
+        .unwrap();
+    let late = Update {
+        id: "upd_00000000000001a7".parse().unwrap(),
+        ..made.update.clone()
+    };
+    engine.delete_device(&device.id, &tester()).await.unwrap();
+    let mut tx = fixture.store.begin().await.unwrap();
+    tx.insert_update(&late, None).await.unwrap();
+    tx.commit().await.unwrap();
+    fixture.start(work);
+    let settled = async {
+        while fixture.status(late.id.as_str()).await != "cancelled" {
+            tokio::task::yield_now().await;
+        }
+    };
+    let deadline = std::time::Duration::from_secs(30);
+    tokio::time::timeout(deadline, settled).await.unwrap();
     fixture.stop().await;
 }

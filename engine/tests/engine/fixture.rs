@@ -110,12 +110,17 @@ pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
 impl Fixture {
     pub(crate) async fn new() -> Self {
         let (mut fixture, work) = Self::stopped().await;
-        let (engine, stop) = (fixture.engine.clone(), fixture.stop.clone());
-        fixture.running = Some(tokio::spawn(engine.run(work, stop)));
+        fixture.start(work);
         fixture
     }
 
-    async fn stopped() -> (Self, Work) {
+    /// Runs an engine that was [`stopped`](Self::stopped).
+    pub(crate) fn start(&mut self, work: Work) {
+        let (engine, stop) = (self.engine.clone(), self.stop.clone());
+        self.running = Some(tokio::spawn(engine.run(work, stop)));
+    }
+
+    pub(crate) async fn stopped() -> (Self, Work) {
         let database = SqliteDatabase::new();
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();

@@ -254,8 +254,8 @@ async fn a_deleted_device_is_gone_and_may_come_back(store: &dyn Store) {
     let id = &gone.registration.device_id;
     let mut tx = store.begin().await.unwrap();
     assert_eq!(tx.draw_seqs(&keys[..1]).await.unwrap()[0].seq, 1);
-    assert_eq!(tx.delete_device(id, at(9)).await.unwrap(), Some(keys[0]));
-    assert_eq!(tx.delete_device(id, at(9)).await.unwrap(), None);
+    assert!(tx.delete_device(id, at(9)).await.unwrap());
+    assert!(!tx.delete_device(id, at(9)).await.unwrap());
     let open = tx.open_updates(keys[0]).await.unwrap();
     assert_eq!(open.len(), 1);
     assert_eq!(open[0].device, keys[0]);
@@ -263,6 +263,9 @@ async fn a_deleted_device_is_gone_and_may_come_back(store: &dyn Store) {
     assert!(!tx.save_device(&gone.registration).await.unwrap());
     tx.commit().await.unwrap();
 
+    let left = async |since| store.left_behind(at(since), 10).await.unwrap();
+    assert_eq!(left(9).await, [open[0].id.clone()]);
+    assert!(left(10).await.is_empty());
     assert_eq!(store.device(id).await.unwrap(), None);
     assert_eq!(store.credentials(id).await.unwrap(), None);
     assert_eq!(store.all_credentials(None, 10).await.unwrap().len(), 1);

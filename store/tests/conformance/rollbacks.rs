@@ -4,7 +4,9 @@ use device_ota_domain::event::{Event, EventType, SOURCE};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::update::{Action, UpdateState};
-use device_ota_engine::ports::store::{ClaimQuery, RollbackFilter, Store, Touch, UpdateFilter};
+use device_ota_engine::ports::store::{
+    ClaimQuery, NewDevice, RollbackFilter, Store, Touch, UpdateFilter,
+};
 
 use crate::fixture::*;
 
@@ -104,25 +106,32 @@ async fn every_rollback_and_what_is_cancelled_is_told(store: &dyn Store) {
     );
 }
 
-/// Every completed update has its rollback, or the campaign would wait for one for ever.
+/// Every completed update has its rollback, or the campaign would wait for one for ever; also where another device has
+/// come under the id of one that was deleted.
 async fn a_device_that_was_deleted_does_not_hold_up_the_others(store: &dyn Store) {
     let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
     upload(store, &old).await;
     upload(store, &new).await;
-    fleet(store, 2).await;
+    fleet(store, 3).await;
     let campaign = start(store, campaign(1, &new, ""), &new).await;
     let claimed = claim(store, &all_due(&campaign, at(5))).await;
-    let gone = claimed[0].device_id.clone();
     complete(store, &claimed).await;
     let mut tx = store.begin().await.unwrap();
-    tx.delete_device(&gone, at(50)).await.unwrap();
+    for update in claimed.iter().take(2) {
+        assert!(tx.delete_device(&update.device_id, at(50)).await.unwrap());
+    }
+    let successor = NewDevice {
+        at: at(55),
+        ..new_device(claimed[1].device_id.as_str(), 7)
+    };
+    tx.register(&[successor]).await.unwrap();
     let terms = rollback_terms(RollbackTrigger::Manual, "it flickers", 60);
-    assert_eq!(tx.make_rollbacks(&campaign, &terms).await.unwrap(), 2);
+    assert_eq!(tx.make_rollbacks(&campaign, &terms).await.unwrap(), 3);
     tx.commit().await.unwrap();
     let counts = store.counts(&campaign.id).await.unwrap();
     assert_eq!(
         (counts.rollbacks.pending, counts.rollbacks.cancelled),
-        (1, 1)
+        (1, 2)
     );
     assert_eq!(counts, store.counts_by_rows(&campaign.id).await.unwrap());
 }

@@ -85,7 +85,7 @@ impl World {
         let state = self.rollouts[index].campaign.state.clone();
         let next = match what {
             Admin::Pause => state.pause(self.now, "an admin asked"),
-            Admin::Resume => state.resume(&self.rollouts[index].counts),
+            Admin::Resume => state.resume(self.now, &self.rollouts[index].counts),
             Admin::Cancel => state.cancel(self.now),
             Admin::RollBack => state.roll_back(self.now, RollbackTrigger::Manual, "an admin asked"),
             Admin::CancelOne | Admin::RetryOne => return self.admin_of_one(index, what),
@@ -136,15 +136,19 @@ impl World {
         // Without its image a rollback cannot be tried again.
         let nowhere = update.to_version.is_empty();
         let end = (update.action == UpdateAction::Rollback).then(|| self.rollbacks_end_by());
+        let failed_at = update.ended_at();
         let Ok(again) = update.retry(self.now, end) else {
             return Ok(());
         };
         if nowhere {
             return Ok(());
         }
-        if let Ok(reopened) = self.state(index).clone().reopen(self.now) {
-            self.rollouts[index].campaign.state = reopened;
-        }
+        let state = self.state(index).clone();
+        let state = match state.clone().reopen(self.now) {
+            Ok(reopened) => reopened,
+            Err(_) => state.retried(failed_at.unwrap()),
+        };
+        self.rollouts[index].campaign.state = state;
         self.retry(row, again)
     }
 

@@ -45,9 +45,11 @@ impl World {
             } else {
                 agent.last_seen
             };
+            let rollout = &self.rollouts[self.rows[row].rollout];
             let expiry = Expiry {
                 now: self.now,
                 last_seen,
+                no_slot: planner::free_slots(&rollout.campaign, &rollout.counts) == 0,
                 lease: sample::LEASE,
             };
             if !self.rows[row].update.is_terminal()
