@@ -62,4 +62,9 @@ impl StoredEvent {
     pub fn campaign(&self) -> Option<&str> {
         self.data.get("campaign_id").and_then(Value::as_str)
     }
+
+    /// The device it is about, if any.
+    pub fn device(&self) -> Option<&str> {
+        self.data.get("device_id").and_then(Value::as_str)
+    }
 }

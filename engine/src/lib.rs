@@ -18,6 +18,7 @@ mod devices;
 mod dispatch;
 mod downloads;
 mod error;
+pub mod feed;
 mod firmware;
 mod health;
 mod heartbeats;
@@ -106,6 +107,7 @@ pub struct Engine {
     credentials: Notify,
     chunks: mpsc::Sender<chunks::Wanted>,
     api_keys: ApiKeys,
+    feed: feed::Feed,
 }
 
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
@@ -145,6 +147,7 @@ impl Engine {
             credentials: Notify::new(),
             chunks,
             api_keys,
+            feed: feed::Feed::default(),
         };
         let work = Work {
             uplinks: uplinks_end,
@@ -194,6 +197,14 @@ impl Engine {
                 () = api_keys::run(engine, uses) => {}
             }
             "api keys"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = feed::run(engine) => {}
+            }
+            "feed"
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
         let names = sinks.iter().map(|sink| sink.name()).collect();

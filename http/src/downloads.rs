@@ -1,13 +1,10 @@
 //! The bytes behind time-limited links: what devices fetch, whole or in ranges, without any header.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use device_ota_engine::Download;
-use device_ota_engine::ports::{ObjectError, ObjectStream};
-use futures_util::Stream;
+use device_ota_engine::ports::ObjectStream;
+use futures_util::TryStreamExt as _;
 use http::StatusCode;
 use http::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -15,13 +12,12 @@ use http::header::{
 };
 use utoipa::OpenApi;
 use warp::Filter as _;
-use warp::Reply as _;
 use warp::reply::Response;
 
 use crate::errors::ApiError;
 use crate::range::{Wanted, wanted};
 use crate::request::{Call, Segment, call};
-use crate::shared::{Answer, Routes, Shared, reply};
+use crate::shared::{Answer, Routes, Shared, reply, streamed};
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
@@ -119,22 +115,6 @@ fn ascii(text: &str) -> HeaderValue {
 }
 
 fn stream(object: ObjectStream) -> Response {
-    warp::reply::stream(Bytewise(Mutex::new(object))).into_response()
-}
-
-/// The object's stream as warp wants it: shareable between threads, though only one ever polls it, and with its
-/// errors logged, because by then the status has been sent and all that is left is to break the connection off.
-struct Bytewise(Mutex<ObjectStream>);
-
-impl Stream for Bytewise {
-    type Item = Result<Bytes, ObjectError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let stream = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let polled = stream.as_mut().poll_next(context);
-        if let Poll::Ready(Some(Err(error))) = &polled {
-            tracing::warn!(%error, "a download broke off");
-        }
-        polled
-    }
+    // By then the status has been sent, and all that is left is to break the connection off.
+    streamed(object.inspect_err(|error| tracing::warn!(%error, "a download broke off")))
 }

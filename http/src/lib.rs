@@ -41,6 +41,7 @@ mod devices;
 mod downloads;
 mod dto;
 mod errors;
+mod events;
 mod firmware;
 mod gate;
 mod health;

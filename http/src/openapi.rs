@@ -26,8 +26,8 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    campaigns, devices, downloads, firmware, health, keys, proposals, rollbacks, telemetry, trust,
-    updates,
+    campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks, telemetry,
+    trust, updates,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -54,6 +54,7 @@ const TAGS: &[(&str, &str)] = &[
         "rollbacks",
         "What became of each device that was taken back",
     ),
+    ("events", "What happens, told while it happens"),
     ("keys", "Keys of people and services, and what they may do"),
     ("trust", "The keys that devices are born with"),
     ("health", "Whether the service can do its work"),
@@ -71,6 +72,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         telemetry::Documented::openapi(),
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
+        events::Documented::openapi(),
         keys::Documented::openapi(),
         trust::Documented::openapi(),
         health::Documented::openapi(),

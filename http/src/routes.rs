@@ -7,7 +7,7 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    campaigns, devices, downloads, firmware, health, keys, openapi, proposals, rollbacks,
+    campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals, rollbacks,
     telemetry, trust, updates,
 };
 
@@ -29,6 +29,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(keys::routes(shared))
         .unify()
         .or(trust::routes(shared))
+        .unify()
+        .or(events::routes(shared))
         .unify()
         .boxed();
     let api = warp::path!("api" / "v1" / "ota" / ..).and(resources);

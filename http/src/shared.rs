@@ -1,15 +1,23 @@
 //! What handlers share, and the forms in which they answer.
 
 use std::collections::HashMap;
+use std::error::Error as StdError;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use device_ota_domain::FirmwareId;
 use device_ota_engine::{Engine, Error};
+use futures_util::Stream;
+use tokio_util::sync::CancellationToken;
 use warp::Reply;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use crate::Api;
+use crate::access::Access;
 use crate::dto::firmware::FirmwareRef;
 use crate::errors::ApiError;
 
@@ -42,21 +50,22 @@ pub(crate) struct Shared {
     pub(crate) version: &'static str,
     pub(crate) listening: SocketAddr,
     pub(crate) components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
+    /// For answers that last: whoever gets one is looked at again now and then.
+    pub(crate) access: Access,
+    /// Ends them with the service.
+    pub(crate) shutdown: CancellationToken,
     known_firmware: Mutex<HashMap<FirmwareId, Arc<FirmwareRef>>>,
 }
 
 impl Shared {
-    pub(crate) fn new(
-        engine: Arc<Engine>,
-        version: &'static str,
-        listening: SocketAddr,
-        components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
-    ) -> Self {
+    pub(crate) fn new(api: &Api, listening: SocketAddr, shutdown: CancellationToken) -> Self {
         Self {
-            engine,
-            version,
+            engine: Arc::clone(&api.engine),
+            version: api.version,
             listening,
-            components,
+            components: Arc::clone(&api.components),
+            access: api.access.clone(),
+            shutdown,
             known_firmware: Mutex::default(),
         }
     }
@@ -95,4 +104,24 @@ impl Shared {
 /// Makes the answer of a handler out of what it returned.
 pub(crate) fn reply(answer: Answer) -> Response {
     answer.unwrap_or_else(Reply::into_response)
+}
+
+/// 200 with a body that comes piece by piece.
+pub(crate) fn streamed<E>(pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Response
+where
+    E: Into<Box<dyn StdError + Send + Sync>> + Send + 'static,
+{
+    warp::reply::stream(Bytewise(Mutex::new(Box::pin(pieces)))).into_response()
+}
+
+/// A stream as warp wants it: shareable between threads, though only one ever polls it.
+struct Bytewise<S>(Mutex<Pin<Box<S>>>);
+
+impl<S: Stream> Stream for Bytewise<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let stream = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        stream.as_mut().poll_next(context)
+    }
 }

@@ -1,12 +1,15 @@
 //! The outbox: events in the order of commits, and how far each receiver has come.
 
+use async_trait::async_trait;
 use device_ota_domain::event::{Event, SOURCE, StoredEvent};
+use device_ota_engine::ports::outbox::{Kept, Outbox};
+use device_ota_engine::ports::store as port;
 use jiff::Timestamp;
 
 use crate::SqlStore;
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, statements, to_json};
+use crate::sql::{self, Args, Record, statements, to_json};
 
 /// An event of each update among the numbers bound at `$1`; the payload begins as [`Event::ended`] and [`Event::asked`] make it.
 macro_rules! tell {
@@ -44,13 +47,18 @@ statements! {
     APPEND_EVENTS[Text, Text, Text, Int] = "INSERT INTO outbox (event_type, entity, data, at) VALUES {rows}";
     EVENTS_FOR = "SELECT id, event_type, entity, data, at FROM outbox \
          WHERE id > COALESCE((SELECT place FROM outbox_places WHERE sink = $1), 0) ORDER BY id LIMIT $2";
+    EVENTS_AFTER = "SELECT id, event_type, entity, data, at FROM outbox WHERE id > $1 ORDER BY id LIMIT $2";
+    // Two statements' worth of one look at each end of the index.
+    EVENTS_KEPT = "SELECT (SELECT MIN(id) FROM outbox) AS oldest, (SELECT MAX(id) FROM outbox) AS newest";
     EVENTS_DELIVERED = "INSERT INTO outbox_places (sink, place) VALUES ($1, $2) ON CONFLICT (sink) DO UPDATE \
          SET place = excluded.place WHERE outbox_places.place < excluded.place";
     TAKEN_BY_ALL = "SELECT COUNT(*) AS sinks, COALESCE(MIN(place), 0) AS place FROM outbox_places WHERE sink {any:$1}";
     OLDEST_EVENT = "SELECT at FROM outbox ORDER BY id LIMIT 1";
-    // The oldest first and only those: what is young is never looked at.
+    // The oldest first and only those: what is young is never looked at. The newest stays, so that readers who come
+    // back can be told whether they have missed any.
     PRUNE_EVENTS = "DELETE FROM outbox WHERE id IN (SELECT o.id FROM \
-         (SELECT id, at FROM outbox ORDER BY id LIMIT $4) o WHERE (o.id <= $1 AND o.at < $2) OR o.at < $3)";
+         (SELECT id, at FROM outbox ORDER BY id LIMIT $4) o WHERE (o.id <= $1 AND o.at < $2) OR o.at < $3) \
+         AND id < (SELECT MAX(id) FROM outbox)";
 }
 
 /// Appends events. To be called last in a transaction: from here to its commit, others that append wait, so that no id
@@ -125,16 +133,46 @@ pub(crate) async fn events_for<D: Dialect>(
     limit: u32,
 ) -> Result<Vec<StoredEvent>, DbError> {
     let args = Args::<D>::new().text(sink).int(i64::from(limit));
-    sql::fetch_all(conn, &EVENTS_FOR, args, |row| {
-        Ok(StoredEvent {
-            id: row.int("id")?,
-            event_type: row.string("event_type")?,
-            entity: row.string("entity")?,
-            data: row.json("data")?,
-            at: row.time("at")?,
-        })
+    sql::fetch_all(conn, &EVENTS_FOR, args, read_event).await
+}
+
+fn read_event<D: Dialect>(row: &Record<'_, D>) -> Result<StoredEvent, DbError> {
+    Ok(StoredEvent {
+        id: row.int("id")?,
+        event_type: row.string("event_type")?,
+        entity: row.string("entity")?,
+        data: row.json("data")?,
+        at: row.time("at")?,
     })
-    .await
+}
+
+/// Events behind this one, in order.
+async fn events_after<D: Dialect>(
+    conn: &mut D::Connection,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<StoredEvent>, DbError> {
+    let args = Args::<D>::new().int(after).int(i64::from(limit));
+    sql::fetch_all(conn, &EVENTS_AFTER, args, read_event).await
+}
+
+/// Which events there are.
+async fn kept<D: Dialect>(conn: &mut D::Connection) -> Result<Option<Kept>, DbError> {
+    let kept = sql::fetch_optional::<D, _>(conn, &EVENTS_KEPT, Args::new(), |row| {
+        Ok(row.int_opt("oldest")?.zip(row.int_opt("newest")?))
+    });
+    let kept = kept.await?.flatten();
+    Ok(kept.map(|(oldest, newest)| Kept { oldest, newest }))
+}
+
+#[async_trait]
+impl<D: Dialect> Outbox for SqlStore<D> {
+    async fn events_after(&self, after: i64, limit: u32) -> port::Result<Vec<StoredEvent>> {
+        Ok(events_after::<D>(&mut *self.read().await?, after, limit).await?)
+    }
+    async fn events_kept(&self) -> port::Result<Option<Kept>> {
+        Ok(kept::<D>(&mut *self.read().await?).await?)
+    }
 }
 
 /// Moves the sink's place forward, never back.

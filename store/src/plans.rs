@@ -125,6 +125,8 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&campaigns::CAMPAIGN, Args::new().text("camp_1")),
         (&counts::COUNTS, Args::new().text("camp_1")),
         (&outbox::EVENTS_FOR, Args::new().text("bus").int(100)),
+        (&outbox::EVENTS_AFTER, Args::new().int(77).int(100)),
+        (&outbox::EVENTS_KEPT, Args::new()),
         (
             &outbox::TELL_CANCELLED,
             Args::new().ints(&[7, 77, 777]).text("1970").time(now),
@@ -206,7 +208,10 @@ async fn no_hot_statement_scans_a_table_on_sqlite() {
     drop(conn);
     let plans = plans(&store, "EXPLAIN QUERY PLAN", "detail").await;
     let scans = |line: &str| {
-        line.starts_with("SCAN") && !line.contains("INDEX") && !line.contains("json_each")
+        line.starts_with("SCAN")
+            && !["INDEX", "json_each", "CONSTANT ROW"]
+                .iter()
+                .any(|harmless| line.contains(harmless))
     };
     // In the order of its numbers, a list of everything reads from the end until the page is full.
     let found: Vec<String> = offenders(&plans, scans)

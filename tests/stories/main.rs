@@ -22,6 +22,7 @@ mod approval;
 mod bus;
 mod by_hand;
 mod disk_full;
+mod events;
 mod first_start;
 mod fleet;
 mod gateway_hostile;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{EventType, StoredEvent};
-use crate::ids::CampaignId;
+use crate::ids::{CampaignId, DeviceId};
 
 /// An event type by name, or a whole family such as `campaign.*`.
 ///
@@ -86,6 +86,8 @@ pub struct EventFilter {
     pub types: Vec<EventSelector>,
     /// Of this campaign, its updates and its rollbacks alone.
     pub campaign: Option<CampaignId>,
+    /// Of this device, its updates and its rollbacks alone.
+    pub device: Option<DeviceId>,
 }
 
 impl EventFilter {
@@ -96,10 +98,12 @@ impl EventFilter {
                 .types
                 .iter()
                 .any(|selector| selector.matches(&event.event_type));
+        let of = |wanted: Option<&str>, named: Option<&str>| wanted.is_none() || wanted == named;
         wanted
-            && self
-                .campaign
-                .as_ref()
-                .is_none_or(|campaign| event.campaign() == Some(campaign.as_str()))
+            && of(
+                self.campaign.as_ref().map(CampaignId::as_str),
+                event.campaign(),
+            )
+            && of(self.device.as_ref().map(DeviceId::as_str), event.device())
     }
 }

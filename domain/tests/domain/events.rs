@@ -217,7 +217,7 @@ fn every_event_has_what_the_documents_ask_for() {
 }
 
 #[test]
-fn a_name_is_one_type_and_a_filter_takes_names_families_and_a_campaign() {
+fn a_name_is_one_type_and_a_filter_takes_names_families_a_campaign_and_a_device() {
     for kind in EventType::ALL {
         assert_eq!(EventType::from_name(kind.name()), Some(*kind));
     }
@@ -225,11 +225,16 @@ fn a_name_is_one_type_and_a_filter_takes_names_families_and_a_campaign() {
     let started = stored(of_campaign(EventType::CampaignStarted));
     let failed = stored(sample(EventType::UpdateFailed));
     let uploaded = stored(sample(EventType::FirmwareUploaded));
-    let heard = |types: &[&str], campaign: Option<CampaignId>| {
+    let by = |types: &[&str], campaign: Option<CampaignId>, device: Option<DeviceId>| {
         let types = types.iter().map(|text| text.parse().unwrap()).collect();
-        let filter = EventFilter { types, campaign };
+        let filter = EventFilter {
+            types,
+            campaign,
+            device,
+        };
         [&started, &failed, &uploaded].map(|event| filter.matches(event))
     };
+    let heard = |types: &[&str], campaign| by(types, campaign, None);
     assert_eq!(heard(&[], None), [true, true, true]);
     assert_eq!(
         heard(&["campaign.*", "update.failed"], None),
@@ -242,6 +247,9 @@ fn a_name_is_one_type_and_a_filter_takes_names_families_and_a_campaign() {
     );
     assert_eq!(heard(&[], Some(ours)), [true, true, false]);
     assert_eq!(heard(&["campaign.*"], Some(other)), [false, false, false]);
+    let of = |device: &str| by(&[], None, Some(device.parse().unwrap()));
+    assert_eq!(of("frame-1"), [false, true, false]);
+    assert_eq!(of("frame-2"), [false, false, false]);
 }
 
 #[test]

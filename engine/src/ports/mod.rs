@@ -5,6 +5,7 @@ pub mod clock;
 pub mod downlink;
 pub mod events;
 pub mod objects;
+pub mod outbox;
 pub mod store;
 pub mod telemetry;
 
@@ -12,5 +13,6 @@ pub use clock::{Clock, Entropy};
 pub use downlink::{Delivery, Downlink};
 pub use events::{EventSink, SinkError};
 pub use objects::{ObjectError, ObjectStream, ObjectWriter, Objects};
+pub use outbox::Outbox;
 pub use store::{Store, StoreError, Tx};
 pub use telemetry::Telemetry;

@@ -22,6 +22,7 @@ use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
+use super::outbox::Outbox;
 use super::telemetry::Telemetry;
 
 /// Why the database did not do it.
@@ -271,7 +272,7 @@ pub struct InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Telemetry {
+pub trait Store: Telemetry + Outbox {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers.

@@ -10,6 +10,7 @@ mod adversity;
 mod approval;
 mod credentials;
 mod ends;
+mod feed;
 mod fixture;
 
 mod ingest;

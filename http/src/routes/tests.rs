@@ -16,7 +16,7 @@ use device_ota_store::testing::SqliteDatabase;
 use http::Method;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -122,7 +122,13 @@ impl Served {
             format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let mut stream = tokio::io::BufReader::new(stream);
+        // To the end, or to the head of an answer that has none.
+        while stream.read_line(&mut answer).await.unwrap() > 0 {
+            if answer.ends_with("\r\n\r\n") && answer.contains(": text/event-stream\r\n") {
+                break;
+            }
+        }
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (status, answer)
     }

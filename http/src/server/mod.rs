@@ -83,23 +83,10 @@ impl Http {
 
     /// Serves until `shutdown`, then lets requests finish for a few seconds and cuts what is left.
     pub async fn serve(self, api: Api, shutdown: CancellationToken) {
-        let Api {
-            engine,
-            access,
-            limits,
-            cors,
-            version,
-            run_id,
-            components,
-        } = api;
-        let shared = Shared::new(engine, version, self.local_addr, components);
+        let shared = Shared::new(&api, self.local_addr, shutdown.clone());
         let service = TowerToHyperService::new(warp::service(routes::routes(&Arc::new(shared))));
-        serve_gate(
-            self.listener,
-            Gate::new(service, access, limits, cors, run_id),
-            shutdown,
-        )
-        .await;
+        let gate = Gate::new(service, api.access, api.limits, api.cors, api.run_id);
+        serve_gate(self.listener, gate, shutdown).await;
     }
 }
 

@@ -6,7 +6,27 @@ use device_ota_store::testing::{PostgresDatabase, SqliteDatabase};
 
 use crate::fixture::*;
 
-crate::stories!(every_receiver_has_its_own_place, a_place_never_goes_back);
+crate::stories!(
+    every_receiver_has_its_own_place,
+    a_place_never_goes_back,
+    the_outbox_is_read_from_any_place,
+);
+
+async fn the_outbox_is_read_from_any_place(store: &dyn Store) {
+    assert_eq!(store.events_kept().await.unwrap(), None);
+    let mut tx = store.begin().await.unwrap();
+    tx.append_events(&[event(1, "a"), event(2, "b"), event(3, "a")])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let all = store.events_after(0, 10).await.unwrap();
+    let said: Vec<_> = all.iter().map(|e| e.data["n"].as_i64().unwrap()).collect();
+    assert_eq!(said, [1, 2, 3]);
+    assert_eq!(store.events_after(all[0].id, 1).await.unwrap(), all[1..2]);
+    assert_eq!(store.events_after(all[2].id, 10).await.unwrap(), []);
+    let kept = store.events_kept().await.unwrap().unwrap();
+    assert_eq!((kept.oldest, kept.newest), (all[0].id, all[2].id));
+}
 
 async fn every_receiver_has_its_own_place(store: &dyn Store) {
     let mut tx = store.begin().await.unwrap();
