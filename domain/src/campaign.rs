@@ -17,7 +17,9 @@ pub use draft::{
     CampaignDraft, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES, MAX_TARGET_DEVICES,
     MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, SpecError, StageDraft,
 };
-pub use spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
+pub use spec::{
+    CampaignSpec, Gate, OnEnd, Period, Priority, Requires, Schedule, Stage, Strategy, Targets,
+};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
 
 use crate::ids::{CampaignId, FirmwareId};
@@ -56,12 +58,20 @@ pub enum StartError {
     /// It needs an approval first.
     #[error(transparent)]
     Approval(#[from] ApprovalError),
+    /// Its time is over.
+    #[error("the campaign's schedule has ended; give it another end_at, then start it")]
+    Over,
 }
 
 impl Campaign {
-    /// Admin: begin, with the approval that it asks for.
+    /// Admin: begin, with the approval that it asks for. Offers go out when its schedule opens.
     pub fn start(self, now: Timestamp) -> Result<Self, StartError> {
-        let state = self.state.start(now)?;
+        let opens = match self.spec.schedule.period(now) {
+            Period::Before(start) => start,
+            Period::Open => now,
+            Period::Over(_) => return Err(StartError::Over),
+        };
+        let state = self.state.start(now, opens)?;
         self.approval.permits()?;
         Ok(Self { state, ..self })
     }

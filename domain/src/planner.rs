@@ -6,7 +6,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::campaign::{Campaign, CampaignState, Counts, Running, Tally};
+use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, Period, Running, Tally};
 use crate::rollback::RollbackTrigger;
 use crate::update::Action as UpdateAction;
 use crate::why::Why;
@@ -35,6 +35,8 @@ pub enum Action {
         /// For people and the log.
         reason: String,
     },
+    /// The schedule has ended, and wants what is left cancelled.
+    Cancel,
     /// Cancel every update, or every rollback, that waits.
     CancelPending(UpdateAction),
     /// Ask the devices that have an update, or a rollback, in flight, and can still leave it, to do so.
@@ -79,7 +81,7 @@ impl Plan {
 /// #   Campaign { id: CampaignId::from_entropy([0; 8]), spec, state, approval: Approval::NotRequired, target_count: 100, revision: 0,
 /// #   created_at: t, updated_at: t, created_by: "a".into(), deleted_at: None } }
 /// let now = jiff::Timestamp::UNIX_EPOCH;
-/// let running = campaign(CampaignState::Created.start(now).unwrap());
+/// let running = campaign(CampaignState::Created.start(now, now).unwrap());
 /// let canary_done = Counts {
 ///     stages: vec![Tally { completed: 5, ..Tally::default() }, Tally { pending: 20, ..Tally::default() }],
 ///     rollbacks: Tally::default(),
@@ -90,7 +92,10 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
     match &campaign.state {
         CampaignState::Created => Plan::wait(Why::NotStarted),
         CampaignState::InProgress(running) => forward(now, campaign, running, counts),
-        CampaignState::Paused { .. } => Plan::wait(Why::Paused),
+        CampaignState::Paused { .. } => match campaign.spec.schedule.period(now) {
+            Period::Over(on_end) => over(on_end, counts),
+            Period::Before(_) | Period::Open => Plan::wait(Why::Paused),
+        },
         CampaignState::RollingBack { .. } => back(campaign, counts),
         CampaignState::Cancelled { .. } => stop(counts),
         CampaignState::RolledBack { .. }
@@ -143,8 +148,11 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
             Action::Pause { reason }
         });
     }
-    if all.open() == 0 {
-        return Plan::act(Action::Finish);
+    match spec.schedule.period(now) {
+        Period::Over(on_end) => return over(on_end, counts),
+        _ if all.open() == 0 => return Plan::act(Action::Finish),
+        Period::Before(at) => return Plan::wait(Why::Scheduled { at }),
+        Period::Open => {}
     }
     let last = u16::try_from(spec.stages.len().saturating_sub(1)).unwrap_or(u16::MAX);
     let mut waits = Vec::new();
@@ -172,6 +180,17 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         plan.claim(campaign, counts, UpdateAction::Update, running.open_stage);
     }
     plan.or_wait_for_answers()
+}
+
+/// The schedule has ended: nothing is offered any more.
+fn over(on_end: OnEnd, counts: &Counts) -> Plan {
+    let all = counts.updates();
+    match on_end {
+        OnEnd::Cancel if all.open() > 0 => Plan::act(Action::Cancel),
+        OnEnd::Stop if all.pending > 0 => Plan::act(Action::CancelPending(UpdateAction::Update)),
+        OnEnd::Stop if all.in_flight > 0 => Plan::wait(Why::Answers),
+        OnEnd::Cancel | OnEnd::Stop => Plan::act(Action::Finish),
+    }
 }
 
 fn back(campaign: &Campaign, counts: &Counts) -> Plan {

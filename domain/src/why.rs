@@ -18,6 +18,11 @@ use crate::update::{Action, Phase};
 pub enum Why {
     /// The campaign has not started.
     NotStarted,
+    /// The campaign was started, and its schedule opens later.
+    Scheduled {
+        /// When.
+        at: Timestamp,
+    },
     /// The device is none of the campaign's.
     NotTarget {
         /// Why it is not.
@@ -127,6 +132,7 @@ impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotStarted => f.write_str("the campaign has not started"),
+            Self::Scheduled { at } => write!(f, "the campaign begins at {at}"),
             Self::NotTarget { because } => because.fmt(f),
             Self::Paused => f.write_str("the campaign is paused"),
             Self::Ended => f.write_str("the campaign offers nothing any more"),

@@ -209,6 +209,7 @@ pub(crate) fn decided(
             Some((next, events))
         }
         Action::Pause { reason } => Some((state.pause(now, reason)?, &[EventType::CampaignPaused])),
+        Action::Cancel => Some((state.cancel(now)?, &[EventType::CampaignCancelled])),
         Action::Finish => {
             let next = state.finish(now)?;
             let events: &[EventType] = if matches!(next, CampaignState::Completed { .. }) {

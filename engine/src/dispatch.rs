@@ -315,6 +315,7 @@ impl Pass<'_> {
             Action::OpenStage(_)
             | Action::RollBack { .. }
             | Action::Pause { .. }
+            | Action::Cancel
             | Action::Finish => Ok(()),
         }
     }

@@ -145,6 +145,7 @@ impl From<StartError> for Error {
         match error {
             StartError::State(error) => error.into(),
             StartError::Approval(error) => error.into(),
+            StartError::Over => Self::conflict("schedule_over", error.to_string()),
         }
     }
 }

@@ -69,7 +69,8 @@ impl Engine {
                 around.campaigns.insert(id.clone(), campaign);
             }
         }
-        let free = waiting().filter(|u| around.held_by_campaign(u).is_none());
+        let now = self.clock.now();
+        let free = waiting().filter(|u| around.held_by_campaign(u, now).is_none());
         let keys: HashSet<_> = free.map(|u| u.device).collect();
         let keys: Vec<_> = keys.into_iter().collect();
         if keys.is_empty() {
@@ -88,7 +89,7 @@ impl Engine {
         update: &Update,
         due_at: Timestamp,
     ) -> Result<Option<Why>> {
-        if let Some(why) = around.held_by_campaign(update) {
+        if let Some(why) = around.held_by_campaign(update, self.clock.now()) {
             return Ok(Some(why));
         }
         let Some(device) = around.devices.get(&update.device) else {
@@ -132,7 +133,7 @@ impl Surroundings {
         self.campaigns.get(update.campaign.as_ref()?)
     }
 
-    fn held_by_campaign(&self, update: &Update) -> Option<Why> {
-        why::held_by_campaign(self.campaign(update)?, update)
+    fn held_by_campaign(&self, update: &Update, now: Timestamp) -> Option<Why> {
+        why::held_by_campaign(self.campaign(update)?, update, now)
     }
 }

@@ -33,6 +33,7 @@ mod limits;
 mod registration;
 mod rings;
 mod rollback;
+mod schedule;
 mod single;
 mod targeting;
 mod telemetry;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::spec::{CampaignSpec, Gate, Priority, Requires, Stage, Strategy, Targets};
+use super::spec::{CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strategy, Targets};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
@@ -101,7 +101,10 @@ pub struct CampaignDraft {
     #[serde(default = "three")]
     #[schema(maximum = 100)]
     pub max_retries: u32,
-    /// Default: the four rings with `staged` and `canary`, everybody with `immediate`.
+    /// Default: from the start on, with no end. The strategy `scheduled` must say `start_at`.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Default: the four rings with `staged` and `canary`, everybody with `immediate` and `scheduled`.
     #[serde(default)]
     #[schema(max_items = 64)]
     pub stages: Vec<StageDraft>,
@@ -157,9 +160,12 @@ pub enum SpecError {
     Stages(&'static str),
     /// A strategy that is not served.
     #[error(
-        "deployment_strategy {0} is not served by this version; use immediate, staged or canary"
+        "deployment_strategy {0} is not served by this version; use immediate, scheduled, staged or canary"
     )]
     Strategy(&'static str),
+    /// A schedule that cannot be kept.
+    #[error("schedule: {0}")]
+    Schedule(&'static str),
 }
 
 fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecError> {
@@ -190,10 +196,10 @@ impl CampaignDraft {
             soak_seconds: 0,
         };
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
-            (Strategy::Scheduled | Strategy::BlueGreen, _) => {
+            (Strategy::BlueGreen, _) => {
                 return Err(SpecError::Strategy(self.deployment_strategy.name()));
             }
-            (Strategy::Immediate, true) => vec![Stage {
+            (Strategy::Immediate | Strategy::Scheduled, true) => vec![Stage {
                 name: "all".into(),
                 end_bucket: BUCKETS,
                 gate,
@@ -202,7 +208,9 @@ impl CampaignDraft {
                 return Err(SpecError::Stages("immediate has none; use staged"));
             }
             (Strategy::Staged | Strategy::Canary, true) => rings(gate),
-            (Strategy::Staged | Strategy::Canary, false) => given(&self.stages, gate)?,
+            (Strategy::Scheduled | Strategy::Staged | Strategy::Canary, false) => {
+                given(&self.stages, gate)?
+            }
         };
         Ok(CampaignSpec {
             name: self.name,
@@ -226,10 +234,29 @@ impl CampaignDraft {
             stages,
             requires: self.requires,
             bucket_offset: entropy % BUCKETS,
+            schedule: self.schedule,
         })
     }
 
+    fn check_schedule(&self) -> Result<(), SpecError> {
+        let Schedule {
+            start_at, end_at, ..
+        } = self.schedule;
+        if self.deployment_strategy == Strategy::Scheduled && start_at.is_none() {
+            return Err(SpecError::Schedule(
+                "the strategy scheduled needs start_at, a time as in 2026-01-31T22:00:00Z",
+            ));
+        }
+        match (start_at, end_at) {
+            (Some(start), Some(end)) if end <= start => {
+                Err(SpecError::Schedule("end_at must be after start_at"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), SpecError> {
+        self.check_schedule()?;
         text_ok("name", &self.name)?;
         range(
             self.description

@@ -1,18 +1,19 @@
 //! What a campaign shall do: the checked spec, which [`super::draft`] makes of what an admin sends.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::filter::Filter;
 use crate::ids::{DeviceId, FirmwareId};
 
-/// How the fleet is divided (PRD, FR-6). `scheduled` and `blue_green` are recognised and refused until they are served.
+/// How the fleet is divided (PRD, FR-6). `blue_green` is recognised and refused until it is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// All at once, within the limits.
     Immediate,
-    /// At a time.
+    /// From a time on; all at once, or by given stages.
     Scheduled,
     /// Ring by ring, or by given stages.
     Staged,
@@ -152,6 +153,66 @@ pub struct Requires {
     pub min_free_storage_bytes: Option<i64>,
 }
 
+/// When a campaign that was started may offer. Any strategy may have one; `scheduled` must say `start_at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Schedule)]
+pub struct Schedule {
+    /// Nothing is offered before. Left out: from the start on.
+    #[serde(default)]
+    pub start_at: Option<Timestamp>,
+    /// Nothing is offered from then on. Left out: until every device has ended.
+    #[serde(default)]
+    pub end_at: Option<Timestamp>,
+    /// What becomes then of devices that have not ended.
+    #[serde(default)]
+    pub on_end: OnEnd,
+}
+
+/// What becomes of devices that have not ended when a campaign's time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnEnd {
+    /// Who has an offer may end with it, the others' updates are cancelled; the campaign has completed then.
+    #[default]
+    Stop,
+    /// As an admin's cancel: who has an offer is asked to stop as well.
+    Cancel,
+}
+
+/// Where the present lies in a [`Schedule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// Too early.
+    Before(Timestamp),
+    /// Offers may go out.
+    Open,
+    /// Too late, with what to do about it.
+    Over(OnEnd),
+}
+
+impl Schedule {
+    /// Where `now` lies. The start belongs to the open time, the end does not.
+    ///
+    /// ```
+    /// # use device_ota_domain::campaign::{OnEnd, Period, Schedule};
+    /// let schedule: Schedule = serde_json::from_str(r#"{"start_at": "2026-01-01T08:00:00Z", "end_at": "2026-01-01T09:00:00Z"}"#).unwrap();
+    /// let at = |time: &str| schedule.period(format!("2026-01-01T{time}Z").parse().unwrap());
+    /// assert_eq!(at("07:59:59"), Period::Before("2026-01-01T08:00:00Z".parse().unwrap()));
+    /// assert_eq!(at("08:00:00"), Period::Open);
+    /// assert_eq!(at("09:00:00"), Period::Over(OnEnd::Stop));
+    /// ```
+    pub fn period(&self, now: Timestamp) -> Period {
+        if self.end_at.is_some_and(|end| end <= now) {
+            return Period::Over(self.on_end);
+        }
+        match self.start_at {
+            Some(start) if start > now => Period::Before(start),
+            _ => Period::Open,
+        }
+    }
+}
+
 /// A checked spec; immutable once the campaign has started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CampaignSpec {
@@ -189,6 +250,9 @@ pub struct CampaignSpec {
     pub requires: Requires,
     /// Turns the wheel of buckets for this campaign.
     pub bucket_offset: u16,
+    /// When it may offer.
+    #[serde(default)]
+    pub schedule: Schedule,
 }
 
 impl CampaignSpec {

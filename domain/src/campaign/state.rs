@@ -153,13 +153,13 @@ impl CampaignState {
         }
     }
 
-    /// Admin: begin.
-    pub fn start(self, now: Timestamp) -> Transition {
+    /// Admin: begin; the first stage opens at `opens`, which may be later.
+    pub fn start(self, now: Timestamp, opens: Timestamp) -> Transition {
         match self {
             Self::Created => Ok(Self::InProgress(Running {
                 started_at: now,
                 open_stage: 0,
-                stage_opened_at: now,
+                stage_opened_at: opens,
                 accepted: Accepted::default(),
             })),
             other => Err(other.refuse("started", "")),
@@ -212,7 +212,7 @@ impl CampaignState {
         self
     }
 
-    /// Admin: stop for good, forward or on the way back.
+    /// Admin: stop for good, forward or on the way back; or the planner, when the schedule says so.
     pub fn cancel(self, now: Timestamp) -> Transition {
         match self {
             Self::Created
@@ -283,7 +283,8 @@ impl CampaignState {
     /// The planner: every update and rollback has ended.
     pub fn finish(self, now: Timestamp) -> Transition {
         match self {
-            Self::InProgress(running) => Ok(Self::Completed {
+            // Paused: its schedule ended meanwhile.
+            Self::InProgress(running) | Self::Paused { running, .. } => Ok(Self::Completed {
                 started_at: Some(running.started_at),
                 ended_at: now,
             }),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::Why;
-use crate::campaign::{ApprovalError, Campaign, CampaignState, Requires};
+use crate::campaign::{ApprovalError, Campaign, CampaignState, Period, Requires};
 use crate::device::Device;
 use crate::firmware::UploadMetadata;
 use crate::targeting::{Exclusion, judge};
@@ -79,7 +79,7 @@ fn of_update(case: &Case<'_>, update: &Update) -> Vec<Why> {
 
 fn pending(case: &Case<'_>, update: &Update, due_at: Timestamp) -> Vec<Why> {
     let mut reasons = Vec::new();
-    if let Some(why) = held_by_campaign(case.campaign, update) {
+    if let Some(why) = held_by_campaign(case.campaign, update, case.now) {
         let closed = matches!(why, Why::StageClosed { .. });
         reasons.push(why);
         if closed {
@@ -106,17 +106,22 @@ fn pending(case: &Case<'_>, update: &Update, due_at: Timestamp) -> Vec<Why> {
 }
 
 /// What the campaign's state says against an update that waits.
-pub fn held_by_campaign(campaign: &Campaign, update: &Update) -> Option<Why> {
+pub fn held_by_campaign(campaign: &Campaign, update: &Update, now: Timestamp) -> Option<Why> {
+    let period = campaign.spec.schedule.period(now);
     match &campaign.state {
         CampaignState::Created => Some(Why::NotStarted),
         CampaignState::Paused { .. } => Some(Why::Paused),
-        CampaignState::InProgress(running) if update.stage > running.open_stage => {
-            let stage = campaign.spec.stages.get(usize::from(update.stage));
-            Some(Why::StageClosed {
-                stage: stage.map_or_else(String::new, |s| s.name.clone()),
-            })
-        }
-        CampaignState::InProgress(_) => None,
+        CampaignState::InProgress(running) => match period {
+            Period::Before(at) => Some(Why::Scheduled { at }),
+            Period::Over(_) => Some(Why::Ended),
+            Period::Open if update.stage > running.open_stage => {
+                let stage = campaign.spec.stages.get(usize::from(update.stage));
+                Some(Why::StageClosed {
+                    stage: stage.map_or_else(String::new, |s| s.name.clone()),
+                })
+            }
+            Period::Open => None,
+        },
         CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
         _ => Some(Why::Ended),
     }

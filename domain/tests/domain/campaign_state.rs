@@ -83,11 +83,11 @@ where
 
 #[test]
 fn start() {
-    let next = takes(&["created"], "started", "", |s| s.start(at(9)));
+    let next = takes(&["created"], "started", "", |s| s.start(at(9), at(11)));
     let begun = Running {
         started_at: at(9),
         open_stage: 0,
-        stage_opened_at: at(9),
+        stage_opened_at: at(11),
         accepted: ACCEPTED,
     };
     assert_eq!(next, [CampaignState::InProgress(begun)]);
@@ -229,9 +229,8 @@ fn reopen_keeps_why_it_was_rolled_back() {
 
 #[test]
 fn finish_ends_a_rollout_and_a_rollback() {
-    let next = takes(&["in_progress", "rolling_back"], "finished", "", |s| {
-        s.finish(at(9))
-    });
+    let takes_it = ["in_progress", "paused", "rolling_back"];
+    let next = takes(&takes_it, "finished", "", |s| s.finish(at(9)));
     let back = CampaignState::RolledBack {
         started_at: Some(at(1)),
         ended_at: at(9),
@@ -242,7 +241,7 @@ fn finish_ends_a_rollout_and_a_rollback() {
         started_at: Some(at(1)),
         ended_at: at(9),
     };
-    assert_eq!(next, [done, back]);
+    assert_eq!(next, [done.clone(), done, back]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a campaign's draft means, and the text of each refusal.
 
-use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Strategy};
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Schedule, Strategy};
 use serde_json::{Value, json};
 
 use crate::sample::{draft, spec};
@@ -129,18 +129,34 @@ fn stages_that_make_no_sense_are_refused() {
 
 #[test]
 fn strategies_that_are_not_served_say_so() {
-    for name in ["scheduled", "blue_green"] {
-        let text = format!(
-            "deployment_strategy {name} is not served by this version; use immediate, staged or canary"
-        );
-        refused(&json!({"deployment_strategy": name}), &text);
-    }
+    let text = "deployment_strategy blue_green is not served by this version; use immediate, scheduled, staged or \
+        canary";
+    refused(&json!({"deployment_strategy": "blue_green"}), text);
     for strategy in [Strategy::Immediate, Strategy::Staged, Strategy::Canary] {
         assert_eq!(
             spec(&json!({"deployment_strategy": strategy.name()})).strategy,
             strategy
         );
     }
+}
+
+#[test]
+fn a_schedule_says_when() {
+    let (start, end) = ("2026-01-01T08:00:00Z", "2026-01-01T09:00:00Z");
+    refused(
+        &json!({"deployment_strategy": "scheduled"}),
+        "schedule: the strategy scheduled needs start_at, a time as in 2026-01-31T22:00:00Z",
+    );
+    let backwards = json!({"schedule": {"start_at": end, "end_at": start}});
+    refused(&backwards, "schedule: end_at must be after start_at");
+    let given = json!({"start_at": start, "end_at": end, "on_end": "cancel"});
+    let scheduled = spec(&json!({"deployment_strategy": "scheduled", "schedule": given}));
+    assert_eq!(scheduled.stages.len(), 1);
+    assert_eq!(serde_json::to_value(scheduled.schedule).unwrap(), given);
+    let staged =
+        json!({"deployment_strategy": "scheduled", "schedule": given, "stages": [{"percent": 5}]});
+    assert_eq!(spec(&staged).stages.len(), 2);
+    assert_eq!(spec(&json!({})).schedule, Schedule::default());
 }
 
 #[test]

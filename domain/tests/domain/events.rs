@@ -42,7 +42,7 @@ fn firmware() -> Firmware {
 }
 
 fn of_campaign(kind: EventType) -> Event {
-    let started = CampaignState::Created.start(at(1)).unwrap();
+    let started = CampaignState::Created.start(at(1), at(1)).unwrap();
     let back = |trigger| started.clone().roll_back(at(2), trigger, "too many");
     let state = match kind {
         EventType::CampaignCreated

@@ -39,6 +39,8 @@ struct Trouble {
     crashes: bool,
     /// Two campaigns want the same devices.
     rivals: bool,
+    /// Campaigns may offer only from one time to another.
+    schedules: bool,
 }
 
 /// The last lines of what happened.
@@ -156,6 +158,22 @@ fn two_campaigns_share_a_fleet() {
             admins: true,
             crashes: true,
             rivals: true,
+            schedules: false,
+        },
+        |_, _| {},
+    );
+}
+
+#[test]
+fn a_schedule_is_kept_whatever_happens() {
+    play_all(
+        Trouble {
+            faults: true,
+            noise: true,
+            admins: true,
+            crashes: true,
+            rivals: true,
+            schedules: true,
         },
         |_, _| {},
     );

@@ -432,3 +432,39 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
     };
     assert_eq!(plan(at(7), &campaign, &counts).actions, [Action::Finish]);
 }
+
+#[test]
+fn a_schedule_opens_and_closes_a_campaign() {
+    let row = |group| count(&[(0, group)], 4);
+    let state = CampaignState::InProgress(running(0, 0));
+    let during = |on_end: &str, state: &CampaignState, now, counts: &Counts| {
+        let schedule = json!({"start_at": at(100), "end_at": at(200), "on_end": on_end});
+        let spec = spec(&json!({"schedule": schedule}));
+        plan(at(now), &campaign(spec, state.clone()), counts)
+    };
+    let waits = during("stop", &state, 99, &row(Group::Pending));
+    assert_eq!(
+        (waits.actions, waits.waits),
+        (vec![], vec![Why::Scheduled { at: at(100) }])
+    );
+    let open = during("stop", &state, 199, &row(Group::Pending));
+    assert!(matches!(open.actions.as_slice(), [Action::Claim { .. }]));
+    let paused = state.clone().pause(at(150), "lunch").unwrap();
+    assert_eq!(
+        during("stop", &paused, 199, &row(Group::Pending)).waits,
+        [Why::Paused]
+    );
+    for state in [&state, &paused] {
+        let over = |on_end, group| during(on_end, state, 200, &row(group));
+        let stops = [Action::CancelPending(UpdateAction::Update)];
+        assert_eq!(over("stop", Group::Pending).actions, stops);
+        assert_eq!(over("stop", Group::InFlight).waits, [Why::Answers]);
+        for ended in [Group::Completed, Group::Cancelled] {
+            assert_eq!(over("stop", ended).actions, [Action::Finish]);
+            assert_eq!(over("cancel", ended).actions, [Action::Finish]);
+        }
+        for left in [Group::Pending, Group::InFlight] {
+            assert_eq!(over("cancel", left).actions, [Action::Cancel]);
+        }
+    }
+}

@@ -49,7 +49,7 @@ impl World {
         Self {
             campaign: campaign(
                 spec(&requires),
-                CampaignState::Created.start(at(1)).unwrap(),
+                CampaignState::Created.start(at(1), at(1)).unwrap(),
             ),
             waits: vec![Why::GateSoak],
             device: Some(device()),

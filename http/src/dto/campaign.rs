@@ -1,8 +1,8 @@
 //! Campaigns and how far they are (PRD, E2; appendix 2).
 
 use device_ota_domain::campaign::{
-    Approval, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Strategy,
-    Tally,
+    Approval, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Schedule,
+    Strategy, Tally,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -38,6 +38,7 @@ pub(crate) struct CampaignDto<'a> {
     failure_threshold_percent: f64,
     failure_min_samples: u64,
     requires: Requires,
+    schedule: Schedule,
     target_groups: &'a [String],
     target_filters: Option<&'a Filter>,
     target_device_count: u64,
@@ -145,6 +146,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             failure_threshold_percent: spec.failure_threshold_percent,
             failure_min_samples: spec.failure_min_samples,
             requires: spec.requires,
+            schedule: spec.schedule,
             target_groups: &spec.targets.groups,
             target_filters: spec.targets.filter.as_ref(),
             target_device_count: campaign.target_count,
@@ -314,8 +316,9 @@ mod tests {
         let view = view(CampaignState::Created, Counts::default());
         let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
         let fields = json.as_object_mut().unwrap();
-        fields.insert("firmware".to_owned(), "…".into());
-        fields.insert("approval".to_owned(), "…".into());
+        for long in ["firmware", "approval", "requires"] {
+            fields.insert(long.to_owned(), "…".into());
+        }
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
         {
           "approval": "…",
@@ -342,10 +345,7 @@ mod tests {
           "name": "Security Patch Q4 2025",
           "pending_devices": 2,
           "priority": "high",
-          "requires": {
-            "min_battery_percent": null,
-            "min_free_storage_bytes": null
-          },
+          "requires": "…",
           "requires_approval": false,
           "revision": 0,
           "rollback": {
@@ -356,6 +356,11 @@ mod tests {
           },
           "rollback_trigger": null,
           "rollout_percentage": 100.0,
+          "schedule": {
+            "end_at": null,
+            "on_end": "stop",
+            "start_at": null
+          },
           "stages": [
             {
               "cancelled": 0,

@@ -57,7 +57,7 @@ async fn a_stale_revision_is_turned_away(store: &dyn Store) {
     let campaign = campaign(1, &firmware, "");
     store_campaign(store, &campaign).await;
     let mut next = campaign.clone();
-    next.state = next.state.start(at(5)).unwrap();
+    next.state = next.state.start(at(5), at(5)).unwrap();
     next.updated_at = at(5);
     let mut tx = store.begin().await.unwrap();
     tx.save_campaign(&next).await.unwrap();

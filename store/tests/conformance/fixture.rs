@@ -185,7 +185,7 @@ pub(crate) async fn start(
 ) -> Campaign {
     let mut tx = store.begin().await.expect("begins");
     tx.insert_campaign(&campaign).await.expect("is new");
-    campaign.state = campaign.state.start(at(2)).expect("starts");
+    campaign.state = campaign.state.start(at(2), at(2)).expect("starts");
     campaign.target_count = tx
         .make_updates(&campaign, firmware, at(2))
         .await

@@ -30,3 +30,16 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         .await
         .unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
+
+/// The time so many seconds from now, as the API writes it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a story lives in the service's own time"
+)]
+pub fn in_seconds(seconds: i64) -> String {
+    let offset = jiff::SignedDuration::from_secs(seconds);
+    jiff::Timestamp::now()
+        .checked_add(offset)
+        .unwrap()
+        .to_string()
+}

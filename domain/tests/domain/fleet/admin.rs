@@ -1,10 +1,11 @@
 //! Admins of the model: they create campaigns, start them, and meddle.
 
 use device_ota_domain::CampaignId;
-use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, Tally};
+use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, OnEnd, Schedule, Tally};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
+use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
@@ -44,6 +45,10 @@ impl World {
             to,
         });
         let start = self.rng.random_range(0..600);
+        if self.trouble.schedules {
+            let schedule = any_schedule(&mut self.rng, self.now, start);
+            self.rollouts[index].campaign.spec.schedule = schedule;
+        }
         self.after(start, Event::Start(index));
         if self.trouble.admins {
             for _ in 0..self.rng.random_range(0..5) {
@@ -71,10 +76,10 @@ impl World {
 
     pub(super) fn start(&mut self, index: usize) {
         let rollout = &mut self.rollouts[index];
-        let Ok(state) = rollout.campaign.state.clone().start(self.now) else {
+        let Ok(started) = rollout.campaign.clone().start(self.now) else {
             return;
         };
-        rollout.campaign.state = state;
+        rollout.campaign = started;
         for agent in 0..self.agents.len() {
             let turn = stage_of(&self.rollouts[index].campaign.spec, &self.agents[agent]);
             self.insert(index, agent, turn, None);
@@ -212,4 +217,16 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
     });
     let entropy = rng.random_range(0..10_000);
     sample::draft(&fields).into_spec(20.0, entropy).unwrap()
+}
+
+/// Opens before or after the start, and may end at any time after both.
+fn any_schedule(rng: &mut StdRng, now: Timestamp, start: i64) -> Schedule {
+    let opens = rng.random_range(0..1_200);
+    let ends = start.max(opens) + rng.random_range(1..4_000);
+    let after = |seconds| now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+    Schedule {
+        start_at: rng.random_bool(0.7).then(|| after(opens)),
+        end_at: rng.random_bool(0.7).then(|| after(ends)),
+        on_end: [OnEnd::Stop, OnEnd::Cancel][rng.random_range(0..2)],
+    }
 }

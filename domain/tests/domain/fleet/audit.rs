@@ -89,16 +89,21 @@ impl World {
         Ok(())
     }
 
-    /// Offers go out only from a running campaign's open stages, and rollbacks only from one that rolls back.
+    /// Offers go out only from a running campaign's open stages and within its schedule, and rollbacks only from one that
+    /// rolls back.
     pub(super) fn may_claim(
         &self,
         rollout: usize,
         action: UpdateAction,
         up_to: u16,
     ) -> Result<(), String> {
+        let schedule = self.rollouts[rollout].campaign.spec.schedule;
         let may = match self.state(rollout) {
             CampaignState::InProgress(running) => {
-                action == UpdateAction::Update && up_to <= running.open_stage
+                action == UpdateAction::Update
+                    && up_to <= running.open_stage
+                    && schedule.start_at.is_none_or(|start| start <= self.now)
+                    && schedule.end_at.is_none_or(|end| self.now < end)
             }
             CampaignState::RollingBack { .. } => action == UpdateAction::Rollback,
             _ => false,
@@ -215,6 +220,8 @@ impl World {
                 }
                 _ => false,
             };
+            let over = self.rollouts[rollout].campaign.spec.schedule.end_at;
+            let ended = ended && !(over.is_some() && matches!(state, CampaignState::Paused { .. }));
             rule(ended, || {
                 format!("at rest, yet {state:?} with {} rows open", open.len())
             })?;

@@ -94,6 +94,7 @@ impl World {
                 state.roll_back(now, RollbackTrigger::FailureThreshold, reason)
             }),
             Action::Pause { reason } => self.change(rollout, |state, now| state.pause(now, reason)),
+            Action::Cancel => self.change(rollout, CampaignState::cancel),
             Action::Finish => self.change(rollout, CampaignState::finish),
             Action::CancelPending(action) => self.cancel_pending(rollout, action),
             Action::CancelInFlight(action) => self.cancel_in_flight(rollout, action),

@@ -180,11 +180,16 @@ impl World {
                 }
                 _ => None,
             });
+        let schedules = self.rollouts.iter().flat_map(|rollout| {
+            let schedule = rollout.campaign.spec.schedule;
+            [schedule.start_at, schedule.end_at].into_iter().flatten()
+        });
         let open = self.rows.iter().filter(|row| !row.update.is_terminal());
         let ends = open.filter_map(|row| row.update.give_up_at);
         rows.flatten()
             .chain(ends)
             .chain(soaks)
+            .chain(schedules)
             .filter(|at| *at > self.now)
             .min()
     }
