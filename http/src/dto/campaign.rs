@@ -316,7 +316,7 @@ mod tests {
         let view = view(CampaignState::Created, Counts::default());
         let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
         let fields = json.as_object_mut().unwrap();
-        for long in ["firmware", "approval", "requires"] {
+        for long in ["firmware", "approval", "requires", "rollback"] {
             fields.insert(long.to_owned(), "…".into());
         }
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
@@ -348,12 +348,7 @@ mod tests {
           "requires": "…",
           "requires_approval": false,
           "revision": 0,
-          "rollback": {
-            "completed": 0,
-            "failed": 0,
-            "in_flight": 0,
-            "pending": 0
-          },
+          "rollback": "…",
           "rollback_trigger": null,
           "rollout_percentage": 100.0,
           "schedule": {
