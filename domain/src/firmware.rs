@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::campaign::Tally;
 use crate::device::{RegistrationError, text_ok};
 use crate::ids::FirmwareId;
 
@@ -221,6 +222,8 @@ pub struct Firmware {
     pub release_sha256: String,
     /// Downloads begun.
     pub download_count: u64,
+    /// Updates to it that completed or failed, whoever asked for them.
+    pub results: Results,
     /// No longer offered; kept for the record (PRD, FR-20).
     pub deprecated_at: Option<Timestamp>,
     /// When it was uploaded.
@@ -229,6 +232,27 @@ pub struct Firmware {
     pub updated_at: Timestamp,
     /// Who uploaded it.
     pub created_by: String,
+}
+
+/// How updates to an image ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Results {
+    /// Updates that completed.
+    pub completed: u64,
+    /// Updates that failed.
+    pub failed: u64,
+}
+
+impl Results {
+    /// Share of completed ones among those that ended with a result, in percent; 0 before the first (PRD, E1-US2).
+    pub fn success_percent(&self) -> f64 {
+        let tally = Tally {
+            completed: self.completed,
+            failed: self.failed,
+            ..Tally::default()
+        };
+        tally.success_percent().unwrap_or(0.0)
+    }
 }
 
 /// Filters of a firmware list (PRD, FR-17); `None` takes all.

@@ -22,6 +22,7 @@ pub mod page;
 pub mod planner;
 pub mod ring;
 pub mod rollback;
+pub mod statistics;
 pub mod targeting;
 pub mod update;
 pub mod why;

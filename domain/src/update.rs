@@ -45,12 +45,22 @@ impl Action {
 pub struct Progress {
     /// Of the phase, 0–100.
     pub percent: f64,
-    /// Bytes of the image so far.
+    /// Bytes of the image that the present attempt has downloaded, by the device's word; never more than the image has,
+    /// and never less than it said before.
     pub bytes_done: u64,
-    /// Bytes of the image.
+    /// Bytes of the image, by the registry.
     pub bytes_total: u64,
+    /// Bytes that the attempts before the present one downloaded.
+    pub bytes_earlier: u64,
     /// Bytes a second.
     pub speed_bps: u64,
+}
+
+impl Progress {
+    /// Bytes that all attempts together downloaded.
+    pub fn downloaded(&self) -> u64 {
+        self.bytes_earlier.saturating_add(self.bytes_done)
+    }
 }
 
 /// One update of one device.
@@ -62,6 +72,8 @@ pub struct Update {
     pub device: DeviceKey,
     /// Whose, as the device knows itself.
     pub device_id: DeviceId,
+    /// What kind of device it was when this was made.
+    pub device_type: Option<String>,
     /// For which campaign; `None` for a single device.
     pub campaign: Option<CampaignId>,
     /// Forward or back.

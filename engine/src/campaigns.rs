@@ -5,6 +5,8 @@ mod proposal;
 mod targets;
 mod why;
 
+use std::collections::HashMap;
+
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
@@ -41,7 +43,8 @@ impl Engine {
             .campaign(id)
             .await?
             .ok_or_else(|| Error::not_found("campaign", &id))?;
-        self.view(campaign).await
+        let firmware = self.firmware_of(&campaign).await?;
+        self.view(campaign, firmware).await
     }
 
     /// Campaigns, newest first.
@@ -50,23 +53,31 @@ impl Engine {
         filter: &CampaignFilter,
         page: Page,
     ) -> Result<Vec<CampaignView>> {
-        let mut views = Vec::new();
+        let (mut views, mut images) = (Vec::new(), HashMap::new());
         for campaign in self.store.campaigns(filter, page).await? {
-            views.push(self.view(campaign).await?);
+            let firmware = match images.get(campaign.firmware()) {
+                Some(known) => Firmware::clone(known),
+                None => self.firmware_of(&campaign).await?,
+            };
+            images.insert(firmware.id.clone(), firmware.clone());
+            views.push(self.view(campaign, firmware).await?);
         }
         Ok(views)
     }
 
-    async fn view(&self, campaign: Campaign) -> Result<CampaignView> {
+    /// What a campaign rolls out, with its figures as they are now, deprecated or not.
+    async fn firmware_of(&self, campaign: &Campaign) -> Result<Firmware> {
+        let found = self.store.firmware(campaign.firmware()).await?;
+        found.ok_or_else(|| Error::not_found("firmware", &campaign.firmware()))
+    }
+
+    async fn view(&self, campaign: Campaign, firmware: Firmware) -> Result<CampaignView> {
         let counts = self.store.counts(&campaign.id).await?;
-        let firmware = self.cached_firmware(campaign.firmware()).await?;
-        let firmware =
-            firmware.ok_or_else(|| Error::not_found("firmware", &campaign.firmware()))?;
         let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
         Ok(CampaignView {
             campaign,
             counts,
-            firmware: (*firmware).clone(),
+            firmware,
             waits,
         })
     }

@@ -1,10 +1,12 @@
-//! One way to write changed updates: rows, counters by one delta a kind, and events, all in the caller's transaction.
+//! One way to write changed updates: rows, counters by one delta a kind, figures, and events, all in the caller's
+//! transaction.
 
 use std::collections::BTreeMap;
 
 use device_ota_domain::Update;
-use device_ota_domain::campaign::{Delta, Group};
+use device_ota_domain::campaign::Delta;
 use device_ota_domain::event::Event;
+use device_ota_domain::statistics::{Ledger, Standing};
 use jiff::Timestamp;
 
 use crate::ports::StoreError;
@@ -15,20 +17,22 @@ use crate::ports::store::Tx;
 pub(crate) struct Changes {
     updates: Vec<Update>,
     deltas: BTreeMap<Delta, u64>,
+    ledger: Ledger,
     events: Vec<Event>,
 }
 
 impl Changes {
-    /// Notes that an update of group `before` now is `after`.
-    pub(crate) fn record(&mut self, before: Group, after: Update, now: Timestamp) {
+    /// Notes that an update that stood at `before` now is `after`.
+    pub(crate) fn record(&mut self, before: &Standing, after: Update, now: Timestamp) {
         let to = after.group();
-        if before != to {
+        if before.group != to {
+            self.ledger.moved(before, &after);
             if let Some(campaign) = after.campaign.clone() {
                 let delta = Delta {
                     campaign,
                     action: after.action,
                     stage: after.stage,
-                    from: Some(before),
+                    from: Some(before.group),
                     to,
                 };
                 *self.deltas.entry(delta).or_default() += 1;
@@ -58,6 +62,7 @@ impl Changes {
         if !deltas.is_empty() {
             tx.add_counts(&deltas).await?;
         }
+        tx.count(self.ledger);
         if !self.events.is_empty() {
             tx.append_events(&self.events).await?;
         }

@@ -254,9 +254,9 @@ async fn abandon(tx: &mut dyn Tx, updates: Vec<Update>, now: Timestamp) -> Resul
     let mut changes = Changes::default();
     let mut ended = Vec::new();
     for update in updates {
-        let before = update.group();
+        let before = update.standing();
         if let Some(update) = update.abandon(now) {
-            changes.record(before, update.clone(), now);
+            changes.record(&before, update.clone(), now);
             ended.push(update);
         }
     }

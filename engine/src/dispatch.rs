@@ -158,7 +158,7 @@ impl Engine {
         let mut changes = Changes::default();
         for update in tx.updates(&ids).await? {
             let last_seen = seen.get(&update.id).copied().flatten();
-            let before = update.group();
+            let before = update.standing();
             let no_slot = update.campaign.as_ref().is_some_and(|c| full.contains(c));
             if let Some(update) = update.expire(&Expiry {
                 now,
@@ -167,7 +167,7 @@ impl Engine {
                 no_slot,
             }) {
                 self.rebooting.note(&update);
-                changes.record(before, update, now);
+                changes.record(&before, update, now);
             }
         }
         let moved = changes.moves_counters();
@@ -347,9 +347,9 @@ impl Pass<'_> {
         let mut changes = Changes::default();
         let mut told = Vec::with_capacity(updates.len());
         for update in updates {
-            let before = update.group();
+            let before = update.standing();
             if let Ok(update) = update.cancel(self.now) {
-                changes.record(before, update.clone(), self.now);
+                changes.record(&before, update.clone(), self.now);
                 told.push(update);
             }
         }
@@ -393,14 +393,14 @@ async fn claim(
     let mut changes = Changes::default();
     let mut updates = Vec::with_capacity(claimed);
     for found in claimable {
-        let before = found.update.group();
+        let before = found.update.standing();
         let terms = OfferTerms {
             now: query.now,
             lease: engine.settings.lease,
             running: found.running,
         };
         if let Some(update) = found.update.offer(&terms) {
-            changes.record(before, update.clone(), query.now);
+            changes.record(&before, update.clone(), query.now);
             updates.push(update);
         }
     }

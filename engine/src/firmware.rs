@@ -6,7 +6,7 @@ use bytes::Bytes;
 use device_ota_domain::FirmwareId;
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{
-    Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, UploadMetadata,
+    Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, Results, UploadMetadata,
 };
 use device_ota_domain::page::Page;
 use device_ota_protocol::digest::Digest;
@@ -266,6 +266,7 @@ impl Engine {
             release: String::from_utf8_lossy(&envelope.to_json()).into_owned(),
             release_sha256: Digest::of(&payload).to_string(),
             download_count: 0,
+            results: Results::default(),
             deprecated_at: None,
             created_at: now,
             updated_at: now,

@@ -34,6 +34,7 @@ mod recent;
 mod relay;
 pub mod secrets;
 mod settings;
+mod statistics;
 mod telemetry;
 mod trust;
 mod updates;
@@ -62,6 +63,7 @@ use metrics::Metrics;
 use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
 pub use rate::{NotARate, Rate};
 pub use settings::Settings;
+pub use statistics::{CampaignStatistics, Recent, Statistics, Totals};
 pub use telemetry::FleetStatus;
 pub use updates::{UpdateRequest, UpdateView};
 

@@ -14,8 +14,8 @@ use crate::{Engine, Result};
 const MAX_NAMES: usize = 200;
 /// What stands for the rarest names.
 const OTHERS: &str = "others";
-/// What stands for a version that nobody knows.
-const UNKNOWN: &str = "unknown";
+/// What stands for a version, or a kind of device, that nobody knows.
+pub(crate) const UNKNOWN: &str = "unknown";
 /// What stands for the ring of devices that are pinned to none: each campaign turns the wheel for them anew.
 const UNPINNED: &str = "unpinned";
 
@@ -66,7 +66,7 @@ impl FleetStatus {
 }
 
 /// The [`MAX_NAMES`] commonest, and all others together.
-fn commonest(division: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+pub(crate) fn commonest(division: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     if division.len() <= MAX_NAMES {
         return division;
     }

@@ -244,6 +244,7 @@ impl Engine {
             id: UpdateId::from_entropy(random(self.entropy.as_ref())),
             device: device.key,
             device_id: device.registration.device_id.clone(),
+            device_type: device.registration.device_type.clone(),
             campaign: None,
             action,
             firmware: Some(firmware.id.clone()),
@@ -261,7 +262,10 @@ impl Engine {
             max_retries: request.max_retries,
             timeout_seconds,
             give_up_at: (action == Action::Rollback).then(|| self.rollbacks_end_by(now)),
-            progress: Progress::default(),
+            progress: Progress {
+                bytes_total: firmware.size,
+                ..Progress::default()
+            },
             state: UpdateState::Pending {
                 due_at: now,
                 lost_at: None,
@@ -279,14 +283,14 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let update = locked(tx.as_mut(), id).await?;
-        let before = update.group();
+        let before = update.standing();
         let update = update.cancel(now)?;
         let (device, told) = (
             update.device,
             matches!(update.state, UpdateState::InFlight { .. }),
         );
         let mut changes = Changes::default();
-        changes.record(before, update.clone(), now);
+        changes.record(&before, update.clone(), now);
         changes.write(tx.as_mut()).await?;
         let grounds = if told {
             tx.draw_seqs(&[device]).await?
@@ -316,7 +320,7 @@ impl Engine {
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
-        let (before, failed_at) = (update.group(), update.ended_at());
+        let (before, failed_at) = (update.standing(), update.ended_at());
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",
@@ -330,7 +334,7 @@ impl Engine {
             open_for(tx.as_mut(), campaign, retried, now, by).await?;
         }
         let mut changes = Changes::default();
-        changes.record(before, update, now);
+        changes.record(&before, update, now);
         changes.write(tx.as_mut()).await?;
         tx.commit().await?;
         tracing::info!(update.id = %id, by = by.subject(), "update retried");

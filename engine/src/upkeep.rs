@@ -1,5 +1,6 @@
-//! Upkeep: heartbeats are indexed and let go, events that everybody has taken too, and what was made for a device in the
-//! moment of its deletion ends. In small pieces, each a short transaction, so that reports and requests pass in between.
+//! Upkeep: heartbeats are indexed and let go, events that everybody has taken and figures by the minute too, and what was
+//! made for a device in the moment of its deletion ends. In small pieces, each a short transaction, so that reports and
+//! requests pass in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub(crate) async fn run(
             if prunes {
                 report("pruning heartbeats", engine.prune_heartbeats().await);
                 report("pruning events", engine.prune_events(&sinks).await);
+                report("pruning figures", engine.prune_figures().await);
                 match engine.settle_deleted(settled).await {
                     Ok(looked_at) => settled = looked_at - DELETED_OVERLAP,
                     Err(error) => tracing::debug!(%error, "deleted devices are looked at again"),
@@ -84,6 +86,11 @@ impl Engine {
         let before = self.heartbeats_kept_from();
         while self.store.prune_heartbeats(before).await? {}
         Ok(())
+    }
+
+    /// Lets go what recent figures no longer look at.
+    async fn prune_figures(&self) -> Result<(), StoreError> {
+        self.store.prune_ends(self.recent_from()).await
     }
 
     async fn prune_events(&self, sinks: &[&str]) -> Result<(), StoreError> {

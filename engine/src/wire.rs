@@ -13,7 +13,6 @@ pub(crate) fn report(progress: &Progress) -> Report {
         version: progress.version.clone(),
         percent: progress.percent,
         bytes_done: progress.bytes_done,
-        bytes_total: progress.bytes_total,
         speed_bps: progress.speed_bps,
         said: said(progress),
     }

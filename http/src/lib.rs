@@ -55,6 +55,7 @@ mod rollbacks;
 mod routes;
 mod server;
 mod shared;
+mod statistics;
 mod telemetry;
 mod trust;
 mod updates;

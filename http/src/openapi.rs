@@ -26,8 +26,8 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks, telemetry,
-    trust, updates,
+    campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks,
+    statistics, telemetry, trust, updates,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -55,6 +55,7 @@ const TAGS: &[(&str, &str)] = &[
         "What became of each device that was taken back",
     ),
     ("events", "What happens, told while it happens"),
+    ("statistics", "What all updates come to"),
     ("keys", "Keys of people and services, and what they may do"),
     ("trust", "The keys that devices are born with"),
     ("health", "Whether the service can do its work"),
@@ -73,6 +74,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
         events::Documented::openapi(),
+        statistics::Documented::openapi(),
         keys::Documented::openapi(),
         trust::Documented::openapi(),
         health::Documented::openapi(),

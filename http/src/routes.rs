@@ -8,7 +8,7 @@ use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
     campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals, rollbacks,
-    telemetry, trust, updates,
+    statistics, telemetry, trust, updates,
 };
 
 /// All routes, the most frequent ones first.
@@ -25,6 +25,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(firmware::routes(shared))
         .unify()
         .or(rollbacks::routes(shared))
+        .unify()
+        .or(statistics::routes(shared))
         .unify()
         .or(keys::routes(shared))
         .unify()

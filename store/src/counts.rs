@@ -8,6 +8,7 @@ use device_ota_domain::update::Action;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::figures::{Counted, counted, read_counted};
 use crate::sql::{self, Args, Record, statements};
 
 statements! {
@@ -16,8 +17,7 @@ statements! {
     DELETE_STAGES = "DELETE FROM campaign_stages WHERE campaign_id = $1";
     COUNTS = "SELECT action, stage, pending, in_flight, completed, failed, cancelled FROM campaign_stages \
          WHERE campaign_id = $1 ORDER BY action, stage";
-    COUNTS_BY_ROWS = "SELECT action, stage, state, COUNT(*) AS devices FROM device_updates \
-         WHERE campaign_id = $1 AND number > $2 GROUP BY action, stage, state";
+    COUNTS_BY_ROWS = counted!("WHERE campaign_id = $1 AND number > $2");
     ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
          completed = completed + $6, failed = failed + $7, cancelled = cancelled + $8 \
          WHERE campaign_id = $1 AND action = $2 AND stage = $3";
@@ -43,7 +43,8 @@ pub(crate) const fn group_name(group: Group) -> &'static str {
     }
 }
 
-fn group_of(name: &str) -> Option<Group> {
+/// The group of that name.
+pub(crate) fn group_of(name: &str) -> Option<Group> {
     GROUPS.into_iter().find(|group| group_name(*group) == name)
 }
 
@@ -121,38 +122,28 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
         stages: vec![Tally::default(); kept.stages.len()],
         rollbacks: Tally::default(),
     };
-    for (delta, devices) in count_rows::<D>(conn, campaign, 0).await? {
-        let stage = counted.stages.get_mut(usize::from(delta.stage));
-        let tally = match (delta.action, stage) {
+    for rows in count_rows::<D>(conn, campaign, 0).await? {
+        let stage = counted.stages.get_mut(usize::from(rows.stage));
+        let tally = match (rows.share.action, stage) {
             (Action::Rollback, _) => &mut counted.rollbacks,
             (Action::Update, Some(tally)) => tally,
             (Action::Update, None) => {
                 return Err(DbError::corrupt("an update of a stage that is not there"));
             }
         };
-        *tally.of_mut(delta.to) += devices;
+        *tally.of_mut(rows.share.group) += rows.devices();
     }
     Ok(counted)
 }
 
-/// The campaign's updates with a number above `after`, counted, as births.
+/// The campaign's updates with a number above `after`, counted.
 pub(crate) async fn count_rows<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,
     after: i64,
-) -> Result<Vec<(Delta, u64)>, DbError> {
-    let args = Args::new().text(campaign.as_str()).int(after);
-    sql::fetch_all::<D, _>(conn, &COUNTS_BY_ROWS, args, |row| {
-        let delta = Delta {
-            campaign: campaign.clone(),
-            action: sql::present("action", action_of(row.text("action")?))?,
-            stage: row.uint("stage")?,
-            from: None,
-            to: sql::present("state", group_of(row.text("state")?))?,
-        };
-        Ok((delta, row.uint("devices")?))
-    })
-    .await
+) -> Result<Vec<Counted>, DbError> {
+    let args = Args::<D>::new().text(campaign.as_str()).int(after);
+    sql::fetch_all(conn, &COUNTS_BY_ROWS, args, read_counted).await
 }
 
 fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally), DbError> {

@@ -1,7 +1,7 @@
 //! Firmware: the registry's rows.
 
 use device_ota_domain::FirmwareId;
-use device_ota_domain::firmware::{Firmware, FirmwareFilter, Format};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Format, Results};
 use device_ota_domain::page::Page;
 
 use crate::dialect::Dialect;
@@ -12,8 +12,25 @@ macro_rules! select_firmware {
     ($rest:literal) => {
         concat!(
             "SELECT firmware_id, metadata, format, size, sha256, md5, release_envelope, release_sha256, \
-             download_count, deprecated_at, created_at, updated_at, created_by FROM firmware ",
+             download_count, deprecated_at, created_at, updated_at, created_by, ",
+            results!("completed"),
+            ", ",
+            results!("failed"),
+            " FROM firmware ",
             $rest
+        )
+    };
+}
+
+/// Updates to the image that ended in this state.
+macro_rules! results {
+    ($state:literal) => {
+        concat!(
+            "COALESCE((SELECT CAST(SUM(s.updates) AS BIGINT) FROM update_figures s \
+             WHERE s.firmware_id = firmware.firmware_id AND s.action = 'update' AND s.state = '",
+            $state,
+            "'), 0) AS ",
+            $state
         )
     };
 }
@@ -143,6 +160,10 @@ fn read_firmware<D: Dialect>(row: &Record<'_, D>) -> Result<Firmware, DbError> {
         release: row.string("release_envelope")?,
         release_sha256: row.string("release_sha256")?,
         download_count: row.uint("download_count")?,
+        results: Results {
+            completed: row.uint("completed")?,
+            failed: row.uint("failed")?,
+        },
         deprecated_at: row.time_opt("deprecated_at")?,
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,

@@ -17,6 +17,7 @@ mod devices;
 mod dialect;
 mod dispatch;
 mod error;
+mod figures;
 mod filter;
 mod firmware;
 mod fleet;
@@ -56,6 +57,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     counts::STATEMENTS,
     devices::STATEMENTS,
     dispatch::STATEMENTS,
+    figures::STATEMENTS,
     firmware::STATEMENTS,
     fleet::STATEMENTS,
     history::STATEMENTS,

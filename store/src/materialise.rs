@@ -1,27 +1,37 @@
 //! Whole campaigns at a stroke: making every update or rollback in one `INSERT … SELECT`, and cancelling what waits.
 
-use device_ota_domain::CampaignId;
+use std::collections::BTreeMap;
+
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::firmware::Firmware;
+use device_ota_domain::statistics::{Amount, Ledger, Share, minute_of};
 use device_ota_domain::update::Action;
+use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::{Aim, RollbackTerms};
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, Record, Statement, statements};
+use crate::sql::{self, Args, Record, statements};
 use crate::targets::{bind_aim, meant, position, verdict};
 use crate::{campaigns, counts, rollbacks};
+
+/// What is told of updates that are moved at a stroke.
+macro_rules! moved {
+    () => {
+        "number, stage, firmware_id, device_type, ended_at, bytes_earlier + bytes_done AS bytes"
+    };
+}
 
 statements! {
     // The id is made of the campaign's number and the device's: unique without randomness, and the same again.
     MAKE_UPDATES = concat!(
-        "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
+        "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
-         updated_at) \
-         SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, c.campaign_id, \
-         'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $8, $9, \
-         'pending', $10, $10, $10 \
+         updated_at, bytes_total) \
+         SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, d.device_type, \
+         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $8, \
+         $9, 'pending', $10, $10, $10, $11 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
          JOIN update_campaigns c ON c.campaign_id = $7 \
          JOIN campaign_stages s ON s.campaign_id = c.campaign_id AND s.action = 'update' AND s.start_bucket <= ",
@@ -36,13 +46,13 @@ statements! {
     // The image to go back to: of the same model and version, and of the same name, else the newest. A device that was
     // deleted since, even if another has come in its place, has nothing to take back: its rollback is there for the
     // count alone.
-    MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, \
-         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, give_up_at, check_at, \
-         ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
+    MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, \
+         firmware_id, from_version, to_version, stage, priority, max_retries, timeout_seconds, bytes_total, state, due_at, \
+         give_up_at, check_at, ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
-         p.device_id, p.campaign_id, 'rollback', p.previous, p.to_version, COALESCE(p.from_version, ''), p.stage, \
-         p.priority, p.max_retries, p.timeout_seconds, \
-         p.born, \
+         p.device_id, p.device_type, p.campaign_id, 'rollback', p.previous, p.to_version, \
+         COALESCE(p.from_version, ''), p.stage, p.priority, p.max_retries, p.timeout_seconds, \
+         COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), p.born, \
          CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
          CASE WHEN p.born = 'pending' THEN CAST($3 AS BIGINT) END, \
          CASE WHEN p.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
@@ -52,8 +62,9 @@ statements! {
          FROM (SELECT q.*, CASE WHEN q.gone = 1 OR (q.running <> q.to_version \
              AND q.running <> COALESCE(q.from_version, '')) THEN 'cancelled' WHEN q.previous IS NULL THEN 'failed' \
              ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL OR d.registered_at > u.ended_at THEN 1 ELSE 0 END AS gone, \
-             COALESCE(l.version, u.to_version) AS running, c.number, u.device_key, u.device_id, u.campaign_id, u.from_version, u.to_version, u.stage, \
-             u.priority, u.max_retries, u.timeout_seconds, \
+             COALESCE(l.version, u.to_version) AS running, c.number, \
+             u.device_key, u.device_id, u.device_type, u.campaign_id, u.from_version, u.to_version, u.stage, u.priority, \
+             u.max_retries, u.timeout_seconds, \
              COALESCE( \
                  (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
                      AND f.version = u.from_version AND f.name = now.name AND f.deprecated_at IS NULL), \
@@ -66,20 +77,29 @@ statements! {
              AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
          ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
-    CANCEL_STAGE = "UPDATE device_updates SET state = 'cancelled', ended_at = $3, updated_at = $3, check_at = NULL \
-         WHERE campaign_id = $1 AND action = $4 AND stage = $2 AND state = 'pending' RETURNING number";
+    CANCEL_PENDING = concat!(
+        "UPDATE device_updates SET state = 'cancelled', ended_at = $2, updated_at = $2, check_at = NULL \
+         WHERE campaign_id = $1 AND action = $3 AND state = 'pending' RETURNING ",
+        moved!()
+    );
     // A rollback that was born cancelled, or whose device has moved on since, has nothing to take back.
-    REVIVE_STAGE = "UPDATE device_updates SET state = 'pending', due_at = $3, ended_at = NULL, updated_at = $3, \
-         give_up_at = $4, check_at = $4 \
-         WHERE campaign_id = $1 AND action = 'rollback' AND stage = $2 AND state = 'cancelled' \
+    REVIVABLE = concat!(
+        "SELECT ",
+        moved!(),
+        " FROM device_updates WHERE campaign_id = $1 AND action = 'rollback' AND state = 'cancelled' \
          AND firmware_id IS NOT NULL AND EXISTS (SELECT 1 FROM device_latest l \
              WHERE l.device_key = device_updates.device_key \
-             AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) RETURNING number";
+             AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) \
+         ORDER BY device_key, number {for_update}"
+    );
+    REVIVE = "UPDATE device_updates SET state = 'pending', due_at = $2, ended_at = NULL, updated_at = $2, \
+         give_up_at = $3, check_at = $3 WHERE number {any_int:$1}";
 }
 
 /// Makes one pending update for every device that the campaign means, and counts them.
 pub(crate) async fn make_updates<D: Dialect>(
     conn: &mut D::Connection,
+    ledger: &mut Ledger,
     campaign: &Campaign,
     firmware: &Firmware,
     at: Timestamp,
@@ -94,10 +114,11 @@ pub(crate) async fn make_updates<D: Dialect>(
         .text(campaign.id.as_str())
         .int(i64::from(campaign.spec.max_retries))
         .uint(campaign.spec.timeout_seconds)
-        .time(at);
-    let (condition, args) = meant::<D>(conn, aim, args, 10).await?;
+        .time(at)
+        .uint(firmware.size);
+    let (condition, args) = meant::<D>(conn, aim, args, 11).await?;
     let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, &condition, args).await?;
-    count_born::<D>(conn, &campaign.id, before).await?;
+    count_born::<D>(conn, ledger, &campaign.id, before).await?;
     Ok(made)
 }
 
@@ -105,6 +126,7 @@ pub(crate) async fn make_updates<D: Dialect>(
 /// numbers.
 pub(crate) async fn make_rollbacks<D: Dialect>(
     conn: &mut D::Connection,
+    ledger: &mut Ledger,
     campaign: &Campaign,
     terms: &RollbackTerms<'_>,
 ) -> Result<Vec<i64>, DbError> {
@@ -116,7 +138,7 @@ pub(crate) async fn make_rollbacks<D: Dialect>(
     let made = sql::fetch_all::<D, _>(conn, &MAKE_ROLLBACKS, args, number).await?;
     let (trigger, reason) = (terms.trigger, terms.reason);
     rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;
-    count_born::<D>(conn, &campaign.id, before).await?;
+    count_born::<D>(conn, ledger, &campaign.id, before).await?;
     Ok(made)
 }
 
@@ -134,77 +156,157 @@ async fn lock_and_last_number<D: Dialect>(
 /// Counts the rows made after `before`. Rows that existed are left to the deltas of those who move them.
 async fn count_born<D: Dialect>(
     conn: &mut D::Connection,
+    ledger: &mut Ledger,
     campaign: &CampaignId,
     before: i64,
 ) -> Result<(), DbError> {
-    let born = counts::count_rows::<D>(conn, campaign, before).await?;
+    let mut born = Vec::new();
+    for counted in counts::count_rows::<D>(conn, campaign, before).await? {
+        let delta = Delta {
+            campaign: campaign.clone(),
+            action: counted.share.action,
+            stage: counted.stage,
+            from: None,
+            to: counted.share.group,
+        };
+        born.push((delta, counted.devices()));
+        ledger.add(counted.share, counted.minute, counted.amount);
+    }
     counts::add::<D>(conn, &born).await
 }
 
 /// Cancels every pending update, or every pending rollback, of the campaign; answers the rows' numbers.
 pub(crate) async fn cancel_pending<D: Dialect>(
     conn: &mut D::Connection,
+    ledger: &mut Ledger,
     campaign: &CampaignId,
     action: Action,
     at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
-    let delta = Delta {
-        campaign: campaign.clone(),
+    let args = Args::<D>::new()
+        .text(campaign.as_str())
+        .time(at)
+        .text(action.name());
+    let rows = sql::fetch_all(conn, &CANCEL_PENDING, args, read_moved).await?;
+    let stroke = Moves {
+        campaign,
         action,
-        stage: 0,
-        from: Some(Group::Pending),
+        from: Group::Pending,
         to: Group::Cancelled,
+        at,
     };
-    stage_by_stage::<D>(conn, &CANCEL_STAGE, &delta, |args| {
-        args.time(at).text(action.name())
-    })
-    .await
+    stroke.count::<D>(conn, ledger, &rows).await?;
+    Ok(rows.into_iter().map(|row| row.number).collect())
 }
 
 /// Lets the campaign's cancelled rollbacks wait once more; answers the rows' numbers.
 pub(crate) async fn revive_rollbacks<D: Dialect>(
     conn: &mut D::Connection,
+    ledger: &mut Ledger,
     campaign: &CampaignId,
     at: Timestamp,
     give_up_at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
-    let delta = Delta {
-        campaign: campaign.clone(),
+    let args = Args::<D>::new().text(campaign.as_str());
+    let rows = sql::fetch_all(conn, &REVIVABLE, args, read_moved).await?;
+    let numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
+    let args = Args::<D>::new().ints(&numbers).time(at).time(give_up_at);
+    sql::execute(conn, &REVIVE, args).await?;
+    let stroke = Moves {
+        campaign,
         action: Action::Rollback,
-        stage: 0,
-        from: Some(Group::Cancelled),
+        from: Group::Cancelled,
         to: Group::Pending,
+        at,
     };
-    stage_by_stage::<D>(conn, &REVIVE_STAGE, &delta, |args| {
-        args.time(at).time(give_up_at)
-    })
-    .await
+    stroke.count::<D>(conn, ledger, &rows).await?;
+    Ok(numbers)
 }
 
-/// Runs a statement for each stage (`$2`) of a campaign (`$1`) and moves the counters by what it changed: the number of
-/// changed rows is then the delta. Answers the rows' numbers.
-async fn stage_by_stage<D: Dialect>(
-    conn: &mut D::Connection,
-    statement: &'static Statement,
-    moved: &Delta,
-    bind: impl Fn(Args<D>) -> Args<D>,
-) -> Result<Vec<i64>, DbError> {
-    let campaign = &moved.campaign;
-    let stages = counts::counts::<D>(conn, campaign).await?.stages.len();
-    let mut deltas = Vec::with_capacity(stages);
-    let mut numbers = Vec::new();
-    for stage in 0..u16::try_from(stages).unwrap_or(u16::MAX) {
-        let args = bind(Args::new().text(campaign.as_str()).int(i64::from(stage)));
-        let changed = sql::fetch_all::<D, _>(conn, statement, args, number).await?;
-        let delta = Delta {
-            stage,
-            ..moved.clone()
-        };
-        deltas.push((delta, changed.len() as u64));
-        numbers.extend(changed);
+/// An update that is moved at a stroke.
+struct Moved {
+    number: i64,
+    stage: u16,
+    firmware: Option<FirmwareId>,
+    device_type: Option<String>,
+    ended_at: Option<Timestamp>,
+    bytes: i64,
+}
+
+/// Reads a row of [`moved!`].
+fn read_moved<D: Dialect>(row: &Record<'_, D>) -> Result<Moved, DbError> {
+    Ok(Moved {
+        number: row.int("number")?,
+        stage: row.uint("stage")?,
+        firmware: row.parse_opt("firmware_id")?,
+        device_type: row.string_opt("device_type")?,
+        ended_at: row.time_opt("ended_at")?,
+        bytes: row.int("bytes")?,
+    })
+}
+
+/// What rows that are moved at a stroke have in common.
+struct Moves<'m> {
+    campaign: &'m CampaignId,
+    action: Action,
+    from: Group,
+    to: Group,
+    at: Timestamp,
+}
+
+impl Moves<'_> {
+    /// Moves the counters, and notes how the figures move.
+    async fn count<D: Dialect>(
+        &self,
+        conn: &mut D::Connection,
+        ledger: &mut Ledger,
+        rows: &[Moved],
+    ) -> Result<(), DbError> {
+        let mut deltas: BTreeMap<Delta, u64> = BTreeMap::new();
+        for row in rows {
+            let delta = Delta {
+                campaign: self.campaign.clone(),
+                action: self.action,
+                stage: row.stage,
+                from: Some(self.from),
+                to: self.to,
+            };
+            *deltas.entry(delta).or_default() += 1;
+            let amount = Amount {
+                updates: 1,
+                micros: 0,
+                bytes: row.bytes,
+            };
+            ledger.add(
+                self.share(row, self.from),
+                self.minute(row, self.from),
+                amount.negated(),
+            );
+            ledger.add(self.share(row, self.to), self.minute(row, self.to), amount);
+        }
+        let deltas: Vec<_> = deltas.into_iter().collect();
+        counts::add::<D>(conn, &deltas).await
     }
-    counts::add::<D>(conn, &deltas).await?;
-    Ok(numbers)
+
+    fn share(&self, row: &Moved, group: Group) -> Share {
+        Share {
+            campaign: Some(self.campaign.clone()),
+            action: self.action,
+            firmware: row.firmware.clone(),
+            device_type: row.device_type.clone(),
+            group,
+            failure: None,
+        }
+    }
+
+    /// The minute in which it ended; what is cancelled ends now, what is revived ended when its row says.
+    fn minute(&self, row: &Moved, group: Group) -> Option<i64> {
+        match group {
+            Group::Cancelled if self.to == Group::Cancelled => Some(minute_of(self.at)),
+            Group::Cancelled => row.ended_at.map(minute_of),
+            _ => None,
+        }
+    }
 }
 
 fn number<D: Dialect>(row: &Record<'_, D>) -> Result<i64, DbError> {

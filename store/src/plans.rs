@@ -12,8 +12,8 @@ use sqlx::SqlSafeStr as _;
 use crate::sql::{Args, Statement};
 use crate::testing::{PostgresDatabase, SqliteDatabase};
 use crate::{
-    Dialect, SqlStore, campaigns, counts, devices, dispatch, history, outbox, presence, rollbacks,
-    updates,
+    Dialect, SqlStore, campaigns, counts, devices, dispatch, figures, history, outbox, presence,
+    rollbacks, updates,
 };
 
 /// Devices of the fleet, each with an update of one campaign and one of none.
@@ -157,6 +157,14 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     ]
 }
 
+/// Those of statistics.
+fn of_figures<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    vec![
+        (&figures::FIGURES_OF_CAMPAIGN, Args::new().text("camp_1")),
+        (&figures::ENDS_SINCE, Args::new().int(7)),
+    ]
+}
+
 /// The plans of all hot statements, by name.
 async fn plans<D: Dialect>(
     store: &SqlStore<D>,
@@ -165,7 +173,7 @@ async fn plans<D: Dialect>(
 ) -> Vec<(&'static str, String)> {
     let mut conn = store.writer.acquire().await.expect("a connection");
     let mut plans = Vec::new();
-    for (statement, args) in hot::<D>() {
+    for (statement, args) in hot::<D>().into_iter().chain(of_figures()) {
         let text = format!("{explain} {}", statement.text::<D>().as_str());
         let args = args.finish().expect("arguments encode");
         let rows = D::fetch_all(&mut conn, AssertSqlSafe(text).into_sql_str(), args).await;

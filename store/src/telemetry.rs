@@ -1,13 +1,18 @@
-//! The engine's `Telemetry` port.
+//! The engine's ports for telemetry and for figures.
 
 use async_trait::async_trait;
+use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
+use device_ota_domain::statistics::{Amount, Ledger};
+use device_ota_domain::update::Action;
+use device_ota_engine::ports::figures::{Figure, Figures};
 use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow, Result};
 use device_ota_engine::ports::telemetry::{FleetGroup, HeartbeatQuery, Telemetry};
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
-use crate::{SqlStore, fleet, history, outbox};
+use crate::{SqlStore, figures, fleet, history, outbox};
 
 #[async_trait]
 impl<D: Dialect> Telemetry for SqlStore<D> {
@@ -32,5 +37,28 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
         limit: u32,
     ) -> Result<u64> {
         Ok(outbox::prune(self, sinks, before, whatever, limit).await?)
+    }
+}
+
+#[async_trait]
+impl<D: Dialect> Figures for SqlStore<D> {
+    async fn campaigns_by_status(&self) -> Result<Vec<(String, u64)>> {
+        Ok(figures::campaigns_by_status::<D>(&mut *self.read().await?).await?)
+    }
+    async fn figures(&self, campaign: Option<&CampaignId>) -> Result<Vec<Figure>> {
+        Ok(figures::figures::<D>(&mut *self.read().await?, campaign).await?)
+    }
+    async fn ends_since(&self, minute: i64) -> Result<Vec<(Action, Group, Amount)>> {
+        Ok(figures::ends_since::<D>(&mut *self.read().await?, minute).await?)
+    }
+    async fn prune_ends(&self, minute: i64) -> Result<()> {
+        Ok(figures::prune_ends(self, minute).await?)
+    }
+
+    async fn ledger(&self) -> Result<Ledger> {
+        Ok(figures::ledger::<D>(&mut *self.read().await?).await?)
+    }
+    async fn ledger_by_rows(&self) -> Result<Ledger> {
+        Ok(figures::ledger_by_rows::<D>(&mut *self.read().await?).await?)
     }
 }

@@ -7,6 +7,7 @@ use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::statistics::Ledger;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
@@ -20,8 +21,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::outbox::Stroke;
 use crate::{
-    api_keys, campaigns, counts, devices, dispatch, firmware, materialise, outbox, presence,
-    updates,
+    api_keys, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
+    presence, updates,
 };
 
 /// A transaction in progress; it is rolled back when it is dropped.
@@ -31,6 +32,8 @@ pub(crate) struct SqlTx<D: Dialect> {
     events: Vec<Event>,
     /// The same for what was made or ended at a stroke.
     strokes: Vec<Stroke>,
+    /// The same for the figures.
+    ledger: Ledger,
 }
 
 impl<D: Dialect> SqlTx<D> {
@@ -41,6 +44,7 @@ impl<D: Dialect> SqlTx<D> {
             inner,
             events: Vec::new(),
             strokes: Vec::new(),
+            ledger: Ledger::default(),
         })
     }
 
@@ -54,6 +58,7 @@ impl<D: Dialect> SqlTx<D> {
 #[async_trait]
 impl<D: Dialect> Tx for SqlTx<D> {
     async fn commit(mut self: Box<Self>) -> Result<()> {
+        figures::write::<D>(&mut *self.inner, &self.ledger).await?;
         for stroke in std::mem::take(&mut self.strokes) {
             outbox::tell::<D>(&mut *self.inner, &stroke).await?;
         }
@@ -116,14 +121,16 @@ impl<D: Dialect> Tx for SqlTx<D> {
         firmware: &Firmware,
         at: Timestamp,
     ) -> Result<u64> {
-        Ok(materialise::make_updates::<D>(&mut *self.inner, campaign, firmware, at).await?)
+        let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
+        Ok(materialise::make_updates::<D>(conn, ledger, campaign, firmware, at).await?)
     }
     async fn make_rollbacks(
         &mut self,
         campaign: &Campaign,
         terms: &RollbackTerms<'_>,
     ) -> Result<u64> {
-        let numbers = materialise::make_rollbacks::<D>(&mut *self.inner, campaign, terms).await?;
+        let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
+        let numbers = materialise::make_rollbacks::<D>(conn, ledger, campaign, terms).await?;
         Ok(self.at_a_stroke(numbers, terms.at))
     }
     async fn cancel_pending(
@@ -132,8 +139,8 @@ impl<D: Dialect> Tx for SqlTx<D> {
         action: Action,
         at: Timestamp,
     ) -> Result<u64> {
-        let numbers =
-            materialise::cancel_pending::<D>(&mut *self.inner, campaign, action, at).await?;
+        let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
+        let numbers = materialise::cancel_pending::<D>(conn, ledger, campaign, action, at).await?;
         Ok(self.at_a_stroke(numbers, at))
     }
     async fn revive_rollbacks(
@@ -142,8 +149,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
         at: Timestamp,
         give_up_at: Timestamp,
     ) -> Result<u64> {
+        let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
         let numbers =
-            materialise::revive_rollbacks::<D>(&mut *self.inner, campaign, at, give_up_at).await?;
+            materialise::revive_rollbacks::<D>(conn, ledger, campaign, at, give_up_at).await?;
         Ok(self.at_a_stroke(numbers, at))
     }
 
@@ -152,7 +160,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()> {
-        Ok(updates::insert::<D>(&mut *self.inner, update, log).await?)
+        updates::insert::<D>(&mut *self.inner, update, log).await?;
+        self.ledger.born(update);
+        Ok(())
     }
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
         Ok(dispatch::claimable::<D>(&mut *self.inner, query).await?)
@@ -179,6 +189,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()> {
         Ok(counts::add::<D>(&mut *self.inner, deltas).await?)
+    }
+    fn count(&mut self, ledger: Ledger) {
+        self.ledger.merge(ledger);
     }
 
     async fn append_events(&mut self, events: &[Event]) -> Result<()> {

@@ -20,9 +20,9 @@ use crate::sql::{self, Args, Record, present, statements};
 macro_rules! select_update {
     ($($rest:expr),+) => {
         concat!(
-            "SELECT u.update_id, u.device_key, u.device_id, u.campaign_id, u.action, u.firmware_id, u.from_version, \
+            "SELECT u.update_id, u.device_key, u.device_id, u.device_type, u.campaign_id, u.action, u.firmware_id, u.from_version, \
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
-             u.percent, u.bytes_done, u.bytes_total, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
+             u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, \
              u.give_up_at, u.ended_at, u.started_at, u.created_at, u.updated_at",
             $($rest),+
@@ -60,26 +60,26 @@ statements! {
         " FROM device_updates u WHERE u.update_id {any:$1} ORDER BY u.device_key, u.number {for_update}"
     );
     INSERT_UPDATE[
-        Text, Int, Text, Text, Text, Text, Int, Int, Int, Int,
-        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
+        Text, Int, Text, Text, Text, Text, Text, Int, Int, Int, Int,
+        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
         Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
-    ] = "INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, stage, \
-         priority, timeout_seconds, created_at, \
+    ] = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
+         stage, priority, timeout_seconds, created_at, \
          from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
-         speed_bps, started_at, updated_at, \
+         bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
          cancel_requested, give_up_at, ended_at, check_at, nudge_at) VALUES {rows}";
     SAVE_UPDATES[
         Text,
-        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int,
+        Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
         Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
     ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
-         bytes_total, speed_bps, started_at, updated_at, \
+         bytes_total, bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
          cancel_requested, give_up_at, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
          UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
          last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
-         bytes_done = v.bytes_done, bytes_total = v.bytes_total, speed_bps = v.speed_bps, \
+         bytes_done = v.bytes_done, bytes_total = v.bytes_total, bytes_earlier = v.bytes_earlier, speed_bps = v.speed_bps, \
          started_at = v.started_at, updated_at = v.updated_at, \
          state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
@@ -149,6 +149,7 @@ pub(crate) async fn insert<D: Dialect>(
             .text(update.id.as_str())
             .int(update.device.0)
             .text(update.device_id.as_str())
+            .text(update.device_type.as_deref())
             .text(
                 update
                     .campaign
@@ -199,6 +200,7 @@ fn bind_changing<D: Dialect>(args: Args<D>, update: &Update) -> Args<D> {
         .real(update.progress.percent)
         .uint(update.progress.bytes_done)
         .uint(update.progress.bytes_total)
+        .uint(update.progress.bytes_earlier)
         .uint(update.progress.speed_bps)
         .time(update.started_at)
         .time(update.updated_at);
@@ -323,6 +325,7 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
         id: row.parse("update_id")?,
         device: DeviceKey(row.int("device_key")?),
         device_id: row.parse("device_id")?,
+        device_type: row.string_opt("device_type")?,
         campaign: row.parse_opt("campaign_id")?,
         action: present("action", action_of(row.text("action")?))?,
         firmware: row.parse_opt("firmware_id")?,
@@ -340,6 +343,7 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
             percent: row.real("percent")?,
             bytes_done: row.uint("bytes_done")?,
             bytes_total: row.uint("bytes_total")?,
+            bytes_earlier: row.uint("bytes_earlier")?,
             speed_bps: row.uint("speed_bps")?,
         },
         state: read_state(row)?,

@@ -35,6 +35,7 @@ mod rings;
 mod rollback;
 mod schedule;
 mod single;
+mod statistics;
 mod targeting;
 mod telemetry;
 mod two_admins;

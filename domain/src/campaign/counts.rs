@@ -59,6 +59,11 @@ impl Tally {
         percent(self.failed, self.settled())
     }
 
+    /// `completed / (completed + failed)` in percent; `None` before the first result.
+    pub fn success_percent(&self) -> Option<f64> {
+        percent(self.completed, self.settled())
+    }
+
     /// The number of one group.
     pub fn of(&self, group: Group) -> u64 {
         match group {

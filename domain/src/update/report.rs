@@ -16,8 +16,6 @@ pub struct Report {
     pub percent: Option<f64>,
     /// Bytes of the image so far.
     pub bytes_done: Option<u64>,
-    /// Bytes of the image.
-    pub bytes_total: Option<u64>,
     /// Bytes a second.
     pub speed_bps: Option<u64>,
     /// What it says.

@@ -123,7 +123,11 @@ impl Update {
         let now = terms.now;
         self.attempt += 1;
         self.last_seq = 0;
-        self.progress = Progress::default();
+        self.progress = Progress {
+            bytes_total: self.progress.bytes_total,
+            bytes_earlier: self.progress.downloaded(),
+            ..Progress::default()
+        };
         // A device that has it already, without our knowing, still has to find back to what it ran before.
         if terms
             .running
@@ -232,8 +236,10 @@ impl Update {
         *phase = to;
         *lease_until = later(now, lease);
         self.progress.percent = report.percent.unwrap_or(self.progress.percent);
-        self.progress.bytes_done = report.bytes_done.unwrap_or(self.progress.bytes_done);
-        self.progress.bytes_total = report.bytes_total.unwrap_or(self.progress.bytes_total);
+        // Devices lie: an attempt downloads the image at most once, and what was downloaded stays so.
+        let said = report.bytes_done.unwrap_or(0);
+        let most = self.progress.bytes_total;
+        self.progress.bytes_done = self.progress.bytes_done.max(said.min(most));
         self.progress.speed_bps = report.speed_bps.unwrap_or(self.progress.speed_bps);
         self.last_seq = report.seq;
         self.updated_at = now;

@@ -34,6 +34,7 @@ fn firmware() -> Firmware {
         release: String::new(),
         release_sha256: String::new(),
         download_count: 0,
+        results: device_ota_domain::firmware::Results::default(),
         deprecated_at: None,
         created_at: at(0),
         updated_at: at(0),

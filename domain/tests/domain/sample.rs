@@ -52,6 +52,7 @@ pub(crate) fn pending() -> Update {
         id: UpdateId::from_entropy([1; 8]),
         device: DeviceKey(1),
         device_id: "frame-1".parse().unwrap(),
+        device_type: None,
         campaign: Some(CampaignId::from_entropy([7; 8])),
         action: Action::Update,
         firmware: Some(FirmwareId::of("frame", "2.0.0", "SF-100")),
@@ -65,7 +66,10 @@ pub(crate) fn pending() -> Update {
         max_retries: 2,
         timeout_seconds: 3_600,
         give_up_at: None,
-        progress: Progress::default(),
+        progress: Progress {
+            bytes_total: 10,
+            ..Progress::default()
+        },
         state: UpdateState::Pending {
             due_at: at(0),
             lost_at: None,
@@ -125,7 +129,6 @@ pub(crate) fn says(seq: u64, said: Reported) -> Report {
         version: None,
         percent: None,
         bytes_done: None,
-        bytes_total: None,
         speed_bps: None,
         said,
     }

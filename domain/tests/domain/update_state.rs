@@ -101,7 +101,6 @@ fn a_new_phase_starts_from_nothing_but_keeps_the_bytes() {
     let report = Report {
         percent: Some(80.0),
         bytes_done: Some(8),
-        bytes_total: Some(10),
         speed_bps: Some(3),
         ..says(2, Reported::In(Phase::Downloading))
     };
@@ -371,4 +370,33 @@ fn the_names_of_states_and_phases_stand() {
             .all(|p| Phase::from_name(p.name()) == Some(p))
     );
     assert_eq!(Phase::from_name("scheduled"), None);
+}
+
+#[test]
+fn an_attempt_downloads_the_image_at_most_once_whatever_its_device_says() {
+    let said = |seq, bytes| Report {
+        bytes_done: Some(bytes),
+        ..says(seq, Reported::In(Phase::Downloading))
+    };
+    let mut update = changed(in_phase(Phase::Accepted), &said(2, 6));
+    assert_eq!(update.progress.downloaded(), 6);
+    update = changed(update, &said(3, 2));
+    assert_eq!(
+        update.progress.downloaded(),
+        6,
+        "what is downloaded stays so"
+    );
+    update = changed(update, &said(4, u64::MAX));
+    assert_eq!(update.progress.downloaded(), 10, "the image has ten bytes");
+    update = changed(update, &fails(5, Retry::Now));
+    let update = update.offer(&terms(at(60))).unwrap();
+    let progress = update.progress;
+    assert_eq!(
+        (
+            progress.bytes_done,
+            progress.bytes_earlier,
+            progress.bytes_total
+        ),
+        (0, 10, 10)
+    );
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::DeviceKey;
+use device_ota_domain::statistics::Standing;
 use device_ota_domain::update::{Outcome as Reported, UpdateState};
 use device_ota_domain::{Update, UpdateId};
 use device_ota_protocol::messages::{CheckReason, Progress, Report};
@@ -205,7 +206,7 @@ fn asks(uplink: &Uplink) -> bool {
 
 /// The updates that the batch speaks of, locked, and as its messages leave them.
 struct Rows {
-    by_id: HashMap<UpdateId, (Group, Update)>,
+    by_id: HashMap<UpdateId, (Standing, Update)>,
     in_flight: HashMap<DeviceKey, UpdateId>,
     touched: BTreeSet<UpdateId>,
     now: Option<Timestamp>,
@@ -253,7 +254,7 @@ impl Rows {
             .collect();
         let by_id = found
             .into_iter()
-            .map(|u| (u.id.clone(), (u.group(), u)))
+            .map(|u| (u.id.clone(), (u.standing(), u)))
             .collect();
         Ok(Self {
             by_id,
@@ -328,7 +329,7 @@ impl Rows {
         }
     }
 
-    fn put(&mut self, before: Group, update: Update) {
+    fn put(&mut self, before: Standing, update: Update) {
         self.touched.insert(update.id.clone());
         self.by_id.insert(update.id.clone(), (before, update));
     }
@@ -339,7 +340,7 @@ impl Rows {
         let now = self.now.unwrap_or_default();
         for id in &self.touched {
             if let Some((before, update)) = self.by_id.get(id) {
-                changes.record(*before, update.clone(), now);
+                changes.record(before, update.clone(), now);
             }
         }
         (

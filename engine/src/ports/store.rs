@@ -17,11 +17,13 @@ use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
+use super::figures::Figures;
 use super::outbox::Outbox;
 use super::telemetry::Telemetry;
 
@@ -272,7 +274,7 @@ pub struct InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Telemetry + Outbox {
+pub trait Store: Telemetry + Figures + Outbox {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers.
@@ -459,6 +461,9 @@ pub trait Tx: Send {
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()>;
     /// Moves counters: each delta as many times as its number.
     async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()>;
+    /// Moves the figures with the commit. What is made, ended or revived at a stroke counts itself, as do updates that are
+    /// inserted one by one.
+    fn count(&mut self, ledger: Ledger);
 
     /// Appends to the outbox; ids rise in the order of commits.
     async fn append_events(&mut self, events: &[Event]) -> Result<()>;

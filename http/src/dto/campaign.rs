@@ -119,7 +119,7 @@ struct RollbackTallyDto {
     failed: u64,
 }
 
-fn statuses() -> Object {
+pub(super) fn statuses() -> Object {
     names(CampaignState::STATUSES)
 }
 

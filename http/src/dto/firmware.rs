@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::update::round;
+
 /// An image as the registry shows it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Firmware)]
@@ -60,7 +62,7 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
             min_free_storage_bytes: metadata.min_free_storage_bytes,
             release_notes: metadata.release_notes.as_deref(),
             download_count: firmware.download_count,
-            success_rate: 0.0,
+            success_rate: round(firmware.results.success_percent()),
             created_at: firmware.created_at,
             updated_at: firmware.updated_at,
             created_by: &firmware.created_by,
@@ -146,6 +148,7 @@ pub(crate) mod tests {
             release: "{}".to_owned(),
             release_sha256: "00".repeat(32),
             download_count: 0,
+            results: device_ota_domain::firmware::Results::default(),
             deprecated_at: None,
             created_at: Timestamp::from_second(1_766_052_000).unwrap(),
             updated_at: Timestamp::from_second(1_766_052_000).unwrap(),

@@ -5,6 +5,7 @@ pub(crate) mod device;
 pub(crate) mod firmware;
 pub(crate) mod key;
 pub(crate) mod rollback;
+pub(crate) mod statistics;
 pub(crate) mod targets;
 pub(crate) mod update;
 

@@ -244,6 +244,7 @@ mod tests {
             id: "upd_456def7890123450".parse().unwrap(),
             device: DeviceKey(1),
             device_id: "device_001".parse().unwrap(),
+            device_type: None,
             campaign: None,
             action: Action::Update,
             firmware: Some(firmware().id),
@@ -356,7 +357,7 @@ mod tests {
             percent: 100.0,
             bytes_done: 10,
             bytes_total: 10,
-            speed_bps: 0,
+            ..Progress::default()
         };
         let none = Progress::default();
         let way: Vec<f64> = Phase::ALL
@@ -373,7 +374,7 @@ mod tests {
             percent: 0.0,
             bytes_done: 1,
             bytes_total: 3,
-            speed_bps: 9,
+            ..Progress::default()
         };
         assert_eq!(
             percents(&in_flight(Phase::Downloading, third)),

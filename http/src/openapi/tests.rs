@@ -147,6 +147,8 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/updates/{update_id}/retry POST
     /api/v1/ota/rollbacks GET, HEAD
     /api/v1/ota/events GET, HEAD
+    /api/v1/ota/stats GET, HEAD
+    /api/v1/ota/stats/campaigns/{campaign_id} GET, HEAD
     /api/v1/ota/keys GET, HEAD, POST
     /api/v1/ota/keys/{key_id} DELETE
     /api/v1/ota/trust/root GET, HEAD

@@ -1,9 +1,8 @@
 //! Counters equal a `GROUP BY`, whatever happens.
 
-use std::collections::BTreeMap;
-
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::statistics::Standing;
 use device_ota_domain::update::{Action, Failure, Retry, Update, UpdateState};
 use device_ota_engine::ports::store::{ClaimQuery, Store};
 use proptest::prelude::Rng as _;
@@ -67,20 +66,11 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
                 .cancellable(&campaign.id, Action::Update, limit)
                 .await
                 .unwrap();
-            let moved: Vec<Update> = flying
+            let moved: Vec<(Standing, Update)> = flying
                 .into_iter()
-                .map(|update| moved(update, random))
+                .map(|update| (update.standing(), moved(update, random)))
                 .collect();
-            tx.save_updates(&moved).await.unwrap();
-            let mut deltas: BTreeMap<Delta, u64> = BTreeMap::new();
-            for update in &moved {
-                *deltas
-                    .entry(delta(update, Group::InFlight).unwrap())
-                    .or_default() += 1;
-            }
-            tx.add_counts(&deltas.into_iter().collect::<Vec<_>>())
-                .await
-                .unwrap();
+            save(tx.as_mut(), &moved).await;
         }
         14 => {
             let back = rollback_terms(RollbackTrigger::Manual, "", 9);

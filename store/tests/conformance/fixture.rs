@@ -9,6 +9,7 @@ use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
 use device_ota_domain::rollback::RollbackTrigger;
+use device_ota_domain::statistics::{Ledger, Standing};
 use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
@@ -127,6 +128,7 @@ pub(crate) fn image(name: &str, version: &str, seconds: i64) -> Firmware {
         release: "{}".into(),
         release_sha256: "2".repeat(64),
         download_count: 0,
+        results: device_ota_domain::firmware::Results::default(),
         deprecated_at: None,
         created_at: at(seconds),
         updated_at: at(seconds),
@@ -222,29 +224,37 @@ pub(crate) async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> 
 /// The same inside a transaction.
 pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
     let claimable = tx.claimable(query).await.expect("claims");
-    let offered: Vec<Update> = claimable
+    let offered: Vec<(Standing, Update)> = claimable
         .into_iter()
         .map(|found| {
+            let before = found.update.standing();
             let terms = OfferTerms {
                 now: query.now,
                 lease: SignedDuration::from_secs(60),
                 running: found.running,
             };
-            found.update.offer(&terms).expect("was pending")
+            (before, found.update.offer(&terms).expect("was pending"))
         })
         .collect();
-    save(tx, Group::Pending, &offered).await;
-    offered
+    save(tx, &offered).await;
+    offered.into_iter().map(|(_, update)| update).collect()
 }
 
-/// Writes updates that were all in the group `from`, and moves the counters of their campaigns.
-pub(crate) async fn save(tx: &mut dyn Tx, from: Group, updates: &[Update]) {
-    tx.save_updates(updates).await.expect("saves");
-    let deltas: Vec<(Delta, u64)> = updates
-        .iter()
-        .filter_map(|update| Some((delta(update, from)?, 1)))
-        .collect();
+/// Writes updates, each with where it stood, and moves the counters of their campaigns and the figures.
+pub(crate) async fn save(tx: &mut dyn Tx, updates: &[(Standing, Update)]) {
+    let rows: Vec<Update> = updates.iter().map(|(_, update)| update.clone()).collect();
+    tx.save_updates(&rows).await.expect("saves");
+    let mut ledger = Ledger::default();
+    let mut deltas: BTreeMap<Delta, u64> = BTreeMap::new();
+    for (before, update) in updates {
+        ledger.moved(before, update);
+        if let Some(delta) = delta(update, before.group) {
+            *deltas.entry(delta).or_default() += 1;
+        }
+    }
+    let deltas: Vec<(Delta, u64)> = deltas.into_iter().collect();
     tx.add_counts(&deltas).await.expect("counts");
+    tx.count(ledger);
 }
 
 /// The move of one update from the group `from` to its own.
@@ -261,15 +271,16 @@ pub(crate) fn delta(update: &Update, from: Group) -> Option<Delta> {
 /// Ends updates as completed.
 pub(crate) async fn complete(store: &dyn Store, updates: &[Update]) {
     let mut tx = store.begin().await.expect("begins");
-    let done: Vec<Update> = updates
+    let done: Vec<(Standing, Update)> = updates
         .iter()
         .cloned()
-        .map(|update| Update {
-            state: UpdateState::Completed { at: at(50) },
-            ..update
+        .map(|update| {
+            let before = update.standing();
+            let state = UpdateState::Completed { at: at(50) };
+            (before, Update { state, ..update })
         })
         .collect();
-    save(tx.as_mut(), Group::InFlight, &done).await;
+    save(tx.as_mut(), &done).await;
     tx.commit().await.expect("commits");
 }
 
@@ -279,6 +290,7 @@ pub(crate) fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str
         id: UpdateId::from_entropy([n; 8]),
         device,
         device_id: device_id.parse().expect("a valid id"),
+        device_type: Some("smart_frame".into()),
         campaign: None,
         action: Action::Update,
         firmware: None,

@@ -15,6 +15,7 @@ mod combined;
 mod counters;
 mod devices;
 mod events;
+mod figures;
 mod firmware;
 mod fixture;
 mod history;

@@ -71,6 +71,7 @@ async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
                 percent: 12.5,
                 bytes_done: 5,
                 bytes_total: 1 << 40,
+                bytes_earlier: u64::from(n) * 3,
                 speed_bps: 9,
             },
             started_at: Some(at(4)),

@@ -207,7 +207,6 @@ impl Agent {
             version,
             percent: Some(50.0),
             bytes_done: None,
-            bytes_total: None,
             speed_bps: None,
             said,
         };
