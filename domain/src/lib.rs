@@ -11,6 +11,7 @@
 #![deny(missing_docs)]
 
 pub mod api_key;
+pub mod audit;
 pub mod campaign;
 pub mod device;
 pub mod event;
