@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Subcommand;
 use device_ota_domain::api_key::{ApiKey, KeyDraft};
+use device_ota_domain::audit::{Actor, Authentication};
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::{ApiKeyId, Role, Roles};
 use device_ota_engine::{ApiKeys, Caller};
@@ -58,7 +59,13 @@ pub(crate) fn run(config: &Config, command: KeysCommand) -> anyhow::Result<()> {
 }
 
 async fn act(keys: &ApiKeys, command: KeysCommand) -> anyhow::Result<()> {
-    let by = Caller::new(SUBJECT, Roles::ADMIN, "");
+    let by = Caller::new(Actor {
+        subject: SUBJECT.into(),
+        roles: Roles::ADMIN,
+        authentication: Authentication::CommandLine,
+        request_id: "".into(),
+        peer: None,
+    });
     match command {
         KeysCommand::Create {
             name,

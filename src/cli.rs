@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
 use crate::api_keys::{self, KeysCommand};
+use crate::audit::{self, AuditCommand};
 use crate::config::{Config, RawConfig};
 use crate::serve;
 
@@ -24,6 +25,9 @@ enum Command {
     /// Make, list and revoke API keys, on the database itself; the service may run meanwhile.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Verify the audit trail, on the database itself; the service may run meanwhile.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Say whether the configuration can be used, and what it comes to.
     CheckConfig,
 }
@@ -36,6 +40,7 @@ impl Cli {
         let config = Config::from_sources(self.config, std::env::vars())?;
         match self.command.unwrap_or(Command::Serve) {
             Command::Keys(command) => api_keys::run(&config, command),
+            Command::Audit(command) => audit::run(&config, &command),
             Command::Serve => serve::run(config),
             Command::CheckConfig => {
                 println!("{config:#?}");

@@ -4,6 +4,7 @@
 mod access;
 mod admin;
 mod api_keys;
+mod audit;
 mod cli;
 mod config;
 mod data_dir;

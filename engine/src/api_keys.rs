@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use device_ota_domain::ApiKeyId;
 use device_ota_domain::api_key::{ApiKey, KeyDraft};
+use device_ota_domain::audit::Act;
 use device_ota_domain::page::Page;
 use jiff::SignedDuration;
+use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::audit::facts;
 use crate::ports::clock::random;
 use crate::ports::{Clock, Entropy, Store};
 use crate::recent::{Recent, hash};
@@ -77,6 +80,9 @@ impl ApiKeys {
         };
         let mut tx = self.store.begin().await?;
         tx.insert_api_key(&key, &hex::encode(hash(&secret))).await?;
+        let states = (None, Some(facts::key(&key)));
+        tx.append_audit(by.did(Act::KeyCreated, now, &key.id, states))
+            .await?;
         tx.commit().await?;
         tracing::info!(key.id = %key.id, key.roles = %key.roles, by = by.subject(), "API key made");
         Ok((key, secret))
@@ -89,13 +95,21 @@ impl ApiKeys {
 
     /// Revokes a key, which this process knows at once and others within seconds. A second time changes nothing.
     pub async fn revoke(&self, id: &ApiKeyId, by: &Caller) -> Result<ApiKey> {
+        let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        tx.revoke_api_key(id, self.clock.now()).await?;
-        tx.commit().await?;
+        if tx.revoke_api_key(id, now).await? {
+            let states = (
+                Some(json!({ "revoked_at": null })),
+                Some(json!({ "revoked_at": now })),
+            );
+            tx.append_audit(by.did(Act::KeyRevoked, now, id, states))
+                .await?;
+            tx.commit().await?;
+            tracing::info!(key.id = %id, by = by.subject(), "API key revoked");
+        }
         self.recent.clear();
         let key = self.store.api_key(id).await?;
         let key = key.ok_or_else(|| Error::not_found("key", &id))?;
-        tracing::info!(key.id = %id, by = by.subject(), "API key revoked");
         Ok(key)
     }
 

@@ -7,6 +7,7 @@ mod why;
 
 use std::collections::HashMap;
 
+use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
@@ -16,7 +17,10 @@ use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, Firmware};
 use jiff::Timestamp;
+use serde_json::Value;
 
+use crate::audit::facts;
+use crate::ports::StoreError;
 use crate::ports::store::{CampaignFilter, Tx};
 use crate::{Caller, Engine, Error, Result};
 
@@ -88,7 +92,8 @@ impl Engine {
         // Read before the transaction, which would else hold one connection and wait for another.
         let firmware = self.campaign(id).await?.firmware;
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?.start(now)?;
+        let (campaign, before) = locked(tx.as_mut(), id).await?;
+        let mut campaign = campaign.start(now)?;
         if *campaign.firmware() != firmware.id {
             let detail = format!(
                 "campaign {id} was given another firmware in this very moment; look at it, then start it again"
@@ -96,7 +101,7 @@ impl Engine {
             return Err(Error::conflict("changed_meanwhile", detail));
         }
         campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
-        self.settle(tx, campaign, EventType::CampaignStarted, now, by)
+        self.settle(tx, before, campaign, EventType::CampaignStarted, now, by)
             .await
     }
 
@@ -104,9 +109,9 @@ impl Engine {
     pub async fn pause_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.pause(now, format!("by {}", by.subject()))?;
-        self.settle(tx, campaign, EventType::CampaignPaused, now, by)
+        self.settle(tx, before, campaign, EventType::CampaignPaused, now, by)
             .await
     }
 
@@ -114,9 +119,9 @@ impl Engine {
     pub async fn resume_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.resume(now, &tx.counts(id).await?)?;
-        self.settle(tx, campaign, EventType::CampaignResumed, now, by)
+        self.settle(tx, before, campaign, EventType::CampaignResumed, now, by)
             .await
     }
 
@@ -125,12 +130,12 @@ impl Engine {
     pub async fn cancel_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
         campaign.state = campaign.state.cancel(now)?;
         for action in [UpdateAction::Update, UpdateAction::Rollback] {
             tx.cancel_pending(id, action, now).await?;
         }
-        self.settle(tx, campaign, EventType::CampaignCancelled, now, by)
+        self.settle(tx, before, campaign, EventType::CampaignCancelled, now, by)
             .await
     }
 
@@ -143,7 +148,7 @@ impl Engine {
     ) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
         if matches!(campaign.state, CampaignState::Cancelled { .. }) {
             if tx.counts(id).await?.rollbacks.open() > 0 {
                 return Err(Error::conflict(
@@ -157,13 +162,14 @@ impl Engine {
         campaign.state = campaign
             .state
             .roll_back(now, RollbackTrigger::Manual, reason)?;
-        self.settle(tx, campaign, EventType::RollbackInitiated, now, by)
+        self.settle(tx, before, campaign, EventType::RollbackInitiated, now, by)
             .await
     }
 
     async fn settle(
         &self,
         mut tx: Box<dyn Tx>,
+        before: Value,
         campaign: Campaign,
         event_type: EventType,
         now: Timestamp,
@@ -174,8 +180,7 @@ impl Engine {
             ..campaign
         };
         tx.save_campaign(&campaign).await?;
-        tx.append_events(&[Event::of_campaign(event_type, &campaign, by.subject(), now)])
-            .await?;
+        tell(tx.as_mut(), event_type, Some(before), &campaign, now, by).await?;
         tx.commit().await?;
         tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type = event_type.name());
         self.wake();
@@ -183,15 +188,42 @@ impl Engine {
     }
 }
 
-/// The campaign to change; a deleted one does not change any more.
-async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<Campaign> {
+/// Tells of a change of a campaign: to those who listen, and to the record.
+pub(crate) async fn tell(
+    tx: &mut dyn Tx,
+    event_type: EventType,
+    before: Option<Value>,
+    campaign: &Campaign,
+    now: Timestamp,
+    by: &Caller,
+) -> std::result::Result<(), StoreError> {
+    let event = Event::of_campaign(event_type, campaign, by.subject(), now);
+    tx.append_events(&[event]).await?;
+    match Act::of_campaign(event_type) {
+        Some(act) => {
+            let mut after = facts::campaign(campaign);
+            if before.is_some() {
+                // Saving it has raised the revision.
+                after["revision"] = (campaign.revision + 1).into();
+            }
+            let states = (before, Some(after));
+            tx.append_audit(by.did(act, now, &campaign.id, states))
+                .await
+        }
+        None => Ok(()),
+    }
+}
+
+/// The campaign to change, and how it was before; a deleted one does not change any more.
+async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<(Campaign, Value)> {
     let campaign = tx.campaign(id).await?;
     let campaign = campaign.ok_or_else(|| Error::not_found("campaign", &id))?;
     if campaign.deleted_at.is_some() {
         let detail = format!("campaign {id} was deleted; it can be read, and not be changed");
         return Err(Error::conflict("deleted", detail));
     }
-    Ok(campaign)
+    let before = facts::campaign(&campaign);
+    Ok((campaign, before))
 }
 
 /// The state that a planner's decision leads to, and its events. `None` for actions that change no state.

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
+use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::{Device, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::{DeviceId, Update, ring};
 use jiff::Timestamp;
 
+use crate::audit::facts;
 use crate::changes::Changes;
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
@@ -75,6 +77,14 @@ impl Engine {
         }
         let mut tx = self.store.begin().await?;
         let outcomes = tx.register(&new).await?;
+        for (device, outcome) in new.iter().zip(&outcomes) {
+            if matches!(outcome, Registered::Created(_)) {
+                let states = (None, Some(facts::device(&device.registration)));
+                let id = &device.registration.device_id;
+                tx.append_audit(by.did(Act::DeviceRegistered, at, id, states))
+                    .await?;
+            }
+        }
         tx.commit().await?;
         let created = outcomes
             .iter()
@@ -114,6 +124,9 @@ impl Engine {
         {
             return Err(Error::not_found("device", &id));
         }
+        let now = self.clock.now();
+        tx.append_audit(by.did(Act::DeviceCredentials, now, id, (None, None)))
+            .await?;
         self.known.doubt(id);
         let committed = tx.commit().await;
         self.known.revoke(id);
@@ -168,8 +181,12 @@ impl Engine {
         device.check()?;
         let id = &device.device_id;
         let now = self.clock.now();
-        let known = self.device(id).await?;
         let mut tx = self.store.begin().await?;
+        let known = tx.device(id).await?;
+        let known = known.ok_or_else(|| Error::not_found("device", &id))?;
+        if known.registration == device {
+            return Ok(known);
+        }
         let mut waiting = Vec::new();
         if known.registration.device_model != device.device_model {
             waiting = tx.open_updates(known.key).await?;
@@ -179,6 +196,12 @@ impl Engine {
             return Err(Error::not_found("device", &id));
         }
         let ended = abandon(tx.as_mut(), waiting, now).await?;
+        let states = (
+            Some(facts::device(&known.registration)),
+            Some(facts::device(&device)),
+        );
+        tx.append_audit(by.did(Act::DeviceChanged, now, id, states))
+            .await?;
         tx.commit().await?;
         tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = ended.len(), "device changed");
         self.wake();
@@ -189,14 +212,18 @@ impl Engine {
     /// how many updates were cancelled.
     pub async fn delete_device(&self, id: &DeviceId, by: &Caller) -> Result<usize> {
         let now = self.clock.now();
-        let key = self.device(id).await?.key;
         let mut tx = self.store.begin().await?;
+        let known = tx.device(id).await?;
+        let known = known.ok_or_else(|| Error::not_found("device", &id))?;
         // Updates before the device, as ingest locks them.
-        let open = tx.open_updates(key).await?;
+        let open = tx.open_updates(known.key).await?;
         if !tx.delete_device(id, now).await? {
             return Err(Error::not_found("device", &id));
         }
         let ended = abandon(tx.as_mut(), open, now).await?;
+        let states = (Some(facts::device(&known.registration)), None);
+        tx.append_audit(by.did(Act::DeviceDeleted, now, id, states))
+            .await?;
         self.known.doubt(id);
         let committed = tx.commit().await;
         self.known.revoke(id);

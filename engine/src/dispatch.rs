@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{Campaign, Group};
-use device_ota_domain::event::{Event, EventType};
+use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms};
@@ -15,7 +15,8 @@ use device_ota_domain::{CampaignId, CampaignState};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::campaigns::decided;
+use crate::audit::facts;
+use crate::campaigns::{decided, tell};
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
@@ -282,13 +283,14 @@ impl Pass<'_> {
     }
 
     async fn change(&mut self, state: CampaignState, events: &[EventType]) -> Result<()> {
+        let before = facts::campaign(&self.campaign);
         self.campaign.state = state;
         self.campaign.updated_at = self.now;
         self.tx.save_campaign(&self.campaign).await?;
         let by = Caller::service();
         for event_type in events {
-            let event = Event::of_campaign(*event_type, &self.campaign, by.subject(), self.now);
-            self.tx.append_events(&[event]).await?;
+            let before = Some(before.clone());
+            tell(self.tx, *event_type, before, &self.campaign, self.now, &by).await?;
             tracing::info!(campaign.id = %self.campaign.id, campaign.status = self.campaign.state.status(), event_type = event_type.name());
         }
         self.more = true;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
+use device_ota_domain::audit::Act;
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{
     Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, Results, UploadMetadata,
@@ -14,6 +15,7 @@ use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::objects::{self, Kind, Release};
 use tokio::sync::mpsc;
 
+use crate::audit::facts;
 use crate::ports::{ObjectWriter, StoreError};
 use crate::{Caller, Engine, Error, Result};
 
@@ -176,7 +178,7 @@ impl Upload {
         }
         let firmware = engine.sign(metadata, format, size, &sums, release, by)?;
         writer.commit(&sha256).await?;
-        let inserted = engine.insert_firmware(&firmware).await;
+        let inserted = engine.insert_firmware(&firmware, by).await;
         match inserted {
             Ok(()) => Ok(Uploaded::Created(firmware)),
             Err(StoreError::Conflict(_)) => match engine.store.firmware(&id).await? {
@@ -303,7 +305,11 @@ impl Engine {
         }
     }
 
-    async fn insert_firmware(&self, firmware: &Firmware) -> std::result::Result<(), StoreError> {
+    async fn insert_firmware(
+        &self,
+        firmware: &Firmware,
+        by: &Caller,
+    ) -> std::result::Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
         tx.insert_firmware(firmware).await?;
         let uploaded = Event::of_firmware(
@@ -313,6 +319,10 @@ impl Engine {
             firmware.created_at,
         );
         tx.append_events(&[uploaded]).await?;
+        let states = (None, Some(facts::firmware(firmware)));
+        let (act, at) = (Act::FirmwareUploaded, firmware.created_at);
+        tx.append_audit(by.did(act, at, &firmware.id, states))
+            .await?;
         tx.commit().await
     }
 

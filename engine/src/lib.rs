@@ -9,6 +9,7 @@
 //! * **a port**: a trait in [`ports`], an adapter crate, a field of [`Parts`].
 
 mod api_keys;
+mod audit;
 mod caller;
 mod campaigns;
 mod changes;
@@ -49,6 +50,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use api_keys::{ApiKeys, Uses};
+pub use audit::{AuditFailure, verify_audit};
 pub use caller::Caller;
 pub use campaigns::{CampaignView, DryRun, DryRunQuery};
 pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};

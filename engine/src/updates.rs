@@ -1,5 +1,6 @@
 //! Updates of single devices: made, cancelled, retried and taken back by admins; and the rollback log.
 
+use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::Priority;
 use device_ota_domain::device::Device;
 use device_ota_domain::event::{Event, EventType};
@@ -14,6 +15,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::audit::facts;
+use crate::campaigns::tell;
 use crate::changes::Changes;
 use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
@@ -112,6 +115,9 @@ impl Engine {
         tx.insert_update(&update, None).await?;
         tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])
             .await?;
+        let states = (None, Some(facts::update(&update)));
+        tx.append_audit(by.did(Act::UpdateCreated, update.created_at, &update.id, states))
+            .await?;
         tx.commit().await?;
         self.wake();
         self.update(&update.id).await
@@ -151,6 +157,11 @@ impl Engine {
             update.created_at,
         )])
         .await?;
+        let mut after = facts::update(&update);
+        after["reason"] = reason.into();
+        let states = (None, Some(after));
+        tx.append_audit(by.did(Act::UpdateRollback, update.created_at, &update.id, states))
+            .await?;
         tx.commit().await?;
         self.wake();
         let filter = RollbackFilter {
@@ -283,7 +294,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let update = locked(tx.as_mut(), id).await?;
-        let before = update.standing();
+        let (before, was) = (update.standing(), facts::update(&update));
         let update = update.cancel(now)?;
         let (device, told) = (
             update.device,
@@ -292,6 +303,11 @@ impl Engine {
         let mut changes = Changes::default();
         changes.record(&before, update.clone(), now);
         changes.write(tx.as_mut()).await?;
+        let states = (Some(was), Some(facts::update(&update)));
+        if states.0 != states.1 {
+            tx.append_audit(by.did(Act::UpdateCancelled, now, id, states))
+                .await?;
+        }
         let grounds = if told {
             tx.draw_seqs(&[device]).await?
         } else {
@@ -320,7 +336,7 @@ impl Engine {
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
-        let (before, failed_at) = (update.standing(), update.ended_at());
+        let (before, failed_at, was) = (update.standing(), update.ended_at(), facts::update(&update));
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",
@@ -333,6 +349,9 @@ impl Engine {
             let retried = (update.action, failed_at.unwrap_or(now));
             open_for(tx.as_mut(), campaign, retried, now, by).await?;
         }
+        let states = (Some(was), Some(facts::update(&update)));
+        tx.append_audit(by.did(Act::UpdateRetried, now, id, states))
+            .await?;
         let mut changes = Changes::default();
         changes.record(&before, update, now);
         changes.write(tx.as_mut()).await?;
@@ -366,12 +385,12 @@ async fn open_for(
         }
         (Action::Rollback, CampaignState::RollingBack { .. }) => Ok(()),
         (Action::Rollback, CampaignState::RolledBack { .. }) => {
+            let before = facts::campaign(&campaign);
             campaign.state = campaign.state.reopen(now)?;
             campaign.updated_at = now;
             tx.save_campaign(&campaign).await?;
             let kind = EventType::RollbackInitiated;
-            let reopened = Event::of_campaign(kind, &campaign, by.subject(), now);
-            Ok(tx.append_events(&[reopened]).await?)
+            Ok(tell(tx, kind, Some(before), &campaign, now, by).await?)
         }
         (Action::Update, _) => Err(Error::conflict(
             "campaign_ended",

@@ -9,6 +9,7 @@ mod tokens;
 
 use std::sync::Arc;
 
+use device_ota_domain::audit::Authentication;
 use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_engine::ports::auth::Credential;
@@ -40,16 +41,19 @@ pub(crate) enum Principal {
         subject: Arc<str>,
         /// What they may do.
         roles: Roles,
+        /// How they proved it.
+        authentication: Authentication,
     },
     /// A device, which may do what concerns itself.
     Device(DeviceRef),
 }
 
 impl Principal {
-    fn person(subject: impl Into<Arc<str>>, roles: Roles) -> Self {
+    fn person(subject: impl Into<Arc<str>>, roles: Roles, authentication: Authentication) -> Self {
         Self::Person {
             subject: subject.into(),
             roles,
+            authentication,
         }
     }
 }
@@ -75,7 +79,7 @@ impl Access {
     pub(crate) fn key_of(subject: &str, roles: Roles, sha256: [u8; 32]) -> Self {
         Self {
             admin_key: sha256,
-            admin: Principal::person(subject, roles),
+            admin: Principal::person(subject, roles, Authentication::AdminKey),
             engine: None,
             tokens: None,
             elsewhere: None,
@@ -121,7 +125,11 @@ impl Access {
     ) -> Result<Principal, ApiError> {
         match presented(headers)? {
             Presented::Nothing if self.internal && is_internal_call(headers) => {
-                Ok(Principal::person(INTERNAL, internal_roles(method, path)))
+                Ok(Principal::person(
+                    INTERNAL,
+                    internal_roles(method, path),
+                    Authentication::InternalCall,
+                ))
             }
             Presented::Nothing => Err(ApiError::unauthorized(
                 "this needs a key or a token: send it as X-API-Key, or as Authorization: Bearer",
@@ -161,7 +169,12 @@ impl Access {
             && let Some(known) = engine.api_keys().find(key).await?
         {
             return if known.opens(engine.clock().now()) {
-                Ok(Principal::person(known.subject, known.roles))
+                let authentication = Authentication::ApiKey(known.id);
+                Ok(Principal::person(
+                    known.subject,
+                    known.roles,
+                    authentication,
+                ))
             } else {
                 Err(ApiError::unauthorized("the key has expired or was revoked"))
             };
@@ -190,7 +203,11 @@ impl Access {
             return Err(ApiError::unauthorized(unknown));
         };
         match elsewhere.who(credential).await {
-            Ok(Some(known)) => Ok(Principal::person(known.subject, known.roles)),
+            Ok(Some(known)) => Ok(Principal::person(
+                known.subject,
+                known.roles,
+                Authentication::AuthService,
+            )),
             Ok(None) => Err(ApiError::unauthorized(unknown)),
             Err(error) => Err(ApiError::unavailable(
                 "auth_unavailable",

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use device_ota_domain::audit::Actor;
 use device_ota_engine::Caller;
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -144,9 +145,19 @@ where
         })?;
         let class = Class::of(&line.method, &line.path);
         Ok(match principal {
-            Principal::Person { subject, roles } => {
+            Principal::Person {
+                subject,
+                roles,
+                authentication,
+            } => {
                 self.limiter.check_subject(&subject, class)?;
-                Visitor::Person(Caller::new(subject, roles, line.id.as_str()))
+                Visitor::Person(Caller::new(Actor {
+                    subject,
+                    roles,
+                    authentication,
+                    request_id: line.id.as_str().into(),
+                    peer: Some(line.peer.to_canonical()),
+                }))
             }
             Principal::Device(device) => {
                 // No subject begins so: a control character is in none.

@@ -26,7 +26,7 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks,
+    audit, campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks,
     statistics, telemetry, trust, updates,
 };
 
@@ -57,6 +57,7 @@ const TAGS: &[(&str, &str)] = &[
     ("events", "What happens, told while it happens"),
     ("statistics", "What all updates come to"),
     ("keys", "Keys of people and services, and what they may do"),
+    ("audit", "Who changed what, and how they were known"),
     ("trust", "The keys that devices are born with"),
     ("health", "Whether the service can do its work"),
     ("service", "This document"),
@@ -76,6 +77,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         events::Documented::openapi(),
         statistics::Documented::openapi(),
         keys::Documented::openapi(),
+        audit::Documented::openapi(),
         trust::Documented::openapi(),
         health::Documented::openapi(),
         Documented::openapi(),

@@ -7,7 +7,7 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals, rollbacks,
+    audit, campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals, rollbacks,
     statistics, telemetry, trust, updates,
 };
 
@@ -29,6 +29,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(statistics::routes(shared))
         .unify()
         .or(keys::routes(shared))
+        .unify()
+        .or(audit::routes(shared))
         .unify()
         .or(trust::routes(shared))
         .unify()

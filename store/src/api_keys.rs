@@ -74,14 +74,14 @@ pub(crate) async fn insert<D: Dialect>(
     sql::execute::<D>(conn, &INSERT_KEY, args).await.map(drop)
 }
 
-/// Revokes a key; nothing happens to one that was revoked before.
+/// Revokes a key; false when there is none that was not revoked before.
 pub(crate) async fn revoke<D: Dialect>(
     conn: &mut D::Connection,
     id: &ApiKeyId,
     at: Timestamp,
-) -> Result<(), DbError> {
+) -> Result<bool, DbError> {
     let args = Args::new().text(id.as_str()).time(at);
-    sql::execute::<D>(conn, &REVOKE_KEY, args).await.map(drop)
+    Ok(sql::execute::<D>(conn, &REVOKE_KEY, args).await? > 0)
 }
 
 /// Notes that a key was used.

@@ -73,7 +73,8 @@ fn is_refusal(code: Option<&str>) -> bool {
 }
 
 /// What a unique key protects, by the table that the database names.
-const PROTECTED: [(&str, &str); 6] = [
+const PROTECTED: [(&str, &str); 7] = [
+    ("audit_log", "the audit trail"),
     ("api_keys", "the API key"),
     ("firmware.", "the firmware"),
     ("firmware_pkey", "the firmware"),

@@ -10,6 +10,7 @@
 //! * **a database**: an implementation of [`Dialect`] and a folder of migrations.
 
 mod api_keys;
+mod audit;
 mod campaigns;
 mod combine;
 mod counts;
@@ -53,6 +54,7 @@ use tokio::task::JoinSet;
 #[cfg(test)]
 static STATEMENTS: &[&[&sql::Statement]] = &[
     api_keys::STATEMENTS,
+    audit::STATEMENTS,
     campaigns::STATEMENTS,
     counts::STATEMENTS,
     devices::STATEMENTS,

@@ -32,6 +32,7 @@ const STEPS: &[Step] = &steps![
     (4, "latest telemetry", "0004_latest_telemetry.sql"),
     (9, "rollback timeout", "0009_rollback_timeout.sql"),
     (10, "telemetry", "0010_telemetry.sql"),
+    (11, "audit", "0011_audit.sql"),
     (15, "statistics", "0015_statistics.sql"),
     (17, "deleted devices", "0017_deleted_devices.sql"),
 ];

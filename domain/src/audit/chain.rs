@@ -46,7 +46,7 @@ pub struct Record {
     /// Where the request came from.
     pub peer: Option<String>,
     /// The name of an [`super::Act`], which a later version may have written.
-    pub act: String,
+    pub action: String,
     /// The name of an [`super::Entity`].
     pub entity: String,
     /// To what.
@@ -73,7 +73,7 @@ impl Record {
             authentication: entry.actor.authentication.to_string(),
             request_id: entry.actor.request_id.to_string(),
             peer: entry.actor.peer.map(|peer| peer.to_string()),
-            act: entry.act.name().to_owned(),
+            action: entry.act.name().to_owned(),
             entity: entry.act.entity().name().to_owned(),
             entity_id: entry.entity_id.clone(),
             before: text(&entry.before),
@@ -111,7 +111,7 @@ impl Record {
             Some(self.authentication.as_str()),
             Some(self.request_id.as_str()),
             self.peer.as_deref(),
-            Some(self.act.as_str()),
+            Some(self.action.as_str()),
             Some(self.entity.as_str()),
             Some(self.entity_id.as_str()),
             self.before.as_deref(),

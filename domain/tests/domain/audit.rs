@@ -162,7 +162,7 @@ proptest! {
             5 => record.authentication = text,
             6 => record.request_id = text,
             7 => record.peer = None,
-            8 => record.act = text,
+            8 => record.action = text,
             9 => record.entity = text,
             10 => record.entity_id = text,
             11 => record.before = Some(text),

@@ -4,11 +4,11 @@ use device_ota_domain::campaign::{
     Approval, ApprovalError, Campaign, CampaignDraft, CampaignSpec, CampaignState,
     MAX_COMMENT_BYTES, Verdict,
 };
-use device_ota_domain::event::{Event, EventType};
+use device_ota_domain::event::EventType;
 use device_ota_domain::{CampaignId, Firmware, ring};
 use jiff::Timestamp;
 
-use super::{CampaignView, locked};
+use super::{CampaignView, locked, tell};
 use crate::ports::clock::random;
 use crate::ports::store::Aim;
 use crate::{Caller, Engine, Error, Result};
@@ -75,8 +75,8 @@ impl Engine {
         };
         let mut tx = self.store.begin().await?;
         tx.insert_campaign(&campaign).await?;
-        let created = Event::of_campaign(EventType::CampaignCreated, &campaign, by.subject(), now);
-        tx.append_events(&[created]).await?;
+        let created = EventType::CampaignCreated;
+        tell(tx.as_mut(), created, None, &campaign, now, by).await?;
         tx.commit().await?;
         self.campaign(&campaign.id).await
     }
@@ -94,7 +94,7 @@ impl Engine {
         let now = self.clock.now();
         let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
         let mut tx = self.store.begin().await?;
-        let campaign = locked(tx.as_mut(), id).await?;
+        let (campaign, before) = locked(tx.as_mut(), id).await?;
         if expected.is_some_and(|revision| revision != campaign.revision) {
             let is = campaign.revision;
             return Err(Error::conflict(
@@ -106,7 +106,7 @@ impl Engine {
             campaign.edit(proposal.spec, proposal.requires_approval, by.subject())?;
         campaign.target_count = target_count;
         tx.replace_spec(&campaign).await?;
-        self.settle(tx, campaign, EventType::CampaignUpdated, now, by)
+        self.settle(tx, before, campaign, EventType::CampaignUpdated, now, by)
             .await
     }
 
@@ -150,7 +150,7 @@ impl Engine {
         }
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let mut campaign = locked(tx.as_mut(), id).await?;
+        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
         if campaign.state != CampaignState::Created {
             return Err(Error::conflict(
                 "wrong_state",
@@ -170,15 +170,16 @@ impl Engine {
         } else {
             campaign.approval.reject(verdict)?
         };
-        self.settle(tx, campaign, event_type, now, by).await
+        self.settle(tx, before, campaign, event_type, now, by).await
     }
 
     /// Leaves a campaign out of lists; it can still be read. 409 while it is active.
     pub async fn delete_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let campaign = locked(tx.as_mut(), id).await?.delete(now)?;
-        self.settle(tx, campaign, EventType::CampaignDeleted, now, by)
+        let (campaign, before) = locked(tx.as_mut(), id).await?;
+        let campaign = campaign.delete(now)?;
+        self.settle(tx, before, campaign, EventType::CampaignDeleted, now, by)
             .await
     }
 }

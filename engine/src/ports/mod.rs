@@ -1,5 +1,6 @@
 //! The ports: what the engine needs of the world, as traits that adapters implement.
 
+pub mod audit;
 pub mod auth;
 pub mod clock;
 pub mod downlink;
@@ -10,6 +11,7 @@ pub mod outbox;
 pub mod store;
 pub mod telemetry;
 
+pub use audit::AuditLog;
 pub use clock::{Clock, Entropy};
 pub use downlink::{Delivery, Downlink};
 pub use events::{EventSink, SinkError};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
+use device_ota_domain::audit::Entry;
 use device_ota_domain::campaign::{
     Campaign, CampaignSpec, Counts, Delta, Group, Priority, Requires,
 };
@@ -23,6 +24,7 @@ use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
+use super::audit::AuditLog;
 use super::figures::Figures;
 use super::outbox::Outbox;
 use super::telemetry::Telemetry;
@@ -274,7 +276,7 @@ pub struct InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Telemetry + Figures + Outbox {
+pub trait Store: Telemetry + Figures + Outbox + AuditLog {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers.
@@ -368,6 +370,8 @@ pub trait Tx: Send {
 
     /// Registers devices; one answer for each, in order.
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;
+    /// One device.
+    async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>>;
     /// Replaces a device's verifier; false when there is no such device.
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
     /// Writes what is registered of a device, its groups included; false when there is no such device.
@@ -467,13 +471,15 @@ pub trait Tx: Send {
 
     /// Appends to the outbox; ids rise in the order of commits.
     async fn append_events(&mut self, events: &[Event]) -> Result<()>;
+    /// Appends to the audit trail: the record gets its number and hash at the commit.
+    async fn append_audit(&mut self, entry: Entry) -> Result<()>;
     /// Moves the sink's place in the outbox.
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()>;
 
     /// Inserts an API key whose secret has this SHA-256 (hex).
     async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()>;
-    /// Revokes an API key; nothing happens to one that was revoked before.
-    async fn revoke_api_key(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()>;
+    /// Revokes an API key; false when there is none that was not revoked before.
+    async fn revoke_api_key(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<bool>;
     /// Notes that an API key was used.
     async fn api_key_used(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()>;
 }

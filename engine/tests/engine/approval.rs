@@ -4,14 +4,11 @@ use device_ota_domain::campaign::{Approval, CampaignDraft};
 use device_ota_domain::{CampaignId, Role, Roles};
 use device_ota_engine::{Caller, CampaignView, Error, Uploaded};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, actor};
 
 fn caller(name: &str) -> Caller {
-    Caller::new(
-        name,
-        Roles::from_iter([Role::Operator, Role::Approver]),
-        "r",
-    )
+    let roles = Roles::from_iter([Role::Operator, Role::Approver]);
+    Caller::new(actor(name, roles))
 }
 
 async fn draft(fixture: &Fixture, name: &str) -> CampaignDraft {

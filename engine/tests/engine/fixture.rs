@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use device_ota_domain::audit::{Actor, Authentication};
 use device_ota_domain::campaign::Counts;
 use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
@@ -30,7 +31,18 @@ use tokio_util::sync::CancellationToken;
 
 /// Who asks for everything here.
 pub(crate) fn tester() -> Caller {
-    Caller::new("tester", Roles::ADMIN, "r")
+    Caller::new(actor("tester", Roles::ADMIN))
+}
+
+/// Somebody with a token.
+pub(crate) fn actor(subject: &str, roles: Roles) -> Actor {
+    Actor {
+        subject: subject.into(),
+        roles,
+        authentication: Authentication::Token,
+        request_id: "r".into(),
+        peer: None,
+    }
 }
 
 /// Time as the test says.

@@ -2,6 +2,7 @@
 //!
 //! The algorithm belongs to the key: a token can choose among our keys, never how one of them is used.
 
+use device_ota_domain::audit::Authentication;
 use device_ota_domain::identity::{Role, Roles, check_subject};
 use jiff::Timestamp;
 use jsonwebtoken::jwk::{
@@ -168,7 +169,11 @@ fn principal(claims: &Claims, now: Timestamp) -> Result<Principal, &'static str>
         return Err("the token is not valid yet");
     }
     check_subject(&claims.sub).map_err(|_| "the token's sub is nobody that can be known here")?;
-    Ok(Principal::person(claims.sub.as_str(), roles(claims)))
+    Ok(Principal::person(
+        claims.sub.as_str(),
+        roles(claims),
+        Authentication::Token,
+    ))
 }
 
 /// The roles that are known among `roles` and `scope`; other names mean something to somebody else.

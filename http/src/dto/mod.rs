@@ -1,5 +1,6 @@
 //! The forms that go out, field by field as the PRD names them. They borrow from the domain and decide nothing.
 
+pub(crate) mod audit;
 pub(crate) mod campaign;
 pub(crate) mod device;
 pub(crate) mod firmware;
@@ -19,6 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use warp::Reply as _;
 use warp::reply::Response;
 
+use self::audit::AuditDto;
 use self::campaign::CampaignDto;
 use self::device::DeviceDto;
 use self::firmware::FirmwareDto;
@@ -106,6 +108,7 @@ lists! {
     UpdateList: "updates" of UpdateDto;
     RollbackList: "rollbacks" of RollbackDto;
     KeyList: "keys" of KeyDto;
+    AuditList: "audit" of AuditDto;
 }
 
 fn page(plural: &str, item: &str) -> RefOr<Schema> {

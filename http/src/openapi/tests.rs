@@ -151,6 +151,7 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/stats/campaigns/{campaign_id} GET, HEAD
     /api/v1/ota/keys GET, HEAD, POST
     /api/v1/ota/keys/{key_id} DELETE
+    /api/v1/ota/audit GET, HEAD
     /api/v1/ota/trust/root GET, HEAD
     /api/v1/ota/trust/roots/{version} GET, HEAD
     /health GET, HEAD

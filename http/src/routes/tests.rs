@@ -202,6 +202,7 @@ async fn no_closed_path_lets_anybody_in_without_a_key() {
 fn role_of(method: &str, template: &str) -> Role {
     match (method, template) {
         (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
+        (_, "/api/v1/ota/audit") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware") => Role::Uploader,
         ("DELETE", "/api/v1/ota/campaigns/{campaign_id}" | "/api/v1/ota/devices/{device_id}") => {
@@ -313,6 +314,7 @@ async fn lists_are_empty_before_anything_is_there() {
         ("updates", "updates"),
         ("rollbacks", "rollbacks"),
         ("keys", "keys"),
+        ("audit", "audit"),
     ] {
         let (_, answer) = served.ask("GET", &format!("/api/v1/ota/{path}"), KEY).await;
         let expected =

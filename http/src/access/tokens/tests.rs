@@ -62,7 +62,10 @@ fn roles_of(claims: &Value) -> Roles {
 fn a_good_token_says_who_and_what_they_may_do() {
     let principal = check(&with_secret(), &signed(&claims())).unwrap();
     let operator = Roles::from_iter([Role::Operator]);
-    assert_eq!(principal, Principal::person("user-1", operator));
+    assert_eq!(
+        principal,
+        Principal::person("user-1", operator, Authentication::Token)
+    );
     assert_eq!(
         roles_of(&but("scope", json!("approver openid"))),
         Roles::from_iter([Role::Operator, Role::Approver])

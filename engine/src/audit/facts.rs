@@ -1,0 +1,64 @@
+//! What the audit trail keeps of each thing: what an act may change of it. Never a secret, a verifier or a signature.
+
+use device_ota_domain::api_key::ApiKey;
+use device_ota_domain::device::Registration;
+use device_ota_domain::{Campaign, Firmware, Update, UpdateState};
+use serde_json::{Value, json};
+
+/// What an image is, and by which bytes it is known.
+pub(crate) fn firmware(firmware: &Firmware) -> Value {
+    let metadata = &firmware.metadata;
+    json!({
+        "name": metadata.name, "version": metadata.version, "device_model": metadata.device_model,
+        "size": firmware.size, "sha256": firmware.sha256, "release_sha256": firmware.release_sha256,
+        "is_beta": metadata.is_beta, "is_security_update": metadata.is_security_update,
+        "security_version": metadata.security_version, "deprecated_at": firmware.deprecated_at,
+    })
+}
+
+/// What a campaign shall do, and how far it is.
+pub(crate) fn campaign(campaign: &Campaign) -> Value {
+    let mut facts = json!({
+        "status": campaign.state.status(), "state": campaign.state, "approval": campaign.approval,
+        "target_count": campaign.target_count, "revision": campaign.revision, "deleted_at": campaign.deleted_at,
+    });
+    if let (Value::Object(facts), Ok(Value::Object(spec))) =
+        (&mut facts, serde_json::to_value(&campaign.spec))
+    {
+        facts.extend(spec);
+    }
+    facts
+}
+
+/// Whose an update is, and where it stands.
+pub(crate) fn update(update: &Update) -> Value {
+    let asked_to_stop = matches!(
+        update.state,
+        UpdateState::InFlight {
+            cancel_requested: true,
+            ..
+        }
+    );
+    json!({
+        "device_id": update.device_id, "campaign_id": update.campaign, "firmware_id": update.firmware,
+        "from_version": update.from_version, "to_version": update.to_version, "priority": update.priority,
+        "attempt": update.attempt, "retries": update.retries, "give_up_at": update.give_up_at, "status": update.status(),
+        "cancel_requested": asked_to_stop,
+    })
+}
+
+/// What is registered of a device.
+pub(crate) fn device(said: &Registration) -> Value {
+    json!({
+        "device_type": said.device_type, "device_model": said.device_model, "manufacturer": said.manufacturer,
+        "hw_revision": said.hw_revision, "firmware_version": said.firmware_version, "groups": said.groups,
+        "tags": said.tags, "ring": said.ring,
+    })
+}
+
+/// Who may use a key for what.
+pub(crate) fn key(key: &ApiKey) -> Value {
+    json!({
+        "name": key.name, "subject": key.subject, "roles": key.roles, "expires_at": key.expires_at,
+    })
+}
