@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Postgres, Sqlite};
+use sqlx::{ConnectOptions, Connection, Postgres, Sqlite, SqliteConnection};
 
 use crate::SqlStore;
 use crate::dialect::Dialect;
@@ -114,6 +114,21 @@ impl PostgresDatabase {
             .await
             .expect("a fresh PostgreSQL database opens")
     }
+}
+
+/// Runs statements on the database that a URL names, beside whoever uses it; what it says when it refuses them.
+///
+/// # Panics
+/// When it cannot be reached.
+pub async fn run_sql(url: &str, sql: &str) -> Result<(), String> {
+    let done = if url.starts_with("sqlite") {
+        let mut conn = SqliteConnection::connect(url).await.expect("connects");
+        Sqlite::batch(&mut conn, sql.to_owned()).await
+    } else {
+        let mut conn = PgConnection::connect(url).await.expect("connects");
+        Postgres::batch(&mut conn, sql.to_owned()).await
+    };
+    done.map_err(|error| error.to_string())
 }
 
 impl Drop for PostgresDatabase {

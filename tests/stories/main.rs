@@ -19,6 +19,7 @@
 mod harness;
 
 mod approval;
+mod audit;
 mod bus;
 mod by_hand;
 mod disk_full;

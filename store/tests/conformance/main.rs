@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
 
 mod api_keys;
+mod audit;
 mod campaigns;
 mod claims;
 mod combined;

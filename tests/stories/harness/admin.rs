@@ -96,6 +96,12 @@ impl Admin {
             .await
     }
 
+    /// As `post`, while the service may be away.
+    pub async fn try_post(&self, path: &str, body: &Value) -> Result<Answer, reqwest::Error> {
+        self.try_send(self.client.post(self.url(path)).json(body))
+            .await
+    }
+
     pub async fn put(&self, path: &str, body: Value) -> Answer {
         self.send(self.client.put(self.url(path)).json(&body)).await
     }

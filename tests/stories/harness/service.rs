@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use device_ota_store::testing::run_sql;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -214,6 +215,23 @@ impl Service {
     /// Its data folder.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// Runs SQL on the database behind the service's back; what the database says when it refuses.
+    pub async fn tamper(&self, sql: &str) -> Result<(), String> {
+        let file = self.data_dir().join("device-ota.db");
+        let url = self.database.url().map(ToOwned::to_owned);
+        let url = url.unwrap_or_else(|| format!("sqlite://{}", file.display()));
+        run_sql(&url, sql).await
+    }
+
+    /// Takes away what keeps the audit trail from being changed, as the database's owner can.
+    pub async fn without_audit_guards(&self) {
+        let sql = match self.options.database {
+            DatabaseKind::Sqlite => "DROP TRIGGER audit_log_update; DROP TRIGGER audit_log_delete",
+            DatabaseKind::Postgres => "ALTER TABLE audit_log DISABLE TRIGGER USER",
+        };
+        self.tamper(sql).await.unwrap();
     }
 
     /// A folder that goes with the test.

@@ -1,0 +1,601 @@
+//! The audit trail: nothing is changed without a record, and no record without being noticed.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use reqwest::multipart::{Form, Part};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Admin, Device, MqttVersion, Offer, Options, Service, Trust, device_json, eventually, image,
+    image_metadata,
+};
+
+matrix!(every_change_leaves_a_record_with_it: sqlite_gateway, postgres_gateway);
+matrix!(what_is_refused_or_changes_nothing_leaves_none: sqlite_gateway, postgres_gateway);
+matrix!(what_the_service_decides_is_told_too: sqlite_gateway, postgres_gateway);
+matrix!(records_are_found_by_what_they_say: sqlite_gateway, postgres_gateway);
+matrix!(whoever_changes_the_trail_is_found_out: sqlite_gateway, postgres_gateway);
+matrix!(a_kill_leaves_the_chain_whole: sqlite_gateway, postgres_gateway);
+
+const AUDIT: &str = "/api/v1/ota/audit";
+const KEYS: &str = "POST /api/v1/ota/keys";
+const CAMPAIGNS: &str = "POST /api/v1/ota/campaigns";
+const CAMPAIGN: &str = "/api/v1/ota/campaigns/{campaign_id}";
+const DEVICE: &str = "/api/v1/ota/devices/{device_id}";
+const UPDATE: &str = "/api/v1/ota/updates/{update_id}";
+
+/// Operations that change something, as the document knows them, and leave no record; and why.
+const UNRECORDED: [(&str, &str); 2] = [
+    ("POST /api/v1/ota/campaigns/dry-run", "it changes nothing"),
+    ("POST /api/v1/heartbeat", "a device tells of itself"),
+];
+
+/// An admin whose every change is looked up in the trail.
+struct Trail {
+    service: Service,
+    admin: Admin,
+    called: BTreeSet<String>,
+    requests: u32,
+}
+
+impl Trail {
+    async fn start(options: Options) -> Self {
+        let service = Service::start(options).await;
+        let admin = service.admin();
+        Self {
+            service,
+            admin,
+            called: BTreeSet::new(),
+            requests: 0,
+        }
+    }
+
+    /// Calls an operation, which must leave a record of each of these acts; answers its body and the records.
+    async fn tells(
+        &mut self,
+        by: &Admin,
+        operation: &str,
+        id: &str,
+        body: Option<Value>,
+        acts: &[&str],
+    ) -> (Value, Vec<Value>) {
+        let (method, template) = operation.split_once(' ').unwrap();
+        let levels = template.split('/');
+        let filled = levels.map(|level| if level.starts_with('{') { id } else { level });
+        let path = filled.collect::<Vec<_>>().join("/");
+        let request = by.client().request(method.parse().unwrap(), by.url(&path));
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        self.sends(by, operation, request, acts).await
+    }
+
+    async fn sends(
+        &mut self,
+        by: &Admin,
+        operation: &str,
+        request: reqwest::RequestBuilder,
+        acts: &[&str],
+    ) -> (Value, Vec<Value>) {
+        self.requests += 1;
+        self.called.insert(operation.to_owned());
+        let id = format!("request-{}", self.requests);
+        let answer = by.send(request.header("X-Request-Id", &id)).await;
+        assert!(
+            answer.status < 300,
+            "{operation}: {} {:#}",
+            answer.status,
+            answer.body
+        );
+        let records = records(&self.admin, &format!("request_id={id}&limit=200")).await;
+        let told: Vec<&str> = records
+            .iter()
+            .map(|record| record["action"].as_str().unwrap())
+            .collect();
+        assert_eq!(told, acts, "{operation}: {records:#?}");
+        for record in &records {
+            assert_eq!(record["request_id"], id.as_str());
+            assert_eq!(record["peer"], "127.0.0.1");
+        }
+        (answer.body, records)
+    }
+
+    /// An image that must be new; its id.
+    async fn uploads(&mut self, version: &str) -> String {
+        let file = Part::bytes(image(version)).file_name("image.bin");
+        let form = Form::new()
+            .text("metadata", image_metadata(version).to_string())
+            .part("file", file);
+        let admin = self.admin.clone();
+        let request = admin.client().post(admin.url("/api/v1/ota/firmware"));
+        let (body, records) = self
+            .sends(
+                &admin,
+                "POST /api/v1/ota/firmware",
+                request.multipart(form),
+                &["firmware.uploaded"],
+            )
+            .await;
+        assert_eq!(records[0]["entity_id"], body["firmware_id"]);
+        assert_eq!(records[0]["after"]["version"], version);
+        text(&body, "firmware_id")
+    }
+
+    /// A key with a role; its id and a client that uses it.
+    async fn key(&mut self, name: &str, role: &str) -> (String, Admin) {
+        let admin = self.admin.clone();
+        let spec = json!({ "name": name, "roles": [role] });
+        let (made, records) = self
+            .tells(&admin, KEYS, "", Some(spec), &["key.created"])
+            .await;
+        assert_eq!(
+            records[0]["after"],
+            json!({"name": name, "subject": name, "roles": [role], "expires_at": null})
+        );
+        let client = Admin::new(&self.service.ready().http, &text(&made, "secret"));
+        (text(&made, "key_id"), client)
+    }
+}
+
+fn text(body: &Value, field: &str) -> String {
+    body[field].as_str().unwrap().to_owned()
+}
+
+/// Records, newest first.
+async fn records(admin: &Admin, query: &str) -> Vec<Value> {
+    let list = admin.get(&format!("{AUDIT}?{query}")).await.expect(200);
+    list["audit"].as_array().unwrap().clone()
+}
+
+/// Number and hash of the newest record.
+async fn newest(admin: &Admin) -> (i64, String) {
+    match records(admin, "limit=1").await.first() {
+        Some(record) => (record["number"].as_i64().unwrap(), text(record, "hash")),
+        None => (0, String::new()),
+    }
+}
+
+/// Verifies the trail; whether it is whole, and what is said of it.
+fn verify(service: &Service, more: &[&str]) -> (bool, String) {
+    let mut command: Command = service.command(&service.data_dir());
+    let output = command
+        .args(["audit", "verify"])
+        .args(more)
+        .output()
+        .unwrap();
+    let said =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    let expected = if output.status.success() { 0 } else { 1 };
+    assert_eq!(output.status.code(), Some(expected), "{said}");
+    (output.status.success(), said)
+}
+
+async fn every_change_leaves_a_record_with_it(options: Options) {
+    let mut trail = Trail::start(options).await;
+    let admin = trail.admin.clone();
+    let mut secrets = vec![trail.service.key().to_owned()];
+    let (old, new) = (trail.uploads("2.0.0").await, trail.uploads("2.1.0").await);
+    secrets.extend(of_devices(&mut trail, &old, &new).await);
+    of_proposals(&mut trail, &new).await;
+    of_campaigns(&mut trail, &new).await;
+    let (key, _) = trail.key("left", "viewer").await;
+    let revoke = "DELETE /api/v1/ota/keys/{key_id}";
+    let (_, told) = trail
+        .tells(&admin, revoke, &key, None, &["key.revoked"])
+        .await;
+    assert_eq!(told[0]["before"], json!({ "revoked_at": null }));
+
+    let document = admin.get("/openapi.json").await.expect(200);
+    let mut changing = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let methods = ["post", "put", "patch", "delete"].into_iter();
+        let there = methods.filter(|method| item.get(method).is_some());
+        changing.extend(there.map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    trail
+        .called
+        .extend(UNRECORDED.map(|(operation, _)| operation.to_owned()));
+    assert_eq!(
+        trail.called, changing,
+        "each operation that changes something is called here and leaves its record, or is named in UNRECORDED with a reason"
+    );
+    let all = admin.get(&format!("{AUDIT}?limit=200")).await.expect(200);
+    for secret in secrets {
+        assert!(!all.to_string().contains(&secret));
+    }
+    let (number, hash) = newest(&admin).await;
+    let (whole, said) = verify(&trail.service, &[]);
+    assert!(whole, "{said}");
+    assert_eq!(
+        said,
+        format!("{number} records, all as they were written\n{hash}\n")
+    );
+}
+
+/// Answers secrets.
+async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
+    let admin = trail.admin.clone();
+    let devices =
+        json!({ "devices": [device_json("one"), device_json("two"), device_json("one")] });
+    let acts = ["device.registered", "device.registered"];
+    let (made, told) = trail
+        .tells(&admin, "POST /api/v1/ota/devices", "", Some(devices), &acts)
+        .await;
+    assert_eq!(
+        (&told[0]["entity_id"], &told[1]["entity_id"]),
+        (&json!("two"), &json!("one"))
+    );
+    assert_eq!(told[0]["subject"], "admin");
+    assert_eq!(told[0]["authentication"], "admin_key");
+    assert_eq!(told[0]["roles"], json!(["admin"]));
+    let mut secrets = vec![text(&made["devices"][0]["mqtt"], "password")];
+
+    let change = Some(json!({ "ring": "early", "hw_revision": "A" }));
+    let put = format!("PUT {DEVICE}");
+    let (_, told) = trail
+        .tells(&admin, &put, "one", change, &["device.changed"])
+        .await;
+    assert_eq!(
+        (&told[0]["before"], &told[0]["after"]),
+        (&json!({ "ring": null }), &json!({ "ring": "early" })),
+        "what was changed, and nothing else"
+    );
+    let renew = format!("POST {DEVICE}/credentials");
+    let (made, _) = trail
+        .tells(&admin, &renew, "one", None, &["device.credentials"])
+        .await;
+    let credentials = crate::harness::Credentials {
+        username: "one".to_owned(),
+        password: text(&made["mqtt"], "password"),
+    };
+    secrets.push(credentials.password.clone());
+    let request = json!({ "firmware_id": new, "max_retries": 0 });
+    let update = format!("POST {DEVICE}/update");
+    let (made, told) = trail
+        .tells(
+            &admin,
+            &update,
+            "two",
+            Some(request.clone()),
+            &["update.created"],
+        )
+        .await;
+    assert_eq!(told[0]["after"]["device_id"], "two");
+    let id = text(&made, "update_id");
+    let cancel = format!("POST {UPDATE}/cancel");
+    let (_, told) = trail
+        .tells(&admin, &cancel, &id, None, &["update.cancelled"])
+        .await;
+    assert_eq!(
+        (&told[0]["before"], &told[0]["after"]),
+        (
+            &json!({ "status": "scheduled" }),
+            &json!({ "status": "cancelled" })
+        )
+    );
+    let bulk = json!({ "device_ids": ["two", "nobody"], "firmware_id": new });
+    let operation = "POST /api/v1/ota/devices/bulk/update";
+    trail
+        .tells(&admin, operation, "", Some(bulk), &["update.created"])
+        .await;
+    let back = json!({ "to_version": "2.0.0", "reason": "it flickers" });
+    let roll_back = format!("POST {DEVICE}/rollback");
+    let (_, told) = trail
+        .tells(&admin, &roll_back, "two", Some(back), &["update.rollback"])
+        .await;
+    assert_eq!(told[0]["after"]["reason"], "it flickers");
+    assert_eq!(told[0]["after"]["firmware_id"], old);
+
+    let (made, _) = trail
+        .tells(&admin, &update, "one", Some(request), &["update.created"])
+        .await;
+    let id = text(&made, "update_id");
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let mut device = Device::connect(&trail.service, MqttVersion::V311, &credentials).await;
+    device.check("2.0.0", "boot").await;
+    let offer = device.offer(&trust).await;
+    fails(&mut device, &offer).await;
+    admin.update_becomes(&id, "failed").await;
+    let retry = format!("POST {UPDATE}/retry");
+    trail
+        .tells(&admin, &retry, &id, None, &["update.retried"])
+        .await;
+    let delete = format!("DELETE {DEVICE}");
+    let (_, told) = trail
+        .tells(&admin, &delete, "two", None, &["device.deleted"])
+        .await;
+    assert_eq!(told[0]["before"]["device_model"], "SF-100");
+    assert_eq!(told[0]["after"], Value::Null);
+    secrets
+}
+
+async fn fails(device: &mut Device, offer: &Offer) {
+    let accepted = offer.progress(1, "accepted", &json!({}));
+    device.report("progress", &accepted).await;
+    let error = json!({ "error": { "code": "install_failed", "message": "no space" } });
+    let failed = offer.progress(2, "failed", &error);
+    device.report("progress", &failed).await;
+}
+
+async fn of_proposals(trail: &mut Trail, firmware: &str) {
+    let admin = trail.admin.clone();
+    let (key, approver) = trail.key("security", "approver").await;
+    let mut draft = json!({ "name": "n", "firmware_id": firmware, "requires_approval": true });
+    let (made, told) = trail
+        .tells(
+            &admin,
+            CAMPAIGNS,
+            "",
+            Some(draft.clone()),
+            &["campaign.created"],
+        )
+        .await;
+    assert_eq!(told[0]["after"]["name"], "n");
+    assert_eq!(told[0]["before"], Value::Null);
+    let id = text(&made, "campaign_id");
+    draft["name"] = json!("m");
+    let (_, told) = trail
+        .tells(
+            &admin,
+            &format!("PUT {CAMPAIGN}"),
+            &id,
+            Some(draft),
+            &["campaign.updated"],
+        )
+        .await;
+    assert_eq!(
+        (&told[0]["before"], &told[0]["after"]),
+        (
+            &json!({ "name": "n", "revision": 0 }),
+            &json!({ "name": "m", "revision": 1 })
+        )
+    );
+    let verdict = Some(json!({ "comment": "looked at" }));
+    let approve = format!("POST {CAMPAIGN}/approve");
+    let (_, told) = trail
+        .tells(&approver, &approve, &id, verdict, &["campaign.approved"])
+        .await;
+    assert_eq!(told[0]["subject"], "security");
+    assert_eq!(told[0]["authentication"], format!("api_key:{key}"));
+    assert!(
+        told[0]["after"].to_string().contains("looked at"),
+        "{told:#?}"
+    );
+    let reject = format!("POST {CAMPAIGN}/reject");
+    trail
+        .tells(&approver, &reject, &id, None, &["campaign.rejected"])
+        .await;
+    trail
+        .tells(
+            &admin,
+            &format!("DELETE {CAMPAIGN}"),
+            &id,
+            None,
+            &["campaign.deleted"],
+        )
+        .await;
+}
+
+async fn of_campaigns(trail: &mut Trail, firmware: &str) {
+    let admin = trail.admin.clone();
+    let draft = json!({ "name": "n", "firmware_id": firmware });
+    let (made, _) = trail
+        .tells(&admin, CAMPAIGNS, "", Some(draft), &["campaign.created"])
+        .await;
+    let id = text(&made, "campaign_id");
+    for (what, act, status) in [
+        ("start", "campaign.started", "in_progress"),
+        ("pause", "campaign.paused", "paused"),
+        ("resume", "campaign.resumed", "in_progress"),
+        ("cancel", "campaign.cancelled", "cancelled"),
+        ("rollback", "campaign.rollback", "rolling_back"),
+    ] {
+        let operation = format!("POST {CAMPAIGN}/{what}");
+        let (_, told) = trail.tells(&admin, &operation, &id, None, &[act]).await;
+        assert_eq!(told[0]["after"]["status"], status);
+        assert_eq!(told[0]["entity_id"], id.as_str());
+    }
+}
+
+async fn what_is_refused_or_changes_nothing_leaves_none(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let firmware = admin.image("2.1.0").await;
+    admin.register(&[device_json("one")]).await;
+    let viewer = json!({ "name": "v", "roles": ["viewer"] });
+    let made = admin.post("/api/v1/ota/keys", viewer).await.expect(201);
+    let reader = Admin::new(&service.ready().http, &text(&made, "secret"));
+    let key = format!("/api/v1/ota/keys/{}", text(&made, "key_id"));
+    let campaign = admin
+        .create_campaign(json!({ "name": "n", "firmware_id": firmware }))
+        .await;
+    let (before, _) = newest(&admin).await;
+
+    reader.act(&campaign, "start").await.refused(403);
+    reader.get(AUDIT).await.refused(403);
+    admin.act(&campaign, "resume").await.refused(409);
+    let wrong = json!({ "name": "" });
+    admin
+        .post("/api/v1/ota/campaigns", wrong)
+        .await
+        .refused(400);
+    let again = admin.upload(&image_metadata("2.1.0"), "image.bin", image("2.1.0"));
+    assert!(again.await.status < 300, "the same image once more");
+    let exists = admin.post("/api/v1/ota/devices", device_json("one")).await;
+    assert_eq!(exists.expect(201)["devices"][0]["status"], "exists");
+    let same = json!({ "hw_revision": "A" });
+    admin.put("/api/v1/ota/devices/one", same).await.expect(200);
+    assert_eq!(newest(&admin).await.0, before);
+    admin.delete(&key).await.expect(200);
+    admin.delete(&key).await.expect(200);
+    assert_eq!(newest(&admin).await.0, before + 1, "a key is revoked once");
+}
+
+async fn what_the_service_decides_is_told_too(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let credentials = service.register(device_json("one")).await;
+    let firmware = admin.image("2.1.0").await;
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
+    device.check("2.0.0", "boot").await;
+    let spec = json!({
+        "name": "n", "firmware_id": firmware, "deployment_strategy": "immediate", "max_retries": 0,
+    });
+    let campaign = admin.start_campaign(spec).await;
+    let offer = device.offer(&trust).await;
+    fails(&mut device, &offer).await;
+    let told = eventually("the rollback is told", async || {
+        let found = records(&admin, "subject=ota_service&action=campaign.rollback").await;
+        found.into_iter().next().ok_or_else(|| "nothing".to_owned())
+    })
+    .await;
+    assert_eq!(told["entity_id"], campaign.as_str());
+    assert_eq!(told["authentication"], "service");
+    assert_eq!(
+        (&told["request_id"], &told["peer"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(told["before"]["status"], "in_progress");
+    assert!(
+        told["after"]["state"].to_string().contains("failure rate"),
+        "{told:#}"
+    );
+}
+
+async fn records_are_found_by_what_they_say(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let devices: Vec<_> = (0..5).map(|n| device_json(&format!("d{n}"))).collect();
+    admin.register(&devices).await;
+    let firmware = admin.image("2.1.0").await;
+    let arguments = ["keys", "create", "--name", "cron", "--role", "viewer"];
+    let mut command = service.command(&service.data_dir());
+    assert!(command.args(arguments).output().unwrap().status.success());
+    let (last, _) = newest(&admin).await;
+    assert_eq!(last, 7);
+    let count = async |query: &str| records(&admin, query).await.len();
+    assert_eq!(count("subject=device-ota%20keys").await, 1);
+    assert_eq!(count("subject=admin&entity=device").await, 5);
+    assert_eq!(count("action=device.registered&limit=2&offset=4").await, 1);
+    assert_eq!(count(&format!("entity_id={firmware}")).await, 1);
+    assert_eq!(count("entity_id=d3&entity=device").await, 1);
+    assert_eq!(count("entity_id=d3&entity=campaign").await, 0);
+    assert_eq!(count("from=2001-01-01T00:00:00Z").await, 7);
+    assert_eq!(count("to=2001-01-01T00:00:00Z").await, 0);
+    let list = records(&admin, "").await;
+    assert_eq!(list[0]["authentication"], "command_line");
+    let numbers: Vec<_> = list.iter().map(|r| r["number"].as_i64().unwrap()).collect();
+    assert_eq!(numbers, [7, 6, 5, 4, 3, 2, 1]);
+    for (later, earlier) in list.iter().zip(&list[1..]) {
+        assert_eq!(later["prev"], earlier["hash"]);
+    }
+    for wrong in [
+        "action=key.eaten",
+        "entity=cake",
+        "from=yesterday",
+        "colour=red",
+    ] {
+        admin.get(&format!("{AUDIT}?{wrong}")).await.refused(400);
+    }
+}
+
+async fn whoever_changes_the_trail_is_found_out(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let devices: Vec<_> = (0..6).map(|n| device_json(&format!("d{n}"))).collect();
+    admin.register(&devices).await;
+    let (number, remembered) = newest(&admin).await;
+    assert_eq!(number, 6);
+    for refused in [
+        "UPDATE audit_log SET subject = 'somebody else' WHERE number = 3",
+        "DELETE FROM audit_log WHERE number = 6",
+        "UPDATE audit_head SET number = 5",
+        "DELETE FROM audit_head",
+    ] {
+        let complaint = service.tamper(refused).await.unwrap_err();
+        assert!(complaint.contains("audit log"), "{refused}: {complaint}");
+    }
+    let expect = |hash: &str| verify(&service, &["--expect", hash]);
+    assert!(expect(&remembered).0);
+    let (whole, said) = expect(&"1".repeat(64));
+    assert!(!whole && said.contains("was written anew"), "{said}");
+
+    // Whoever owns the database can put the guards away, and is found out all the same.
+    service.without_audit_guards().await;
+    let broken = async |sql: &str| {
+        service.tamper(sql).await.unwrap();
+        let (whole, said) = verify(&service, &[]);
+        assert!(!whole, "{sql}: {said}");
+        said
+    };
+    let said = broken("UPDATE audit_log SET subject = 'somebody else' WHERE number = 3").await;
+    assert!(said.contains("record 3 was changed"), "{said}");
+    service
+        .tamper("UPDATE audit_log SET subject = 'admin' WHERE number = 3")
+        .await
+        .unwrap();
+    assert!(verify(&service, &[]).0, "as it was");
+    let said = broken("DELETE FROM audit_log WHERE number = 6").await;
+    assert!(said.contains("records 6 to 6 are missing"), "{said}");
+    let said = broken("DELETE FROM audit_log WHERE number = 2").await;
+    assert!(said.contains("record 2 is missing"), "{said}");
+}
+
+async fn a_kill_leaves_the_chain_whole(options: Options) {
+    const KILLS: usize = 3;
+    const BUSY: usize = 4;
+    let mut service = Service::start(options).await;
+    let admin = service.admin();
+    let mut random = StdRng::seed_from_u64(41);
+    for kill in 1..=KILLS {
+        let busy: Vec<_> = (0..BUSY)
+            .map(|_| {
+                let admin = admin.clone();
+                tokio::spawn(async move {
+                    let key = json!({ "name": "k", "roles": ["viewer"] });
+                    // Until the service is gone.
+                    while admin.try_post("/api/v1/ota/keys", &key).await.is_ok() {}
+                })
+            })
+            .collect();
+        let due = i64::try_from(kill * 20).unwrap();
+        eventually("keys are made", async || {
+            let (number, _) = newest(&admin).await;
+            if number >= due {
+                Ok(())
+            } else {
+                Err(number.to_string())
+            }
+        })
+        .await;
+        // Some milliseconds beside any event.
+        tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+        service.kill();
+        for task in busy {
+            task.await.unwrap();
+        }
+        service.start_again().await;
+        let (whole, said) = verify(&service, &[]);
+        assert!(whole, "{said}");
+    }
+    let (recorded, _) = newest(&admin).await;
+    let mut made = 0;
+    loop {
+        let page = format!("/api/v1/ota/keys?limit=200&offset={made}");
+        let list = admin.get(&page).await.expect(200);
+        made += list["count"].as_i64().unwrap();
+        if list["count"] == 0 {
+            break;
+        }
+    }
+    assert_eq!(
+        made, recorded,
+        "each key with its record, and each record with its key"
+    );
+}
