@@ -348,13 +348,14 @@ async fn of_proposals(trail: &mut Trail, firmware: &str) {
             &["campaign.updated"],
         )
         .await;
-    assert_eq!(
-        (&told[0]["before"], &told[0]["after"]),
-        (
-            &json!({ "name": "n", "revision": 0 }),
-            &json!({ "name": "m", "revision": 1 })
-        )
-    );
+    for (state, name, revision) in [("before", "n", 0), ("after", "m", 1)] {
+        let state = &told[0][state];
+        assert_eq!(
+            (&state["name"], &state["revision"]),
+            (&json!(name), &json!(revision))
+        );
+        assert_eq!(state["firmware_id"], Value::Null, "it stayed the same");
+    }
     let verdict = Some(json!({ "comment": "looked at" }));
     let approve = format!("POST {CAMPAIGN}/approve");
     let (_, told) = trail
@@ -424,7 +425,8 @@ async fn what_is_refused_or_changes_nothing_leaves_none(options: Options) {
         .post("/api/v1/ota/campaigns", wrong)
         .await
         .refused(400);
-    let again = admin.upload(&image_metadata("2.1.0"), "image.bin", image("2.1.0"));
+    let metadata = image_metadata("2.1.0");
+    let again = admin.upload(&metadata, "image.bin", image("2.1.0"));
     assert!(again.await.status < 300, "the same image once more");
     let exists = admin.post("/api/v1/ota/devices", device_json("one")).await;
     assert_eq!(exists.expect(201)["devices"][0]["status"], "exists");

@@ -102,7 +102,30 @@ mod tests {
         let at = Timestamp::from_second(1_766_053_500).unwrap();
         let entry = Entry::new(&actor, at, Act::CampaignPaused, "camp_1", states);
         let record = Record::behind(&Head::default(), &entry);
-        insta::assert_snapshot!(serde_json::to_string_pretty(&AuditDto::from(&record)).unwrap(), @r#""#);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&AuditDto::from(&record)).unwrap(), @r#"
+        {
+          "number": 1,
+          "at": "2025-12-18T10:25:00Z",
+          "subject": "u",
+          "roles": [
+            "admin"
+          ],
+          "authentication": "api_key:key_00000000000000ff",
+          "request_id": "r-1",
+          "peer": "::1",
+          "action": "campaign.paused",
+          "entity": "campaign",
+          "entity_id": "camp_1",
+          "before": {
+            "status": "in_progress"
+          },
+          "after": {
+            "status": "paused"
+          },
+          "prev": "0000000000000000000000000000000000000000000000000000000000000000",
+          "hash": "b433f295006f4ba64bb1b5dc5b41cd856f80dcc226a62ed547c1b24527e4c8b6"
+        }
+        "#);
         let mut odd = record;
         (odd.request_id, odd.before) = (String::new(), Some("{".to_owned()));
         let shown = serde_json::to_value(AuditDto::from(&odd)).unwrap();

@@ -3,7 +3,7 @@
 use device_ota_domain::Roles;
 use device_ota_domain::audit::{Act, Actor, Authentication, Break, Entity, Entry};
 use device_ota_domain::page::Page;
-use device_ota_engine::ports::audit::AuditFilter;
+use device_ota_engine::ports::audit::{AuditFilter, AuditLog};
 use device_ota_engine::ports::store::Store;
 use device_ota_engine::{AuditFailure, verify_audit};
 use device_ota_store::testing::{PostgresDatabase, SqliteDatabase, run_sql};
