@@ -201,11 +201,10 @@ pub(crate) async fn tell(
     tx.append_events(&[event]).await?;
     match Act::of_campaign(event_type) {
         Some(act) => {
-            let mut after = facts::campaign(campaign);
-            if before.is_some() {
-                // Saving it has raised the revision.
-                after["revision"] = (campaign.revision + 1).into();
-            }
+            let after = match &before {
+                Some(_) => facts::saved_campaign(campaign),
+                None => facts::campaign(campaign),
+            };
             let states = (before, Some(after));
             tx.append_audit(by.did(act, now, &campaign.id, states))
                 .await

@@ -157,9 +157,7 @@ impl Engine {
             update.created_at,
         )])
         .await?;
-        let mut after = facts::update(&update);
-        after["reason"] = reason.into();
-        let states = (None, Some(after));
+        let states = (None, Some(facts::rollback(&update, reason)));
         tx.append_audit(by.did(Act::UpdateRollback, update.created_at, &update.id, states))
             .await?;
         tx.commit().await?;
@@ -336,7 +334,8 @@ impl Engine {
             None => None,
         };
         let update = locked(tx.as_mut(), id).await?;
-        let (before, failed_at, was) = (update.standing(), update.ended_at(), facts::update(&update));
+        let (before, failed_at, was) =
+            (update.standing(), update.ended_at(), facts::update(&update));
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",

@@ -85,7 +85,7 @@ async fn head<D: Dialect>(
 /// The filter as a condition behind a page, whose limit and offset are `$1` and `$2`.
 fn given<D: Dialect>(filter: &AuditFilter, page: Page) -> (String, Args<D>) {
     let mut args = Args::new().page(page);
-    let mut tests = vec!["1 = 1".to_owned()];
+    let mut wanted = vec!["1 = 1".to_owned()];
     let texts = [
         ("subject", filter.subject.as_deref()),
         ("action", filter.action.map(Act::name)),
@@ -96,16 +96,16 @@ fn given<D: Dialect>(filter: &AuditFilter, page: Page) -> (String, Args<D>) {
     for (column, text) in texts {
         if let Some(text) = text {
             args = args.text(text);
-            tests.push(format!("{column} = ${}", tests.len() + 2));
+            wanted.push(format!("{column} = ${}", wanted.len() + 2));
         }
     }
     for (test, time) in [("at >=", filter.from), ("at <", filter.to)] {
         if let Some(time) = time {
             args = args.time(time);
-            tests.push(format!("{test} ${}", tests.len() + 2));
+            wanted.push(format!("{test} ${}", wanted.len() + 2));
         }
     }
-    (tests.join(" AND "), args)
+    (wanted.join(" AND "), args)
 }
 
 #[async_trait::async_trait]

@@ -69,11 +69,7 @@ fn the_form_is_the_documented_one() {
             }
         }
     }
-    let hash: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    assert_eq!(record.hash, hash);
+    assert_eq!(record.hash, hex::encode(Sha256::digest(&bytes)));
 }
 
 #[test]
@@ -130,9 +126,9 @@ fn whatever_is_done_to_a_chain_is_found_and_named() {
 fn the_end_is_the_one_that_is_remembered() {
     let records = chain(3);
     let mut chain = Chain::default();
-    records
-        .iter()
-        .for_each(|record| chain.follow(record).unwrap());
+    for record in &records {
+        chain.follow(record).unwrap();
+    }
     let head = |number, hash: &str| Head {
         number,
         hash: hash.to_owned(),

@@ -18,9 +18,18 @@ pub(crate) fn firmware(firmware: &Firmware) -> Value {
 
 /// What a campaign shall do, and how far it is.
 pub(crate) fn campaign(campaign: &Campaign) -> Value {
+    campaign_at(campaign, campaign.revision)
+}
+
+/// The same of one that has just been saved, which has raised its revision.
+pub(crate) fn saved_campaign(campaign: &Campaign) -> Value {
+    campaign_at(campaign, campaign.revision + 1)
+}
+
+fn campaign_at(campaign: &Campaign, revision: i64) -> Value {
     let mut facts = json!({
         "status": campaign.state.status(), "state": campaign.state, "approval": campaign.approval,
-        "target_count": campaign.target_count, "revision": campaign.revision, "deleted_at": campaign.deleted_at,
+        "target_count": campaign.target_count, "revision": revision, "deleted_at": campaign.deleted_at,
     });
     if let (Value::Object(facts), Ok(Value::Object(spec))) =
         (&mut facts, serde_json::to_value(&campaign.spec))
@@ -45,6 +54,15 @@ pub(crate) fn update(update: &Update) -> Value {
         "attempt": update.attempt, "retries": update.retries, "give_up_at": update.give_up_at, "status": update.status(),
         "cancel_requested": asked_to_stop,
     })
+}
+
+/// The same of a rollback that somebody asked for, and why.
+pub(crate) fn rollback(rollback: &Update, reason: &str) -> Value {
+    let mut facts = update(rollback);
+    if let Value::Object(facts) = &mut facts {
+        facts.insert("reason".to_owned(), reason.into());
+    }
+    facts
 }
 
 /// What is registered of a device.
