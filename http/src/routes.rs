@@ -7,8 +7,8 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    audit, campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals, rollbacks,
-    statistics, telemetry, trust, updates,
+    audit, campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals,
+    rollbacks, statistics, telemetry, trust, updates,
 };
 
 /// All routes, the most frequent ones first.
