@@ -112,6 +112,8 @@ pub(crate) struct Config {
     pub failure_threshold_percent: f64,
     /// How long a silent device keeps its slot, seconds.
     pub lease_seconds: u32,
+    /// How long a device may be away before that is told, seconds.
+    pub offline_after_seconds: u32,
     /// How long a rollback may take in all, hours.
     pub rollback_timeout_hours: f64,
     /// Days that heartbeats stay in the history.

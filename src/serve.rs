@@ -276,6 +276,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
+        offline_after: SignedDuration::from_secs(config.offline_after_seconds.into()),
         credentials_believed: believed(&config.database),
         rollback_timeout: hours(config.rollback_timeout_hours),
         heartbeat_retention: SignedDuration::from_hours(

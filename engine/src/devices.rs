@@ -271,7 +271,7 @@ impl Engine {
     /// No device is connected: a gateway that has just started has no sessions.
     pub async fn reset_presence(&self) -> Result<()> {
         let mut tx = self.store.begin().await?;
-        tx.reset_presence().await?;
+        tx.reset_presence(self.clock.now()).await?;
         Ok(tx.commit().await?)
     }
 }

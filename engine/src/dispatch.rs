@@ -136,6 +136,7 @@ impl Engine {
     /// What falls due with time: leases, deadlines, lost devices, unanswered offers, download counts.
     pub async fn keep_time(&self) -> Result<()> {
         while self.expire().await? == MAX_ROWS as usize {}
+        self.tell_absences().await?;
         self.say_again().await?;
         self.write_download_counts().await
     }
@@ -245,7 +246,7 @@ impl Engine {
 pub(crate) struct Listening(std::sync::Mutex<Option<(Timestamp, Timestamp)>>);
 
 impl Listening {
-    fn for_a_lease(&self, now: Timestamp, lease: SignedDuration) -> bool {
+    pub(crate) fn for_a_lease(&self, now: Timestamp, lease: SignedDuration) -> bool {
         let mut known = self
             .0
             .lock()
@@ -415,6 +416,6 @@ async fn claim(
     Ok((pair(updates, grounds), claimed))
 }
 
-fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {
+pub(crate) fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
 }

@@ -8,6 +8,7 @@
 //! * **a background loop**: a file with a `run`, started in [`Engine::run`].
 //! * **a port**: a trait in [`ports`], an adapter crate, a field of [`Parts`].
 
+mod absence;
 mod api_keys;
 mod audit;
 mod caller;
@@ -107,6 +108,7 @@ pub struct Engine {
     known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
     listening: dispatch::Listening,
+    attentive: dispatch::Listening,
     dispatch: Notify,
     credentials: Notify,
     chunks: mpsc::Sender<chunks::Wanted>,
@@ -147,6 +149,7 @@ impl Engine {
             known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
             listening: dispatch::Listening::default(),
+            attentive: dispatch::Listening::default(),
             dispatch: Notify::new(),
             credentials: Notify::new(),
             chunks,

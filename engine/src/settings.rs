@@ -11,6 +11,8 @@ pub struct Settings {
     pub failure_threshold_percent: f64,
     /// A device that is silent for longer loses its slot.
     pub lease: SignedDuration,
+    /// A device that is away for longer is told of, once an absence.
+    pub offline_after: SignedDuration,
     /// A rollback that is not done this long after it was made ends as failed.
     pub rollback_timeout: SignedDuration,
     /// An offer that nobody answered is said again after this.
@@ -34,6 +36,7 @@ impl Default for Settings {
             public_url: String::new(),
             failure_threshold_percent: 10.0,
             lease: SignedDuration::from_mins(5),
+            offline_after: SignedDuration::from_mins(5),
             rollback_timeout: SignedDuration::from_hours(6),
             offer_again: SignedDuration::from_secs(30),
             url_lifetime: SignedDuration::from_hours(1),

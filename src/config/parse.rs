@@ -45,6 +45,12 @@ impl Config {
                 300,
                 1..=86_400,
             )?,
+            offline_after_seconds: number(
+                "OFFLINE_AFTER_SECONDS",
+                raw.offline_after_seconds.as_deref(),
+                300,
+                1..=604_800,
+            )?,
             rollback_timeout_hours: number(
                 "ROLLBACK_TIMEOUT_HOURS",
                 raw.rollback_timeout_hours.as_deref(),

@@ -68,6 +68,8 @@ settings! {
     auto_rollback_failure_threshold "auto-rollback-failure-threshold" "auto_rollback_failure_threshold",
     /// How long a silent device keeps its slot, seconds [default: 300]
     lease_seconds "lease-seconds" "lease_seconds",
+    /// How long a device may be away before that is told, seconds [default: 300]
+    offline_after_seconds "offline-after-seconds" "offline_after_seconds",
     /// How long a rollback may take before it counts as failed, hours [default: 6]
     rollback_timeout_hours "rollback-timeout-hours" "rollback_timeout_hours",
     /// Days that heartbeats stay in the history; 0 keeps none [default: 30]

@@ -35,6 +35,7 @@ const STEPS: &[Step] = &steps![
     (11, "audit", "0011_audit.sql"),
     (15, "statistics", "0015_statistics.sql"),
     (17, "deleted devices", "0017_deleted_devices.sql"),
+    (16, "absence", "0016_absence.sql"),
 ];
 
 /// The steps for SQLite.

@@ -124,9 +124,6 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         ),
         (&campaigns::CAMPAIGN, Args::new().text("camp_1")),
         (&counts::COUNTS, Args::new().text("camp_1")),
-        (&outbox::EVENTS_FOR, Args::new().text("bus").int(100)),
-        (&outbox::EVENTS_AFTER, Args::new().int(77).int(100)),
-        (&outbox::EVENTS_KEPT, Args::new()),
         (
             &outbox::TELL_CANCELLED,
             Args::new().ints(&[7, 77, 777]).text("1970").time(now),
@@ -135,7 +132,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
             &presence::DRAW_SEQS,
             Args::new().ints(&[DeviceKey(7).0, 77]),
         ),
-        (&presence::RESET_PRESENCE, Args::new()),
+        (&presence::RESET_PRESENCE, Args::new().time(now)),
         (
             &history::HEARTBEATS_INDEXED,
             Args::new()
@@ -165,6 +162,17 @@ fn of_figures<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     ]
 }
 
+/// The same for events, and for what is told by them.
+fn hot_events<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    let now = Timestamp::from_microsecond(1_000).expect("a time");
+    vec![
+        (&outbox::EVENTS_FOR, Args::new().text("bus").int(100)),
+        (&outbox::EVENTS_AFTER, Args::new().int(77).int(100)),
+        (&outbox::EVENTS_KEPT, Args::new()),
+        (&presence::AWAY, Args::new().time(now).int(100)),
+    ]
+}
+
 /// The plans of all hot statements, by name.
 async fn plans<D: Dialect>(
     store: &SqlStore<D>,
@@ -173,7 +181,8 @@ async fn plans<D: Dialect>(
 ) -> Vec<(&'static str, String)> {
     let mut conn = store.writer.acquire().await.expect("a connection");
     let mut plans = Vec::new();
-    for (statement, args) in hot::<D>().into_iter().chain(of_figures()) {
+    let hot = hot::<D>().into_iter().chain(of_figures());
+    for (statement, args) in hot.chain(hot_events()) {
         let text = format!("{explain} {}", statement.text::<D>().as_str());
         let args = args.finish().expect("arguments encode");
         let rows = D::fetch_all(&mut conn, AssertSqlSafe(text).into_sql_str(), args).await;

@@ -1,14 +1,15 @@
 //! What devices say of themselves: their latest state, their heartbeats, and the `seq` and nonce of their next offer.
 
 use device_ota_domain::device::DeviceKey;
-use device_ota_engine::ports::store::{HeartbeatRow, OfferGround, Touch};
+use device_ota_engine::ports::store::{Absence, HeartbeatRow, OfferGround, Touch};
+use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, statements, to_json};
 
 statements! {
-    RESET_PRESENCE = "UPDATE device_latest SET online = 0 WHERE online = 1";
+    RESET_PRESENCE = "UPDATE device_latest SET online = 0, offline_since = $1 WHERE online = 1";
     TOUCH[Int, Int, Text, Text, Int, Real, Int, Int, Int, Text, Text, Int, Text, Text] =
         "WITH v (device_key, last_seen, version, slot, confirmed, battery, charging, storage, floor, model, nonce, \
          errors, last_error, metrics) \
@@ -28,12 +29,22 @@ statements! {
          last_error = COALESCE(v.last_error, device_latest.last_error), \
          metrics = COALESCE(v.metrics, device_latest.metrics) \
          FROM v WHERE device_latest.device_key = v.device_key";
-    // Apart from what heartbeats change, so that these leave the index of the connected alone.
-    CONNECTED[Int, Int, Int, Int] =
-        "WITH v (device_key, last_seen, online, session) AS (VALUES {rows}) UPDATE device_latest SET \
-         online = v.online, session = v.session \
+    // Apart from what heartbeats change, so that these leave the index of the connected alone. A session may have come and
+    // gone within one batch; a second good-bye of the same one is no other absence.
+    CONNECTED[Int, Int, Int, Int, Int] =
+        "WITH v (device_key, last_seen, online, session, left_at) AS (VALUES {rows}) UPDATE device_latest SET \
+         online = v.online, session = v.session, \
+         offline_since = CASE WHEN v.online = 1 THEN NULL \
+             WHEN device_latest.online = 1 OR v.session > device_latest.session \
+                 THEN COALESCE(v.left_at, device_latest.last_seen) \
+             ELSE device_latest.offline_since END \
          FROM v WHERE device_latest.device_key = v.device_key AND (v.session >= device_latest.session \
              OR (v.online = 1 AND device_latest.session > v.last_seen))";
+    AWAY = "SELECT l.device_key, d.device_id, l.last_seen, l.offline_since FROM device_latest l \
+         JOIN devices d ON d.device_key = l.device_key WHERE l.offline_since <= $1 ORDER BY l.offline_since LIMIT $2";
+    SETTLE_ABSENCES[Int, Int, Int] =
+        "WITH v (k, since, still) AS (VALUES {rows}) UPDATE device_latest SET offline_since = v.still \
+         FROM v WHERE device_latest.device_key = v.k AND device_latest.offline_since = v.since RETURNING device_key";
     INSERT_HEARTBEATS[Int, Int, Text] =
         "INSERT INTO device_heartbeats (device_key, received_at, payload) VALUES {rows}";
     DRAW_SEQS = "UPDATE device_seqs SET seq = seq + 1 WHERE device_key {any_int:$1} RETURNING seq, device_key, \
@@ -42,10 +53,46 @@ statements! {
 }
 
 /// Every device is offline.
-pub(crate) async fn reset<D: Dialect>(conn: &mut D::Connection) -> Result<(), DbError> {
-    sql::execute::<D>(conn, &RESET_PRESENCE, Args::new())
+pub(crate) async fn reset<D: Dialect>(
+    conn: &mut D::Connection,
+    at: Timestamp,
+) -> Result<(), DbError> {
+    sql::execute::<D>(conn, &RESET_PRESENCE, Args::new().time(at))
         .await
         .map(drop)
+}
+
+/// Devices that have been away since `before` or longer, and of whom that was not told, longest first.
+pub(crate) async fn away<D: Dialect>(
+    conn: &mut D::Connection,
+    before: Timestamp,
+    limit: u32,
+) -> Result<Vec<Absence>, DbError> {
+    let args = Args::<D>::new().time(before).int(i64::from(limit));
+    sql::fetch_all(conn, &AWAY, args, |row| {
+        Ok(Absence {
+            device: DeviceKey(row.int("device_key")?),
+            device_id: row.parse("device_id")?,
+            last_seen: row.time_opt("last_seen")?,
+            since: row.time("offline_since")?,
+        })
+    })
+    .await
+}
+
+/// Lets absences begin at another time, or be told; answers which were still as they had been read.
+pub(crate) async fn settle<D: Dialect>(
+    conn: &mut D::Connection,
+    absences: &[(&Absence, Option<Timestamp>)],
+) -> Result<Vec<DeviceKey>, DbError> {
+    sql::fetch_rows::<D, _, _>(
+        conn,
+        &SETTLE_ABSENCES,
+        absences,
+        |args, (absence, still)| args.int(absence.device.0).time(absence.since).time(*still),
+        |row| Ok(DeviceKey(row.int("device_key")?)),
+    )
+    .await
 }
 
 /// A touch and its JSON columns.
@@ -107,6 +154,7 @@ pub(crate) async fn touch<D: Dialect>(
                 .time(touch.last_seen)
                 .flag(*online)
                 .int(*session)
+                .time(touch.left_at)
         },
     )
     .await

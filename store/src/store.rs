@@ -12,8 +12,8 @@ use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
-    Aim, CampaignFilter, Credentials, DeviceFilter, InFlight, Result, RollbackFilter, Store,
-    TargetDevice, TargetSummary, Tx, UpdateFilter,
+    Absence, Aim, CampaignFilter, Credentials, DeviceFilter, InFlight, Result, RollbackFilter,
+    Store, TargetDevice, TargetSummary, Tx, UpdateFilter,
 };
 use jiff::Timestamp;
 use sqlx::pool::PoolConnection;
@@ -22,8 +22,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, rollbacks, targets,
-    updates,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, presence,
+    rollbacks, targets, updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -63,6 +63,10 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>> {
         Ok(devices::devices::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+
+    async fn away(&self, before: Timestamp, limit: u32) -> Result<Vec<Absence>> {
+        Ok(presence::away::<D>(&mut *self.read().await?, before, limit).await?)
     }
 
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>> {

@@ -12,8 +12,8 @@ use device_ota_domain::statistics::Ledger;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::store::{
-    ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result, RollbackTerms,
-    Touch, Tx,
+    Absence, ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result,
+    RollbackTerms, Touch, Tx,
 };
 use jiff::Timestamp;
 use sqlx::{Pool, Transaction};
@@ -96,8 +96,14 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool> {
         Ok(devices::delete::<D>(&mut *self.inner, device, at).await?)
     }
-    async fn reset_presence(&mut self) -> Result<()> {
-        Ok(presence::reset::<D>(&mut *self.inner).await?)
+    async fn reset_presence(&mut self, at: Timestamp) -> Result<()> {
+        Ok(presence::reset::<D>(&mut *self.inner, at).await?)
+    }
+    async fn settle_absences(
+        &mut self,
+        absences: &[(&Absence, Option<Timestamp>)],
+    ) -> Result<Vec<DeviceKey>> {
+        Ok(presence::settle::<D>(&mut *self.inner, absences).await?)
     }
     async fn touch(&mut self, touches: &[Touch]) -> Result<()> {
         Ok(presence::touch::<D>(&mut *self.inner, touches).await?)

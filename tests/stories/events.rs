@@ -17,6 +17,7 @@ matrix!(a_stream_ends_with_its_credential: sqlite_gateway);
 matrix!(streams_are_counted: sqlite_gateway);
 matrix!(a_stream_ends_with_the_service: sqlite_gateway);
 matrix!(a_stream_that_cannot_be_is_refused: sqlite_gateway);
+matrix!(a_device_that_stays_away_is_told_of_once);
 
 const EVENTS: &str = "/api/v1/ota/events";
 
@@ -306,4 +307,44 @@ async fn a_stream_that_cannot_be_is_refused(options: Options) {
     assert_eq!(get().send().await.unwrap().status(), 401);
     let head = admin.client().head(admin.url(EVENTS));
     admin.send(head).await.expect(200);
+}
+
+async fn a_device_that_stays_away_is_told_of_once(options: Options) {
+    let service = Service::start(options.with("OFFLINE_AFTER_SECONDS", "1")).await;
+    let admin = service.admin();
+    let [first, second] = [
+        service.register(device_json("frame-1")).await,
+        service.register(device_json("frame-2")).await,
+    ];
+    let mut listener = Listener::open(request(&service, service.key(), "?type=device.*")).await;
+    let leave = async |credentials| {
+        let mut device = Device::connect(&service, MqttVersion::V311, credentials).await;
+        device.check("2.0.0", "boot").await;
+        // A broker tells nobody of a connection that was closed in order.
+        let farewell = json!({ "online": false, "reason": "shutdown" });
+        device.report("status", &farewell).await;
+        device.leave().await;
+    };
+    // One that is deleted, and one that stays away.
+    let mut deleted = Device::connect(&service, MqttVersion::V311, &second).await;
+    deleted.check("2.0.0", "boot").await;
+    admin
+        .delete("/api/v1/ota/devices/frame-2")
+        .await
+        .expect(200);
+    drop(deleted);
+    leave(&first).await;
+    let told = listener.frame().await;
+    assert_eq!(told.event, "device.offline");
+    let data = &told.data["data"];
+    assert_eq!(data["device_id"], "frame-1");
+    assert!(
+        data["last_seen"].as_str() <= data["offline_since"].as_str(),
+        "{data}"
+    );
+    // Once: what is told next is the next absence.
+    leave(&first).await;
+    let again = listener.frame().await;
+    assert_eq!(again.data["data"]["device_id"], "frame-1");
+    assert!(again.data["data"]["offline_since"].as_str() > data["offline_since"].as_str());
 }

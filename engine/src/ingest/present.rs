@@ -77,6 +77,7 @@ impl Fold {
         let touch = self.touch(&message.device);
         if touch.online.is_none_or(|(_, known)| known <= session) {
             touch.online = Some((online, session));
+            touch.left_at = (!online).then_some(message.at);
         }
         if online {
             touch.last_seen = Some(message.at);

@@ -228,6 +228,8 @@ pub struct Touch {
     pub last_seen: Option<Timestamp>,
     /// Whether it is connected, and the session that says so: ignored when the row knows a later session.
     pub online: Option<(bool, i64)>,
+    /// When it left, if `online` says that it is gone.
+    pub left_at: Option<Timestamp>,
     /// Running version.
     pub version: Option<String>,
     /// Running slot.
@@ -252,6 +254,19 @@ pub struct Touch {
     pub reported_model: Option<String>,
     /// Nonce of its last check.
     pub nonce: Option<String>,
+}
+
+/// A device that is not connected, of whom that was not told yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absence {
+    /// Its number.
+    pub device: DeviceKey,
+    /// Its id.
+    pub device_id: DeviceId,
+    /// When it was last heard, perhaps in another way than over its connection.
+    pub last_seen: Option<Timestamp>,
+    /// Since when it has been away.
+    pub since: Timestamp,
 }
 
 /// A heartbeat for the history.
@@ -296,6 +311,9 @@ pub trait Store: Telemetry + Figures + Outbox + AuditLog {
     async fn devices_by_key(&self, devices: &[DeviceKey]) -> Result<Vec<Device>>;
     /// Devices in id order.
     async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>>;
+
+    /// Devices that have been away since `before` or longer, and of whom that was not told, longest first.
+    async fn away(&self, before: Timestamp, limit: u32) -> Result<Vec<Absence>>;
 
     /// One firmware, deprecated or not.
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
@@ -378,8 +396,14 @@ pub trait Tx: Send {
     async fn save_device(&mut self, device: &Registration) -> Result<bool>;
     /// Deletes a device: it keeps its number for records and is found nowhere else. False when there is no such device.
     async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool>;
-    /// Every device is offline: a gateway that has just started has no sessions.
-    async fn reset_presence(&mut self) -> Result<()>;
+    /// Every device is offline, from now on: a gateway that has just started has no sessions.
+    async fn reset_presence(&mut self, at: Timestamp) -> Result<()>;
+    /// Lets each absence begin at the given time instead, or, with none, be one that was told. Answers of which devices:
+    /// those whose absence was still as it had been read.
+    async fn settle_absences(
+        &mut self,
+        absences: &[(&Absence, Option<Timestamp>)],
+    ) -> Result<Vec<DeviceKey>>;
     /// Applies what a batch says of devices' present states; one entry a device.
     async fn touch(&mut self, touches: &[Touch]) -> Result<()>;
     /// Appends to the heartbeat history.

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod absence;
 mod adversity;
 mod approval;
 mod credentials;

@@ -3,7 +3,10 @@
 use device_ota_domain::device::LastError;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow, Registered, Store, Touch};
+use device_ota_engine::ports::store::{
+    Absence, DeviceFilter, HeartbeatRow, Registered, Store, Touch,
+};
+use jiff::Timestamp;
 
 use crate::fixture::*;
 
@@ -19,6 +22,7 @@ crate::stories!(
     a_deleted_device_is_gone_and_may_come_back,
     a_touch_changes_only_what_it_says,
     an_older_session_cannot_end_a_newer_one,
+    an_absence_is_known_until_it_is_told,
     a_restart_finds_everybody_offline,
     seqs_rise_and_bring_the_nonce,
     many_heartbeats_are_taken_at_once,
@@ -292,6 +296,7 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
         device: keys[0],
         last_seen: Some(at(10)),
         online: Some((true, 5)),
+        left_at: None,
         version: Some("1.1.0".into()),
         slot: Some("b"),
         confirmed: Some(true),
@@ -347,6 +352,56 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
     assert_eq!(other, device_ota_domain::device::Latest::default());
 }
 
+async fn an_absence_is_known_until_it_is_told(store: &dyn Store) {
+    let keys = fleet(store, 3).await;
+    let leave = |n: usize, session, left_at| Touch {
+        device: keys[n],
+        online: Some((false, session)),
+        left_at: Some(at(left_at)),
+        ..Touch::default()
+    };
+    let away = async |before| {
+        let away = store.away(at(before), 10).await.unwrap();
+        away.into_iter()
+            .map(|a| (a.device, a.since))
+            .collect::<Vec<_>>()
+    };
+    let settle = async |absences: &[(&Absence, Option<Timestamp>)]| {
+        let mut tx = store.begin().await.unwrap();
+        let settled = tx.settle_absences(absences).await.unwrap();
+        tx.commit().await.unwrap();
+        settled
+    };
+    assert_eq!(away(1_000).await, [], "all are there");
+    touch(store, &[leave(0, 1, 50), leave(1, 1, 40)]).await;
+    touch(store, &[leave(0, 1, 60)]).await;
+    assert_eq!(away(39).await, []);
+    assert_eq!(
+        away(50).await,
+        [(keys[1], at(40)), (keys[0], at(50))],
+        "longest first, and since the first good-bye"
+    );
+    let read = store.away(at(50), 10).await.unwrap();
+    online(store, &keys[..1]).await;
+    let settled = settle(&[(&read[0], None), (&read[1], None)]).await;
+    assert_eq!(settled, [keys[1]], "the other one came back");
+    assert_eq!(away(1_000).await, [], "it was told");
+    let mut tx = store.begin().await.unwrap();
+    tx.reset_presence(at(70)).await.unwrap();
+    tx.commit().await.unwrap();
+    let read = store.away(at(70), 10).await.unwrap();
+    assert_eq!(read.len(), 2, "not who was away before");
+    touch(store, &[leave(1, 2, 65)]).await;
+    let flash = away(69).await;
+    assert_eq!(flash, [(keys[1], at(65))], "it came and went in one batch");
+    let later = settle(&[(&read[0], Some(at(80)))]).await;
+    assert_eq!(later, [read[0].device]);
+    assert_eq!(
+        away(75).await,
+        [(keys[1], at(65)), (read[1].device, at(70))]
+    );
+}
+
 async fn an_older_session_cannot_end_a_newer_one(store: &dyn Store) {
     let keys = register(store, &[new_device("a", 0)]).await;
     let session = |online, number| Touch {
@@ -373,7 +428,7 @@ async fn an_older_session_cannot_end_a_newer_one(store: &dyn Store) {
 async fn a_restart_finds_everybody_offline(store: &dyn Store) {
     let keys = fleet(store, 3).await;
     let mut tx = store.begin().await.unwrap();
-    tx.reset_presence().await.unwrap();
+    tx.reset_presence(at(9)).await.unwrap();
     tx.commit().await.unwrap();
     let devices = store
         .devices(&DeviceFilter::default(), Page::default())

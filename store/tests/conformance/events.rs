@@ -110,7 +110,7 @@ trait Work {
 
 impl Work for Box<dyn device_ota_engine::ports::store::Tx> {
     async fn devices_are_touched(&mut self) {
-        self.reset_presence().await.unwrap();
+        self.reset_presence(at(0)).await.unwrap();
         tokio::task::yield_now().await;
     }
 }

@@ -1,0 +1,105 @@
+//! Devices that stay away are told of: once, after the grace, and only by a service that has listened.
+
+use device_ota_engine::inbound::{DeviceRef, Uplink};
+use device_ota_protocol::topics::Up;
+use jiff::SignedDuration;
+
+use crate::fixture::{Fixture, tester};
+
+/// As the settings of the fixture have it.
+const GRACE: SignedDuration = SignedDuration::from_mins(5);
+
+impl Fixture {
+    /// Of whom it was told that they are away, in order.
+    async fn absences(&self) -> Vec<String> {
+        let events = self.store.events_after(0, 1_000).await.unwrap();
+        let away = events.iter().filter(|e| e.event_type == "device.offline");
+        away.map(|e| e.entity.clone()).collect()
+    }
+
+    async fn leaves(&self, device: &DeviceRef) {
+        let session = self.engine.clock().now().as_microsecond();
+        self.ends(device, session).await;
+    }
+
+    async fn ends(&self, device: &DeviceRef, session: i64) {
+        self.submit(device, Uplink::Offline { session })
+            .await
+            .wait()
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn an_absence_is_told_once_and_the_next_one_again() {
+    let fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.device("never-there").await;
+    fixture.pass(GRACE).await;
+    fixture.online(&device).await;
+    fixture.pass(GRACE * 2).await;
+    assert!(fixture.absences().await.is_empty(), "it is connected");
+    let session = fixture.engine.clock().now().as_microsecond();
+    fixture.ends(&device, session).await;
+    fixture.pass(GRACE - SignedDuration::from_secs(1)).await;
+    assert!(fixture.absences().await.is_empty());
+    fixture.pass(SignedDuration::from_secs(2)).await;
+    assert_eq!(fixture.absences().await, ["d1"]);
+    // A second good-bye of the same session is no second absence.
+    fixture.ends(&device, session).await;
+    fixture.pass(GRACE * 3).await;
+    assert_eq!(fixture.absences().await, ["d1"]);
+    fixture.online(&device).await;
+    fixture.leaves(&device).await;
+    fixture.pass(GRACE * 2).await;
+    assert_eq!(fixture.absences().await, ["d1", "d1"]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_missed_before_the_service_has_listened() {
+    let fixture = Fixture::new().await;
+    let [gone, back] = [fixture.device("gone").await, fixture.device("back").await];
+    for device in [&gone, &back] {
+        fixture.online(device).await;
+    }
+    fixture.pass(GRACE).await;
+    fixture.leaves(&gone).await;
+    // Nobody looks for a day; then the service starts.
+    fixture.advance(SignedDuration::from_hours(24));
+    fixture.engine.reset_presence().await.unwrap();
+    fixture.pass(GRACE - SignedDuration::from_secs(1)).await;
+    assert!(fixture.absences().await.is_empty());
+    fixture.online(&back).await;
+    fixture.pass(GRACE * 2).await;
+    assert_eq!(fixture.absences().await, ["gone"]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_heard_otherwise_or_was_deleted_is_not_missed() {
+    let fixture = Fixture::new().await;
+    let [heard, deleted] = [
+        fixture.device("heard").await,
+        fixture.device("deleted").await,
+    ];
+    fixture.pass(GRACE).await;
+    for device in [&heard, &deleted] {
+        fixture.online(device).await;
+        fixture.leaves(device).await;
+    }
+    fixture
+        .engine
+        .delete_device(&deleted.id, &tester())
+        .await
+        .unwrap();
+    for _ in 0..4 {
+        fixture.pass(GRACE / 2).await;
+        let heartbeat = r#"{"version":"1.0.0"}"#;
+        fixture.publish(&heard, Up::Heartbeat, heartbeat).await;
+    }
+    assert!(fixture.absences().await.is_empty());
+    fixture.pass(GRACE * 2).await;
+    assert_eq!(fixture.absences().await, ["heard"]);
+    fixture.stop().await;
+}
