@@ -160,6 +160,11 @@ impl Feed {
     fn seats(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, usize>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Readers now.
+    pub(crate) fn readers(&self) -> usize {
+        self.seats().values().sum()
+    }
 }
 
 /// One reader of the feed.

@@ -180,7 +180,10 @@ impl Upload {
         writer.commit(&sha256).await?;
         let inserted = engine.insert_firmware(&firmware, by).await;
         match inserted {
-            Ok(()) => Ok(Uploaded::Created(firmware)),
+            Ok(()) => {
+                engine.metrics.uploaded(size);
+                Ok(Uploaded::Created(firmware))
+            }
             Err(StoreError::Conflict(_)) => match engine.store.firmware(&id).await? {
                 Some(known) => same_bytes(known, &sha256),
                 None => Err(Error::conflict(

@@ -17,6 +17,7 @@ use device_ota_domain::{DeviceId, Update, UpdateId};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
@@ -260,8 +261,12 @@ async fn until_settled(
 ) -> Option<Result<batch::Outcome, StoreError>> {
     let mut pause = FIRST_PAUSE;
     loop {
+        let began = Instant::now();
         match batch.commit(engine).await {
-            Ok(outcome) => return Some(Ok(outcome)),
+            Ok(outcome) => {
+                engine.metrics.committed(batch.len(), began.elapsed());
+                return Some(Ok(outcome));
+            }
             Err(error @ (StoreError::Refused(_) | StoreError::Corrupt { .. })) => {
                 return Some(Err(error));
             }

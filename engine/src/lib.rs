@@ -103,7 +103,8 @@ pub struct Engine {
     grants: Grants,
     settings: Settings,
     uplinks: Uplinks,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
+    snapshot: metrics::Kept,
     offers: offers::OfferCache,
     known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
@@ -144,7 +145,8 @@ impl Engine {
             grants: parts.grants,
             settings: parts.settings,
             uplinks,
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
+            snapshot: metrics::Kept::default(),
             offers: offers::OfferCache::default(),
             known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
@@ -246,8 +248,8 @@ impl Engine {
         &self.api_keys
     }
 
-    /// The counters.
-    pub fn metrics(&self) -> &Metrics {
+    /// The figures of this process.
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

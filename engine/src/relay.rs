@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
@@ -55,7 +56,10 @@ async fn relay(engine: &Engine, sink: &dyn EventSink) -> Result<usize, RelayErro
     let mut delivered = None;
     let mut failed = None;
     for event in &events {
-        match sink.deliver(event).await {
+        let began = Instant::now();
+        let taken = sink.deliver(event).await;
+        engine.metrics.delivered(sink.name(), began.elapsed());
+        match taken {
             Ok(()) => delivered = Some(event.id),
             Err(error) => {
                 failed = Some(error);

@@ -26,7 +26,7 @@ pub use tokens::{MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 /// Longest key that is hashed at all, in bytes; keys made here have 68.
 const MAX_KEY_BYTES: usize = 512;
 /// Everything below needs a principal, but for [`OPEN`].
-const CLOSED: &str = "/api/";
+const CLOSED: [&str; 2] = ["/api/", "/metrics"];
 /// Paths under [`CLOSED`] that need none: the bytes behind time-limited links, and the roots devices are born with.
 const OPEN: [&str; 2] = ["/api/v1/ota/objects/", "/api/v1/ota/trust/"];
 /// Who internal calls come from, as records show it.
@@ -220,7 +220,8 @@ impl Access {
 
 /// Whether a path needs no principal.
 pub(crate) fn is_open(path: &str) -> bool {
-    !path.starts_with(CLOSED) || OPEN.iter().any(|open| path.starts_with(open))
+    !CLOSED.iter().any(|closed| path.starts_with(closed))
+        || OPEN.iter().any(|open| path.starts_with(open))
 }
 
 /// What an internal call may do: read, and update or take back devices. Everything else needs somebody.

@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use device_ota_domain::audit::Actor;
 use device_ota_engine::Caller;
+use device_ota_engine::metrics::Metrics;
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -39,6 +41,7 @@ pub(crate) struct Gate<S> {
     access: Access,
     limiter: Limiter,
     cors: Cors,
+    metrics: Arc<Metrics>,
     run_id: String,
     made: AtomicU64,
 }
@@ -61,6 +64,7 @@ where
         access: Access,
         limits: RateLimits,
         cors: Cors,
+        metrics: Arc<Metrics>,
         run_id: String,
     ) -> Self {
         Self {
@@ -68,6 +72,7 @@ where
             access,
             limiter: Limiter::new(limits),
             cors,
+            metrics,
             run_id,
             made: AtomicU64::new(0),
         }
@@ -103,6 +108,9 @@ where
                 .unwrap_or_else(|never| match never {}),
             Err(refused) => refused.into_response(),
         };
+        let class = Class::of(&line.method, &line.path).name();
+        let status = status_class(answered.status());
+        self.metrics.answered(class, status, line.began.elapsed());
         let mut answer = finish(answered, &line);
         self.cors.mark(answer.headers_mut(), origin);
         answer
@@ -184,6 +192,17 @@ where
             },
             ToOwned::to_owned,
         )
+    }
+}
+
+/// The class of a status, as metrics name it.
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
     }
 }
 

@@ -48,6 +48,7 @@ mod gate;
 mod health;
 mod keys;
 mod limits;
+mod metrics;
 mod openapi;
 mod proposals;
 mod range;

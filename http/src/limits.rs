@@ -48,6 +48,17 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    /// As metrics name it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Upload => "upload",
+            Self::Stats => "stats",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+
     /// The class of a request.
     pub(crate) fn of(method: &Method, path: &str) -> Self {
         let path = path.strip_suffix('/').unwrap_or(path);

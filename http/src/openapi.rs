@@ -26,8 +26,8 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    audit, campaigns, devices, downloads, events, firmware, health, keys, proposals, rollbacks,
-    statistics, telemetry, trust, updates,
+    audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, proposals,
+    rollbacks, statistics, telemetry, trust, updates,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -80,6 +80,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         audit::Documented::openapi(),
         trust::Documented::openapi(),
         health::Documented::openapi(),
+        metrics::Documented::openapi(),
         Documented::openapi(),
     ]
 }

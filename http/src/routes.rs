@@ -7,8 +7,8 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    audit, campaigns, devices, downloads, events, firmware, health, keys, openapi, proposals,
-    rollbacks, statistics, telemetry, trust, updates,
+    audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, openapi,
+    proposals, rollbacks, statistics, telemetry, trust, updates,
 };
 
 /// All routes, the most frequent ones first.
@@ -42,6 +42,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     api.or(telemetry)
         .unify()
         .or(health::routes(shared))
+        .unify()
+        .or(metrics::routes(shared))
         .unify()
         .or(openapi::routes(shared))
         .unify()

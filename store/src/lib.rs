@@ -31,6 +31,7 @@ mod outbox;
 mod plans;
 mod presence;
 mod rollbacks;
+mod snapshot;
 mod sql;
 mod store;
 mod targets;
@@ -67,6 +68,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     outbox::STATEMENTS,
     presence::STATEMENTS,
     rollbacks::STATEMENTS,
+    snapshot::STATEMENTS,
     targets::STATEMENTS,
     updates::STATEMENTS,
 ];

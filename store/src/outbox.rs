@@ -157,7 +157,7 @@ async fn events_after<D: Dialect>(
 }
 
 /// Which events there are.
-async fn kept<D: Dialect>(conn: &mut D::Connection) -> Result<Option<Kept>, DbError> {
+pub(crate) async fn kept<D: Dialect>(conn: &mut D::Connection) -> Result<Option<Kept>, DbError> {
     let kept = sql::fetch_optional::<D, _>(conn, &EVENTS_KEPT, Args::new(), |row| {
         Ok(row.int_opt("oldest")?.zip(row.int_opt("newest")?))
     });

@@ -8,16 +8,19 @@ use device_ota_domain::statistics::{Amount, Ledger};
 use device_ota_domain::update::Action;
 use device_ota_engine::ports::figures::{Figure, Figures};
 use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow, Result};
-use device_ota_engine::ports::telemetry::{FleetGroup, HeartbeatQuery, Telemetry};
+use device_ota_engine::ports::telemetry::{FleetGroup, HeartbeatQuery, Snapshot, Telemetry};
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
-use crate::{SqlStore, figures, fleet, history, outbox};
+use crate::{SqlStore, figures, fleet, history, outbox, snapshot};
 
 #[async_trait]
 impl<D: Dialect> Telemetry for SqlStore<D> {
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>> {
         Ok(history::heartbeats::<D>(&mut *self.read().await?, query, page).await?)
+    }
+    async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(snapshot::read::<D>(&mut *self.read().await?).await?)
     }
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>> {
         Ok(fleet::fleet::<D>(&mut *self.read().await?, filter, low_battery).await?)

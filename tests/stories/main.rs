@@ -31,6 +31,7 @@ mod gateway_rules;
 mod identity;
 mod kill;
 mod limits;
+mod metrics;
 mod registration;
 mod rings;
 mod rollback;

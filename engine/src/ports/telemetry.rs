@@ -39,11 +39,26 @@ pub struct FleetGroup {
     pub never_seen: u64,
 }
 
+/// What metrics show of the database, read in one go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Campaigns that have not ended: status, how many.
+    pub campaigns: Vec<(String, u64)>,
+    /// Updates and rollbacks of those among them that have started: action, state, how many.
+    pub updates: Vec<(String, &'static str, u64)>,
+    /// Events in the outbox.
+    pub events_kept: u64,
+    /// Receivers of events, and how many they have not taken yet.
+    pub waiting: Vec<(String, u64)>,
+}
+
 /// Reads of telemetry, and its upkeep. Each call is a short transaction of its own.
 #[async_trait]
 pub trait Telemetry: Send + Sync + 'static {
     /// Heartbeats of one device, newest first, up to the last that was committed.
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>>;
+    /// What metrics show, from counters and indexes alone.
+    async fn snapshot(&self) -> Result<Snapshot>;
     /// Counts devices by what they have in common.
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>>;
 

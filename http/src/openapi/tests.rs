@@ -158,6 +158,7 @@ fn every_operation_is_listed_here() {
     /health/live GET, HEAD
     /health/ready GET, HEAD
     /health/detailed GET, HEAD
+    /metrics GET, HEAD
     /openapi.json GET, HEAD
     /docs GET, HEAD
     ");

@@ -85,7 +85,10 @@ impl Http {
     pub async fn serve(self, api: Api, shutdown: CancellationToken) {
         let shared = Shared::new(&api, self.local_addr, shutdown.clone());
         let service = TowerToHyperService::new(warp::service(routes::routes(&Arc::new(shared))));
-        let gate = Gate::new(service, api.access, api.limits, api.cors, api.run_id);
+        let metrics = Arc::clone(api.engine.metrics());
+        let gate = Gate::new(
+            service, api.access, api.limits, api.cors, metrics, api.run_id,
+        );
         serve_gate(self.listener, gate, shutdown).await;
     }
 }

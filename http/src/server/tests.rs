@@ -46,6 +46,7 @@ fn serve() -> Served {
         access,
         RateLimits::default(),
         Cors::default(),
+        Arc::default(),
         "run".to_owned(),
     );
     let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();

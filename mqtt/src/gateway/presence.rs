@@ -16,6 +16,7 @@ pub(super) struct Presence {
 
 impl Presence {
     pub(super) fn new(hub: Arc<Hub>, device: DeviceRef, session: i64) -> Self {
+        hub.engine.metrics().session_began();
         Self {
             hub,
             device: Some(device),
@@ -38,6 +39,7 @@ impl Presence {
 
 async fn leave(hub: &Hub, device: DeviceRef, session: i64) {
     hub.sessions.leave(&device.id, session);
+    hub.engine.metrics().session_ended();
     // The service is stopping, and resets presence when it starts.
     let _ = hub.tell(device, Uplink::Offline { session }).await;
 }

@@ -1,0 +1,126 @@
+//! What `/metrics` shows: the figures of this process, and with them what the database knows, read at most every few
+//! seconds however often somebody looks.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::PREFIX;
+use crate::Engine;
+use crate::ports::telemetry::Snapshot;
+
+/// How long what the database said is shown before it is asked again.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// What the database said last; `None` when it did not answer. One asks, the others wait for its answer.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Mutex<Option<(Instant, Option<Snapshot>)>>);
+
+impl Engine {
+    /// All figures in the text format of Prometheus, version 0.0.4.
+    pub async fn exposition(&self) -> String {
+        let kept = self.kept_snapshot().await;
+        let mut text = String::new();
+        let now = self.present(kept.as_ref());
+        for registry in [&self.metrics.registry, &now] {
+            // Writing to a String cannot fail.
+            let _ = prometheus_text::encode(&mut text, registry);
+        }
+        text
+    }
+
+    async fn kept_snapshot(&self) -> Option<Snapshot> {
+        let mut kept = self.snapshot.0.lock().await;
+        if let Some((at, snapshot)) = kept.as_ref()
+            && at.elapsed() < FRESH
+        {
+            return snapshot.clone();
+        }
+        let read = self.store.snapshot().await;
+        let snapshot = read
+            .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
+            .ok();
+        *kept = Some((Instant::now(), snapshot.clone()));
+        snapshot
+    }
+
+    /// What is true at the moment.
+    fn present(&self, kept: Option<&Snapshot>) -> Registry {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(signed(value));
+            registry.register(name, help, gauge);
+        };
+        gauge(
+            "database_up",
+            "Whether the database answered when it was asked last",
+            u64::from(kept.is_some()),
+        );
+        gauge(
+            "ingest_waiting_messages",
+            "Device messages that wait for the database",
+            self.uplinks.waiting() as u64,
+        );
+        gauge(
+            "event_streams",
+            "Streams of server-sent events that are open",
+            self.feed.readers() as u64,
+        );
+        let Some(kept) = kept else {
+            return registry;
+        };
+        gauge("events_kept", "Events in the outbox", kept.events_kept);
+        register(
+            &mut registry,
+            "campaigns",
+            "Campaigns that have not ended, by status",
+            kept.campaigns
+                .iter()
+                .map(|(status, count)| ([("status", status.clone())], *count)),
+        );
+        register(
+            &mut registry,
+            "campaign_updates",
+            "Updates and rollbacks of the campaigns that are active, by state",
+            kept.updates.iter().map(|(action, state, count)| {
+                (
+                    [("action", action.clone()), ("state", (*state).to_owned())],
+                    *count,
+                )
+            }),
+        );
+        register(
+            &mut registry,
+            "events_waiting",
+            "Events that a receiver has not taken yet",
+            kept.waiting
+                .iter()
+                .map(|(receiver, count)| ([("receiver", receiver.clone())], *count)),
+        );
+        registry
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A gauge for each set of labels.
+fn register<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, String); N], u64)>,
+) {
+    let family = Family::<[(&'static str, String); N], Gauge>::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(signed(value));
+    }
+    registry.register(name, help, family);
+}
