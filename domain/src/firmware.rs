@@ -234,6 +234,99 @@ pub struct Firmware {
     pub created_by: String,
 }
 
+/// What may be changed of an image: what devices are not told with a signature. What is left out stays as it is, `null` clears.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareChange {
+    /// Free text.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, max_length = 16384)]
+    pub description: Option<Option<String>>,
+    /// Free text for people.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, max_length = 16384)]
+    pub release_notes: Option<Option<String>>,
+    /// Not for everybody.
+    #[serde(default)]
+    pub is_beta: Option<bool>,
+    /// A device with less battery waits; of campaigns that are created from now on.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<u8>, maximum = 100)]
+    pub min_battery_percent: Option<Option<u8>>,
+    /// A device with less free storage waits; likewise.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<i64>, minimum = 0)]
+    pub min_free_storage_bytes: Option<Option<i64>>,
+}
+
+/// A field that is there, `null` or not.
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    field: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
+}
+
+/// Why an image is not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} {version} for {device_model} was deprecated; upload it under a new version")]
+pub struct Deprecated {
+    name: String,
+    version: String,
+    device_model: String,
+}
+
+impl Firmware {
+    /// The image, unless it is out of use.
+    pub fn in_use(self) -> Result<Self, Deprecated> {
+        if self.deprecated_at.is_none() {
+            return Ok(self);
+        }
+        let UploadMetadata {
+            name,
+            version,
+            device_model,
+            ..
+        } = self.metadata;
+        Err(Deprecated {
+            name,
+            version,
+            device_model,
+        })
+    }
+
+    /// Admin: take it out of use. What happens to those who use it is not decided here.
+    pub fn deprecate(self, now: Timestamp) -> Result<Self, Deprecated> {
+        let firmware = self.in_use()?;
+        Ok(Self {
+            deprecated_at: Some(now),
+            updated_at: now,
+            ..firmware
+        })
+    }
+
+    /// Admin: change what is not part of the signed release.
+    pub fn change(self, change: FirmwareChange, now: Timestamp) -> Result<Self, Deprecated> {
+        let mut firmware = self.in_use()?;
+        let said = &mut firmware.metadata;
+        set(&mut said.description, change.description);
+        set(&mut said.release_notes, change.release_notes);
+        set(&mut said.is_beta, change.is_beta);
+        set(&mut said.min_battery_percent, change.min_battery_percent);
+        set(
+            &mut said.min_free_storage_bytes,
+            change.min_free_storage_bytes,
+        );
+        firmware.updated_at = now;
+        Ok(firmware)
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
 /// How updates to an image ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Results {
@@ -270,4 +363,7 @@ pub struct FirmwareFilter {
     /// Security update or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_security_update: Option<bool>,
+    /// Those that are out of use, too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub include_deprecated: bool,
 }

@@ -156,7 +156,12 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     }
     let last = u16::try_from(spec.stages.len().saturating_sub(1)).unwrap_or(u16::MAX);
     let mut waits = Vec::new();
-    if running.open_stage < last {
+    if running.open_stage < last && !running.may_go_on() {
+        let stage = spec.stages.get(usize::from(running.open_stage));
+        waits.push(Why::NotPromoted {
+            stage: stage.map_or_else(String::new, |stage| stage.name.clone()),
+        });
+    } else if running.open_stage < last {
         match gate(now, campaign, running, counts) {
             Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
             Err(Why::GateSuccess) if counts.up_to_stage(running.open_stage).open() == 0 => {

@@ -37,6 +37,11 @@ pub enum Why {
         /// The device's stage.
         stage: String,
     },
+    /// The campaign goes no further than this stage before it is promoted.
+    NotPromoted {
+        /// The stage.
+        stage: String,
+    },
     /// The stage before has too few results.
     GateSamples {
         /// Results so far.
@@ -137,6 +142,9 @@ impl std::fmt::Display for Why {
             Self::Paused => f.write_str("the campaign is paused"),
             Self::Ended => f.write_str("the campaign offers nothing any more"),
             Self::StageClosed { stage } => write!(f, "stage {stage} has not opened"),
+            Self::NotPromoted { stage } => {
+                write!(f, "the campaign goes no further than {stage} before it is promoted")
+            }
             Self::GateSamples { have, need } => {
                 write!(f, "the stage has {have} results and needs {need}")
             }

@@ -1,6 +1,7 @@
 //! Campaigns: created, started, paused, resumed, cancelled and rolled back by admins. What a running campaign does
 //! by itself is in [`crate::dispatch`].
 
+mod deploy;
 mod proposal;
 mod targets;
 mod why;
@@ -20,10 +21,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::audit::facts;
+use crate::firmware::life::held;
 use crate::ports::StoreError;
 use crate::ports::store::{CampaignFilter, Tx};
 use crate::{Caller, Engine, Error, Result};
 
+pub use deploy::Deployed;
 pub use targets::{DryRun, DryRunQuery};
 
 /// A campaign with what people want to see beside it.
@@ -47,7 +50,7 @@ impl Engine {
             .campaign(id)
             .await?
             .ok_or_else(|| Error::not_found("campaign", &id))?;
-        let firmware = self.firmware_of(&campaign).await?;
+        let firmware = self.firmware(campaign.firmware()).await?;
         self.view(campaign, firmware).await
     }
 
@@ -61,18 +64,12 @@ impl Engine {
         for campaign in self.store.campaigns(filter, page).await? {
             let firmware = match images.get(campaign.firmware()) {
                 Some(known) => Firmware::clone(known),
-                None => self.firmware_of(&campaign).await?,
+                None => self.firmware(campaign.firmware()).await?,
             };
             images.insert(firmware.id.clone(), firmware.clone());
             views.push(self.view(campaign, firmware).await?);
         }
         Ok(views)
-    }
-
-    /// What a campaign rolls out, with its figures as they are now, deprecated or not.
-    async fn firmware_of(&self, campaign: &Campaign) -> Result<Firmware> {
-        let found = self.store.firmware(campaign.firmware()).await?;
-        found.ok_or_else(|| Error::not_found("firmware", &campaign.firmware()))
     }
 
     async fn view(&self, campaign: Campaign, firmware: Firmware) -> Result<CampaignView> {
@@ -86,12 +83,15 @@ impl Engine {
         })
     }
 
-    /// Starts it: one pending update for each device it means. 409 without the approval that it asks for.
+    /// Starts it: one pending update for each device it means. 409 without the approval that it asks for, and when its image is
+    /// out of use.
     pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         // Read before the transaction, which would else hold one connection and wait for another.
-        let firmware = self.campaign(id).await?.firmware;
+        let known = self.campaign(id).await?.campaign;
         let mut tx = self.store.begin().await?;
+        // Before the campaign: in the order in which whoever takes an image out of use locks both.
+        let firmware = held(tx.as_mut(), known.firmware()).await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
         let mut campaign = campaign.start(now)?;
         if *campaign.firmware() != firmware.id {
@@ -130,13 +130,11 @@ impl Engine {
     pub async fn cancel_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let (mut campaign, before) = locked(tx.as_mut(), id).await?;
-        campaign.state = campaign.state.cancel(now)?;
-        for action in [UpdateAction::Update, UpdateAction::Rollback] {
-            tx.cancel_pending(id, action, now).await?;
-        }
-        self.settle(tx, before, campaign, EventType::CampaignCancelled, now, by)
-            .await
+        let (campaign, _) = locked(tx.as_mut(), id).await?;
+        cancel(tx.as_mut(), campaign, now, by).await?;
+        tx.commit().await?;
+        self.wake();
+        self.campaign(id).await
     }
 
     /// Takes back what completed (PRD, E4-US3), under the campaign's own limits.
@@ -175,17 +173,46 @@ impl Engine {
         now: Timestamp,
         by: &Caller,
     ) -> Result<CampaignView> {
-        let campaign = Campaign {
-            updated_at: now,
-            ..campaign
-        };
-        tx.save_campaign(&campaign).await?;
-        tell(tx.as_mut(), event_type, Some(before), &campaign, now, by).await?;
+        let id = campaign.id.clone();
+        put(tx.as_mut(), before, campaign, event_type, now, by).await?;
         tx.commit().await?;
-        tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type = event_type.name());
         self.wake();
-        self.campaign(&campaign.id).await
+        self.campaign(&id).await
     }
+}
+
+/// Ends a campaign for good, within a transaction: what waits is cancelled with it.
+pub(crate) async fn cancel(
+    tx: &mut dyn Tx,
+    mut campaign: Campaign,
+    now: Timestamp,
+    by: &Caller,
+) -> Result<()> {
+    let before = facts::campaign(&campaign);
+    campaign.state = campaign.state.cancel(now)?;
+    for action in [UpdateAction::Update, UpdateAction::Rollback] {
+        tx.cancel_pending(&campaign.id, action, now).await?;
+    }
+    put(tx, before, campaign, EventType::CampaignCancelled, now, by).await
+}
+
+/// Writes a campaign that an admin has changed, and tells of it.
+async fn put(
+    tx: &mut dyn Tx,
+    before: Value,
+    campaign: Campaign,
+    event_type: EventType,
+    now: Timestamp,
+    by: &Caller,
+) -> Result<()> {
+    let campaign = Campaign {
+        updated_at: now,
+        ..campaign
+    };
+    tx.save_campaign(&campaign).await?;
+    tell(tx, event_type, Some(before), &campaign, now, by).await?;
+    tracing::info!(campaign.id = %campaign.id, campaign.status = campaign.state.status(), by = by.subject(), event_type = event_type.name());
+    Ok(())
 }
 
 /// Tells of a change of a campaign: to those who listen, and to the record.

@@ -107,9 +107,9 @@ impl Engine {
         )
     }
 
-    /// An admin's download of an image that is not deprecated.
+    /// An admin's download of an image; 409 when it is out of use.
     pub async fn grant_download(&self, id: &FirmwareId) -> Result<DownloadGrant> {
-        let firmware = self.firmware(id).await?;
+        let firmware = self.firmware_in_use(id).await?;
         let (url, expires_at) = self.url(id, ADMIN, self.clock.now());
         Ok(DownloadGrant {
             url,

@@ -1,5 +1,7 @@
 //! Firmware: uploads that leave all or nothing, and the registry of images.
 
+pub(crate) mod life;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -96,14 +98,15 @@ impl Engine {
         })
     }
 
-    /// One firmware that is not deprecated.
+    /// One firmware, in use or not.
     pub async fn firmware(&self, id: &FirmwareId) -> Result<Firmware> {
-        let found = self
-            .store
-            .firmware(id)
-            .await?
-            .filter(|f| f.deprecated_at.is_none());
+        let found = self.store.firmware(id).await?;
         found.ok_or_else(|| Error::not_found("firmware", &id))
+    }
+
+    /// One firmware to offer; 409 when it is out of use.
+    pub async fn firmware_in_use(&self, id: &FirmwareId) -> Result<Firmware> {
+        Ok(self.firmware(id).await?.in_use()?)
     }
 
     /// Firmware, newest first.
@@ -210,19 +213,11 @@ fn compare(field: &str, given: Option<&str>, found: &str) -> Result<()> {
 }
 
 fn same_bytes(known: Firmware, sha256: &str) -> Result<Uploaded> {
-    let metadata = &known.metadata;
-    if known.deprecated_at.is_some() {
-        return Err(Error::conflict(
-            "firmware_deprecated",
-            format!(
-                "{} {} for {} was deprecated; upload it under a new version",
-                metadata.name, metadata.version, metadata.device_model
-            ),
-        ));
-    }
+    let known = known.in_use()?;
     if known.sha256 == sha256 {
         return Ok(Uploaded::Existing(known));
     }
+    let metadata = &known.metadata;
     Err(Error::conflict(
         "other_content",
         format!(

@@ -53,7 +53,7 @@ use tokio_util::sync::CancellationToken;
 pub use api_keys::{ApiKeys, Uses};
 pub use audit::{AuditFailure, verify_audit};
 pub use caller::Caller;
-pub use campaigns::{CampaignView, DryRun, DryRunQuery};
+pub use campaigns::{CampaignView, Deployed, DryRun, DryRunQuery};
 pub use devices::{DeviceRegistered, MAX_REGISTRATIONS, RegistrationOutcome};
 pub use downloads::{Download, DownloadGrant, Grants};
 pub use error::{Error, Result};

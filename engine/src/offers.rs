@@ -25,8 +25,8 @@ const CACHED_FIRMWARE: usize = 256;
 /// Campaign requirements kept at hand.
 const CACHED_CAMPAIGNS: usize = 1_024;
 
-/// What offers are built from, kept at hand. Firmware rows never change but for counts and deprecation, a started
-/// campaign's spec never changes at all.
+/// What offers are built from, kept at hand. Of firmware rows what is signed never changes, of a started
+/// campaign's spec nothing at all.
 #[derive(Default)]
 pub(crate) struct OfferCache {
     firmware: Mutex<HashMap<FirmwareId, std::sync::Arc<Firmware>>>,
@@ -235,7 +235,9 @@ impl Engine {
         firmware: &Firmware,
     ) -> Result<Requires, StoreError> {
         let Some(id) = id else {
-            return Ok(firmware_requires(firmware));
+            // Read anew: an admin may have changed it since it was remembered.
+            let now = self.store.firmware(&firmware.id).await?;
+            return Ok(firmware_requires(now.as_ref().unwrap_or(firmware)));
         };
         let known = self
             .offers

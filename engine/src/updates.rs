@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use crate::audit::facts;
 use crate::campaigns::tell;
 use crate::changes::Changes;
+use crate::firmware::life::held;
 use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
 use crate::{Caller, Engine, Error, Result};
@@ -93,7 +94,7 @@ impl Engine {
     }
 
     /// Makes an update for one device, outside of any campaign. 409 when the device is not of the firmware's model
-    /// or already runs that version.
+    /// or already runs that version, and when the firmware is out of use.
     pub async fn update_device(
         &self,
         id: &DeviceId,
@@ -101,7 +102,7 @@ impl Engine {
         by: &Caller,
     ) -> Result<UpdateView> {
         let device = self.device(id).await?;
-        let firmware = self.firmware(&request.firmware_id).await?;
+        let firmware = self.firmware_in_use(&request.firmware_id).await?;
         fits(&device, &firmware)?;
         let version = &firmware.metadata.version;
         if !request.force_update && device.latest.version.as_ref() == Some(version) {
@@ -112,6 +113,7 @@ impl Engine {
         }
         let update = self.single(&device, &firmware, Action::Update, &request)?;
         let mut tx = self.store.begin().await?;
+        held(tx.as_mut(), &firmware.id).await?;
         tx.insert_update(&update, None).await?;
         tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])
             .await?;
@@ -208,7 +210,8 @@ impl Engine {
                     .await?
             }
         };
-        found.filter(|f| f.deprecated_at.is_none()).ok_or_else(|| {
+        // Also one that is out of use: the device has run it, and goes back to nothing new.
+        found.ok_or_else(|| {
             Error::conflict(
                 "no_previous_firmware",
                 format!("no image of version {to_version} is in the registry; upload it first"),
@@ -319,7 +322,7 @@ impl Engine {
         self.update(id).await
     }
 
-    /// Schedules a failed update once more. 409 when it has not failed or its campaign has ended; a failed rollback of a
+    /// Schedules a failed update once more. 409 when it has not failed, its campaign has ended or its firmware is out of use; a failed rollback of a
     /// campaign that was rolled back opens the campaign once more, so that the device is not left behind.
     pub async fn retry_update(&self, id: &UpdateId, by: &Caller) -> Result<UpdateView> {
         let now = self.clock.now();
@@ -329,6 +332,13 @@ impl Engine {
         let known = known.ok_or_else(|| Error::not_found("update", &id))?;
         self.device(&known.device_id).await?; // one that was deleted would never take it
         let mut tx = self.store.begin().await?;
+        if let Some(firmware) = known
+            .firmware
+            .as_ref()
+            .filter(|_| known.action == Action::Update)
+        {
+            held(tx.as_mut(), firmware).await?;
+        }
         let campaign = match &known.campaign {
             Some(campaign) => tx.campaign(campaign).await?,
             None => None,

@@ -166,6 +166,7 @@ async fn one(id: Segment, call: Call) -> Answer {
 #[utoipa::path(post, path = "/api/v1/ota/campaigns", tag = "campaigns", request_body = CampaignDraft, responses(
     (status = 201, description = "The new campaign", body = CampaignDto),
     (status = 404, description = "There is no such image"),
+    (status = 409, description = "The image is out of use"),
     (status = 422, description = "The strategy is not served"),
 ))]
 async fn create(call: Call, body: Body) -> Answer {
@@ -179,7 +180,7 @@ async fn create(call: Call, body: Body) -> Answer {
 /// Start a campaign
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/start", tag = "campaigns", responses(
     (status = 200, description = "The campaign, in progress", body = CampaignDto),
-    (status = 409, description = "It has been started before, has ended, or needs an approval first"),
+    (status = 409, description = "It has been started before, has ended, needs an approval first, or its image is out of use"),
 ))]
 async fn start(id: Segment, call: Call, body: Body) -> Answer {
     order(Order::Start, &id, &call, body).await

@@ -418,7 +418,8 @@ async fn bulk_update(call: Call, body: Body) -> Answer {
         return Err(ApiError::invalid("too_many_devices", detail));
     }
     let request: UpdateRequest = from_value(Value::Object(fields), "the body")?;
-    call.shared.engine.firmware(&request.firmware_id).await?;
+    let engine = &call.shared.engine;
+    engine.firmware_in_use(&request.firmware_id).await?;
     let each = devices
         .into_iter()
         .map(|id| bulk_one(&call, by, id, request.clone()));

@@ -112,6 +112,7 @@ static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(|| {
     let mut document = parts()
         .into_iter()
         .fold(empty, utoipa::openapi::OpenApi::merge_from);
+    complete::add_aliases(&mut document);
     complete::complete(&mut document);
     document
 });

@@ -100,6 +100,7 @@ fn shown(mut query: Query) -> Result<(DryRunQuery, dto::Filters), ApiError> {
     responses(
         (status = 200, description = "Numbers of the whole, and a page of the devices", body = DryRunDto),
         (status = 404, description = "There is no such image"),
+        (status = 409, description = "The image is out of use"),
         (status = 422, description = "The strategy is not served"),
     ),
 )]
@@ -153,7 +154,7 @@ async fn why(campaign: Segment, device: Segment, call: Call) -> Answer {
     responses(
         (status = 200, description = "The campaign as it is now", body = CampaignDto),
         (status = 404, description = "There is no such campaign or image"),
-        (status = 409, description = "It has begun, was deleted, or was changed meanwhile"),
+        (status = 409, description = "It has begun, was deleted, was changed meanwhile, or the image is out of use"),
         (status = 422, description = "The strategy is not served"),
     ),
 )]

@@ -38,8 +38,11 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .unify()
         .boxed();
     let api = warp::path!("api" / "v1" / "ota" / ..).and(resources);
-    let telemetry = warp::path!("api" / "v1" / ..).and(telemetry::routes(shared));
-    api.or(telemetry)
+    let rings = telemetry::routes(shared)
+        .or(firmware::routes(shared))
+        .unify();
+    let rings = warp::path!("api" / "v1" / ..).and(rings);
+    api.or(rings)
         .unify()
         .or(health::routes(shared))
         .unify()

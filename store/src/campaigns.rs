@@ -28,6 +28,13 @@ statements! {
          AND (CAST($5 AS TEXT) IS NULL OR c.firmware_id = $5) AND c.deleted_at IS NULL \
          ORDER BY c.number DESC LIMIT $1 OFFSET $2"
     );
+    CAMPAIGNS_OFFERING = select_campaign!(
+        "WHERE c.status IN ('in_progress', 'paused') AND c.firmware_id = $1 ORDER BY c.number {for_update}"
+    );
+    RING_DEPLOYMENT = select_campaign!(
+        "WHERE c.firmware_id = $1 AND c.ring_deployment = 1 AND c.deleted_at IS NULL \
+         ORDER BY c.number DESC LIMIT 1 {for_update}"
+    );
     CAMPAIGNS_TO_PLAN = select_campaign!(
         "WHERE c.status IN ('in_progress', 'paused', 'rolling_back') OR (c.status = 'cancelled' AND EXISTS ( \
          SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight > 0)) \
@@ -37,8 +44,8 @@ statements! {
          ORDER BY c.priority DESC, c.number"
     );
     INSERT_CAMPAIGN = "INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, \
-         target_count, revision, created_at, updated_at, created_by, approval) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+         target_count, revision, created_at, updated_at, created_by, approval, ring_deployment) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
     SAVE_CAMPAIGN = "UPDATE update_campaigns SET status = $3, state = $4, target_count = $5, updated_at = $6, \
          approval = $7, deleted_at = $8, revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
     REPLACE_SPEC = "UPDATE update_campaigns SET firmware_id = $2, priority = $3, spec = $4 WHERE campaign_id = $1";
@@ -81,6 +88,24 @@ pub(crate) async fn list<D: Dialect>(
     sql::fetch_all(conn, &CAMPAIGNS, args, read_campaign).await
 }
 
+/// Campaigns that offer this firmware, locked.
+pub(crate) async fn offering<D: Dialect>(
+    conn: &mut D::Connection,
+    firmware: &FirmwareId,
+) -> Result<Vec<Campaign>, DbError> {
+    let args = Args::<D>::new().text(firmware.as_str());
+    sql::fetch_all(conn, &CAMPAIGNS_OFFERING, args, read_campaign).await
+}
+
+/// The newest campaign that deploys this firmware ring by ring, locked.
+pub(crate) async fn ring_deployment<D: Dialect>(
+    conn: &mut D::Connection,
+    firmware: &FirmwareId,
+) -> Result<Option<Campaign>, DbError> {
+    let args = Args::<D>::new().text(firmware.as_str());
+    sql::fetch_optional(conn, &RING_DEPLOYMENT, args, read_campaign).await
+}
+
 /// Campaigns that the planner still has something to do with.
 pub(crate) async fn to_plan<D: Dialect>(
     conn: &mut D::Connection,
@@ -107,7 +132,8 @@ pub(crate) async fn insert<D: Dialect>(
         .time(campaign.created_at)
         .time(campaign.updated_at)
         .text(campaign.created_by.as_str())
-        .text(approval.as_str());
+        .text(approval.as_str())
+        .flag(campaign.spec.ring_deployment);
     sql::execute::<D>(conn, &INSERT_CAMPAIGN, args).await?;
     counts::insert_stages::<D>(conn, campaign).await
 }

@@ -27,6 +27,9 @@ pub trait Dialect: Database {
     const SKIP_LOCKED: &'static str;
     /// Ends a `SELECT` whose row is about to be changed: other writers wait.
     const FOR_UPDATE: &'static str;
+    /// Ends a `SELECT` whose row must stay as it is: others may read it so too, and whoever would change it waits. Counts
+    /// that are added to it do not.
+    const FOR_KEY_SHARE: &'static str;
     /// Whether several rows' values are numbered (`$1`) or counted (`?`). SQLite looks a numbered parameter up by
     /// walking a list, which makes large statements quadratic.
     const NUMBERED_ROWS: bool;
@@ -168,6 +171,7 @@ impl Dialect for Sqlite {
     // One writer at a time: there is nobody to pass over or to wait for.
     const SKIP_LOCKED: &'static str = "";
     const FOR_UPDATE: &'static str = "";
+    const FOR_KEY_SHARE: &'static str = "";
     const NUMBERED_ROWS: bool = false;
     const JSON_OBJECT: &'static str = "json_object";
     const COMMIT_ORDER: Option<&'static str> = None;
@@ -222,6 +226,7 @@ impl Dialect for Postgres {
     const BEGIN_WRITE: &'static str = "BEGIN";
     const SKIP_LOCKED: &'static str = "FOR UPDATE OF u SKIP LOCKED";
     const FOR_UPDATE: &'static str = "FOR UPDATE";
+    const FOR_KEY_SHARE: &'static str = "FOR KEY SHARE";
     const NUMBERED_ROWS: bool = true;
     const JSON_OBJECT: &'static str = "json_build_object";
     // The number is arbitrary; it names this lock alone.

@@ -1,12 +1,13 @@
 //! Firmware: the registry's rows.
 
-use device_ota_domain::FirmwareId;
 use device_ota_domain::firmware::{Firmware, FirmwareFilter, Format, Results};
 use device_ota_domain::page::Page;
+use device_ota_domain::{FirmwareId, Update, UpdateId};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements, to_json};
+use crate::updates::{read_update, select_update};
 
 macro_rules! select_firmware {
     ($rest:literal) => {
@@ -37,8 +38,10 @@ macro_rules! results {
 
 statements! {
     FIRMWARE = select_firmware!("WHERE firmware_id = $1");
+    FIRMWARE_LOCKED = select_firmware!("WHERE firmware_id = $1 {for_update}");
+    FIRMWARE_HELD = select_firmware!("WHERE firmware_id = $1 {for_key_share}");
     FIRMWARE_LIST = select_firmware!(
-        "WHERE deprecated_at IS NULL \
+        "WHERE (deprecated_at IS NULL OR $7 = 1) \
          AND (CAST($3 AS TEXT) IS NULL OR device_model = $3) \
          AND (CAST($4 AS TEXT) IS NULL OR manufacturer = $4) \
          AND (CAST($5 AS BIGINT) IS NULL OR is_beta = $5) \
@@ -46,13 +49,29 @@ statements! {
          ORDER BY created_at DESC, firmware_id LIMIT $1 OFFSET $2"
     );
     FIRMWARE_OF_VERSION = select_firmware!(
-        "WHERE device_model = $1 AND version = $2 ORDER BY created_at DESC, firmware_id LIMIT 1"
+        "WHERE device_model = $1 AND version = $2 \
+         ORDER BY CASE WHEN deprecated_at IS NULL THEN 0 ELSE 1 END, created_at DESC, firmware_id LIMIT 1"
     );
     OBJECT_IS_USED = "SELECT firmware_id FROM firmware WHERE sha256 = $1 LIMIT 1";
     INSERT_FIRMWARE = "INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta, \
          is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, download_count, \
          deprecated_at, created_at, updated_at, created_by) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
+    SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5 \
+         WHERE firmware_id = $1";
+    OPEN_SINGLES = "SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
+         AND state = 'pending' AND firmware_id = $1 UNION ALL \
+         SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
+         AND state = 'in_flight' AND firmware_id = $1 LIMIT $2";
+    PENDING_SINGLES = select_update!(
+        " FROM device_updates u WHERE u.campaign_id IS NULL AND u.action = 'update' AND u.state = 'pending' \
+         AND u.firmware_id = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
+    );
+    CANCELLABLE_SINGLES = select_update!(
+        " FROM device_updates u WHERE u.campaign_id IS NULL AND u.action = 'update' AND u.state = 'in_flight' \
+         AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
+         AND u.firmware_id = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
+    );
     COUNT_DOWNLOADS = "UPDATE firmware SET download_count = download_count + $2 WHERE firmware_id = $1";
 }
 
@@ -70,7 +89,7 @@ pub(crate) async fn firmware<D: Dialect>(
     .await
 }
 
-/// Firmware that is not deprecated, newest first.
+/// Firmware, newest first.
 pub(crate) async fn list<D: Dialect>(
     conn: &mut D::Connection,
     filter: &FirmwareFilter,
@@ -81,11 +100,12 @@ pub(crate) async fn list<D: Dialect>(
         .text(filter.device_model.as_deref())
         .text(filter.manufacturer.as_deref())
         .flag(filter.is_beta)
-        .flag(filter.is_security_update);
+        .flag(filter.is_security_update)
+        .flag(filter.include_deprecated);
     sql::fetch_all(conn, &FIRMWARE_LIST, args, read_firmware).await
 }
 
-/// The newest firmware of that model and version, deprecated or not.
+/// The newest firmware of that model and version; a deprecated one only when there is no other.
 pub(crate) async fn of_version<D: Dialect>(
     conn: &mut D::Connection,
     device_model: &str,
@@ -135,6 +155,73 @@ pub(crate) async fn insert<D: Dialect>(
     sql::execute::<D>(conn, &INSERT_FIRMWARE, args)
         .await
         .map(drop)
+}
+
+/// One firmware, locked for change, or held as it is by one of several.
+pub(crate) async fn locked<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &FirmwareId,
+    lock: Lock,
+) -> Result<Option<Firmware>, DbError> {
+    let statement = match lock {
+        Lock::Change => &FIRMWARE_LOCKED,
+        Lock::Hold => &FIRMWARE_HELD,
+    };
+    let args = Args::<D>::new().text(id.as_str());
+    sql::fetch_optional(conn, statement, args, read_firmware).await
+}
+
+/// How a firmware is locked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lock {
+    /// By one alone.
+    Change,
+    /// By several that want it to stay as it is.
+    Hold,
+}
+
+/// Writes what may change of a firmware.
+pub(crate) async fn save<D: Dialect>(
+    conn: &mut D::Connection,
+    firmware: &Firmware,
+) -> Result<(), DbError> {
+    let metadata = to_json(&firmware.metadata)?;
+    let args = Args::new()
+        .text(firmware.id.as_str())
+        .text(metadata.as_str())
+        .flag(firmware.metadata.is_beta)
+        .time(firmware.deprecated_at)
+        .time(firmware.updated_at);
+    sql::execute::<D>(conn, &SAVE_FIRMWARE, args)
+        .await
+        .map(drop)
+}
+
+/// Updates to the firmware outside of campaigns that have not ended.
+pub(crate) async fn open_singles<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &FirmwareId,
+    limit: u32,
+) -> Result<Vec<UpdateId>, DbError> {
+    let args = Args::new().text(id.as_str()).int(i64::from(limit));
+    sql::fetch_all::<D, _>(conn, &OPEN_SINGLES, args, |row| row.parse("update_id")).await
+}
+
+/// Those of them that can still be cancelled, locked: what waits, then what is in flight.
+pub(crate) async fn cancellable_singles<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &FirmwareId,
+    limit: u32,
+) -> Result<Vec<Update>, DbError> {
+    let args = |limit: usize| {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Args::<D>::new().text(id.as_str()).int(limit)
+    };
+    let limit = limit as usize;
+    let mut found = sql::fetch_all(conn, &PENDING_SINGLES, args(limit), read_update).await?;
+    let rest = args(limit.saturating_sub(found.len()));
+    found.extend(sql::fetch_all(conn, &CANCELLABLE_SINGLES, rest, read_update).await?);
+    Ok(found)
 }
 
 /// Adds downloads to a firmware's count.

@@ -43,7 +43,8 @@ statements! {
         " = 'target' ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
     );
     LAST_NUMBER = "SELECT MAX(number) AS number FROM device_updates WHERE campaign_id = $1";
-    // The image to go back to: of the same model and version, and of the same name, else the newest. A device that was
+    // The image to go back to: of the same model and version, and of the same name, else the newest; one that is out of use
+    // only when there is no other, because the device has run it and what came after it is worse. A device that was
     // deleted since, even if another has come in its place, has nothing to take back: its rollback is there for the
     // count alone.
     MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, \
@@ -70,7 +71,11 @@ statements! {
                      AND f.version = u.from_version AND f.name = now.name AND f.deprecated_at IS NULL), \
                  (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
                      AND f.version = u.from_version AND f.deprecated_at IS NULL \
-                     ORDER BY f.created_at DESC, f.firmware_id LIMIT 1)) AS previous \
+                     ORDER BY f.created_at DESC, f.firmware_id LIMIT 1), \
+                 (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
+                     AND f.version = u.from_version AND f.name = now.name), \
+                 (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
+                     AND f.version = u.from_version ORDER BY f.created_at DESC, f.firmware_id LIMIT 1)) AS previous \
              FROM device_updates u JOIN update_campaigns c ON c.campaign_id = u.campaign_id \
              JOIN devices d ON d.device_key = u.device_key LEFT JOIN device_latest l ON l.device_key = u.device_key JOIN firmware now ON now.firmware_id = c.firmware_id \
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \

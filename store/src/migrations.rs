@@ -33,6 +33,7 @@ const STEPS: &[Step] = &steps![
     (9, "rollback timeout", "0009_rollback_timeout.sql"),
     (10, "telemetry", "0010_telemetry.sql"),
     (11, "audit", "0011_audit.sql"),
+    (12, "firmware", "0012_firmware.sql"),
     (15, "statistics", "0015_statistics.sql"),
     (17, "deleted devices", "0017_deleted_devices.sql"),
     (16, "absence", "0016_absence.sql"),

@@ -4,7 +4,7 @@
 //!
 //! | marker | becomes |
 //! |---|---|
-//! | `{skip_locked}`, `{for_update}` | the [`Dialect`]'s words |
+//! | `{skip_locked}`, `{for_update}`, `{for_key_share}` | the [`Dialect`]'s words |
 //! | `{any:$3}`, `{any_int:$3}` | "is one of the list bound at `$3`" |
 //! | `{within:$3}` | the same, hashed |
 //! | `{hex:expression}` | sixteen hex digits |
@@ -131,6 +131,7 @@ impl Statement {
             ("json_object", _) => out.push_str(D::JSON_OBJECT),
             ("skip_locked", _) => out.push_str(D::SKIP_LOCKED),
             ("for_update", _) => out.push_str(D::FOR_UPDATE),
+            ("for_key_share", _) => out.push_str(D::FOR_KEY_SHARE),
             ("rows", _) => self.expand_rows::<D>(rows, out),
             (other, _) => unreachable!("{}: unknown marker {other}", self.name),
         }

@@ -20,6 +20,7 @@ use sqlx::{Pool, Transaction};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::firmware::Lock;
 use crate::outbox::Stroke;
 use crate::{
     api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
@@ -117,6 +118,31 @@ impl<D: Dialect> Tx for SqlTx<D> {
 
     async fn insert_firmware(&mut self, firmware: &Firmware) -> Result<()> {
         Ok(firmware::insert::<D>(&mut *self.inner, firmware).await?)
+    }
+    async fn firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>> {
+        Ok(firmware::locked::<D>(&mut *self.inner, firmware, Lock::Change).await?)
+    }
+    async fn hold_firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>> {
+        Ok(firmware::locked::<D>(&mut *self.inner, firmware, Lock::Hold).await?)
+    }
+    async fn save_firmware(&mut self, firmware: &Firmware) -> Result<()> {
+        Ok(firmware::save::<D>(&mut *self.inner, firmware).await?)
+    }
+    async fn campaigns_offering(&mut self, firmware: &FirmwareId) -> Result<Vec<Campaign>> {
+        Ok(campaigns::offering::<D>(&mut *self.inner, firmware).await?)
+    }
+    async fn open_singles(&mut self, firmware: &FirmwareId, limit: u32) -> Result<Vec<UpdateId>> {
+        Ok(firmware::open_singles::<D>(&mut *self.inner, firmware, limit).await?)
+    }
+    async fn cancellable_singles(
+        &mut self,
+        firmware: &FirmwareId,
+        limit: u32,
+    ) -> Result<Vec<Update>> {
+        Ok(firmware::cancellable_singles::<D>(&mut *self.inner, firmware, limit).await?)
+    }
+    async fn ring_deployment(&mut self, firmware: &FirmwareId) -> Result<Option<Campaign>> {
+        Ok(campaigns::ring_deployment::<D>(&mut *self.inner, firmware).await?)
     }
     async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()> {
         Ok(firmware::count_downloads::<D>(&mut *self.inner, firmware, downloads).await?)

@@ -21,6 +21,8 @@ matrix!(records_are_found_by_what_they_say: sqlite_gateway, postgres_gateway);
 matrix!(whoever_changes_the_trail_is_found_out: sqlite_gateway, postgres_gateway);
 matrix!(a_kill_leaves_the_chain_whole: sqlite_gateway, postgres_gateway);
 
+/// Where images are: the paths of both requirement documents.
+const FAMILIES: [&str; 2] = ["/api/v1/ota", "/api/v1"];
 const AUDIT: &str = "/api/v1/ota/audit";
 const KEYS: &str = "POST /api/v1/ota/keys";
 const CAMPAIGNS: &str = "POST /api/v1/ota/campaigns";
@@ -105,18 +107,19 @@ impl Trail {
         (answer.body, records)
     }
 
-    /// An image that must be new; its id.
-    async fn uploads(&mut self, version: &str) -> String {
+    /// An image that must be new, by the paths of one family; its id.
+    async fn uploads(&mut self, family: &str, version: &str) -> String {
         let file = Part::bytes(image(version)).file_name("image.bin");
         let form = Form::new()
             .text("metadata", image_metadata(version).to_string())
             .part("file", file);
         let admin = self.admin.clone();
-        let request = admin.client().post(admin.url("/api/v1/ota/firmware"));
+        let path = format!("{family}/firmware");
+        let request = admin.client().post(admin.url(&path));
         let (body, records) = self
             .sends(
                 &admin,
-                "POST /api/v1/ota/firmware",
+                &format!("POST {path}"),
                 request.multipart(form),
                 &["firmware.uploaded"],
             )
@@ -179,10 +182,12 @@ async fn every_change_leaves_a_record_with_it(options: Options) {
     let mut trail = Trail::start(options).await;
     let admin = trail.admin.clone();
     let mut secrets = vec![trail.service.key().to_owned()];
-    let (old, new) = (trail.uploads("2.0.0").await, trail.uploads("2.1.0").await);
+    let old = trail.uploads(FAMILIES[0], "2.0.0").await;
+    let new = trail.uploads(FAMILIES[0], "2.1.0").await;
     secrets.extend(of_devices(&mut trail, &old, &new).await);
     of_proposals(&mut trail, &new).await;
     of_campaigns(&mut trail, &new).await;
+    of_images(&mut trail).await;
     let (key, _) = trail.key("left", "viewer").await;
     let revoke = "DELETE /api/v1/ota/keys/{key_id}";
     let (_, told) = trail
@@ -403,6 +408,42 @@ async fn of_campaigns(trail: &mut Trail, firmware: &str) {
     }
 }
 
+async fn of_images(trail: &mut Trail) {
+    let admin = trail.admin.clone();
+    for (family, version) in FAMILIES.into_iter().zip(["3.0.0", "3.1.0"]) {
+        let id = trail.uploads(family, version).await;
+        let image = format!("{family}/firmware/{{firmware_id}}");
+        let change = json!({ "description": "for all" });
+        let put = format!("PUT {image}");
+        let (_, told) = trail
+            .tells(&admin, &put, &id, Some(change), &["firmware.changed"])
+            .await;
+        assert_eq!(
+            (&told[0]["before"], &told[0]["after"]),
+            (
+                &json!({ "description": null }),
+                &json!({ "description": "for all" })
+            )
+        );
+        let deploy = format!("POST {image}/deploy");
+        for (ring, acts) in [
+            ("canary", &["campaign.started", "campaign.created"][..]),
+            ("early", &["campaign.promoted"]),
+        ] {
+            let ring = Some(json!({ "ring": ring }));
+            trail.tells(&admin, &deploy, &id, ring, acts).await;
+        }
+        let path = format!("{family}/firmware/{id}?force=true");
+        let request = admin.client().delete(admin.url(&path));
+        let acts = ["firmware.deprecated", "campaign.cancelled"];
+        let delete = format!("DELETE {image}");
+        let (_, told) = trail.sends(&admin, &delete, request, &acts).await;
+        assert_eq!(told[0]["entity_id"], id.as_str());
+        assert_eq!(told[0]["before"], json!({ "deprecated_at": null }));
+        assert_eq!(told[1]["after"]["status"], "cancelled");
+    }
+}
+
 async fn what_is_refused_or_changes_nothing_leaves_none(options: Options) {
     let service = Service::start(options).await;
     let admin = service.admin();
@@ -432,6 +473,9 @@ async fn what_is_refused_or_changes_nothing_leaves_none(options: Options) {
     assert_eq!(exists.expect(201)["devices"][0]["status"], "exists");
     let same = json!({ "hw_revision": "A" });
     admin.put("/api/v1/ota/devices/one", same).await.expect(200);
+    let same = json!({ "is_beta": false });
+    let image = format!("/api/v1/firmware/{firmware}");
+    admin.put(&image, same).await.expect(200);
     assert_eq!(newest(&admin).await.0, before);
     admin.delete(&key).await.expect(200);
     admin.delete(&key).await.expect(200);

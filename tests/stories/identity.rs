@@ -25,7 +25,7 @@ const LONG_FROM_NOW: u64 = 4_000_000_000;
 const SECRET: &str = "a secret of at least thirty-two bytes";
 
 /// Makes a key and returns its id and a client that uses it.
-async fn key(service: &Service, name: &str, role: &str) -> (String, Admin) {
+pub async fn key(service: &Service, name: &str, role: &str) -> (String, Admin) {
     let made = service
         .admin()
         .post(KEYS, json!({ "name": name, "roles": [role] }))

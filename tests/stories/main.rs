@@ -24,6 +24,7 @@ mod bus;
 mod by_hand;
 mod disk_full;
 mod events;
+mod firmware;
 mod first_start;
 mod fleet;
 mod gateway_hostile;

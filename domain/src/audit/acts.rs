@@ -59,11 +59,14 @@ macro_rules! acts {
 
 acts! {
     FirmwareUploaded Firmware "firmware.uploaded" "An image came into the registry.";
+    FirmwareChanged Firmware "firmware.changed" "What is not signed of it was changed.";
+    FirmwareDeprecated Firmware "firmware.deprecated" "It was taken out of use.";
     CampaignCreated Campaign "campaign.created" "A campaign was made.";
     CampaignUpdated Campaign "campaign.updated" "It was changed before its start.";
     CampaignApproved Campaign "campaign.approved" "An approver agreed to it.";
     CampaignRejected Campaign "campaign.rejected" "An approver refused it.";
     CampaignStarted Campaign "campaign.started" "It began.";
+    CampaignPromoted Campaign "campaign.promoted" "It may go on to a further ring, gate by gate.";
     CampaignPaused Campaign "campaign.paused" "It makes no further offers.";
     CampaignResumed Campaign "campaign.resumed" "It goes on, and its results so far are accepted.";
     CampaignCancelled Campaign "campaign.cancelled" "It ended for good.";
@@ -91,6 +94,7 @@ impl Act {
             EventType::CampaignApproved => Self::CampaignApproved,
             EventType::CampaignRejected => Self::CampaignRejected,
             EventType::CampaignStarted => Self::CampaignStarted,
+            EventType::CampaignPromoted => Self::CampaignPromoted,
             EventType::CampaignPaused => Self::CampaignPaused,
             EventType::CampaignResumed => Self::CampaignResumed,
             EventType::CampaignCancelled => Self::CampaignCancelled,

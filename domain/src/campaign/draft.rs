@@ -234,6 +234,7 @@ impl CampaignDraft {
             stages,
             requires: self.requires,
             bucket_offset: entropy % BUCKETS,
+            ring_deployment: false,
             schedule: self.schedule,
         })
     }

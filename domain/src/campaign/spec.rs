@@ -253,6 +253,9 @@ pub struct CampaignSpec {
     /// When it may offer.
     #[serde(default)]
     pub schedule: Schedule,
+    /// It deploys its image ring by ring, as far as it is promoted (rings-and-heartbeat document, *deploy*).
+    #[serde(default)]
+    pub ring_deployment: bool,
 }
 
 impl CampaignSpec {

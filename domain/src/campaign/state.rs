@@ -18,6 +18,16 @@ pub struct Running {
     /// What an admin has accepted by resuming it.
     #[serde(default)]
     pub accepted: Accepted,
+    /// It goes no further than this stage before an admin promotes it; `None`: as far as the gates let it.
+    #[serde(default)]
+    pub up_to_stage: Option<u16>,
+}
+
+impl Running {
+    /// The stage after the open one may open, as far as admins are concerned.
+    pub fn may_go_on(&self) -> bool {
+        self.up_to_stage.is_none_or(|limit| self.open_stage < limit)
+    }
 }
 
 /// What a resume accepts: the results so far, whatever they are.
@@ -161,8 +171,23 @@ impl CampaignState {
                 open_stage: 0,
                 stage_opened_at: opens,
                 accepted: Accepted::default(),
+                up_to_stage: None,
             })),
             other => Err(other.refuse("started", "")),
+        }
+    }
+
+    /// Admin: go as far as this stage, gate by gate, and no further. Never back.
+    pub fn promote(self, stage: u16) -> Transition {
+        match self {
+            Self::InProgress(running) if running.open_stage <= stage => {
+                Ok(Self::InProgress(Running {
+                    up_to_stage: Some(stage),
+                    ..running
+                }))
+            }
+            Self::InProgress(_) => Err(self.refuse("taken back to an earlier ring", "")),
+            other => Err(other.refuse("promoted", "; only one in progress can")),
         }
     }
 
@@ -229,7 +254,9 @@ impl CampaignState {
     /// The planner: the next stage's gate has passed.
     pub fn open_stage(self, stage: u16, now: Timestamp) -> Transition {
         match self {
-            Self::InProgress(running) if running.open_stage.checked_add(1) == Some(stage) => {
+            Self::InProgress(running)
+                if running.open_stage.checked_add(1) == Some(stage) && running.may_go_on() =>
+            {
                 Ok(Self::InProgress(Running {
                     open_stage: stage,
                     stage_opened_at: now,

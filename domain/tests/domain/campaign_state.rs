@@ -12,6 +12,7 @@ const RUNNING: fn(u16) -> Running = |open_stage| Running {
     open_stage,
     stage_opened_at: at(2),
     accepted: ACCEPTED,
+    up_to_stage: None,
 };
 
 const ACCEPTED: Accepted = Accepted {
@@ -89,6 +90,7 @@ fn start() {
         open_stage: 0,
         stage_opened_at: at(11),
         accepted: ACCEPTED,
+        up_to_stage: None,
     };
     assert_eq!(next, [CampaignState::InProgress(begun)]);
 }
@@ -180,6 +182,7 @@ fn stages_open_one_after_the_other() {
         open_stage: 2,
         stage_opened_at: at(9),
         accepted: ACCEPTED,
+        up_to_stage: None,
     };
     assert_eq!(next, [CampaignState::InProgress(opened)]);
     for stage in [0, 1, 3, u16::MAX] {
@@ -277,4 +280,29 @@ fn when_it_started_is_kept_to_the_end() {
         "stage_opened_at": "2026-01-01T00:00:00Z"}"#;
     let older: CampaignState = serde_json::from_str(older).unwrap();
     assert!(matches!(older, CampaignState::InProgress(running) if running.accepted == ACCEPTED));
+}
+
+#[test]
+fn a_promotion_is_how_far_the_stages_may_open() {
+    let hint = "; only one in progress can";
+    let next = takes(&["in_progress"], "promoted", hint, |s| s.promote(2));
+    let promoted = CampaignState::InProgress(Running {
+        up_to_stage: Some(2),
+        ..RUNNING(1)
+    });
+    assert_eq!(next, [promoted]);
+    let opened = next[0].clone().open_stage(2, at(9)).unwrap();
+    let refused = opened.clone().open_stage(3, at(9)).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "a campaign that is in_progress cannot be opened further"
+    );
+    assert!(opened.clone().promote(2).is_ok(), "it is there already");
+    let refused = opened.clone().promote(1).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "a campaign that is in_progress cannot be taken back to an earlier ring"
+    );
+    let further = opened.promote(3).unwrap().open_stage(3, at(10));
+    assert!(further.is_ok());
 }

@@ -18,7 +18,7 @@ const MARK: &str =
 /// Set to write the catalogue anew.
 const WRITE: &str = "DEVICE_OTA_TEST_WRITE_DOCS";
 
-fn firmware() -> Firmware {
+pub(crate) fn firmware() -> Firmware {
     let metadata = json!({
         "name": "Smart Frame Firmware", "version": "2.1.0", "device_model": "SF-100", "manufacturer": "Acme",
     });
@@ -51,6 +51,7 @@ fn of_campaign(kind: EventType) -> Event {
         | EventType::CampaignApproved
         | EventType::CampaignRejected
         | EventType::CampaignDeleted => CampaignState::Created,
+        EventType::CampaignPromoted => started.promote(1).unwrap(),
         EventType::CampaignPaused => started.pause(at(2), "by admin").unwrap(),
         EventType::CampaignCompleted => started.finish(at(2)).unwrap(),
         EventType::CampaignCancelled => started.cancel(at(2)).unwrap(),

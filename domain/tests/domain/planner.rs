@@ -72,6 +72,7 @@ fn running(open_stage: u16, opened: i64) -> Running {
         open_stage,
         stage_opened_at: at(opened),
         accepted: Accepted::default(),
+        up_to_stage: None,
     }
 }
 
@@ -203,18 +204,24 @@ proptest! {
     fn a_stage_opens_when_its_gate_holds_and_never_before(
         rows in prop::collection::vec((0_u16..4, group()), 0..60),
         open in 0_u16..4, percent in 0_u8..=100, min_samples in prop::option::of(0_u64..20),
-        soak_seconds in 0_u64..100, open_seconds in 0_u64..100,
+        soak_seconds in 0_u64..100, open_seconds in 0_u64..100, promoted in prop::option::of(0_u16..4),
     ) {
         let gate = Gate { min_success_percent: f64::from(percent), min_samples, soak_seconds };
         let mut spec = spec(&json!({}));
         spec.failure_threshold_percent = 100.0; // the gate alone decides
         spec.stages.iter_mut().for_each(|stage| stage.gate = gate);
-        let campaign = campaign(spec, CampaignState::InProgress(running(open, 0)));
+        let running = Running { up_to_stage: promoted, ..running(open, 0) };
+        let campaign = campaign(spec, CampaignState::InProgress(running));
         let now = at(i64::try_from(open_seconds).unwrap());
         let plan = plan(now, &campaign, &count(&rows, 4));
         let opens = plan.actions.iter().any(|action| matches!(action, Action::OpenStage(_)));
         let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight));
-        prop_assert_eq!(opens, open < 3 && work_left && gate_holds(&gate, &rows, open, open_seconds));
+        let may = open < 3 && promoted.is_none_or(|limit| open < limit);
+        prop_assert_eq!(opens, may && work_left && gate_holds(&gate, &rows, open, open_seconds));
+        if open < 3 && !may && work_left {
+            let held = |why: &Why| matches!(why, Why::NotPromoted { .. });
+            prop_assert!(plan.waits.iter().any(held), "it says why: {:?}", plan.waits);
+        }
         if opens {
             prop_assert_eq!(plan.actions, [Action::OpenStage(open + 1)], "one stage at a time");
         }

@@ -372,3 +372,41 @@ fn upload_metadata_are_bounded_field_by_field() {
         "checksum_sha256 must be 64 hex digits",
     );
 }
+
+#[test]
+fn of_an_image_what_is_not_signed_changes_and_only_while_it_is_in_use() {
+    use device_ota_domain::firmware::FirmwareChange;
+    use serde_json::json;
+    let change = |json| serde_json::from_value::<FirmwareChange>(json);
+    let image = crate::events::firmware();
+    let asked = change(json!({"description": "new", "min_battery_percent": 30, "is_beta": true}));
+    let changed = image
+        .clone()
+        .change(asked.unwrap(), crate::sample::at(5))
+        .unwrap();
+    let said = &changed.metadata;
+    assert_eq!(
+        (
+            said.description.as_deref(),
+            said.min_battery_percent,
+            said.is_beta
+        ),
+        (Some("new"), Some(30), true)
+    );
+    let cleared = change(json!({"description": null})).unwrap();
+    let changed = changed.change(cleared, crate::sample::at(6)).unwrap();
+    let said = &changed.metadata;
+    assert_eq!(
+        (&said.description, said.min_battery_percent),
+        (&None, Some(30))
+    );
+    assert_eq!(changed.updated_at, crate::sample::at(6));
+    assert!(change(json!({"version": "3.0.0"})).is_err());
+    let gone = changed.deprecate(crate::sample::at(7)).unwrap();
+    assert_eq!(gone.deprecated_at, Some(crate::sample::at(7)));
+    let refused = gone.change(FirmwareChange::default(), crate::sample::at(8));
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "Smart Frame Firmware 2.1.0 for SF-100 was deprecated; upload it under a new version"
+    );
+}

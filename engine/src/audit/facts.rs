@@ -12,7 +12,9 @@ pub(crate) fn firmware(firmware: &Firmware) -> Value {
         "name": metadata.name, "version": metadata.version, "device_model": metadata.device_model,
         "size": firmware.size, "sha256": firmware.sha256, "release_sha256": firmware.release_sha256,
         "is_beta": metadata.is_beta, "is_security_update": metadata.is_security_update,
-        "security_version": metadata.security_version, "deprecated_at": firmware.deprecated_at,
+        "security_version": metadata.security_version, "description": metadata.description,
+        "release_notes": metadata.release_notes, "min_battery_percent": metadata.min_battery_percent,
+        "min_free_storage_bytes": metadata.min_free_storage_bytes, "deprecated_at": firmware.deprecated_at,
     })
 }
 

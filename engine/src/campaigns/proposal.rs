@@ -31,12 +31,12 @@ impl Proposal {
 }
 
 impl Engine {
-    /// Checks a draft. 404 for an unknown or deprecated firmware.
+    /// Checks a draft. 404 for an unknown firmware, 409 for one that is out of use.
     ///
     /// The wheel is turned by what the campaign is called and what it rolls out: so a dry run names the very devices
     /// that the campaign will begin with, and yet no campaign the same canaries as the last.
     pub(super) async fn proposal(&self, draft: CampaignDraft) -> Result<Proposal> {
-        let firmware = self.firmware(&draft.firmware_id).await?;
+        let firmware = self.firmware_in_use(&draft.firmware_id).await?;
         let requires_approval = draft.requires_approval;
         let turn = ring::bucket(&format!("{}:{}", draft.firmware_id, draft.name));
         let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
@@ -56,7 +56,8 @@ impl Engine {
         })
     }
 
-    /// Creates a campaign; nothing is sent before it is started. 404 for an unknown or deprecated firmware.
+    /// Creates a campaign; nothing is sent before it is started. 404 for an unknown firmware, 409 for one that is out of
+    /// use.
     pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
         let proposal = self.proposal(draft).await?;
         let now = self.clock.now();

@@ -317,9 +317,9 @@ pub trait Store: Telemetry + Figures + Outbox + AuditLog {
 
     /// One firmware, deprecated or not.
     async fn firmware(&self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
-    /// Firmware that is not deprecated, newest first.
+    /// Firmware, newest first; that which is deprecated only when the filter asks for it.
     async fn firmware_list(&self, filter: &FirmwareFilter, page: Page) -> Result<Vec<Firmware>>;
-    /// The newest firmware of that model and version, deprecated or not.
+    /// The newest firmware of that model and version; a deprecated one only when there is no other.
     async fn firmware_of_version(
         &self,
         device_model: &str,
@@ -413,6 +413,24 @@ pub trait Tx: Send {
 
     /// Inserts a firmware; `Conflict` when the id is taken.
     async fn insert_firmware(&mut self, firmware: &Firmware) -> Result<()>;
+    /// One firmware, locked until the transaction ends.
+    async fn firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
+    /// One firmware, which nobody locks or deprecates before the transaction ends; several transactions may hold it.
+    async fn hold_firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
+    /// Writes metadata, `deprecated_at` and `updated_at`.
+    async fn save_firmware(&mut self, firmware: &Firmware) -> Result<()>;
+    /// Campaigns in progress or paused that roll this firmware out, locked.
+    async fn campaigns_offering(&mut self, firmware: &FirmwareId) -> Result<Vec<Campaign>>;
+    /// Updates to this firmware outside of campaigns that have not ended.
+    async fn open_singles(&mut self, firmware: &FirmwareId, limit: u32) -> Result<Vec<UpdateId>>;
+    /// The same, of those that wait or whose cancel has not been asked for and still helps, locked.
+    async fn cancellable_singles(
+        &mut self,
+        firmware: &FirmwareId,
+        limit: u32,
+    ) -> Result<Vec<Update>>;
+    /// The newest campaign that deploys this firmware ring by ring and is not deleted, locked.
+    async fn ring_deployment(&mut self, firmware: &FirmwareId) -> Result<Option<Campaign>>;
     /// Adds downloads to a firmware's count.
     async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()>;
 
@@ -438,7 +456,7 @@ pub trait Tx: Send {
         at: Timestamp,
     ) -> Result<u64>;
     /// Makes one rollback, and its log entry, for every completed update of the campaign that has none: pending when
-    /// the version it came from is in the registry (not deprecated, same model), failed with code
+    /// the version it came from is in the registry (of the same model, deprecated only when there is no other), failed with code
     /// `no_previous_firmware` when not. Sets the counters. Answers how many.
     async fn make_rollbacks(
         &mut self,

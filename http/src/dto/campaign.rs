@@ -50,6 +50,8 @@ pub(crate) struct CampaignDto<'a> {
     cancelled_devices: u64,
     failure_rate_percent: f64,
     stages: Vec<StageDto<'a>>,
+    /// It goes no further than this stage before it is promoted.
+    up_to_stage: Option<&'a str>,
     rollback: RollbackTallyDto,
     rollback_trigger: Option<RollbackTrigger>,
     waits: Vec<WhyDto>,
@@ -119,6 +121,15 @@ struct RollbackTallyDto {
     failed: u64,
 }
 
+/// The stage that the campaign does not go beyond.
+fn up_to_stage<'a>(spec: &'a CampaignSpec, state: &CampaignState) -> Option<&'a str> {
+    let (CampaignState::InProgress(running) | CampaignState::Paused { running, .. }) = state else {
+        return None;
+    };
+    let last = usize::from(running.up_to_stage?);
+    Some(&spec.stages.get(last)?.name)
+}
+
 pub(super) fn statuses() -> Object {
     names(CampaignState::STATUSES)
 }
@@ -158,6 +169,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             cancelled_devices: tally.cancelled,
             failure_rate_percent: round(tally.failure_percent().unwrap_or(0.0)),
             stages: stages(spec, &view.counts, open_stage(state)),
+            up_to_stage: up_to_stage(spec, state),
             rollback: RollbackTallyDto::from(&view.counts.rollbacks),
             rollback_trigger: trigger(state),
             waits: view.waits.iter().cloned().map(WhyDto::from).collect(),
@@ -398,6 +410,7 @@ mod tests {
           "target_groups": [],
           "timeout_minutes": 60.0,
           "total_devices": 2,
+          "up_to_stage": null,
           "updated_at": "2025-12-18T10:05:00Z",
           "waits": [
             {
@@ -419,6 +432,7 @@ mod tests {
             open_stage: 0,
             stage_opened_at: started_at,
             accepted: Accepted::default(),
+            up_to_stage: Some(0),
         });
         let canary = Tally {
             completed: 3,
@@ -438,6 +452,7 @@ mod tests {
             },
         );
         let dto = CampaignDto::from(&view);
+        assert_eq!(dto.up_to_stage, Some("canary"));
         let counts = (
             dto.total_devices,
             dto.pending_devices,

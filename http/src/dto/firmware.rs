@@ -37,6 +37,8 @@ pub(crate) struct FirmwareDto<'a> {
     created_at: Timestamp,
     updated_at: Timestamp,
     created_by: &'a str,
+    /// Since when it is out of use.
+    deprecated_at: Option<Timestamp>,
 }
 
 impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
@@ -51,7 +53,7 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
             manufacturer: &metadata.manufacturer,
             format: firmware.format.name(),
             file_size: firmware.size,
-            file_url: format!("/api/v1/ota/firmware/{}/download", firmware.id),
+            file_url: format!("/api/v1/firmware/{}/download", firmware.id),
             checksum_md5: &firmware.md5,
             checksum_sha256: &firmware.sha256,
             is_beta: metadata.is_beta,
@@ -66,6 +68,7 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
             created_at: firmware.created_at,
             updated_at: firmware.updated_at,
             created_by: &firmware.created_by,
+            deprecated_at: firmware.deprecated_at,
         }
     }
 }
@@ -168,7 +171,7 @@ pub(crate) mod tests {
           "manufacturer": "Acme",
           "format": "bin",
           "file_size": 52428800,
-          "file_url": "/api/v1/ota/firmware/770987aca3a746dfa5bef4f8b0e59f22/download",
+          "file_url": "/api/v1/firmware/770987aca3a746dfa5bef4f8b0e59f22/download",
           "checksum_md5": "d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4",
           "checksum_sha256": "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
           "is_beta": false,
@@ -182,7 +185,8 @@ pub(crate) mod tests {
           "success_rate": 0.0,
           "created_at": "2025-12-18T10:00:00Z",
           "updated_at": "2025-12-18T10:00:00Z",
-          "created_by": "admin"
+          "created_by": "admin",
+          "deprecated_at": null
         }
         "#);
     }

@@ -68,6 +68,27 @@ const REFUSALS: [Refusal; 11] = [
     UNAVAILABLE,
 ];
 
+/// Images have the paths of both requirement documents, and one resource behind them.
+const ALIASES: (&str, &str) = ("/api/v1/ota/firmware", "/api/v1/firmware");
+
+/// Adds the operations of images under their other paths.
+pub(super) fn add_aliases(document: &mut OpenApi) {
+    let (from, to) = ALIASES;
+    let paths = document.paths.paths.iter();
+    let aliases: Vec<(String, PathItem)> = paths
+        .filter_map(|(path, item)| {
+            let rest = path.strip_prefix(from)?;
+            let mut item = item.clone();
+            for (_, operation) in operations(&mut item) {
+                operation.operation_id = operation.operation_id.take().map(|id| id + "_alias");
+                operation.description = Some(format!("The same as `{path}`."));
+            }
+            Some((format!("{to}{rest}"), item))
+        })
+        .collect();
+    document.paths.paths.extend(aliases);
+}
+
 /// Completes every operation, and adds the components that this refers to.
 pub(super) fn complete(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {

@@ -114,8 +114,9 @@ fn every_operation_is_listed_here() {
         .collect();
     insta::assert_snapshot!(list.join("\n"), @r"
     /api/v1/ota/firmware GET, HEAD, POST
-    /api/v1/ota/firmware/{firmware_id} GET, HEAD
+    /api/v1/ota/firmware/{firmware_id} GET, HEAD, PUT, DELETE
     /api/v1/ota/firmware/{firmware_id}/download GET, HEAD
+    /api/v1/ota/firmware/{firmware_id}/deploy POST
     /api/v1/ota/objects/{token} GET, HEAD
     /api/v1/ota/campaigns GET, HEAD, POST
     /api/v1/ota/campaigns/{campaign_id} GET, HEAD, PUT, DELETE
@@ -161,5 +162,9 @@ fn every_operation_is_listed_here() {
     /metrics GET, HEAD
     /openapi.json GET, HEAD
     /docs GET, HEAD
+    /api/v1/firmware GET, HEAD, POST
+    /api/v1/firmware/{firmware_id} GET, HEAD, PUT, DELETE
+    /api/v1/firmware/{firmware_id}/download GET, HEAD
+    /api/v1/firmware/{firmware_id}/deploy POST
     ");
 }

@@ -204,7 +204,11 @@ fn role_of(method: &str, template: &str) -> Role {
         (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
         (_, "/api/v1/ota/audit") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
-        (_, "/api/v1/ota/firmware") => Role::Uploader,
+        (_, "/api/v1/ota/firmware" | "/api/v1/firmware")
+        | (
+            "PUT" | "DELETE",
+            "/api/v1/ota/firmware/{firmware_id}" | "/api/v1/firmware/{firmware_id}",
+        ) => Role::Uploader,
         ("DELETE", "/api/v1/ota/campaigns/{campaign_id}" | "/api/v1/ota/devices/{device_id}") => {
             Role::Admin
         }
@@ -252,6 +256,7 @@ async fn every_closed_path_asks_for_its_role_and_for_no_other() {
 const DEVICES_TOO: &[&str] = &[
     "/api/v1/heartbeat",
     "/api/v1/ota/firmware/{firmware_id}/download",
+    "/api/v1/firmware/{firmware_id}/download",
 ];
 
 #[tokio::test]
