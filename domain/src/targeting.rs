@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::campaign::{CampaignSpec, Targets};
 use crate::device::Device;
 use crate::firmware::UploadMetadata;
-use crate::ring::{Ring, turned};
+use crate::ring::turned;
 
 /// Why a device is none of a campaign's. Of several reasons, the first in this order is told.
 #[derive(
@@ -101,7 +101,8 @@ pub fn judge(
 
 /// Where the device stands on the wheel as the campaign has turned it; a pinned one at the beginning of its ring.
 fn position(spec: &CampaignSpec, device: &Device) -> u16 {
-    let pinned = device.registration.ring.map(Ring::start_bucket);
+    let pinned = device.registration.ring;
+    let pinned = pinned.map(|ring| spec.rings.start_bucket(ring));
     pinned.unwrap_or_else(|| turned(device.bucket, spec.bucket_offset))
 }
 

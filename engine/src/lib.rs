@@ -34,6 +34,7 @@ pub mod ports;
 mod rate;
 mod recent;
 mod relay;
+mod rings;
 pub mod secrets;
 mod settings;
 mod statistics;

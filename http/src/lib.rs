@@ -53,6 +53,7 @@ mod openapi;
 mod proposals;
 mod range;
 mod request;
+mod rings;
 mod rollbacks;
 mod routes;
 mod server;

@@ -27,7 +27,7 @@ use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
     audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, proposals,
-    rollbacks, statistics, telemetry, trust, updates,
+    rings, rollbacks, statistics, telemetry, trust, updates,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -70,6 +70,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         downloads::Documented::openapi(),
         campaigns::Documented::openapi(),
         proposals::Documented::openapi(),
+        rings::Documented::openapi(),
         devices::Documented::openapi(),
         telemetry::Documented::openapi(),
         updates::Documented::openapi(),

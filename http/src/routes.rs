@@ -8,7 +8,7 @@ use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
     audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, openapi,
-    proposals, rollbacks, statistics, telemetry, trust, updates,
+    proposals, rings, rollbacks, statistics, telemetry, trust, updates,
 };
 
 /// All routes, the most frequent ones first.
@@ -40,6 +40,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let api = warp::path!("api" / "v1" / "ota" / ..).and(resources);
     let rings = telemetry::routes(shared)
         .or(firmware::routes(shared))
+        .unify()
+        .or(rings::routes(shared))
         .unify();
     let rings = warp::path!("api" / "v1" / ..).and(rings);
     api.or(rings)

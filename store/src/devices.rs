@@ -50,14 +50,14 @@ statements! {
     DEVICES = select_device!("WHERE ", filtered!(), " ORDER BY d.device_id LIMIT $5 OFFSET $6");
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1} AND deleted_at IS NULL";
     // A device that was deleted and comes back is a new one under its old number.
-    INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Int, Text, Int] =
+    INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Text, Int] =
         "INSERT INTO devices (device_id, device_type, device_model, manufacturer, hw_revision, firmware_version, \
-         group_names, tags, ring, ring_position, bucket, verifier, registered_at) VALUES {rows} \
+         group_names, tags, ring, bucket, verifier, registered_at) VALUES {rows} \
          ON CONFLICT (device_id) DO UPDATE SET device_type = excluded.device_type, \
          device_model = excluded.device_model, manufacturer = excluded.manufacturer, \
          hw_revision = excluded.hw_revision, firmware_version = excluded.firmware_version, \
          group_names = excluded.group_names, tags = excluded.tags, ring = excluded.ring, \
-         ring_position = excluded.ring_position, verifier = excluded.verifier, \
+         verifier = excluded.verifier, \
          registered_at = excluded.registered_at, deleted_at = NULL WHERE devices.deleted_at IS NOT NULL \
          RETURNING device_key, device_id";
     INSERT_LATEST[Int] = "INSERT INTO device_latest (device_key) VALUES {rows}";
@@ -66,7 +66,7 @@ statements! {
         "INSERT INTO device_groups (group_name, device_key) VALUES {rows} ON CONFLICT DO NOTHING";
     SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1 AND deleted_at IS NULL";
     SAVE_DEVICE = "UPDATE devices SET device_type = $2, device_model = $3, manufacturer = $4, hw_revision = $5, \
-         firmware_version = $6, group_names = $7, tags = $8, ring = $9, ring_position = $10 \
+         firmware_version = $6, group_names = $7, tags = $8, ring = $9 \
          WHERE device_id = $1 AND deleted_at IS NULL RETURNING device_key";
     DELETE_DEVICE = "UPDATE devices SET deleted_at = $2, verifier = '' WHERE device_id = $1 AND deleted_at IS NULL \
          RETURNING device_key";
@@ -291,7 +291,6 @@ async fn insert_devices<D: Dialect>(
             .text(new.groups.as_str())
             .text(new.tags.as_str())
             .text(said.ring.map(Ring::name))
-            .int(said.ring.map(|ring| i64::from(ring.start_bucket())))
             .int(i64::from(new.device.bucket))
             .text(new.device.verifier.as_str())
             .time(new.device.at)
@@ -327,8 +326,7 @@ pub(crate) async fn save<D: Dialect>(
         .text(said.firmware_version.as_deref())
         .text(groups.as_str())
         .text(tags.as_str())
-        .text(said.ring.map(Ring::name))
-        .int(said.ring.map(|ring| i64::from(ring.start_bucket())));
+        .text(said.ring.map(Ring::name));
     let found = sql::fetch_optional(conn, &SAVE_DEVICE, args, |row| row.int("device_key")).await?;
     let Some(key) = found else { return Ok(false) };
     sql::execute::<D>(conn, &DELETE_GROUPS, Args::new().int(key)).await?;

@@ -30,6 +30,7 @@ mod outbox;
 #[cfg(test)]
 mod plans;
 mod presence;
+mod rings;
 mod rollbacks;
 mod snapshot;
 mod sql;
@@ -67,6 +68,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     materialise::STATEMENTS,
     outbox::STATEMENTS,
     presence::STATEMENTS,
+    rings::STATEMENTS,
     rollbacks::STATEMENTS,
     snapshot::STATEMENTS,
     targets::STATEMENTS,

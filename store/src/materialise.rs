@@ -30,10 +30,10 @@ statements! {
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
          updated_at, bytes_total) \
          SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, d.device_type, \
-         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $8, \
-         $9, 'pending', $10, $10, $10, $11 \
+         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $11, \
+         $12, 'pending', $13, $13, $13, $14 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
-         JOIN update_campaigns c ON c.campaign_id = $7 \
+         JOIN update_campaigns c ON c.campaign_id = $10 \
          JOIN campaign_stages s ON s.campaign_id = c.campaign_id AND s.action = 'update' AND s.start_bucket <= ",
         position!(),
         " AND s.end_bucket > ",
@@ -121,7 +121,7 @@ pub(crate) async fn make_updates<D: Dialect>(
         .uint(campaign.spec.timeout_seconds)
         .time(at)
         .uint(firmware.size);
-    let (condition, args) = meant::<D>(conn, aim, args, 11).await?;
+    let (condition, args) = meant::<D>(conn, aim, args, 14).await?;
     let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, &condition, args).await?;
     count_born::<D>(conn, ledger, &campaign.id, before).await?;
     Ok(made)

@@ -8,6 +8,7 @@ use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
+use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
@@ -22,7 +23,7 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, presence,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, presence, rings,
     rollbacks, targets, updates,
 };
 
@@ -86,6 +87,9 @@ impl<D: Dialect> Store for SqlStore<D> {
         Ok(firmware::object_is_used::<D>(&mut *self.read().await?, sha256).await?)
     }
 
+    async fn rings(&self) -> Result<RingSettings> {
+        Ok(rings::rings::<D>(&mut *self.read().await?).await?)
+    }
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>> {
         Ok(campaigns::campaign::<D>(&mut *self.read().await?, campaign).await?)
     }

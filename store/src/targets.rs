@@ -10,6 +10,7 @@ use device_ota_domain::campaign::CampaignSpec;
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::filter::{Filter, Test, VersionTest};
 use device_ota_domain::page::Page;
+use device_ota_domain::ring::Ring;
 use device_ota_domain::targeting::Exclusion;
 use device_ota_engine::ports::store::{Aim, TargetDevice, TargetSummary};
 
@@ -19,13 +20,15 @@ use crate::error::DbError;
 use crate::filter::{Condition, running};
 use crate::sql::{self, Args, Record, statements};
 
-/// Values that every statement with a [`verdict!`] binds first: `$1` to `$6`, by [`bind_aim`].
-const AIM: usize = 6;
+/// Values that every statement with a [`verdict!`] binds first: `$1` to `$9`, by [`bind_aim`].
+const AIM: usize = 9;
 
-/// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring.
+/// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring, by
+/// the campaign's own shares (`$7` to `$9`).
 macro_rules! position {
     () => {
-        "COALESCE(d.ring_position, (d.bucket + $5) % 10000)"
+        "CASE d.ring WHEN 'canary' THEN 0 WHEN 'early' THEN $7 WHEN 'broad' THEN $8 WHEN 'production' THEN $9 \
+         ELSE (d.bucket + $5) % 10000 END"
     };
 }
 pub(crate) use position;
@@ -67,24 +70,25 @@ statements! {
         verdict!(),
         " = 'target' AND ",
         position!(),
-        " >= $7 AND ",
+        " >= $10 AND ",
         position!(),
-        " < $8 ORDER BY d.device_id LIMIT $9 OFFSET $10"
+        " < $11 ORDER BY d.device_id LIMIT $12 OFFSET $13"
     );
     LEFT_OUT = concat!(
-        "SELECT DISTINCT e.value AS device_id FROM {each:$7} WHERE NOT EXISTS (SELECT 1 FROM devices d \
+        "SELECT DISTINCT e.value AS device_id FROM {each:$10} WHERE NOT EXISTS (SELECT 1 FROM devices d \
          JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id = e.value AND ",
         verdict!(),
-        " = 'target') ORDER BY e.value LIMIT $8 OFFSET $9"
+        " = 'target') ORDER BY e.value LIMIT $11 OFFSET $12"
     );
     OPEN_ELSEWHERE = "SELECT o.device_key, o.campaign_id FROM device_updates o WHERE o.device_key {any_int:$1} \
          AND o.state IN ('pending', 'in_flight') AND o.campaign_id IS NOT NULL ORDER BY o.number";
 }
 
-/// Binds `$1` to `$6`.
+/// Binds `$1` to `$9`.
 pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
     let image = &aim.firmware.metadata;
     let revisions: Vec<&str> = image.hw_revisions.iter().map(String::as_str).collect();
+    let start = |ring| i64::from(aim.spec.rings.start_bucket(ring));
     Args::new()
         .text(image.device_model.as_str())
         .text(image.version.as_str())
@@ -92,6 +96,9 @@ pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
         .texts(&revisions)
         .int(i64::from(aim.spec.bucket_offset))
         .int(i64::from(aim.spec.rollout_buckets))
+        .int(start(Ring::Early))
+        .int(start(Ring::Broad))
+        .int(start(Ring::Production))
 }
 
 /// The condition "the campaign means this device" with its values, behind `bound` values in `args`.

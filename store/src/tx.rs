@@ -7,6 +7,7 @@ use device_ota_domain::campaign::{Campaign, Counts, Delta};
 use device_ota_domain::device::{Device, DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
+use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::update::{Action, Update};
@@ -24,7 +25,7 @@ use crate::firmware::Lock;
 use crate::outbox::Stroke;
 use crate::{
     api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
-    presence, updates,
+    presence, rings, updates,
 };
 
 /// A transaction in progress; it is rolled back when it is dropped.
@@ -148,6 +149,12 @@ impl<D: Dialect> Tx for SqlTx<D> {
         Ok(firmware::count_downloads::<D>(&mut *self.inner, firmware, downloads).await?)
     }
 
+    async fn rings(&mut self) -> Result<RingSettings> {
+        Ok(rings::locked::<D>(&mut *self.inner).await?)
+    }
+    async fn save_rings(&mut self, settings: &RingSettings) -> Result<()> {
+        Ok(rings::save::<D>(&mut *self.inner, settings).await?)
+    }
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()> {
         Ok(campaigns::insert::<D>(&mut *self.inner, campaign).await?)
     }

@@ -188,6 +188,16 @@ async fn every_change_leaves_a_record_with_it(options: Options) {
     of_proposals(&mut trail, &new).await;
     of_campaigns(&mut trail, &new).await;
     of_images(&mut trail).await;
+    let shares = json!({ "canary": 1, "early": 25, "broad": 75, "production": 100 });
+    let shares = json!({ "rings": shares });
+    let put = "PUT /api/v1/rings";
+    let (_, told) = trail
+        .tells(&admin, put, "", Some(shares), &["rings.changed"])
+        .await;
+    assert_eq!(
+        (&told[0]["before"], &told[0]["after"]),
+        (&json!({ "canary": 5.0 }), &json!({ "canary": 1.0 }))
+    );
     let (key, _) = trail.key("left", "viewer").await;
     let revoke = "DELETE /api/v1/ota/keys/{key_id}";
     let (_, told) = trail

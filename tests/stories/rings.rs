@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json, eventually};
 
 matrix!(an_update_in_a_closed_ring_says_why_it_waits: sqlite_gateway, postgres_gateway);
+matrix!(rings_are_settings_and_a_campaign_keeps_its_own: sqlite_gateway, postgres_gateway);
 matrix!(canaries_first_then_ring_by_ring_and_no_further_than_told);
 
 /// Devices of each ring: pinned, so that the story does not hang on hashes.
@@ -159,4 +160,94 @@ async fn an_update_in_a_closed_ring_says_why_it_waits(options: Options) {
         }
     })
     .await;
+}
+
+async fn rings_are_settings_and_a_campaign_keeps_its_own(options: Options) {
+    const RINGS: &str = "/api/v1/rings";
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let shares = |of: [f64; 4]| {
+        let [canary, early, broad, production] = of;
+        json!({ "rings": { "canary": canary, "early": early, "broad": broad, "production": production } })
+    };
+    let mut fresh = shares([5.0, 25.0, 75.0, 100.0]);
+    fresh["updated_at"] = Value::Null;
+    fresh["updated_by"] = Value::Null;
+    assert_eq!(admin.get(RINGS).await.expect(200), fresh);
+    let pinned = ["canary", "early", "broad", "production"].map(|ring| {
+        let mut device = device_json(ring);
+        device["ring"] = json!(ring);
+        device
+    });
+    admin.register(&pinned).await;
+    let firmware = admin.image("2.1.0").await;
+    let create = async |name: &str| {
+        let spec = json!({ "name": name, "firmware_id": firmware });
+        admin.create_campaign(spec).await
+    };
+    let before = create("before").await;
+    let set = admin
+        .put(RINGS, shares([1.0, 10.5, 50.0, 100.0]))
+        .await
+        .expect(200);
+    insta::allow_duplicates! {
+        insta::assert_json_snapshot!(set, { ".updated_at" => "[time]" }, @r#"
+        {
+          "rings": {
+            "broad": 50.0,
+            "canary": 1.0,
+            "early": 10.5,
+            "production": 100.0
+          },
+          "updated_at": "[time]",
+          "updated_by": "admin"
+        }
+        "#);
+    }
+    assert_eq!(admin.get(RINGS).await.expect(200), set);
+    let after = create("after").await;
+    for (campaign, ends) in [
+        (&before, [5.0, 25.0, 75.0, 100.0]),
+        (&after, [1.0, 10.5, 50.0, 100.0]),
+    ] {
+        let seen = admin.campaign(campaign).await;
+        let stages = seen["stages"].as_array().unwrap().iter();
+        let percents: Vec<f64> = stages.map(|s| s["percent"].as_f64().unwrap()).collect();
+        assert_eq!(percents, ends);
+        // Whoever is pinned to a ring is in it, by the shares of each campaign.
+        for ring in ["canary", "early", "broad", "production"] {
+            let path = format!("/api/v1/ota/campaigns/{campaign}/targets?stage={ring}");
+            let targets = admin.get(&path).await.expect(200);
+            let devices = targets["targets"].as_array().unwrap();
+            assert_eq!(devices.len(), 1, "{targets:#}");
+            assert_eq!(devices[0]["device_id"], ring);
+        }
+    }
+    admin.act(&after, "start").await.expect(200);
+    let stages = &admin.campaign(&after).await["stages"];
+    assert!(
+        stages
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|stage| stage["devices"] == 1),
+        "{stages:#}"
+    );
+
+    for (wrong, code) in [
+        (shares([25.0, 5.0, 75.0, 100.0]), "invalid_rings"),
+        (shares([0.0, 5.0, 75.0, 100.0]), "invalid_rings"),
+        (shares([1.0, 1.004, 75.0, 100.0]), "invalid_rings"),
+        (shares([1.0, 5.0, 75.0, 99.0]), "invalid_rings"),
+        (shares([1.0, 5.0, 75.0, 1e9]), "invalid_rings"),
+        (json!({ "rings": { "canary": 5 } }), "invalid_json"),
+    ] {
+        assert_eq!(admin.put(RINGS, wrong).await.refused(400)["code"], code);
+    }
+    let (_, operator) = crate::identity::key(&service, "night", "operator").await;
+    operator
+        .put(RINGS, shares([2.0, 3.0, 4.0, 100.0]))
+        .await
+        .refused(403);
+    assert_eq!(operator.get(RINGS).await.expect(200), set);
 }

@@ -29,6 +29,7 @@ entities! {
     Campaign "campaign" "A campaign.";
     Update "update" "An update or a rollback of one device.";
     Device "device" "A device.";
+    Rings "rings" "How much of a fleet each ring takes.";
     Key "key" "An API key.";
 }
 
@@ -80,6 +81,7 @@ acts! {
     DeviceChanged Device "device.changed" "What is registered of it was changed.";
     DeviceCredentials Device "device.credentials" "It has a new secret, and the old one ended.";
     DeviceDeleted Device "device.deleted" "It is not known any more, and its open updates ended.";
+    RingsChanged Rings "rings.changed" "New campaigns get other shares.";
     KeyCreated Key "key.created" "An API key was made.";
     KeyRevoked Key "key.revoked" "It opens nothing any more.";
 }

@@ -7,7 +7,7 @@ use super::spec::{CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strat
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
-use crate::ring::{BUCKETS, Ring};
+use crate::ring::{BUCKETS, Ring, Shares};
 
 /// Most devices named one by one in a campaign (PRD, NFR-3: 100,000+ targets a campaign).
 pub const MAX_TARGET_DEVICES: usize = 200_000;
@@ -177,11 +177,13 @@ fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecEr
 }
 
 impl CampaignDraft {
-    /// The spec that this draft means. `default_threshold` is the service's setting; `entropy` turns the wheel.
+    /// The spec that this draft means. `default_threshold` and `rings` are the service's settings; `entropy` turns the
+    /// wheel.
     pub fn into_spec(
         self,
         default_threshold: f64,
         entropy: u16,
+        rings: Shares,
     ) -> Result<CampaignSpec, SpecError> {
         self.check()?;
         let threshold = self.failure_threshold_percent.unwrap_or(default_threshold);
@@ -207,9 +209,9 @@ impl CampaignDraft {
             (Strategy::Immediate, false) => {
                 return Err(SpecError::Stages("immediate has none; use staged"));
             }
-            (Strategy::Staged | Strategy::Canary, true) => rings(gate),
+            (Strategy::Staged | Strategy::Canary, true) => by_rings(rings, gate),
             (Strategy::Scheduled | Strategy::Staged | Strategy::Canary, false) => {
-                given(&self.stages, gate)?
+                given(&self.stages, rings, gate)?
             }
         };
         Ok(CampaignSpec {
@@ -234,6 +236,7 @@ impl CampaignDraft {
             stages,
             requires: self.requires,
             bucket_offset: entropy % BUCKETS,
+            rings,
             ring_deployment: false,
             schedule: self.schedule,
         })
@@ -322,22 +325,26 @@ fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterErro
     filter.map_err(|error| error.within("target_filters"))
 }
 
-fn rings(gate: Gate) -> Vec<Stage> {
+fn by_rings(rings: Shares, gate: Gate) -> Vec<Stage> {
     Ring::ALL
         .into_iter()
         .map(|ring| Stage {
             name: ring.name().into(),
-            end_bucket: ring.end_bucket(),
+            end_bucket: rings.end_bucket(ring),
             gate,
         })
         .collect()
 }
 
-fn given(drafts: &[StageDraft], default_gate: Gate) -> Result<Vec<Stage>, SpecError> {
+fn given(
+    drafts: &[StageDraft],
+    rings: Shares,
+    default_gate: Gate,
+) -> Result<Vec<Stage>, SpecError> {
     let mut stages: Vec<Stage> = Vec::with_capacity(drafts.len() + 1);
     for draft in drafts {
         let (name, end_bucket) = match (draft.ring, draft.percent) {
-            (Some(ring), None) => (ring.name().to_owned(), ring.end_bucket()),
+            (Some(ring), None) => (ring.name().to_owned(), rings.end_bucket(ring)),
             (None, Some(pc)) if pc > 0.0 && pc <= 100.0 => (format!("{pc}%"), buckets(pc)),
             _ => {
                 return Err(SpecError::Stages(

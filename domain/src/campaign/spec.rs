@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use crate::filter::Filter;
 use crate::ids::{DeviceId, FirmwareId};
+use crate::ring::Shares;
 
 /// How the fleet is divided (PRD, FR-6). `blue_green` is recognised and refused until it is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -253,6 +254,9 @@ pub struct CampaignSpec {
     /// When it may offer.
     #[serde(default)]
     pub schedule: Schedule,
+    /// What of the wheel each ring takes, for pinned devices and stages by name.
+    #[serde(default)]
+    pub rings: Shares,
     /// It deploys its image ring by ring, as far as it is promoted (rings-and-heartbeat document, *deploy*).
     #[serde(default)]
     pub ring_deployment: bool,

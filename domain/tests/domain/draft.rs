@@ -14,7 +14,10 @@ fn ends(spec: &CampaignSpec) -> Vec<(&str, u16)> {
 
 fn refused(fields: &Value, text: &str) {
     assert_eq!(
-        draft(fields).into_spec(20.0, 0).unwrap_err().to_string(),
+        draft(fields)
+            .into_spec(20.0, 0, device_ota_domain::ring::Shares::default())
+            .unwrap_err()
+            .to_string(),
         text,
         "{fields}"
     );
@@ -65,7 +68,7 @@ fn a_bare_draft_goes_over_the_four_rings() {
 fn the_wheel_turns_by_the_entropy_given() {
     assert_eq!(
         draft(&json!({}))
-            .into_spec(20.0, 65_535)
+            .into_spec(20.0, 65_535, device_ota_domain::ring::Shares::default())
             .unwrap()
             .bucket_offset,
         5_535
@@ -234,7 +237,7 @@ fn numbers_and_texts_are_bounded() {
         "requires.min_free_storage_bytes must be 0 or more",
     );
     let by_service = draft(&json!({}))
-        .into_spec(f64::NAN, 0)
+        .into_spec(f64::NAN, 0, device_ota_domain::ring::Shares::default())
         .unwrap_err()
         .to_string();
     assert_eq!(by_service, "failure_threshold_percent must be 0 to 100");

@@ -7,7 +7,10 @@ use crate::sample::draft;
 
 fn refused(filter: &Value, text: &str) {
     let draft = draft(&json!({ "target_filters": filter }));
-    let error = draft.into_spec(20.0, 0).unwrap_err().to_string();
+    let error = draft
+        .into_spec(20.0, 0, device_ota_domain::ring::Shares::default())
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, text, "{filter}");
 }
 
@@ -37,7 +40,7 @@ fn what_was_given_is_what_is_shown() {
     let stored = serde_json::to_string(&filter).unwrap();
     assert_eq!(serde_json::from_str::<Filter>(&stored).unwrap(), filter);
     let spec = draft(&json!({ "target_filters": given }))
-        .into_spec(20.0, 0)
+        .into_spec(20.0, 0, device_ota_domain::ring::Shares::default())
         .unwrap();
     assert_eq!(spec.targets.filter, Some(filter));
 }

@@ -28,7 +28,9 @@ pub(crate) fn draft(fields: &serde_json::Value) -> CampaignDraft {
 }
 
 pub(crate) fn spec(fields: &serde_json::Value) -> CampaignSpec {
-    draft(fields).into_spec(20.0, 0).unwrap()
+    draft(fields)
+        .into_spec(20.0, 0, device_ota_domain::ring::Shares::default())
+        .unwrap()
 }
 
 pub(crate) fn campaign(spec: CampaignSpec, state: CampaignState) -> Campaign {

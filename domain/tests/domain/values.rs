@@ -140,7 +140,9 @@ fn rings_take_their_shares_of_a_large_fleet_whatever_the_offset() {
         for b in &buckets {
             let ring = Ring::ALL
                 .into_iter()
-                .position(|r| turned(*b, offset) < r.end_bucket())
+                .position(|r| {
+                    turned(*b, offset) < device_ota_domain::ring::Shares::default().end_bucket(r)
+                })
                 .unwrap();
             devices[ring] += 1;
         }

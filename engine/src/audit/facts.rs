@@ -2,6 +2,7 @@
 
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::device::Registration;
+use device_ota_domain::ring::{Ring, Shares};
 use device_ota_domain::{Campaign, Firmware, Update, UpdateState};
 use serde_json::{Value, json};
 
@@ -74,6 +75,12 @@ pub(crate) fn device(said: &Registration) -> Value {
         "hw_revision": said.hw_revision, "firmware_version": said.firmware_version, "groups": said.groups,
         "tags": said.tags, "ring": said.ring,
     })
+}
+
+/// How much of a fleet each ring takes.
+pub(crate) fn rings(shares: Shares) -> Value {
+    let percents = Ring::ALL.map(|ring| (ring.name().to_owned(), shares.percent(ring).into()));
+    Value::Object(percents.into_iter().collect())
 }
 
 /// Who may use a key for what.

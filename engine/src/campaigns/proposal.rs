@@ -39,7 +39,9 @@ impl Engine {
         let firmware = self.firmware_in_use(&draft.firmware_id).await?;
         let requires_approval = draft.requires_approval;
         let turn = ring::bucket(&format!("{}:{}", draft.firmware_id, draft.name));
-        let mut spec = draft.into_spec(self.settings.failure_threshold_percent, turn)?;
+        let rings = self.store.rings().await?.shares;
+        let threshold = self.settings.failure_threshold_percent;
+        let mut spec = draft.into_spec(threshold, turn, rings)?;
         let asked = crate::offers::firmware_requires(&firmware);
         spec.requires.min_battery_percent = spec
             .requires

@@ -16,7 +16,7 @@ use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
-use device_ota_domain::ring::Ring;
+use device_ota_domain::ring::{Ring, RingSettings};
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::Exclusion;
@@ -328,6 +328,8 @@ pub trait Store: Telemetry + Figures + Outbox + AuditLog {
     /// Whether any firmware, deprecated or not, has these bytes.
     async fn object_is_used(&self, sha256: &str) -> Result<bool>;
 
+    /// The shares of the rings that new campaigns get.
+    async fn rings(&self) -> Result<RingSettings>;
     /// One campaign.
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>>;
     /// Campaigns that are not deleted, newest first.
@@ -434,6 +436,10 @@ pub trait Tx: Send {
     /// Adds downloads to a firmware's count.
     async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()>;
 
+    /// The shares of the rings, locked until the transaction ends.
+    async fn rings(&mut self) -> Result<RingSettings>;
+    /// Writes the shares of the rings.
+    async fn save_rings(&mut self, rings: &RingSettings) -> Result<()>;
     /// Inserts a campaign.
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// One campaign, locked until the transaction ends.

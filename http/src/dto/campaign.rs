@@ -304,7 +304,7 @@ mod tests {
             id: "camp_789abcdef0123456".parse().unwrap(),
             spec: serde_json::from_value::<CampaignDraft>(draft)
                 .unwrap()
-                .into_spec(10.0, 7)
+                .into_spec(10.0, 7, device_ota_domain::ring::Shares::default())
                 .unwrap(),
             state,
             approval: Approval::NotRequired,

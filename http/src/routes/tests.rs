@@ -202,7 +202,7 @@ async fn no_closed_path_lets_anybody_in_without_a_key() {
 fn role_of(method: &str, template: &str) -> Role {
     match (method, template) {
         (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
-        (_, "/api/v1/ota/audit") => Role::Admin,
+        (_, "/api/v1/ota/audit") | ("PUT", "/api/v1/rings") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware" | "/api/v1/firmware")
         | (

@@ -173,7 +173,7 @@ async fn an_image_out_of_use_leaves_the_lists_and_the_rest_of_it_stays(store: &d
         let found = store.firmware_list(&filter, Page::default()).await.unwrap();
         found.into_iter().map(|f| f.id).collect::<Vec<_>>()
     };
-    assert_eq!(list(false).await, [first.id.clone()]);
+    assert_eq!(list(false).await, std::slice::from_ref(&first.id));
     assert_eq!(list(true).await, [changed.id.clone(), first.id.clone()]);
     // Of one version, the image in use comes first, though it is older.
     let found = store.firmware_of_version(MODEL, "1.0.0").await.unwrap();

@@ -153,7 +153,9 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
     let draft: CampaignDraft = serde_json::from_str(&json).expect("a valid draft");
     Campaign {
         id: CampaignId::from_entropy([n; 8]),
-        spec: draft.into_spec(10.0, 0).expect("a valid spec"),
+        spec: draft
+            .into_spec(10.0, 0, device_ota_domain::ring::Shares::default())
+            .expect("a valid spec"),
         state: CampaignState::Created,
         approval: Approval::NotRequired,
         target_count: 0,

@@ -20,6 +20,7 @@ mod figures;
 mod firmware;
 mod fixture;
 mod history;
+mod rings;
 mod rollbacks;
 mod targets;
 mod updates;

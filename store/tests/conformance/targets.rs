@@ -6,7 +6,7 @@ use device_ota_domain::Firmware;
 use device_ota_domain::campaign::Campaign;
 use device_ota_domain::device::Device;
 use device_ota_domain::page::Page;
-use device_ota_domain::ring::Ring;
+use device_ota_domain::ring::{Ring, Shares};
 use device_ota_domain::targeting::{Exclusion, judge};
 use device_ota_engine::ports::store::{Aim, DeviceFilter, NewDevice, Store, Touch, UpdateFilter};
 use jiff::Timestamp;
@@ -237,6 +237,9 @@ async fn the_database_means_whom_the_domain_means(store: &dyn Store) {
         let json = drawn(&mut runner, draft());
         let mut campaign = with_members(firmware, &json);
         campaign.spec.bucket_offset = 1_234;
+        let ends = [[500, 2_500, 7_500], [1, 2, 9_999], [4_000, 5_000, 6_000]][n % 3];
+        let [canary, early, broad] = ends;
+        campaign.spec.rings = Shares::of_buckets([canary, early, broad, 10_000]).unwrap();
         meant += agrees(store, &campaign, firmware, &fleet, &json).await;
     }
     assert!(meant > CAMPAIGNS, "the fleet is not missed altogether");

@@ -183,7 +183,9 @@ impl World {
 fn stage_of(spec: &CampaignSpec, agent: &Agent) -> u16 {
     let place = turned(agent.bucket, spec.bucket_offset);
     let stage = spec.stages.iter().position(|stage| match agent.pin {
-        Some(ring) => stage.end_bucket >= ring.end_bucket(),
+        Some(ring) => {
+            stage.end_bucket >= device_ota_domain::ring::Shares::default().end_bucket(ring)
+        }
         None => place < stage.end_bucket,
     });
     u16::try_from(stage.unwrap()).unwrap()
@@ -216,7 +218,9 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
         "max_retries": rng.random_range(0..4),
     });
     let entropy = rng.random_range(0..10_000);
-    sample::draft(&fields).into_spec(20.0, entropy).unwrap()
+    sample::draft(&fields)
+        .into_spec(20.0, entropy, device_ota_domain::ring::Shares::default())
+        .unwrap()
 }
 
 /// Opens before or after the start, and may end at any time after both.
