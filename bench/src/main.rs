@@ -8,6 +8,7 @@
 mod cores;
 mod fleet;
 mod http;
+mod load;
 mod mqtt;
 mod peers;
 mod postgres;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use fleet::Engine;
-use rows::{connections, fan_out, heartbeats, history, progress_reads, start, upload};
+use rows::{connections, fan_out, heartbeats, history, latencies, progress_reads, start, upload};
 
 /// Measures `device-ota` beside its peers.
 #[derive(Debug, Parser)]
@@ -58,6 +59,8 @@ enum Command {
     FanOut(fan_out::Options),
     /// Reads of an update's progress while reports come in, beside warp answering a constant.
     ProgressReads(progress_reads::Options),
+    /// Times of the requests that the requirements bound, while reports come in.
+    Latencies(latencies::Options),
     /// An upload with both hashes, beside hashing alone; and its memory.
     Upload(upload::Options),
     /// Start on a database of many devices, beside mosquitto's.
@@ -99,6 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Connections(options) => connections::run(plan, &options),
         Command::FanOut(options) => fan_out::run(plan, &options),
         Command::ProgressReads(options) => progress_reads::run(plan, &options),
+        Command::Latencies(options) => latencies::run(plan, &options),
         Command::Upload(options) => upload::run(plan, &options),
         Command::Start(options) => start::run(plan, &options),
         Command::History(options) => history::run(plan, &options),
@@ -121,6 +125,7 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     connections::run(plan, &connections::Options::default())?;
     fan_out::run(plan, &fan_out::Options::default())?;
     progress_reads::run(plan, &progress_reads::Options::default())?;
+    latencies::run(plan, &latencies::Options::default())?;
     upload::run(plan, &upload::Options::default())?;
     start::run(plan, &start::Options::default())
 }

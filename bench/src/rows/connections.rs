@@ -10,7 +10,7 @@ use crate::cores::Cores;
 use crate::fleet::{self, Database};
 use crate::mqtt::{self, Target};
 use crate::peers::{Mosquitto, password_file};
-use crate::process::Running;
+use crate::process::{Running, own_cpu_seconds};
 use crate::service::Service;
 use crate::stats::{Series, Target as Wanted, ratio, real, title, verdict};
 
@@ -69,6 +69,8 @@ async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()>
     }
     for figures in [&ours, &theirs] {
         figures.connects.print();
+        figures.cpu.print();
+        figures.own.print();
         figures.memory.print();
         figures.marginal.print();
         figures.base.print();
@@ -96,6 +98,10 @@ async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()>
 
 struct Figures {
     connects: Series,
+    /// Processor time of the server.
+    cpu: Series,
+    /// Processor time of the generator.
+    own: Series,
     memory: Series,
     marginal: Series,
     base: Series,
@@ -105,6 +111,11 @@ impl Figures {
     fn new(name: &str) -> Self {
         Self {
             connects: Series::new(format!("{name}: connects"), "per second"),
+            cpu: Series::new(format!("{name}: processor time"), "µs a connect"),
+            own: Series::new(
+                format!("{name}: processor time of the generator"),
+                "µs a connect",
+            ),
             memory: Series::new(format!("{name}: growth / devices"), "KiB a device"),
             marginal: Series::new(format!("{name}: growth of the second half"), "KiB a device"),
             base: Series::new(format!("{name}: resident before"), "KiB"),
@@ -121,11 +132,14 @@ impl Figures {
         tokio::time::sleep(SETTLE).await;
         let mut resident = vec![process.memory_kib("VmRSS")?];
         let (mut open, mut took) = (Vec::with_capacity(devices), Duration::ZERO);
+        let (mut busy, mut own) = (0.0, 0.0);
         let names = fleet::names(devices);
         for half in names.chunks(devices.div_ceil(2)) {
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), (process.cpu_seconds()?, own_cpu_seconds()?));
             let opened = mqtt::open_all(target, half.to_vec(), OPENING).await?;
             took += began.elapsed();
+            busy += process.cpu_seconds()? - before.0;
+            own += own_cpu_seconds()? - before.1;
             open.extend(mqtt::subscribe_all(opened, OPENING).await?);
             tokio::time::sleep(SETTLE).await;
             resident.push(process.memory_kib("VmRSS")?);
@@ -135,6 +149,8 @@ impl Figures {
         };
         self.connects
             .push(real(devices as u64) / took.as_secs_f64());
+        self.cpu.push(busy * 1e6 / real(devices as u64));
+        self.own.push(own * 1e6 / real(devices as u64));
         self.memory
             .push(real(after.saturating_sub(before)) / real(devices as u64));
         self.marginal

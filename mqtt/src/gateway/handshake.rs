@@ -34,8 +34,6 @@ pub(super) async fn open(
     mut place: Place,
     hub: Arc<Hub>,
 ) -> Option<Connection> {
-    // A socket that cannot take the option is about to fail anyway.
-    let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + hub.limits.connect_timeout;
     let mut bytes = read_at_once(&stream);
     let reading = timeout_at(deadline, read_connect(&mut stream, &mut bytes));
@@ -68,7 +66,8 @@ pub(super) async fn open(
                 mailbox,
                 session,
                 silence,
-                unread: bytes,
+                // Its room is given back: most CONNECTs come alone.
+                unread: bytes.as_slice().to_vec(),
                 out,
             };
             Some(Connection::new(stream, hub, opened))
@@ -99,11 +98,10 @@ enum Unread {
 /// What has come already. A client says CONNECT as soon as it is connected, so this is usually all of it, and nobody
 /// waits until the runtime has heard of the socket.
 fn read_at_once(stream: &TcpStream) -> Vec<u8> {
-    let mut bytes = vec![0; READ_BYTES];
+    let mut bytes = [0; READ_BYTES];
     // Nothing yet, an end or an error: who waits for more finds out.
     let read = (&*SockRef::from(stream)).read(&mut bytes).unwrap_or(0);
-    bytes.truncate(read);
-    bytes
+    bytes.get(..read).unwrap_or_default().to_vec()
 }
 
 /// Sends what the socket takes, and leaves the rest.

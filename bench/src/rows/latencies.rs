@@ -1,0 +1,310 @@
+//! How long each request of the requirements' table takes while reports come in: one request at a time over a kept
+//! connection, from the first byte sent to the last one read.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::runtime;
+use crate::Plan;
+use crate::fleet::{self, Database, MODEL};
+use crate::http::{Admin, Image, answer_length, head_length};
+use crate::load::{Load, offered};
+use crate::mqtt::Target;
+use crate::service::Service;
+use crate::stats::{Target as Wanted, title, verdict};
+
+/// Devices that report.
+const REPORTING: usize = 1_000;
+/// Devices that are registered beside them and that requests name.
+const NAMED: usize = 200;
+/// Devices of one bulk request (PRD, E3-US5).
+const BULK: usize = 100;
+
+/// How much.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Requests of each kind.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(20..=10_000))]
+    pub(crate) requests: u16,
+    /// Reports a second.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1_000..=50_000))]
+    pub(crate) reports: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            requests: 200,
+            reports: 10_000,
+        }
+    }
+}
+
+pub(crate) fn run(_: Plan, options: &Options) -> anyhow::Result<()> {
+    title(&format!(
+        "time of a request, {} of each kind, while {} reports a second come in; SQLite",
+        options.requests, options.reports
+    ));
+    runtime()?.block_on(measure(options))
+}
+
+async fn measure(options: &Options) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let database = Database::file_in(folder.path());
+    database.fill(REPORTING + NAMED).await?;
+    let service = Service::start(folder.path(), &database.url())?;
+    let updates = offered(&service, &database, REPORTING).await?;
+    let reading = format!(
+        "/api/v1/ota/updates/{}",
+        updates.first().context("no update")?.id
+    );
+    let load = Load::start(Target::of_devices(service.mqtt), updates, options.reports);
+    load.reach(options.reports).await?;
+    let (began, before) = (Instant::now(), load.acknowledged());
+    let mut desk = Desk::new(&service)?;
+    let count = usize::from(options.requests);
+    desk.read(count, &reading)?;
+    desk.single_devices(count)?;
+    desk.bulk(count / 20)?;
+    desk.campaigns(count)?;
+    let rate = crate::stats::real(load.acknowledged() - before) / began.elapsed().as_secs_f64();
+    load.end()?;
+    println!("  {rate:.0} reports a second were committed meanwhile");
+    desk.print();
+    Ok(())
+}
+
+/// What a kind of request took, and what the requirements allow: a percentile and its bound.
+struct Kind {
+    name: &'static str,
+    allowed: (u8, Duration),
+    took: Vec<Duration>,
+}
+
+impl Kind {
+    /// The time that so many percent of the requests stayed within.
+    fn percentile(&self, percent: usize) -> f64 {
+        let rank = (self.took.len() * percent).div_ceil(100).max(1);
+        self.took
+            .get(rank - 1)
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1e3)
+    }
+}
+
+/// Two admins, one connection, and what each kind of request took.
+struct Desk {
+    stream: TcpStream,
+    author: String,
+    approver: String,
+    firmware: String,
+    campaign: String,
+    kinds: Vec<Kind>,
+}
+
+impl Desk {
+    fn new(service: &Service) -> anyhow::Result<Self> {
+        let admin = Admin {
+            addr: service.http,
+            key: &service.key,
+        };
+        let piece = vec![0x77; 4_096];
+        let image = Image {
+            name: "Other",
+            version: "3.0.0",
+            model: MODEL,
+            size: 64 * 1_024,
+            piece: &piece,
+        };
+        let firmware = text(&admin.upload(&image)?, "firmware_id")?;
+        let key = json!({"name": "bench", "subject": "approver", "roles": ["approver"]});
+        let key = admin.post("/api/v1/ota/keys", Some(&key))?;
+        let stream = TcpStream::connect(service.http)?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            author: service.key.clone(),
+            approver: text(&key, "key")?,
+            firmware,
+            campaign: String::new(),
+            kinds: Vec::new(),
+        })
+    }
+
+    fn read(&mut self, count: usize, update: &str) -> anyhow::Result<()> {
+        let firmware = format!("/api/v1/ota/firmware/{}", self.firmware);
+        for _ in 0..count {
+            self.get("health (NFR-1)", (99, 20), "/health")?;
+            self.get("progress of an update (NFR-1, E3-US2)", (95, 50), update)?;
+            self.get("statistics (NFR-1)", (95, 200), "/api/v1/ota/stats")?;
+            self.get("firmware (E1-US2)", (95, 50), &firmware)?;
+            let list = "/api/v1/ota/firmware?device_model=BENCH-1&limit=50";
+            self.get("firmware list (E1-US3)", (95, 200), list)?;
+        }
+        Ok(())
+    }
+
+    fn single_devices(&mut self, count: usize) -> anyhow::Result<()> {
+        let request = json!({"firmware_id": self.firmware});
+        for device in named().iter().cycle().take(count) {
+            let path = format!("/api/v1/ota/devices/{device}/update");
+            let made = self.post("update of one device (E3-US1)", 500, &path, Some(&request))?;
+            let path = format!("/api/v1/ota/updates/{}/cancel", text(&made, "update_id")?);
+            self.post("cancel of an update (E3-US3)", 100, &path, None)?;
+        }
+        Ok(())
+    }
+
+    fn bulk(&mut self, count: usize) -> anyhow::Result<()> {
+        let devices: Vec<_> = named().into_iter().take(BULK).collect();
+        let request = json!({"firmware_id": self.firmware, "device_ids": devices});
+        for _ in 0..count.max(1) {
+            let path = "/api/v1/ota/devices/bulk/update";
+            self.post(
+                "updates of 100 devices (E3-US5)",
+                2_000,
+                path,
+                Some(&request),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn campaigns(&mut self, count: usize) -> anyhow::Result<()> {
+        let request = json!({
+            "name": "bench", "firmware_id": self.firmware, "deployment_strategy": "staged",
+            "target_devices": named(), "requires_approval": true,
+        });
+        for _ in 0..count {
+            let path = "/api/v1/ota/campaigns";
+            let made = self.post(
+                "campaign created (NFR-1, E2-US1)",
+                500,
+                path,
+                Some(&request),
+            )?;
+            self.campaign = format!("{path}/{}", text(&made, "campaign_id")?);
+            self.act("campaign approved (E2-US6)", 100, "approve")?;
+            self.act("campaign started (E2-US2)", 200, "start")?;
+            let path = self.campaign.clone();
+            self.get("campaign (E2-US3)", (95, 100), &path)?;
+            self.act("campaign paused (E2-US4)", 100, "pause")?;
+            self.act("campaign resumed (E2-US4)", 100, "resume")?;
+            self.act("campaign cancelled (E2-US5)", 200, "cancel")?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, kind: &'static str, allowed: u64, action: &str) -> anyhow::Result<()> {
+        let path = format!("{}/{action}", self.campaign);
+        self.post(kind, allowed, &path, None).map(drop)
+    }
+
+    fn get(&mut self, kind: &'static str, allowed: (u8, u64), path: &str) -> anyhow::Result<()> {
+        self.call(kind, allowed, "GET", path, "").map(drop)
+    }
+
+    fn post(
+        &mut self,
+        kind: &'static str,
+        allowed: u64,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        self.call(kind, (95, allowed), "POST", path, &body)
+    }
+
+    /// Sends one request, waits for the whole answer, and notes the time between.
+    fn call(
+        &mut self,
+        kind: &'static str,
+        (percentile, millis): (u8, u64),
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<Value> {
+        let key = if path.ends_with("/approve") {
+            &self.approver
+        } else {
+            &self.author
+        };
+        let content = if body.is_empty() {
+            ""
+        } else {
+            "Content-Type: application/json\r\n"
+        };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: bench\r\nX-API-Key: {key}\r\n{content}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let began = Instant::now();
+        self.stream.write_all(request.as_bytes())?;
+        let answer = read_answer(&mut self.stream).with_context(|| format!("{method} {path}"))?;
+        let took = began.elapsed();
+        match self.kinds.iter_mut().find(|known| known.name == kind) {
+            Some(known) => known.took.push(took),
+            None => self.kinds.push(Kind {
+                name: kind,
+                allowed: (percentile, Duration::from_millis(millis)),
+                took: vec![took],
+            }),
+        }
+        Ok(answer)
+    }
+
+    fn print(&mut self) {
+        for kind in &mut self.kinds {
+            kind.took.sort_unstable();
+            println!(
+                "  {:<40} p50 {:>7.2}  p95 {:>7.2}  p99 {:>7.2}  ms ({} requests)",
+                kind.name,
+                kind.percentile(50),
+                kind.percentile(95),
+                kind.percentile(99),
+                kind.took.len()
+            );
+        }
+        for kind in &self.kinds {
+            let (percentile, bound) = kind.allowed;
+            let what = format!("{}, p{percentile}", kind.name);
+            let seen = kind.percentile(percentile.into());
+            verdict(&what, seen, "ms", Wanted::AtMost(bound.as_secs_f64() * 1e3));
+        }
+    }
+}
+
+/// The devices that requests name: registered, and never there.
+fn named() -> Vec<String> {
+    fleet::names(REPORTING + NAMED).split_off(REPORTING)
+}
+
+fn text(value: &Value, name: &str) -> anyhow::Result<String> {
+    let field = value.get(name).and_then(Value::as_str);
+    Ok(field
+        .with_context(|| format!("no {name} in {value}"))?
+        .to_owned())
+}
+
+fn read_answer(stream: &mut TcpStream) -> anyhow::Result<Value> {
+    let (mut answer, mut piece) = (Vec::new(), [0; 16 * 1_024]);
+    loop {
+        let count = stream.read(&mut piece)?;
+        anyhow::ensure!(count > 0, "the server closed the connection");
+        answer.extend_from_slice(piece.get(..count).unwrap_or_default());
+        if answer_length(&answer).is_some_and(|length| answer.len() >= length) {
+            break;
+        }
+    }
+    let body = head_length(&answer).and_then(|at| answer.get(at..));
+    anyhow::ensure!(
+        answer.starts_with(b"HTTP/1.1 2"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    Ok(serde_json::from_slice(body.unwrap_or_default())?)
+}
