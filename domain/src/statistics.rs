@@ -15,6 +15,10 @@ use crate::update::{Action, Update, UpdateState};
 /// Microseconds of a minute, into which ends are sorted.
 const MINUTE: i64 = 60_000_000;
 
+/// Longest that an update can be said to have taken, in microseconds: a year. What seems to have taken longer, or less than
+/// nothing, was begun or ended by a clock that was wrong, and counts with no time.
+const MAX_MICROS: i64 = 366 * 24 * 60 * MINUTE;
+
 /// The minute of a time, counted from 1970.
 pub fn minute_of(at: Timestamp) -> i64 {
     at.as_microsecond().div_euclid(MINUTE)
@@ -124,7 +128,10 @@ impl Update {
             minute: ended_at.map(minute_of),
             amount: Amount {
                 updates: 1,
-                micros: time.map_or(0, |(from, to)| to.as_microsecond() - from.as_microsecond()),
+                micros: time
+                    .map(|(from, to)| to.as_microsecond() - from.as_microsecond())
+                    .filter(|micros| (0..=MAX_MICROS).contains(micros))
+                    .unwrap_or(0),
                 bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
             },
         }

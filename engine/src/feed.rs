@@ -36,6 +36,17 @@ pub enum Full {
     Everybody,
 }
 
+/// Why nobody can read now.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no room.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The database did not say where the outbox ends.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What a reader is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
@@ -98,9 +109,14 @@ pub(crate) async fn run(engine: Arc<Engine>) {
 
 /// Hands out one page; true when there may be more.
 async fn follow(engine: &Engine, place: &mut Option<i64>) -> Result<bool, StoreError> {
-    let after = match *place {
-        Some(place) => place,
-        None => newest(engine).await?,
+    let after = if let Some(place) = *place {
+        place
+    } else {
+        let after = newest(engine).await?;
+        // Whoever looked before that, and saw less, hears now that there is more to read.
+        let events = Vec::new();
+        let _ = engine.feed.pages.send(Arc::new(Page { after, events }));
+        after
     };
     *place = Some(after);
     let events = engine.store.events_after(after, PAGE).await?;
@@ -171,28 +187,30 @@ impl Feed {
 pub struct Reader {
     seat: Seat,
     filter: EventFilter,
-    /// It has seen every event up to this one. `None` before the first look: it begins at the end.
-    place: Option<i64>,
-    /// `place` is what somebody remembered, and has not been held against what is kept.
-    doubtful: bool,
+    /// It has seen every event up to this one.
+    place: i64,
     /// `None` while it reads the outbox itself.
     live: Option<broadcast::Receiver<Arc<Page>>>,
     ready: VecDeque<StoredEvent>,
 }
 
 impl Engine {
-    /// Begins to read the feed, behind the event of that id, or with what comes from now on.
-    pub fn read_feed(
+    /// Begins to read the feed, behind the event of that id, or with what comes from this very moment on.
+    pub async fn read_feed(
         self: &Arc<Self>,
         subject: &str,
         filter: EventFilter,
         after: Option<i64>,
-    ) -> Result<Reader, Full> {
+    ) -> Result<Reader, ReadError> {
+        let seat = Seat::take(self, subject)?;
+        let place = match after {
+            Some(place) => place,
+            None => newest(self).await?,
+        };
         Ok(Reader {
-            seat: Seat::take(self, subject)?,
+            seat,
             filter,
-            place: after,
-            doubtful: after.is_some(),
+            place,
             live: None,
             ready: VecDeque::new(),
         })
@@ -200,11 +218,9 @@ impl Engine {
 }
 
 impl Reader {
-    /// The event up to which everything was told or not wanted; `None` before the first look.
-    pub fn place(&self) -> Option<i64> {
-        self.ready
-            .front()
-            .map_or(self.place, |next| Some(next.id - 1))
+    /// The event up to which everything was told or not wanted.
+    pub fn place(&self) -> i64 {
+        self.ready.front().map_or(self.place, |next| next.id - 1)
     }
 
     /// The next that there is to tell; waits for it. Nothing is lost when it is dropped while it waits.
@@ -230,26 +246,19 @@ impl Reader {
     /// Reads one page of the outbox, and listens from then on when there was no more.
     async fn catch_up(&mut self) -> Result<Option<Told>, StoreError> {
         let engine = self.seat.engine.clone();
-        let place = match self.place {
-            Some(place) => place,
-            None => newest(&engine).await?,
-        };
-        self.place = Some(place);
-        if self.doubtful {
-            let gap = gap(&engine, place).await?;
-            self.doubtful = false;
-            if let Some(resumes_after) = gap {
-                self.place = Some(resumes_after);
-                return Ok(Some(Told::Gap {
-                    place,
-                    resumes_after,
-                }));
-            }
-        }
+        let place = self.place;
         // First listen, then look: what is committed in between is seen twice rather than not at all.
         let live = engine.feed.pages.subscribe();
         engine.feed.listened_to.notify_one();
         let events = engine.store.events_after(place, PAGE).await?;
+        // After the look: what was let go before it is found missing here.
+        if let Some(resumes_after) = gap(&engine, place).await? {
+            self.place = resumes_after;
+            return Ok(Some(Told::Gap {
+                place,
+                resumes_after,
+            }));
+        }
         if events.len() < PAGE as usize {
             self.live = Some(live);
         }
@@ -260,22 +269,18 @@ impl Reader {
     /// Takes what the one that follows the outbox has found; what does not join on to the place makes it catch up by
     /// itself, and so does having missed some.
     fn take(&mut self, page: Option<Arc<Page>>) {
-        let place = self.place.unwrap_or_default();
+        let place = self.place;
         match page {
             Some(page) if page.after <= place => {
                 self.keep(page.events.iter().filter(|event| event.id > place));
             }
-            _ => {
-                self.live = None;
-                // It may have been away for so long that the outbox has moved on.
-                self.doubtful = true;
-            }
+            _ => self.live = None,
         }
     }
 
     fn keep<'e>(&mut self, events: impl Iterator<Item = &'e StoredEvent>) {
         for event in events {
-            self.place = Some(event.id);
+            self.place = event.id;
             if self.filter.matches(event) {
                 self.ready.push_back(event.clone());
             }

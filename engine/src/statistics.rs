@@ -14,6 +14,8 @@ use crate::{Engine, Error, Result};
 
 /// How far the recent figures look back.
 const RECENT: SignedDuration = SignedDuration::from_hours(24);
+/// How far back ends are kept: a clock that is set forward by a day and back again loses nothing.
+const ENDS_KEPT: SignedDuration = SignedDuration::from_hours(48);
 /// Microseconds of a minute.
 const MINUTE_MICROS: f64 = 60_000_000.0;
 
@@ -176,10 +178,19 @@ impl Engine {
         Ok(CampaignStatistics { campaign, totals })
     }
 
-    /// The first minute that recent figures look at; what ended before it is not kept.
-    pub(crate) fn recent_from(&self) -> i64 {
+    /// The first minute that recent figures look at.
+    fn recent_from(&self) -> i64 {
+        self.minute_before(RECENT)
+    }
+
+    /// The first minute whose ends are kept.
+    pub(crate) fn ends_kept_from(&self) -> i64 {
+        self.minute_before(ENDS_KEPT)
+    }
+
+    fn minute_before(&self, by: SignedDuration) -> i64 {
         let now = self.clock.now();
-        minute_of(now.checked_sub(RECENT).unwrap_or(Timestamp::MIN))
+        minute_of(now.checked_sub(by).unwrap_or(Timestamp::MIN))
     }
 }
 

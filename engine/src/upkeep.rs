@@ -90,7 +90,7 @@ impl Engine {
 
     /// Lets go what recent figures no longer look at.
     async fn prune_figures(&self) -> Result<(), StoreError> {
-        self.store.prune_ends(self.recent_from()).await
+        self.store.prune_ends(self.ends_kept_from()).await
     }
 
     async fn prune_events(&self, sinks: &[&str]) -> Result<(), StoreError> {

@@ -1,17 +1,19 @@
 //! Server-sent events: what happens, told while it happens, to whoever listens (`docs/events.md`).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use device_ota_domain::Role;
 use device_ota_domain::event::{EventFilter, EventSelector};
-use device_ota_engine::feed::{Full, Reader, Told};
-use futures_util::stream::unfold;
+use device_ota_engine::feed::{Full, ReadError, Reader, Told};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode};
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_stream::wrappers::ReceiverStream;
 use utoipa::OpenApi;
 use warp::Filter as _;
 use warp::reply::Response;
@@ -23,6 +25,10 @@ use crate::shared::{Answer, Routes, Shared, reply, streamed};
 
 /// How often a stream that has nothing to tell says that it is there, and looks whether its credential still is.
 const BEAT: Duration = Duration::from_secs(15);
+/// Pieces that wait for the connection to take them.
+const PIECES_AHEAD: usize = 4;
+/// A client that takes nothing for longer is cut off, and comes back with its place.
+const TAKEN_WITHIN: Duration = Duration::from_mins(1);
 /// When a client whose stream ended shall come back, in milliseconds.
 const RETRY_MILLISECONDS: u64 = 2_000;
 /// When somebody who finds no room may ask again, in seconds.
@@ -70,15 +76,18 @@ async fn stream(call: Call) -> Answer {
     let mut response = if call.visit.head {
         Response::default()
     } else {
-        let reader = call.shared.engine.read_feed(subject, filter, after)?;
-        let stream = Stream {
+        let engine = &call.shared.engine;
+        let reader = engine.read_feed(subject, filter, after).await?;
+        let (pieces, sent) = mpsc::channel(PIECES_AHEAD);
+        let teller = Teller {
             reader,
             shared: Arc::clone(&call.shared),
             headers: call.headers,
-            opened: false,
-            beat: beat(),
+            pieces,
         };
-        streamed(unfold(stream, Stream::next))
+        // A task of its own: a client that takes nothing is noticed whether or not the connection asks for more.
+        tokio::spawn(teller.tell());
+        streamed(ReceiverStream::new(sent))
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -124,25 +133,36 @@ fn beat() -> Interval {
     beat
 }
 
-/// One client's stream.
-struct Stream {
+/// Tells one client.
+struct Teller {
     reader: Reader,
     shared: Arc<Shared>,
     /// As they came: the credential is among them.
     headers: HeaderMap,
-    opened: bool,
-    beat: Interval,
+    pieces: mpsc::Sender<Result<Bytes, Infallible>>,
 }
 
-impl Stream {
-    /// The next piece; `None` ends the stream.
-    async fn next(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Self)> {
-        let text = if self.opened {
-            let ends = self.shared.shutdown.clone();
-            tokio::select! {
+impl Teller {
+    /// Until the client goes, or takes nothing for too long; its credential ends; or the service does.
+    async fn tell(mut self) {
+        let ends = self.shared.shutdown.clone();
+        let mut beat = beat();
+        // At once, so that the client knows that it listens, and from where on it has seen everything.
+        let place = self.reader.place();
+        let mut piece = Some(format!(
+            ": open\nretry: {RETRY_MILLISECONDS}\nid: {place}\n\n"
+        ));
+        while let Some(text) = piece {
+            let sending = self.pieces.send_timeout(Ok(text.into()), TAKEN_WITHIN);
+            let sent = ends.run_until_cancelled(sending).await;
+            if !matches!(sent, Some(Ok(()))) {
+                return;
+            }
+            piece = tokio::select! {
                 biased;
                 () = ends.cancelled() => None,
-                _ = self.beat.tick() => self.beat().await,
+                () = self.pieces.closed() => None,
+                _ = beat.tick() => self.beat().await,
                 told = self.reader.next() => match told {
                     Ok(told) => Some(frame(&told)),
                     Err(error) => {
@@ -150,13 +170,8 @@ impl Stream {
                         None
                     }
                 },
-            }
-        } else {
-            self.opened = true;
-            // At once, so that the client knows that it listens.
-            Some(format!(": open\nretry: {RETRY_MILLISECONDS}\n\n"))
-        };
-        Some((Ok(text?.into()), self))
+            };
+        }
     }
 
     /// A sign of life with the place so far, so that a client whose filter seldom lets anything through resumes from
@@ -167,10 +182,7 @@ impl Stream {
             Ok(Principal::Person { roles, .. }) if roles.allow(Role::Viewer) => {}
             _ => return None,
         }
-        Some(match self.reader.place() {
-            Some(place) => format!(": beat\nid: {place}\n\n"),
-            None => ": beat\n\n".to_owned(),
-        })
+        Some(format!(": beat\nid: {}\n\n", self.reader.place()))
     }
 }
 
@@ -189,6 +201,15 @@ fn frame(told: &Told) -> String {
         } => {
             let data = json!({ "last_event_id": place, "resumes_after": resumes_after });
             format!("id: {resumes_after}\nevent: gap\ndata: {data}\n\n")
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Full(full) => full.into(),
+            ReadError::Store(error) => device_ota_engine::Error::from(error).into(),
         }
     }
 }

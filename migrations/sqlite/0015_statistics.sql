@@ -38,11 +38,11 @@ CREATE TABLE update_ends (
 INSERT INTO update_figures (campaign_id, action, firmware_id, device_type, state, failure_code, updates, micros, bytes)
     SELECT COALESCE(campaign_id, ''), action, COALESCE(firmware_id, ''), COALESCE(device_type, ''), state,
         CASE WHEN state = 'failed' THEN COALESCE(failure_code, '') ELSE '' END, COUNT(*),
-        SUM(CASE WHEN state = 'completed' AND started_at IS NOT NULL THEN ended_at - started_at ELSE 0 END),
+        SUM(CASE WHEN state = 'completed' AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END),
         SUM(CASE WHEN state = 'in_flight' THEN 0 ELSE bytes_done END)
     FROM device_updates GROUP BY 1, 2, 3, 4, 5, 6;
 INSERT INTO update_ends (minute, action, state, updates, micros, bytes)
     SELECT ended_at / 60000000, action, state, COUNT(*),
-        SUM(CASE WHEN state = 'completed' AND started_at IS NOT NULL THEN ended_at - started_at ELSE 0 END),
+        SUM(CASE WHEN state = 'completed' AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END),
         SUM(bytes_done)
     FROM device_updates WHERE ended_at IS NOT NULL GROUP BY 1, 2, 3;

@@ -19,8 +19,8 @@ macro_rules! counted {
         concat!(
             "SELECT campaign_id, action, firmware_id, device_type, state, \
              CASE WHEN state = 'failed' THEN failure_code END AS failure_code, stage, ended_at / 60000000 AS minute, \
-             COUNT(*) AS updates, CAST(SUM(CASE WHEN state = 'completed' AND started_at IS NOT NULL \
-             THEN ended_at - started_at ELSE 0 END) AS BIGINT) AS micros, CAST(SUM(bytes_earlier + \
+             COUNT(*) AS updates, CAST(SUM(CASE WHEN state = 'completed' \
+             AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END) AS BIGINT) AS micros, CAST(SUM(bytes_earlier + \
              CASE WHEN state = 'in_flight' THEN 0 ELSE bytes_done END) AS BIGINT) AS bytes FROM device_updates ",
             $condition,
             " GROUP BY campaign_id, action, firmware_id, device_type, state, \

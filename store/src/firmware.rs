@@ -248,8 +248,9 @@ fn read_firmware<D: Dialect>(row: &Record<'_, D>) -> Result<Firmware, DbError> {
         release_sha256: row.string("release_sha256")?,
         download_count: row.uint("download_count")?,
         results: Results {
-            completed: row.uint("completed")?,
-            failed: row.uint("failed")?,
+            // A figure that has drifted must not keep the image from being read.
+            completed: row.int("completed")?.max(0).unsigned_abs(),
+            failed: row.int("failed")?.max(0).unsigned_abs(),
         },
         deprecated_at: row.time_opt("deprecated_at")?,
         created_at: row.time("created_at")?,

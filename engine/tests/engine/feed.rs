@@ -1,7 +1,7 @@
 //! The feed: whoever listens hears everything in order, whatever the pace, and nobody takes another's place.
 
 use device_ota_domain::event::{Event, EventFilter, EventType, StoredEvent};
-use device_ota_engine::feed::{Full, MAX_READERS, MAX_READERS_OF_SUBJECT, Reader, Told};
+use device_ota_engine::feed::{Full, MAX_READERS, MAX_READERS_OF_SUBJECT, ReadError, Reader, Told};
 use serde_json::json;
 
 use crate::fixture::Fixture;
@@ -23,9 +23,10 @@ impl Fixture {
         tx.commit().await.unwrap();
     }
 
-    fn reads(&self, after: Option<i64>) -> Reader {
+    async fn reads(&self, after: Option<i64>) -> Reader {
         self.engine
             .read_feed("someone", EventFilter::default(), after)
+            .await
             .unwrap()
     }
 }
@@ -42,7 +43,7 @@ async fn event(reader: &mut Reader) -> StoredEvent {
 async fn a_reader_that_falls_behind_catches_up_by_itself() {
     let fixture = Fixture::new().await;
     fixture.tell(1).await;
-    let (mut quick, mut slow) = (fixture.reads(Some(0)), fixture.reads(Some(0)));
+    let (mut quick, mut slow) = (fixture.reads(Some(0)).await, fixture.reads(Some(0)).await);
     assert_eq!(event(&mut quick).await.id, 1);
     assert_eq!(event(&mut slow).await.id, 1);
     // From here on both listen.
@@ -69,7 +70,7 @@ async fn who_was_away_for_too_long_is_told_so() {
     let pruned = fixture.store.prune_events(&[], ever, ever, 4).await;
     assert_eq!(pruned.unwrap(), 4);
     for (place, resumes_after) in [(3, 4), (99, 4)] {
-        let mut reader = fixture.reads(Some(place));
+        let mut reader = fixture.reads(Some(place)).await;
         let told = reader.next().await.unwrap();
         assert_eq!(
             told,
@@ -80,27 +81,67 @@ async fn who_was_away_for_too_long_is_told_so() {
         );
         assert_eq!(event(&mut reader).await.id, 5);
     }
-    let mut reader = fixture.reads(Some(4));
+    let mut reader = fixture.reads(Some(4)).await;
     assert_eq!(event(&mut reader).await.id, 5, "nothing is missing");
+    fixture.stop().await;
+}
+
+/// Whoever has been given a stream may act at once: what follows is told, whenever the first look comes.
+#[tokio::test]
+async fn who_listens_hears_what_happens_from_that_moment_on() {
+    let fixture = Fixture::new().await;
+    fixture.tell(3).await;
+    let mut reader = fixture.reads(None).await;
+    assert_eq!(reader.place(), 3);
+    fixture.tell(1).await;
+    assert_eq!(event(&mut reader).await.id, 4);
+    fixture.stop().await;
+}
+
+/// A page's worth is read, and what would follow is let go before the next.
+#[tokio::test]
+async fn a_hole_that_opens_on_the_way_is_told() {
+    let fixture = Fixture::new().await;
+    fixture.tell(MANY).await;
+    let mut reader = fixture.reads(Some(0)).await;
+    assert_eq!(event(&mut reader).await.id, 1);
+    let (ever, all) = (jiff::Timestamp::MAX, u32::try_from(MANY).unwrap());
+    let pruned = fixture.store.prune_events(&[], ever, ever, all - 1).await;
+    assert_eq!(pruned.unwrap(), u64::from(all - 1));
+    let last = loop {
+        match reader.next().await.unwrap() {
+            Told::Event(event) => assert!(event.id < i64::from(all)),
+            Told::Gap { resumes_after, .. } => break resumes_after,
+        }
+    };
+    assert_eq!(last, i64::from(all - 1));
+    assert_eq!(event(&mut reader).await.id, i64::from(all));
     fixture.stop().await;
 }
 
 #[tokio::test]
 async fn the_room_is_shared_out_and_given_back() {
     let fixture = Fixture::new().await;
-    let read = |subject: &str| {
-        fixture
+    let read = async |subject: &str| {
+        let reading = fixture
             .engine
-            .read_feed(subject, EventFilter::default(), None)
+            .read_feed(subject, EventFilter::default(), None);
+        match reading.await {
+            Ok(reader) => Ok(reader),
+            Err(ReadError::Full(full)) => Err(full),
+            Err(error) => panic!("{error}"),
+        }
     };
-    let mut readers: Vec<Reader> = (0..MAX_READERS_OF_SUBJECT)
-        .map(|_| read("a").unwrap())
-        .collect();
-    assert_eq!(read("a").err(), Some(Full::Subject));
-    let subjects = (0..MAX_READERS - MAX_READERS_OF_SUBJECT).map(|n| format!("s{n}"));
-    readers.extend(subjects.map(|subject| read(&subject).unwrap()));
-    assert_eq!(read("b").err(), Some(Full::Everybody));
+    let mut readers: Vec<Reader> = Vec::new();
+    for _ in 0..MAX_READERS_OF_SUBJECT {
+        readers.push(read("a").await.unwrap());
+    }
+    assert_eq!(read("a").await.err(), Some(Full::Subject));
+    for n in 0..MAX_READERS - MAX_READERS_OF_SUBJECT {
+        readers.push(read(&format!("s{n}")).await.unwrap());
+    }
+    assert_eq!(read("b").await.err(), Some(Full::Everybody));
     readers.remove(0);
-    assert!(read("a").is_ok());
+    assert!(read("a").await.is_ok());
     fixture.stop().await;
 }
