@@ -132,6 +132,10 @@ pub(crate) struct Config {
     pub auth_service_url: Option<Secret>,
     /// Connections at most.
     pub mqtt_max_connections: u32,
+    /// Webhooks may lead within the house.
+    pub webhook_allow_private: bool,
+    /// Tries of one event.
+    pub webhook_tries: u32,
     /// Log filter.
     pub log: String,
     /// Log form.

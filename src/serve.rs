@@ -7,10 +7,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Clock, Entropy, EventSink, Store};
-use device_ota_engine::{Engine, Grants, Parts, Settings, Work};
+use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
 use device_ota_http::{Api, Component, Http};
 use device_ota_mqtt::Bus;
 use device_ota_objects::LocalFolder;
+use device_ota_platform::HttpPoster;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
@@ -122,8 +123,12 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         grants,
         settings: settings(config, http.local_addr()),
     });
+    let poster = HttpPoster::new(env!("CARGO_PKG_VERSION"), config.webhook_allow_private)
+        .context("webhooks")?;
+    let webhooks = Webhooks::new(engine.clone(), Arc::new(poster), config.webhook_tries);
     let api = Api {
         engine: engine.clone(),
+        webhooks: Arc::new(webhooks),
         access: access::access(config, &admin_key, engine.clone(), clock)?,
         limits: config.rate_limits,
         cors: config.cors.clone(),
@@ -178,6 +183,10 @@ impl Assembly {
                 async move { internal.serve(api, stop).await },
             );
         }
+        let (webhooks, stop) = (Arc::clone(&api.webhooks), running.edges_stop.clone());
+        running
+            .edges
+            .spawn("webhooks", async move { webhooks.run(stop).await });
         let stop = running.edges_stop.clone();
         running
             .edges

@@ -152,6 +152,23 @@ id!(
     "key_0123456789abcdef"
 );
 
+id!(
+    /// `wh_` and 16 hex digits.
+    WebhookId,
+    "webhook_id",
+    is_webhook_id,
+    "it is wh_ and 16 lower-case hex digits",
+    "^wh_[0-9a-f]{16}$",
+    "wh_0123456789abcdef"
+);
+
+impl WebhookId {
+    /// The id made of eight random bytes.
+    pub fn from_entropy(entropy: [u8; 8]) -> Self {
+        Self(prefixed("wh_", entropy))
+    }
+}
+
 impl ApiKeyId {
     /// The id made of eight random bytes.
     pub fn from_entropy(entropy: [u8; 8]) -> Self {
@@ -236,6 +253,10 @@ fn is_campaign_id(text: &str) -> bool {
 fn is_api_key_id(text: &str) -> bool {
     text.strip_prefix("key_")
         .is_some_and(|d| is_hex(d, 16..=16))
+}
+
+fn is_webhook_id(text: &str) -> bool {
+    text.strip_prefix("wh_").is_some_and(|d| is_hex(d, 16..=16))
 }
 
 fn is_update_id(text: &str) -> bool {

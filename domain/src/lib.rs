@@ -26,6 +26,7 @@ pub mod rollback;
 pub mod statistics;
 pub mod targeting;
 pub mod update;
+pub mod webhook;
 pub mod why;
 
 pub use api_key::ApiKey;
@@ -33,6 +34,8 @@ pub use campaign::{Campaign, CampaignSpec, CampaignState};
 pub use device::{Device, DeviceKey};
 pub use firmware::Firmware;
 pub use identity::{Role, Roles};
-pub use ids::{ApiKeyId, CampaignId, DeviceId, FirmwareId, IdError, RollbackId, UpdateId};
+pub use ids::{
+    ApiKeyId, CampaignId, DeviceId, FirmwareId, IdError, RollbackId, UpdateId, WebhookId,
+};
 pub use rollback::RollbackTrigger;
 pub use update::{Update, UpdateState};

@@ -42,6 +42,7 @@ mod telemetry;
 mod trust;
 mod updates;
 mod upkeep;
+mod webhooks;
 mod why;
 mod wire;
 
@@ -70,6 +71,7 @@ pub use settings::Settings;
 pub use statistics::{CampaignStatistics, Recent, Statistics, Totals};
 pub use telemetry::FleetStatus;
 pub use updates::{UpdateRequest, UpdateView};
+pub use webhooks::{MAX_WEBHOOKS, WebhookDraft, Webhooks};
 
 /// What an engine is made of.
 pub struct Parts {

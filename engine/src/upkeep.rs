@@ -24,7 +24,7 @@ const BUSY: usize = 1_024;
 /// How long events stay for receivers that come back.
 const EVENTS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// After this an event goes even if a receiver has not taken it.
-const EVENTS_WAIT: SignedDuration = SignedDuration::from_hours(30 * 24);
+pub(crate) const EVENTS_WAIT: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// How far before the look ahead of it each look at deleted devices begins: longer than any transaction lasts.
 const DELETED_OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 /// Events deleted in one transaction.

@@ -63,10 +63,11 @@ mod telemetry;
 mod trust;
 mod updates;
 mod upload;
+mod webhooks;
 
 use std::sync::Arc;
 
-use device_ota_engine::Engine;
+use device_ota_engine::{Engine, Webhooks};
 
 pub use access::{Access, MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 pub use cors::Cors;
@@ -79,6 +80,8 @@ pub use shared::Component;
 pub struct Api {
     /// The use cases.
     pub engine: Arc<Engine>,
+    /// The use cases around webhooks.
+    pub webhooks: Arc<Webhooks>,
     /// Who may come in.
     pub access: Access,
     /// How often they may.

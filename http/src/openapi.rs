@@ -27,7 +27,7 @@ use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
     audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, proposals,
-    rings, rollbacks, statistics, telemetry, trust, updates,
+    rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -56,6 +56,7 @@ const TAGS: &[(&str, &str)] = &[
     ),
     ("events", "What happens, told while it happens"),
     ("statistics", "What all updates come to"),
+    ("webhooks", "Who is told of events over HTTP"),
     ("keys", "Keys of people and services, and what they may do"),
     ("audit", "Who changed what, and how they were known"),
     ("trust", "The keys that devices are born with"),
@@ -76,6 +77,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
         events::Documented::openapi(),
+        webhooks::Documented::openapi(),
         statistics::Documented::openapi(),
         keys::Documented::openapi(),
         audit::Documented::openapi(),

@@ -8,7 +8,7 @@ use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
     audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, openapi,
-    proposals, rings, rollbacks, statistics, telemetry, trust, updates,
+    proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// All routes, the most frequent ones first.
@@ -35,6 +35,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(trust::routes(shared))
         .unify()
         .or(events::routes(shared))
+        .unify()
+        .or(webhooks::routes(shared))
         .unify()
         .boxed();
     let api = warp::path!("api" / "v1" / "ota" / ..).and(resources);

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
-use device_ota_engine::{Engine, Error};
+use device_ota_engine::{Engine, Error, Webhooks};
 use futures_util::Stream;
 use tokio_util::sync::CancellationToken;
 use warp::Reply;
@@ -47,6 +47,7 @@ pub(crate) type Routes = BoxedFilter<(Response,)>;
 /// What handlers share.
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) webhooks: Arc<Webhooks>,
     pub(crate) version: &'static str,
     pub(crate) listening: SocketAddr,
     pub(crate) components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
@@ -61,6 +62,7 @@ impl Shared {
     pub(crate) fn new(api: &Api, listening: SocketAddr, shutdown: CancellationToken) -> Self {
         Self {
             engine: Arc::clone(&api.engine),
+            webhooks: Arc::clone(&api.webhooks),
             version: api.version,
             listening,
             components: Arc::clone(&api.components),

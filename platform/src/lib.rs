@@ -5,5 +5,7 @@
 //!   bound on what it reads; what cannot be understood counts as not answered.
 
 mod auth;
+mod poster;
 
 pub use auth::HttpAuthService;
+pub use poster::HttpPoster;

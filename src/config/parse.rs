@@ -83,6 +83,11 @@ impl Config {
                 18_000,
                 1..=1_000_000,
             )?,
+            webhook_allow_private: flag(
+                "WEBHOOK_ALLOW_PRIVATE",
+                raw.webhook_allow_private.as_deref(),
+            )?,
+            webhook_tries: number("WEBHOOK_TRIES", raw.webhook_tries.as_deref(), 8, 1..=20)?,
             log: raw
                 .log
                 .clone()
@@ -123,6 +128,12 @@ where
         .ok()
         .filter(|n| range.contains(n))
         .ok_or_else(refused)
+}
+
+fn flag(name: &str, text: Option<&str>) -> Checked<bool> {
+    let Some(text) = text else { return Ok(false) };
+    text.parse()
+        .map_err(|_| ConfigError::new(name, format!("{text:?} is neither true nor false")))
 }
 
 pub(super) fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Option<Rate>> {

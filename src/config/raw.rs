@@ -102,6 +102,10 @@ settings! {
     jwt_audience "jwt-audience" "jwt_audience",
     /// `http://host:port` of the service that knows other tokens and keys
     auth_service_url "auth-service-url" "auth_service_url",
+    /// Whether webhooks may lead to loopback, private and link-local addresses, `true` or `false` [default: false]
+    webhook_allow_private "webhook-allow-private" "webhook_allow_private",
+    /// Tries of one event before a webhook's next one has its turn [default: 8]
+    webhook_tries "webhook-tries" "webhook_tries",
     /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: info,rumqttd=off]
     log "log" "log",
     /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
@@ -156,10 +160,11 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Float(number) => number.to_string(),
+            toml::Value::Boolean(flag) => flag.to_string(),
             _ => {
                 return Err(ConfigError::new(
                     &format!("{shown}: {key}"),
-                    "must be a text or a number",
+                    "must be a text, a number, or true or false",
                 ));
             }
         };

@@ -41,6 +41,7 @@ mod telemetry;
 pub mod testing;
 mod tx;
 mod updates;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -73,6 +74,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     snapshot::STATEMENTS,
     targets::STATEMENTS,
     updates::STATEMENTS,
+    webhooks::STATEMENTS,
 ];
 
 /// A store on a SQLite file.

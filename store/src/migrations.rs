@@ -35,9 +35,10 @@ const STEPS: &[Step] = &steps![
     (11, "audit", "0011_audit.sql"),
     (12, "firmware", "0012_firmware.sql"),
     (13, "rings", "0013_rings.sql"),
+    (14, "webhooks", "0014_webhooks.sql"),
     (15, "statistics", "0015_statistics.sql"),
-    (17, "deleted devices", "0017_deleted_devices.sql"),
     (16, "absence", "0016_absence.sql"),
+    (17, "deleted devices", "0017_deleted_devices.sql"),
 ];
 
 /// The steps for SQLite.

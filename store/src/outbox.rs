@@ -53,6 +53,7 @@ statements! {
     EVENTS_DELIVERED = "INSERT INTO outbox_places (sink, place) VALUES ($1, $2) ON CONFLICT (sink) DO UPDATE \
          SET place = excluded.place WHERE outbox_places.place < excluded.place";
     TAKEN_BY_ALL = "SELECT COUNT(*) AS sinks, COALESCE(MIN(place), 0) AS place FROM outbox_places WHERE sink {any:$1}";
+    TAKEN_BY_WEBHOOKS = "SELECT MIN(place) AS place FROM webhooks WHERE status = 'active'";
     OLDEST_EVENT = "SELECT at FROM outbox ORDER BY id LIMIT 1";
     // The oldest first and only those: what is young is never looked at. The newest stays, so that readers who come
     // back can be told whether they have missed any.
@@ -186,7 +187,7 @@ pub(crate) async fn delivered<D: Dialect>(
         .map(drop)
 }
 
-/// Deletes up to `limit` of the oldest events: those from before `before` that all of `sinks` have taken, and those from
+/// Deletes up to `limit` of the oldest events: those from before `before` that all of `sinks` and all active webhooks have taken, and those from
 /// before `whatever`, which a receiver that is gone shall not keep for ever.
 pub(crate) async fn prune<D: Dialect>(
     store: &SqlStore<D>,
@@ -210,8 +211,12 @@ pub(crate) async fn prune<D: Dialect>(
         Some((known, place)) if known == sinks.len() => place,
         _ => 0, // one of them has not taken any
     };
+    let webhooks = sql::fetch_optional::<D, _>(&mut conn, &TAKEN_BY_WEBHOOKS, Args::new(), |row| {
+        row.int_opt("place")
+    });
+    let webhooks = webhooks.await?.flatten().unwrap_or(i64::MAX);
     let args = Args::<D>::new()
-        .int(taken)
+        .int(taken.min(webhooks))
         .time(before)
         .time(whatever)
         .int(i64::from(limit));

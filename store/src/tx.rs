@@ -54,6 +54,11 @@ impl<D: Dialect> SqlTx<D> {
         })
     }
 
+    /// Its connection, for the changes of other files.
+    pub(crate) fn connection(&mut self) -> &mut D::Connection {
+        &mut self.inner
+    }
+
     fn at_a_stroke(&mut self, numbers: Vec<i64>, at: Timestamp) -> u64 {
         let many = numbers.len() as u64;
         self.strokes.push(Stroke { numbers, at });

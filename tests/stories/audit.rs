@@ -31,9 +31,17 @@ const DEVICE: &str = "/api/v1/ota/devices/{device_id}";
 const UPDATE: &str = "/api/v1/ota/updates/{update_id}";
 
 /// Operations that change something, as the document knows them, and leave no record; and why.
-const UNRECORDED: [(&str, &str); 2] = [
+const UNRECORDED: [(&str, &str); 4] = [
     ("POST /api/v1/ota/campaigns/dry-run", "it changes nothing"),
     ("POST /api/v1/heartbeat", "a device tells of itself"),
+    (
+        "POST /api/v1/ota/webhooks/{webhook_id}/dead-letters/{number}/retry",
+        "recorded; it needs a receiver, and `webhooks` has one",
+    ),
+    (
+        "DELETE /api/v1/ota/webhooks/{webhook_id}/dead-letters/{number}",
+        "recorded; the same",
+    ),
 ];
 
 /// An admin whose every change is looked up in the trail.
@@ -205,6 +213,7 @@ async fn every_change_leaves_a_record_with_it(options: Options) {
         .await;
     assert_eq!(told[0]["before"], json!({ "revoked_at": null }));
 
+    secrets.push(of_webhooks(&mut trail).await);
     let document = admin.get("/openapi.json").await.expect(200);
     let mut changing = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -230,6 +239,36 @@ async fn every_change_leaves_a_record_with_it(options: Options) {
         said,
         format!("{number} records, all as they were written\n{hash}\n")
     );
+}
+
+/// Answers a secret.
+async fn of_webhooks(trail: &mut Trail) -> String {
+    let admin = trail.admin.clone();
+    let hooks = "/api/v1/ota/webhooks";
+    let mut spec = json!({ "url": "https://hooks.invalid/ota", "status": "paused" });
+    let post = format!("POST {hooks}");
+    let (made, told) = trail
+        .tells(&admin, &post, "", Some(spec.clone()), &["webhook.created"])
+        .await;
+    assert_eq!(told[0]["entity_id"], made["webhook_id"]);
+    let id = text(&made, "webhook_id");
+    spec["event_types"] = json!(["campaign.*"]);
+    let put = format!("PUT {hooks}/{{webhook_id}}");
+    let (_, told) = trail
+        .tells(&admin, &put, &id, Some(spec), &["webhook.changed"])
+        .await;
+    assert_eq!(
+        (&told[0]["before"], &told[0]["after"]),
+        (
+            &json!({ "event_types": [] }),
+            &json!({ "event_types": ["campaign.*"] })
+        )
+    );
+    let delete = format!("DELETE {hooks}/{{webhook_id}}");
+    trail
+        .tells(&admin, &delete, &id, None, &["webhook.deleted"])
+        .await;
+    text(&made, "secret")
 }
 
 /// Answers secrets.

@@ -43,3 +43,4 @@ mod targeting;
 mod telemetry;
 mod two_admins;
 mod upload;
+mod webhooks;

@@ -31,6 +31,7 @@ entities! {
     Device "device" "A device.";
     Rings "rings" "How much of a fleet each ring takes.";
     Key "key" "An API key.";
+    Webhook "webhook" "A webhook.";
 }
 
 macro_rules! acts {
@@ -84,6 +85,11 @@ acts! {
     RingsChanged Rings "rings.changed" "New campaigns get other shares.";
     KeyCreated Key "key.created" "An API key was made.";
     KeyRevoked Key "key.revoked" "It opens nothing any more.";
+    WebhookCreated Webhook "webhook.created" "Somebody is told of events.";
+    WebhookChanged Webhook "webhook.changed" "What is wanted of it was changed.";
+    WebhookDeleted Webhook "webhook.deleted" "It is told of nothing any more.";
+    WebhookRetried Webhook "webhook.retried" "It has taken an event that had been laid aside.";
+    WebhookDiscarded Webhook "webhook.discarded" "An event that had been laid aside for it was forgotten.";
 }
 
 impl Act {

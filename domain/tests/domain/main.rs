@@ -16,4 +16,5 @@ mod sample;
 mod update_state;
 mod update_time;
 mod values;
+mod webhook;
 mod why;

@@ -3,6 +3,7 @@
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::device::Registration;
 use device_ota_domain::ring::{Ring, Shares};
+use device_ota_domain::webhook::Webhook;
 use device_ota_domain::{Campaign, Firmware, Update, UpdateState};
 use serde_json::{Value, json};
 
@@ -87,5 +88,13 @@ pub(crate) fn rings(shares: Shares) -> Value {
 pub(crate) fn key(key: &ApiKey) -> Value {
     json!({
         "name": key.name, "subject": key.subject, "roles": key.roles, "expires_at": key.expires_at,
+    })
+}
+
+/// Who is told of what.
+pub(crate) fn webhook(webhook: &Webhook) -> Value {
+    json!({
+        "url": webhook.url, "event_types": webhook.event_types, "campaign_id": webhook.campaign,
+        "status": webhook.status.name(),
     })
 }

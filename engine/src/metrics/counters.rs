@@ -91,6 +91,11 @@ const DESCRIBED: &[(&str, &str, &str)] = &[
     ),
     ("reports_ignored", "reason", "Reports that changed nothing"),
     (
+        "webhook_dead_letters",
+        "outcome",
+        "Events that were laid aside because their webhook has not taken them",
+    ),
+    (
         "updates_claimed",
         "action",
         "Updates and rollbacks that took a slot",

@@ -8,8 +8,10 @@ pub mod events;
 pub mod figures;
 pub mod objects;
 pub mod outbox;
+pub mod poster;
 pub mod store;
 pub mod telemetry;
+pub mod webhooks;
 
 pub use audit::AuditLog;
 pub use clock::{Clock, Entropy};

@@ -28,6 +28,7 @@ use super::audit::AuditLog;
 use super::figures::Figures;
 use super::outbox::Outbox;
 use super::telemetry::Telemetry;
+use super::webhooks::{WebhookChanges, Webhooks};
 
 /// Why the database did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -291,7 +292,7 @@ pub struct InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Telemetry + Figures + Outbox + AuditLog {
+pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers.
@@ -384,7 +385,7 @@ pub trait Store: Telemetry + Figures + Outbox + AuditLog {
 
 /// One transaction.
 #[async_trait]
-pub trait Tx: Send {
+pub trait Tx: Send + WebhookChanges {
     /// Makes it durable.
     async fn commit(self: Box<Self>) -> Result<()>;
 

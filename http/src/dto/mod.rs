@@ -9,6 +9,7 @@ pub(crate) mod rollback;
 pub(crate) mod statistics;
 pub(crate) mod targets;
 pub(crate) mod update;
+pub(crate) mod webhook;
 
 use device_ota_domain::page::Page;
 use http::StatusCode;
@@ -27,6 +28,7 @@ use self::firmware::FirmwareDto;
 use self::key::KeyDto;
 use self::rollback::RollbackDto;
 use self::update::UpdateDto;
+use self::webhook::{DeadLetterDto, WebhookDto};
 use crate::telemetry::HeartbeatDto;
 
 /// The filters that a list was asked for, echoed.
@@ -108,6 +110,8 @@ lists! {
     UpdateList: "updates" of UpdateDto;
     RollbackList: "rollbacks" of RollbackDto;
     KeyList: "keys" of KeyDto;
+    WebhookList: "webhooks" of WebhookDto;
+    DeadLetterList: "dead_letters" of DeadLetterDto;
     AuditList: "audit" of AuditDto;
 }
 

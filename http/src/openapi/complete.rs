@@ -1,7 +1,9 @@
 //! What an operation need not say, because it follows from its path, its method and the access rules: path
 //! parameters, credentials, and the refusals that every operation of its kind can answer.
 
-use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
+use device_ota_domain::{
+    ApiKeyId, CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId, WebhookId,
+};
 use http::Method;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
@@ -150,6 +152,8 @@ fn add_parameters(path: &str, operation: &mut Operation) {
 fn parameter(name: &str) -> Parameter {
     let (schema, description) = match name {
         "campaign_id" => (CampaignId::schema(), "The campaign"),
+        "webhook_id" => (WebhookId::schema(), "The webhook"),
+        "number" => (number(), "Which of them"),
         "key_id" => (ApiKeyId::schema(), "The key"),
         "device_id" => (DeviceId::schema(), "The device"),
         "firmware_id" => (FirmwareId::schema(), "The image"),
@@ -164,6 +168,11 @@ fn parameter(name: &str) -> Parameter {
         .schema(Some(schema))
         .description((!description.is_empty()).then_some(description))
         .build()
+}
+
+fn number() -> RefOr<Schema> {
+    let number = ObjectBuilder::new().schema_type(Type::Integer);
+    RefOr::T(Schema::Object(number.minimum(Some(1)).build()))
 }
 
 fn text() -> RefOr<Schema> {

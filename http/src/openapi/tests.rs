@@ -149,6 +149,11 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/updates/{update_id}/retry POST
     /api/v1/ota/rollbacks GET, HEAD
     /api/v1/ota/events GET, HEAD
+    /api/v1/ota/webhooks GET, HEAD, POST
+    /api/v1/ota/webhooks/{webhook_id} GET, HEAD, PUT, DELETE
+    /api/v1/ota/webhooks/{webhook_id}/dead-letters GET, HEAD
+    /api/v1/ota/webhooks/{webhook_id}/dead-letters/{number}/retry POST
+    /api/v1/ota/webhooks/{webhook_id}/dead-letters/{number} DELETE
     /api/v1/ota/stats GET, HEAD
     /api/v1/ota/stats/campaigns/{campaign_id} GET, HEAD
     /api/v1/ota/keys GET, HEAD, POST

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::keyring::Keyring;
+use device_ota_engine::ports::poster::{Letter, PostError, Poster};
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy};
-use device_ota_engine::{Engine, Grants, Parts, Settings};
+use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks};
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::objects::{self, Root};
@@ -46,6 +47,17 @@ impl Downlink for World {
     }
 
     async fn disconnect(&self, _: &DeviceId) {}
+}
+
+#[async_trait]
+impl Poster for World {
+    fn check(&self, url: &str) -> Result<(), String> {
+        Err(format!("nothing can be reached from here, not even {url}"))
+    }
+
+    async fn post(&self, _: Letter<'_>) -> Result<(), PostError> {
+        Err(PostError::Gone)
+    }
 }
 
 fn keyring() -> Keyring {
@@ -94,6 +106,7 @@ async fn serve_to(roles: Roles) -> Served {
     });
     let api = Api {
         engine: engine.clone(),
+        webhooks: Arc::new(Webhooks::new(engine.clone(), Arc::new(World), 1)),
         access: Access::key_of("someone", roles, Sha256::digest(b"key").into())
             .known_to(engine.clone()),
         limits: RateLimits::default(),
@@ -201,7 +214,11 @@ async fn no_closed_path_lets_anybody_in_without_a_key() {
 /// The role that a route asks for: reading for reads, running things for the rest, but for what is named here.
 fn role_of(method: &str, template: &str) -> Role {
     match (method, template) {
-        (_, path) if path.starts_with("/api/v1/ota/keys") => Role::Admin,
+        (_, path)
+            if path.starts_with("/api/v1/ota/keys") || path.starts_with("/api/v1/ota/webhooks") =>
+        {
+            Role::Admin
+        }
         (_, "/api/v1/ota/audit") | ("PUT", "/api/v1/rings") => Role::Admin,
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware" | "/api/v1/firmware")
@@ -319,6 +336,7 @@ async fn lists_are_empty_before_anything_is_there() {
         ("updates", "updates"),
         ("rollbacks", "rollbacks"),
         ("keys", "keys"),
+        ("webhooks", "webhooks"),
         ("audit", "audit"),
     ] {
         let (_, answer) = served.ask("GET", &format!("/api/v1/ota/{path}"), KEY).await;

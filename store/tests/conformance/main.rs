@@ -24,6 +24,7 @@ mod rings;
 mod rollbacks;
 mod targets;
 mod updates;
+mod webhooks;
 
 /// Makes a test for SQLite and one for PostgreSQL of each story.
 macro_rules! stories {

@@ -1,0 +1,213 @@
+//! Webhooks: who wants to be told of events over HTTP, how far each has come, and what follows when it does not answer.
+//!
+//! Each has its own place in the outbox, so that one that is slow or dead delays nobody else. [`Webhook::delivered`],
+//! [`Webhook::passed_over`] and [`Webhook::failed`] move it on.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::event::{EventFilter, EventSelector};
+use crate::ids::{CampaignId, WebhookId};
+
+/// Longest address, in bytes.
+pub const MAX_URL_BYTES: usize = 2_048;
+/// Most event types and families of one webhook.
+pub const MAX_EVENT_TYPES: usize = 32;
+/// Longest error that is kept of a receiver, in characters.
+pub const MAX_ERROR_CHARS: usize = 256;
+/// The first pause after a failure; each further one is twice as long.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+/// The longest pause between two tries.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
+/// A webhook that has taken nothing for this long is disabled: nobody looks after it, and its events would stay for ever.
+const GIVE_UP_AFTER: SignedDuration = SignedDuration::from_hours(3 * 24);
+
+/// Whether a webhook is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WebhookStatus {
+    /// It gets its events.
+    Active,
+    /// It gets none, by an admin's will, and goes on where it stopped.
+    Paused,
+    /// It gets none, because of what happened.
+    Disabled {
+        /// What that was.
+        reason: String,
+    },
+}
+
+impl WebhookStatus {
+    /// The names of all of them.
+    pub const NAMES: [&'static str; 3] = ["active", "paused", "disabled"];
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Disabled { .. } => "disabled",
+        }
+    }
+}
+
+/// A run of failures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Tries of the event that it is at, so far.
+    pub tries: u32,
+    /// When the first one failed since something was last taken.
+    pub since: Timestamp,
+    /// When the next try is due.
+    pub due_at: Timestamp,
+    /// What the last one said.
+    pub error: String,
+}
+
+/// One webhook. Its secret is kept beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// Its id.
+    pub id: WebhookId,
+    /// Where events go.
+    pub url: String,
+    /// Which types; all when there is none.
+    pub event_types: Vec<EventSelector>,
+    /// Of this campaign alone.
+    pub campaign: Option<CampaignId>,
+    /// Whether it is served.
+    pub status: WebhookStatus,
+    /// It needs no event up to this one any more.
+    pub place: i64,
+    /// Why it gets nothing at the moment, if so.
+    pub trouble: Option<Trouble>,
+    /// When it last took an event.
+    pub delivered_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+}
+
+/// How often an event is tried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Patience {
+    /// Tries of one event before it is laid aside.
+    pub tries: u32,
+    /// A number from 0 to 1 by which the next pause is spread, so that many that failed together do not come back together.
+    pub spread: f64,
+}
+
+/// What follows from a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failed {
+    /// The event is tried again.
+    Later(Webhook),
+    /// The event is laid aside, and the next one has its turn.
+    Dead(Webhook, DeadLetter),
+    /// Nothing is sent any more.
+    Disabled(Webhook),
+}
+
+/// An event that was laid aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event.
+    pub event: i64,
+    /// How often it was tried.
+    pub tries: u32,
+    /// What the last try said.
+    pub error: String,
+    /// When it was laid aside.
+    pub at: Timestamp,
+}
+
+impl Webhook {
+    /// Which events it gets.
+    pub fn filter(&self) -> EventFilter {
+        EventFilter {
+            types: self.event_types.clone(),
+            campaign: self.campaign.clone(),
+            device: None,
+        }
+    }
+
+    /// It has taken the event.
+    #[must_use]
+    pub fn delivered(self, event: i64, now: Timestamp) -> Self {
+        Self {
+            place: event,
+            trouble: None,
+            delivered_at: Some(now),
+            ..self
+        }
+    }
+
+    /// It does not want the event.
+    #[must_use]
+    pub fn passed_over(self, event: i64) -> Self {
+        Self {
+            place: event,
+            ..self
+        }
+    }
+
+    /// It has not taken the event.
+    pub fn failed(self, event: i64, error: &str, now: Timestamp, patience: Patience) -> Failed {
+        let (before, since) = match &self.trouble {
+            Some(trouble) => (trouble.tries, trouble.since),
+            None => (0, now),
+        };
+        let error: String = error.chars().take(MAX_ERROR_CHARS).collect();
+        if now.duration_since(since) >= GIVE_UP_AFTER {
+            return Failed::Disabled(
+                self.disabled(format!("nothing was taken for 3 days: {error}")),
+            );
+        }
+        let tries = before + 1;
+        let trouble = |tries, due_at| {
+            Some(Trouble {
+                tries,
+                since,
+                due_at,
+                error: error.clone(),
+            })
+        };
+        if tries < patience.tries {
+            let due_at = now + pause(tries, patience.spread);
+            return Failed::Later(Self {
+                trouble: trouble(tries, due_at),
+                ..self
+            });
+        }
+        let letter = DeadLetter {
+            event,
+            tries,
+            error: error.clone(),
+            at: now,
+        };
+        let next = Self {
+            place: event,
+            trouble: trouble(0, now),
+            ..self
+        };
+        Failed::Dead(next, letter)
+    }
+
+    /// It gets nothing any more.
+    #[must_use]
+    pub fn disabled(self, reason: String) -> Self {
+        Self {
+            status: WebhookStatus::Disabled { reason },
+            ..self
+        }
+    }
+}
+
+/// The pause after so many tries: between half of what doubling comes to and all of it.
+fn pause(tries: u32, spread: f64) -> SignedDuration {
+    let doublings = tries.saturating_sub(1).min(16);
+    let whole = (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
+    let half = whole / 2;
+    half + SignedDuration::from_secs_f64(half.as_secs_f64() * spread.clamp(0.0, 1.0))
+}

@@ -1,0 +1,94 @@
+//! Webhooks: what follows when nobody takes the event.
+
+use device_ota_domain::WebhookId;
+use device_ota_domain::webhook::{Failed, Patience, Webhook, WebhookStatus};
+use jiff::SignedDuration;
+
+use crate::sample::at;
+
+fn webhook() -> Webhook {
+    Webhook {
+        id: WebhookId::from_entropy([1; 8]),
+        url: "https://hooks.example.com/ota".into(),
+        event_types: Vec::new(),
+        campaign: None,
+        status: WebhookStatus::Active,
+        place: 6,
+        trouble: None,
+        delivered_at: None,
+        created_at: at(0),
+        created_by: "admin".into(),
+        updated_at: at(0),
+    }
+}
+
+#[test]
+fn pauses_double_and_are_spread_until_the_event_is_laid_aside() {
+    let mut hook = webhook();
+    let mut now = at(0);
+    let mut pauses = Vec::new();
+    for spread in [0.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] {
+        let patience = Patience { tries: 12, spread };
+        let Failed::Later(next) = hook.failed(7, "it answered 500", now, patience) else {
+            panic!("it is tried again");
+        };
+        let trouble = next.trouble.as_ref().unwrap();
+        assert_eq!((trouble.since, next.place), (at(0), 6));
+        pauses.push(trouble.due_at.duration_since(now).as_millis());
+        now = trouble.due_at;
+        hook = next;
+    }
+    assert_eq!(
+        pauses,
+        [
+            500, 2_000, 3_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 300_000, 300_000
+        ]
+    );
+    let last = hook.failed(
+        7,
+        "it answered 500",
+        now,
+        Patience {
+            tries: 12,
+            spread: 0.0,
+        },
+    );
+    let Failed::Dead(next, letter) = last else {
+        panic!("it is laid aside");
+    };
+    assert_eq!((letter.event, letter.tries, letter.at), (7, 12, now));
+    assert_eq!(next.place, 7, "and the next one has its turn");
+    let trouble = next.trouble.clone().unwrap();
+    assert_eq!(
+        (trouble.tries, trouble.since, trouble.due_at),
+        (0, at(0), now)
+    );
+    let next = next.delivered(8, now);
+    assert_eq!(
+        (next.place, next.trouble, next.delivered_at),
+        (8, None, Some(now))
+    );
+}
+
+#[test]
+fn who_takes_nothing_for_three_days_is_disabled() {
+    let patience = Patience {
+        tries: 1,
+        spread: 0.0,
+    };
+    let mut hook = webhook();
+    let mut now = at(0);
+    for event in 7..10 {
+        let Failed::Dead(next, _) = hook.failed(event, "no route", now, patience) else {
+            panic!("laid aside");
+        };
+        hook = next;
+        now += SignedDuration::from_hours(24);
+    }
+    let Failed::Disabled(hook) = hook.failed(10, "no route", now, patience) else {
+        panic!("disabled");
+    };
+    let reason = "nothing was taken for 3 days: no route".to_owned();
+    assert_eq!(hook.status, WebhookStatus::Disabled { reason });
+    assert_eq!(hook.place, 9, "nothing more was passed over");
+}
