@@ -213,13 +213,15 @@ struct VerdictRequest {
 
 /// Approve a campaign
 ///
-/// By somebody who has neither written nor changed it. A later change voids it.
+/// By somebody who has neither written nor changed it. A later change voids it. With `If-Match`, only what the approver has
+/// seen is approved.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/approve", tag = "campaigns",
     request_body = Option<VerdictRequest>,
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
     responses(
         (status = 200, description = "The campaign, approved", body = CampaignDto),
         (status = 403, description = "The caller wrote the campaign, or is no approver"),
-        (status = 409, description = "It asks for no approval, or has begun"),
+        (status = 409, description = "It asks for no approval, has begun, or was changed meanwhile"),
     ),
 )]
 async fn approve(id: Segment, call: Call, body: Body) -> Answer {
@@ -231,10 +233,11 @@ async fn approve(id: Segment, call: Call, body: Body) -> Answer {
 /// Also after an approval, before its start. It can be approved after all.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/reject", tag = "campaigns",
     request_body = Option<VerdictRequest>,
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
     responses(
         (status = 200, description = "The campaign, rejected", body = CampaignDto),
         (status = 403, description = "The caller wrote the campaign, or is no approver"),
-        (status = 409, description = "It asks for no approval, or has begun"),
+        (status = 409, description = "It asks for no approval, has begun, or was changed meanwhile"),
     ),
 )]
 async fn reject(id: Segment, call: Call, body: Body) -> Answer {
@@ -245,11 +248,12 @@ async fn judge(verdict: Verdict, id: &Segment, call: &Call, body: Body) -> Answe
     let by = call.require(Role::Approver)?;
     call.no_query()?;
     let id: CampaignId = id.id("campaign")?;
+    let revision = expected_revision(&call.headers)?;
     let VerdictRequest { comment } = optional_json(&call.headers, body).await?;
     let engine = &call.shared.engine;
     let view = match verdict {
-        Verdict::Approve => engine.approve_campaign(&id, comment, by).await?,
-        Verdict::Reject => engine.reject_campaign(&id, comment, by).await?,
+        Verdict::Approve => engine.approve_campaign(&id, comment, revision, by).await?,
+        Verdict::Reject => engine.reject_campaign(&id, comment, revision, by).await?,
     };
     Ok(dto::ok(&CampaignDto::from(&view)))
 }

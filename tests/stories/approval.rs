@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::harness::{Admin, Answer, Options, Service, device_json};
 
 matrix!(a_campaign_that_asks_for_an_approval_does_not_start_without: sqlite_gateway, postgres_gateway);
+matrix!(a_verdict_is_on_what_was_seen: sqlite_gateway, postgres_gateway);
 matrix!(a_campaign_is_changed_before_its_start_and_not_after: sqlite_gateway, postgres_gateway);
 matrix!(a_deleted_campaign_leaves_the_lists_and_can_be_read: sqlite_gateway, postgres_gateway);
 
@@ -211,4 +212,33 @@ async fn a_deleted_campaign_leaves_the_lists_and_can_be_read(options: Options) {
         admin.act(&id, "rollback").await.refused(409)["code"],
         "deleted"
     );
+}
+
+async fn a_verdict_is_on_what_was_seen(options: Options) {
+    let (service, admin, firmware) = set_up(options).await;
+    let mut draft = json!({"name": "n", "firmware_id": firmware, "requires_approval": true});
+    let id = admin.create_campaign(draft.clone()).await;
+    let approver = key(&service, "security", "approver").await;
+    let says = async |verdict: &str, revision: &str| {
+        let path = approver.url(&format!("{CAMPAIGNS}/{id}/{verdict}"));
+        let request = approver.client().post(path).header("If-Match", revision);
+        approver.send(request).await
+    };
+    let seen = format!("\"{}\"", admin.campaign(&id).await["revision"]);
+    draft["failure_threshold_percent"] = json!(90);
+    put(&admin, &id, None, &draft).await.expect(200);
+    for verdict in ["approve", "reject"] {
+        let refused = says(verdict, &seen).await.refused(409);
+        assert_eq!(refused["code"], "changed_meanwhile");
+        says(verdict, "soon").await.refused(400);
+    }
+    let campaign = admin.campaign(&id).await;
+    assert_eq!(campaign["approval"]["status"], "pending");
+    let seen = campaign["revision"].to_string();
+    let rejected = says("reject", &seen).await.expect(200);
+    assert_eq!(rejected["approval"]["status"], "rejected");
+    says("approve", &seen).await.refused(409);
+    let seen = rejected["revision"].to_string();
+    let agreed = says("approve", &seen).await.expect(200);
+    assert_eq!(agreed["approval"]["status"], "approved");
 }

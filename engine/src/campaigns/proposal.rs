@@ -98,13 +98,7 @@ impl Engine {
         let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
-        if expected.is_some_and(|revision| revision != campaign.revision) {
-            let is = campaign.revision;
-            return Err(Error::conflict(
-                "changed_meanwhile",
-                format!("the campaign is at revision {is} by now; read it and try again"),
-            ));
-        }
+        is_of(expected, &campaign)?;
         let mut campaign =
             campaign.edit(proposal.spec, proposal.requires_approval, by.subject())?;
         campaign.target_count = target_count;
@@ -113,25 +107,27 @@ impl Engine {
             .await
     }
 
-    /// Agrees to a campaign. 403 to whoever wrote it.
+    /// Agrees to a campaign as it is at the revision `expected`: 409 when it is another by now. 403 to whoever wrote it.
     pub async fn approve_campaign(
         &self,
         id: &CampaignId,
         comment: Option<String>,
+        expected: Option<i64>,
         by: &Caller,
     ) -> Result<CampaignView> {
-        self.judge_campaign(id, comment, EventType::CampaignApproved, by)
+        self.judge_campaign(id, comment, expected, EventType::CampaignApproved, by)
             .await
     }
 
-    /// Refuses a campaign; it cannot start before it is changed or approved after all.
+    /// Refuses a campaign; it cannot start before it is changed or approved after all. `expected` as for an approval.
     pub async fn reject_campaign(
         &self,
         id: &CampaignId,
         comment: Option<String>,
+        expected: Option<i64>,
         by: &Caller,
     ) -> Result<CampaignView> {
-        self.judge_campaign(id, comment, EventType::CampaignRejected, by)
+        self.judge_campaign(id, comment, expected, EventType::CampaignRejected, by)
             .await
     }
 
@@ -139,6 +135,7 @@ impl Engine {
         &self,
         id: &CampaignId,
         comment: Option<String>,
+        expected: Option<i64>,
         event_type: EventType,
         by: &Caller,
     ) -> Result<CampaignView> {
@@ -154,6 +151,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (mut campaign, before) = locked(tx.as_mut(), id).await?;
+        is_of(expected, &campaign)?;
         if campaign.state != CampaignState::Created {
             return Err(Error::conflict(
                 "wrong_state",
@@ -184,6 +182,20 @@ impl Engine {
         let campaign = campaign.delete(now)?;
         self.settle(tx, before, campaign, EventType::CampaignDeleted, now, by)
             .await
+    }
+}
+
+/// 409 when the campaign is no longer of the revision that somebody has seen.
+fn is_of(expected: Option<i64>, campaign: &Campaign) -> Result<()> {
+    match expected {
+        Some(revision) if revision != campaign.revision => {
+            let is = campaign.revision;
+            Err(Error::conflict(
+                "changed_meanwhile",
+                format!("the campaign is at revision {is} by now; read it and try again"),
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

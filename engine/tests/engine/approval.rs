@@ -27,7 +27,7 @@ async fn approve(fixture: &Fixture, id: &CampaignId, by: &str) -> Result<Campaig
     let comment = Some("looked at".to_owned());
     fixture
         .engine
-        .approve_campaign(id, comment, &caller(by))
+        .approve_campaign(id, comment, None, &caller(by))
         .await
 }
 
@@ -67,7 +67,7 @@ async fn somebody_else_approves_and_a_change_voids_it() {
     assert_eq!(code(approve(&fixture, &id, "author").await), "four_eyes");
     approve(&fixture, &id, "third").await.unwrap();
     let rejected = engine
-        .reject_campaign(&id, None, &caller("fourth"))
+        .reject_campaign(&id, None, None, &caller("fourth"))
         .await
         .unwrap();
     assert!(matches!(
