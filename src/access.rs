@@ -42,5 +42,11 @@ fn tokens(config: &Config, access: Access) -> anyhow::Result<Access> {
     if rules.secret.is_none() && rules.public_keys.is_none() {
         return Ok(access);
     }
+    if rules.audience.is_none() {
+        tracing::warn!(
+            "JWT_AUDIENCE is not set: every token of the same signer that names no audience opens here, also those \
+             that were made for another service"
+        );
+    }
     access.tokens(&rules).context("JWT_PUBLIC_KEY")
 }

@@ -171,15 +171,25 @@ pub const MAX_SUBJECT_BYTES: usize = 255;
 /// The subject of what the service does by itself (PRD, *Dependencies*).
 pub const SERVICE_SUBJECT: &str = "ota_service";
 
+/// Names that records show for what is not somebody else's: the service, the admin key of the data folder, calls from
+/// within the house, the command line. `system` is what others take the service for.
+pub const RESERVED_SUBJECTS: [&str; 5] = [
+    SERVICE_SUBJECT,
+    "admin",
+    "internal",
+    "device-ota keys",
+    "system",
+];
+
 /// Why a text is nobody's name in the records.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
     /// It cannot be shown.
     #[error("subject must be 1 to {MAX_SUBJECT_BYTES} bytes without control characters")]
     Form,
-    /// Records show it for what nobody asked for.
-    #[error("subject must not be {SERVICE_SUBJECT}, which is the service itself")]
-    Service,
+    /// Records show it for somebody else.
+    #[error("subject must not be one of {}: records show them for the service and its own keys", RESERVED_SUBJECTS.join(", "))]
+    Reserved,
 }
 
 /// Whether somebody may be known by this name.
@@ -187,14 +197,19 @@ pub enum SubjectError {
 /// ```
 /// # use device_ota_domain::identity::check_subject;
 /// assert!(check_subject("user-17").is_ok() && check_subject("a b@c").is_ok());
-/// assert!(check_subject("").is_err() && check_subject("a\nb").is_err() && check_subject("ota_service").is_err());
+/// assert!(check_subject("").is_err() && check_subject("a\nb").is_err());
+/// assert!(check_subject("ota_service").is_err() && check_subject("Admin").is_err() && check_subject("admins").is_ok());
 /// ```
 pub fn check_subject(subject: &str) -> Result<(), SubjectError> {
     let fits = (1..=MAX_SUBJECT_BYTES).contains(&subject.len());
     if !fits || subject.chars().any(char::is_control) {
         Err(SubjectError::Form)
-    } else if subject == SERVICE_SUBJECT {
-        Err(SubjectError::Service)
+    } else if RESERVED_SUBJECTS
+        .iter()
+        .any(|reserved| reserved.eq_ignore_ascii_case(subject))
+    {
+        // In any case of letters: people read records.
+        Err(SubjectError::Reserved)
     } else {
         Ok(())
     }

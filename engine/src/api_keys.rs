@@ -15,6 +15,7 @@ use crate::audit::facts;
 use crate::ports::clock::random;
 use crate::ports::{Clock, Entropy, Store};
 use crate::recent::{Recent, hash};
+use crate::to_the_end::to_its_end;
 use crate::{Caller, Engine, Error, Result};
 
 /// Every secret begins so, for people and for scanners that look for secrets in the wrong places.
@@ -35,7 +36,7 @@ pub struct ApiKeys {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    recent: Recent<ApiKey>,
+    recent: Arc<Recent<ApiKey>>,
     uses: mpsc::Sender<ApiKeyId>,
 }
 
@@ -54,7 +55,7 @@ impl ApiKeys {
             store,
             clock,
             entropy,
-            recent: Recent::new(MAX_REMEMBERED),
+            recent: Arc::new(Recent::new(MAX_REMEMBERED)),
             uses,
         };
         (keys, uses_end)
@@ -104,10 +105,15 @@ impl ApiKeys {
             );
             tx.append_audit(by.did(Act::KeyRevoked, now, id, states))
                 .await?;
-            tx.commit().await?;
+            let recent = self.recent.clone();
+            let ended = to_its_end(async move {
+                let committed = tx.commit().await;
+                recent.clear();
+                Ok(committed?)
+            });
+            ended.await?;
             tracing::info!(key.id = %id, by = by.subject(), "API key revoked");
         }
-        self.recent.clear();
         let key = self.store.api_key(id).await?;
         let key = key.ok_or_else(|| Error::not_found("key", &id))?;
         Ok(key)
@@ -123,6 +129,7 @@ impl ApiKeys {
         if let Some(key) = self.recent.get(&hash, now) {
             return Ok(Some(key));
         }
+        let cleared = self.recent.cleared();
         let Some(key) = self.store.api_key_of_secret(&hex::encode(hash)).await? else {
             return Ok(None);
         };
@@ -131,7 +138,9 @@ impl ApiKeys {
             // A queue that is full drops it: the next look writes it.
             let _ = self.uses.try_send(key.id.clone());
         }
-        self.recent.put(hash, key.clone(), now, now + BELIEVED);
+        // A key that is revoked while it is looked up must not be believed afterwards.
+        self.recent
+            .put_unless_cleared(cleared, hash, key.clone(), (now, now + BELIEVED));
         Ok(Some(key))
     }
 }

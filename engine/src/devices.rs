@@ -1,6 +1,7 @@
 //! Devices: registration, credentials, and the check of a connection.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::Group;
@@ -14,6 +15,7 @@ use crate::changes::Changes;
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
 use crate::ports::store::{DeviceFilter, NewDevice, Registered, Tx};
+use crate::to_the_end::to_its_end;
 use crate::{Caller, Engine, Error, Result, secrets};
 
 /// Most devices of one registration (DESIGN.md, *HTTP*).
@@ -115,7 +117,7 @@ impl Engine {
     }
 
     /// Makes a new secret, which ends the old one's session.
-    pub async fn new_credentials(&self, id: &DeviceId, by: &Caller) -> Result<String> {
+    pub async fn new_credentials(self: &Arc<Self>, id: &DeviceId, by: &Caller) -> Result<String> {
         let secret = secrets::new_secret(self.entropy.as_ref());
         let mut tx = self.store.begin().await?;
         if !tx
@@ -127,14 +129,25 @@ impl Engine {
         let now = self.clock.now();
         tx.append_audit(by.did(Act::DeviceCredentials, now, id, (None, None)))
             .await?;
-        self.known.doubt(id);
-        let committed = tx.commit().await;
-        self.known.revoke(id);
-        committed?;
+        self.take_back(tx, id).await?;
         tracing::info!(device.id = %id, by = by.subject(), "new device credentials");
-        self.downlink.disconnect(id).await;
-        self.credentials_changed();
         Ok(secret)
+    }
+
+    /// Commits what takes a device's secret back, and ends what the secret has opened, whether or not the answer is
+    /// waited for.
+    async fn take_back(self: &Arc<Self>, tx: Box<dyn Tx>, id: &DeviceId) -> Result<()> {
+        let (engine, id) = (self.clone(), id.clone());
+        to_its_end(async move {
+            engine.known.doubt(&id);
+            let committed = tx.commit().await;
+            engine.known.revoke(&id);
+            committed?;
+            engine.downlink.disconnect(&id).await;
+            engine.credentials_changed();
+            Ok(())
+        })
+        .await
     }
 
     /// Notified after every change of a device's credentials; for a broker's password file.
@@ -210,7 +223,7 @@ impl Engine {
 
     /// Deletes a device: its open updates are cancelled, its credentials end, its records stay (PRD, E6-US4). Answers
     /// how many updates were cancelled.
-    pub async fn delete_device(&self, id: &DeviceId, by: &Caller) -> Result<usize> {
+    pub async fn delete_device(self: &Arc<Self>, id: &DeviceId, by: &Caller) -> Result<usize> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let known = tx.device(id).await?;
@@ -224,17 +237,12 @@ impl Engine {
         let states = (Some(facts::device(&known.registration)), None);
         tx.append_audit(by.did(Act::DeviceDeleted, now, id, states))
             .await?;
-        self.known.doubt(id);
-        let committed = tx.commit().await;
-        self.known.revoke(id);
-        committed?;
+        self.take_back(tx, id).await?;
         let cancelled = ended.len();
         for update in &ended {
             self.rebooting.note(update);
         }
         tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = cancelled, "device deleted");
-        self.downlink.disconnect(id).await;
-        self.credentials_changed();
         self.wake();
         Ok(cancelled)
     }

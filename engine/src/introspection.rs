@@ -1,6 +1,7 @@
 //! What another service says of credentials that are not ours: asked once in a while, believed briefly.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL;
@@ -20,6 +21,8 @@ const DOUBTED: SignedDuration = SignedDuration::from_secs(5);
 const MAX_REMEMBERED: usize = 4_096;
 /// Questions under way at a time; the others wait their turn.
 const MAX_ASKING: usize = 32;
+/// Longest that somebody waits in all, for their turn and for the answer.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Asks, and remembers.
 pub struct Introspection {
@@ -52,8 +55,15 @@ impl Introspection {
         if let Some(known) = self.good.get(&hash, now) {
             return Ok(Some(known));
         }
-        let _turn = self.asking.acquire().await;
-        let answer = self.service.verify(credential).await?;
+        let asking = async {
+            let _turn = self.asking.acquire().await;
+            self.service.verify(credential).await
+        };
+        let answered = tokio::time::timeout(DEADLINE, asking).await;
+        let answer = answered.unwrap_or_else(|_| {
+            let seconds = DEADLINE.as_secs();
+            Err(AuthUnavailable(format!("no answer within {seconds} s")))
+        })?;
         let known = answer.filter(|known| check_subject(&known.subject).is_ok());
         match &known {
             Some(known) => self.good.put(hash, known.clone(), now, until),
@@ -119,6 +129,7 @@ mod tests {
             };
             match text {
                 "away" => Err(AuthUnavailable("gone".to_owned())),
+                text if text.starts_with("hangs") => std::future::pending().await,
                 "service" => Ok(Some(known("ota_service"))),
                 _ => Ok(text.starts_with("good").then(|| known("u"))),
             }
@@ -147,6 +158,21 @@ mod tests {
             asks.who(key("service")).await.unwrap().is_none(),
             "nobody poses as us"
         );
+    }
+
+    /// While the service hangs, nobody waits longer for their turn than they would for the answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_hangs_holds_nobody_up_for_longer_than_the_deadline() {
+        let asks = Introspection::new(
+            Arc::new(Elsewhere::default()),
+            Arc::new(Hand(AtomicI64::new(1_000))),
+        );
+        let names: Vec<String> = (0..3 * MAX_ASKING).map(|n| format!("hangs {n}")).collect();
+        let all = names.iter().map(|name| asks.who(Credential::ApiKey(name)));
+        let began = tokio::time::Instant::now();
+        let answers = futures_util::future::join_all(all).await;
+        assert!(answers.iter().all(Result::is_err));
+        assert!(began.elapsed() < DEADLINE + Duration::from_millis(100));
     }
 
     #[tokio::test]

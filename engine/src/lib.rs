@@ -39,6 +39,7 @@ pub mod secrets;
 mod settings;
 mod statistics;
 mod telemetry;
+mod to_the_end;
 mod trust;
 mod updates;
 mod upkeep;
@@ -117,6 +118,7 @@ pub struct Engine {
     credentials: Notify,
     chunks: mpsc::Sender<chunks::Wanted>,
     api_keys: ApiKeys,
+    last_look: health::LastLook,
     feed: feed::Feed,
 }
 
@@ -159,6 +161,7 @@ impl Engine {
             credentials: Notify::new(),
             chunks,
             api_keys,
+            last_look: health::LastLook::default(),
             feed: feed::Feed::default(),
         };
         let work = Work {

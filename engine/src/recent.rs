@@ -1,7 +1,7 @@
 //! What was learnt of a secret a moment ago, in bounded memory. Secrets are kept as hashes alone.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use sha2::Digest as _;
@@ -18,7 +18,14 @@ pub(crate) fn hash(secret: &str) -> Hash {
 #[derive(Debug)]
 pub(crate) struct Recent<V> {
     most: usize,
-    entries: Mutex<HashMap<Hash, Entry<V>>>,
+    known: Mutex<Known<V>>,
+}
+
+#[derive(Debug)]
+struct Known<V> {
+    entries: HashMap<Hash, Entry<V>>,
+    /// Rises whenever everything is forgotten: what was asked before may be what was taken back.
+    cleared: u64,
 }
 
 #[derive(Debug)]
@@ -33,14 +40,26 @@ impl<V: Clone> Recent<V> {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
-            entries: Mutex::default(),
+            known: Mutex::new(Known {
+                entries: HashMap::new(),
+                cleared: 0,
+            }),
         }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Known<V>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often everything was forgotten; to be read before asking, for [`Recent::put_unless_cleared`].
+    pub(crate) fn cleared(&self) -> u64 {
+        self.locked().cleared
     }
 
     /// The answer, while it is good. A clock that was set back ends it too.
     pub(crate) fn get(&self, hash: &Hash, now: Timestamp) -> Option<V> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.get(hash)?;
+        let known = self.locked();
+        let entry = known.entries.get(hash)?;
         (entry.from..entry.until)
             .contains(&now)
             .then(|| entry.value.clone())
@@ -48,23 +67,41 @@ impl<V: Clone> Recent<V> {
 
     /// Remembers an answer until a time. Where there is no room, what has ended goes first, then everything.
     pub(crate) fn put(&self, hash: Hash, value: V, now: Timestamp, until: Timestamp) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= self.most && !entries.contains_key(&hash) {
-            entries.retain(|_, entry| now < entry.until);
-            if entries.len() >= self.most {
-                entries.clear();
-            }
+        self.locked().put(self.most, hash, value, (now, until));
+    }
+
+    /// The same for what was asked since `cleared`; nothing happens when everything was forgotten meanwhile.
+    pub(crate) fn put_unless_cleared(
+        &self,
+        cleared: u64,
+        hash: Hash,
+        value: V,
+        times: (Timestamp, Timestamp),
+    ) {
+        let mut known = self.locked();
+        if known.cleared == cleared {
+            known.put(self.most, hash, value, times);
         }
-        let from = now;
-        entries.insert(hash, Entry { value, from, until });
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        self.entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        let mut known = self.locked();
+        known.entries.clear();
+        known.cleared += 1;
+    }
+}
+
+impl<V> Known<V> {
+    fn put(&mut self, most: usize, hash: Hash, value: V, (from, until): (Timestamp, Timestamp)) {
+        let (entries, now) = (&mut self.entries, from);
+        if entries.len() >= most && !entries.contains_key(&hash) {
+            entries.retain(|_, entry| now < entry.until);
+            if entries.len() >= most {
+                entries.clear();
+            }
+        }
+        entries.insert(hash, Entry { value, from, until });
     }
 }
 
@@ -89,6 +126,17 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_to_what_was_asked_before_everything_was_forgotten_is_not_kept() {
+        let recent = Recent::new(2);
+        let asked = recent.cleared();
+        recent.clear();
+        recent.put_unless_cleared(asked, hash("a"), 1, (at(10), at(15)));
+        assert_eq!(recent.get(&hash("a"), at(11)), None);
+        recent.put_unless_cleared(recent.cleared(), hash("a"), 1, (at(10), at(15)));
+        assert_eq!(recent.get(&hash("a"), at(11)), Some(1));
+    }
+
+    #[test]
     fn no_more_is_remembered_than_there_is_room_for() {
         let recent = Recent::new(2);
         recent.put(hash("ended"), 0, at(0), at(1));
@@ -100,7 +148,7 @@ mod tests {
             "what has ended goes first"
         );
         recent.put(hash("newer"), 3, at(2), at(9));
-        assert_eq!(recent.entries.lock().unwrap().len(), 1);
+        assert_eq!(recent.locked().entries.len(), 1);
         assert_eq!(recent.get(&hash("newer"), at(2)), Some(3));
     }
 }

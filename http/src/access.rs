@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::errors::ApiError;
+pub(crate) use presented::credentials;
 use presented::{Presented, is_internal_call, presented};
 use tokens::{Checked, Tokens};
 pub use tokens::{MIN_SECRET_BYTES, TokenRules, TokenRulesError};
@@ -140,11 +141,6 @@ impl Access {
         }
     }
 
-    /// Whether somebody shows a credential at all: who shows none guesses nothing.
-    pub(crate) fn shows_credentials(headers: &HeaderMap) -> bool {
-        !matches!(presented(headers), Ok(Presented::Nothing))
-    }
-
     async fn token(&self, token: &str) -> Result<Principal, ApiError> {
         let checked = match (&self.tokens, &self.engine) {
             (Some(tokens), Some(engine)) => tokens.check(token, engine.clock().now()),
@@ -209,11 +205,16 @@ impl Access {
                 Authentication::AuthService,
             )),
             Ok(None) => Err(ApiError::unauthorized(unknown)),
-            Err(error) => Err(ApiError::unavailable(
-                "auth_unavailable",
-                "the service that knows this credential does not answer",
-                error.to_string(),
-            )),
+            Err(error) => {
+                if let Some(engine) = &self.engine {
+                    engine.metrics().add("auth_service", "unavailable", 1);
+                }
+                Err(ApiError::unavailable(
+                    "auth_unavailable",
+                    "the service that knows this credential does not answer",
+                    error.to_string(),
+                ))
+            }
         }
     }
 }

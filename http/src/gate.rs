@@ -141,16 +141,23 @@ where
 
     /// Who it is, once for each of their limits.
     async fn visitor(&self, line: &Line, headers: &HeaderMap) -> Result<Visitor, ApiError> {
-        self.limiter.may_sign_in(line.peer)?;
+        let shown = self.limiter.shown(access::credentials(headers));
+        self.limiter.may_sign_in(line.peer, shown)?;
         let principal = self
             .access
             .authenticate(&line.method, &line.path, headers)
             .await;
         let principal = principal.inspect_err(|error| {
-            if error.is_unauthorized() && Access::shows_credentials(headers) {
-                self.limiter.failed(line.peer);
+            // Who shows none guesses nothing.
+            if let Some(shown) = shown
+                && error.is_unauthorized()
+            {
+                self.limiter.failed(line.peer, shown);
             }
         })?;
+        if let Some(shown) = shown {
+            self.limiter.proved(shown);
+        }
         let class = Class::of(&line.method, &line.path);
         Ok(match principal {
             Principal::Person {

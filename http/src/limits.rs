@@ -1,9 +1,10 @@
 //! How often somebody may call: one address and all of them together before anybody is asked who they are, then
-//! each subject by what it asks for. An address whose credentials keep failing waits before the next is looked at.
+//! each subject by what it asks for. An address whose credentials keep failing waits before the next is looked at, but for
+//! those that were good before.
 
 mod keyed;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{PoisonError, RwLock};
@@ -11,7 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use device_ota_engine::Rate;
 use governor::clock::{Clock as _, DefaultClock, QuantaInstant, Reference as _};
 use governor::{DefaultDirectRateLimiter, NotUntil, RateLimiter};
-use http::Method;
+use http::{HeaderValue, Method};
 
 use crate::errors::ApiError;
 use keyed::{Keyed, MAX_KEYS, quota};
@@ -77,6 +78,10 @@ impl Class {
     }
 }
 
+/// A credential, as it is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown(u64);
+
 /// Counts requests.
 pub(crate) struct Limiter {
     per_address: Option<Keyed<IpAddr>>,
@@ -84,6 +89,8 @@ pub(crate) struct Limiter {
     failures: Option<Keyed<IpAddr>>,
     /// Until when the credentials of an address are not looked at.
     held: RwLock<HashMap<IpAddr, QuantaInstant>>,
+    /// Credentials that were good, by their hashes.
+    proven: RwLock<HashSet<u64>>,
     read: Option<Keyed<u64>>,
     write: Option<Keyed<u64>>,
     upload: Option<Keyed<u64>>,
@@ -101,6 +108,7 @@ impl Limiter {
             global: limits.global.and_then(quota).map(RateLimiter::direct),
             failures: limits.failures.and_then(Keyed::new),
             held: RwLock::default(),
+            proven: RwLock::default(),
             read: limits.read.and_then(Keyed::new),
             write: limits.write.and_then(Keyed::new),
             upload: limits.upload.and_then(Keyed::new),
@@ -141,9 +149,30 @@ impl Limiter {
         }
     }
 
-    /// 429 while an address has to wait because of credentials that were not valid.
-    pub(crate) fn may_sign_in(&self, address: IpAddr) -> Result<(), ApiError> {
+    /// What this credential, as it is shown in these headers, is remembered by. `None` where nothing is shown.
+    pub(crate) fn shown<'h>(
+        &self,
+        credential: impl Iterator<Item = &'h HeaderValue>,
+    ) -> Option<Shown> {
+        let texts: Vec<&[u8]> = credential.map(HeaderValue::as_bytes).collect();
+        (!texts.is_empty()).then(|| Shown(self.hasher.hash_one(texts)))
+    }
+
+    /// 429 while an address has to wait because of credentials that were not valid. Whoever shows one that was good before
+    /// does not guess.
+    pub(crate) fn may_sign_in(
+        &self,
+        address: IpAddr,
+        shown: Option<Shown>,
+    ) -> Result<(), ApiError> {
         if self.failures.is_none() {
+            return Ok(());
+        }
+        let proven = |Shown(hash)| {
+            let proven = self.proven.read().unwrap_or_else(PoisonError::into_inner);
+            proven.contains(&hash)
+        };
+        if shown.is_some_and(proven) {
             return Ok(());
         }
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
@@ -154,8 +183,28 @@ impl Limiter {
         }
     }
 
-    /// Counts a credential of this address that was not valid.
-    pub(crate) fn failed(&self, address: IpAddr) {
+    /// Remembers a credential that was good.
+    pub(crate) fn proved(&self, Shown(hash): Shown) {
+        if self.failures.is_none() {
+            return;
+        }
+        let known = self.proven.read().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&hash) {
+            return;
+        }
+        drop(known);
+        let mut proven = self.proven.write().unwrap_or_else(PoisonError::into_inner);
+        if proven.len() >= MAX_KEYS {
+            proven.clear();
+        }
+        proven.insert(hash);
+    }
+
+    /// Counts a credential of this address that was not valid, or is no longer.
+    pub(crate) fn failed(&self, address: IpAddr, Shown(hash): Shown) {
+        let mut proven = self.proven.write().unwrap_or_else(PoisonError::into_inner);
+        proven.remove(&hash);
+        drop(proven);
         let address = network(address);
         let refused = match &self.failures {
             Some(limiter) => limiter.check(&address).err(),
@@ -181,7 +230,7 @@ fn wait(time: std::time::Duration) -> ApiError {
 }
 
 /// What counts as one address.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
         v4 @ IpAddr::V4(_) => v4,
@@ -300,14 +349,24 @@ mod tests {
             ..RateLimits::default()
         });
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        for _ in 0..2 {
-            assert!(limiter.may_sign_in(address("192.0.2.1")).is_ok());
-            limiter.failed(address("192.0.2.1"));
+        let shown = |text: &'static str| limiter.shown([HeaderValue::from_static(text)].iter());
+        let wrong = shown("wrong");
+        for _ in 0..3 {
+            assert!(limiter.may_sign_in(address("192.0.2.1"), wrong).is_ok());
+            limiter.failed(address("192.0.2.1"), wrong.unwrap());
         }
-        assert!(limiter.may_sign_in(address("192.0.2.1")).is_ok());
-        limiter.failed(address("192.0.2.1"));
-        assert!(limiter.may_sign_in(address("192.0.2.1")).is_err());
-        assert!(limiter.may_sign_in(address("192.0.2.2")).is_ok());
+        assert!(limiter.may_sign_in(address("192.0.2.1"), wrong).is_err());
+        assert!(limiter.may_sign_in(address("192.0.2.1"), None).is_err());
+        assert!(limiter.may_sign_in(address("192.0.2.2"), wrong).is_ok());
+        let right = shown("right");
+        assert!(limiter.may_sign_in(address("192.0.2.1"), right).is_err());
+        limiter.proved(right.unwrap());
+        assert!(limiter.may_sign_in(address("192.0.2.1"), right).is_ok());
+        limiter.failed(address("192.0.2.2"), right.unwrap());
+        assert!(
+            limiter.may_sign_in(address("192.0.2.1"), right).is_err(),
+            "it is good no longer"
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct Verdict {
     #[serde(default)]
     user_id: Option<String>,
     #[serde(default)]
-    roles: Vec<Value>,
+    roles: Option<Vec<Value>>,
 }
 
 impl HttpAuthService {
@@ -49,7 +49,11 @@ impl HttpAuthService {
         let response = sent.map_err(unavailable)?;
         match response.status() {
             StatusCode::OK => read(response).await.map(Some),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(None),
+            // What it cannot even read is nobody's credential.
+            StatusCode::BAD_REQUEST
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::UNPROCESSABLE_ENTITY => Ok(None),
             other => Err(AuthUnavailable(format!("it answered {other}"))),
         }
     }
@@ -72,6 +76,7 @@ impl AuthService for HttpAuthService {
         let roles: Roles = verdict
             .roles
             .iter()
+            .flatten()
             .filter_map(|name| name.as_str()?.parse::<Role>().ok())
             .collect();
         Ok(Some(Known { subject, roles }))

@@ -59,6 +59,8 @@ async fn nobody_is_nobody_and_all_else_is_no_answer() {
         ("200 OK", r#"{"valid": false, "user_id": "u-1"}"#),
         ("401 Unauthorized", "no"),
         ("403 Forbidden", ""),
+        ("400 Bad Request", "what is this?"),
+        ("422 Unprocessable Entity", r#"{"detail": []}"#),
     ] {
         assert_eq!(asked(status, body, token).await.1, Ok(None), "{status}");
     }
@@ -73,11 +75,28 @@ async fn nobody_is_nobody_and_all_else_is_no_answer() {
             r#"{"valid": true, "user_id": "u-1"}"#,
         ),
         ("302 Found", ""),
+        ("404 Not Found", "no such path"),
+        ("429 Too Many Requests", ""),
     ] {
         assert!(
             asked(status, body, token).await.1.is_err(),
             "{status} {body:.40}"
         );
+    }
+}
+
+#[tokio::test]
+async fn somebody_without_roles_is_known_and_may_do_nothing() {
+    for body in [
+        r#"{"valid": true, "user_id": "u-1", "roles": null}"#,
+        r#"{"valid": true, "user_id": "u-1"}"#,
+    ] {
+        let known = Known {
+            subject: "u-1".to_owned(),
+            roles: Roles::NONE,
+        };
+        let verdict = asked("200 OK", body, Credential::ApiKey("k")).await.1;
+        assert_eq!(verdict, Ok(Some(known)), "{body}");
     }
 }
 

@@ -58,16 +58,31 @@ async fn who_guesses_waits(options: Options) {
     for _ in 0..6 {
         assert_eq!(reqwest::get(&url).await.unwrap().status(), 401);
     }
+    let made = service
+        .admin()
+        .post(KEYS, json!({"name": "neighbour", "roles": ["viewer"]}))
+        .await
+        .expect(201);
+    let neighbour = Admin::new(&service.ready().http, made["secret"].as_str().unwrap());
+    let newcomer = json!({"name": "newcomer", "roles": ["viewer"]});
+    let made_too = service.admin().post(KEYS, newcomer).await.expect(201);
+    let newcomer = Admin::new(&service.ready().http, made_too["secret"].as_str().unwrap());
+    neighbour.get(CAMPAIGNS).await.expect(200);
     let guesser = Admin::new(&service.ready().http, "guess");
     assert_eq!(
         statuses(&guesser, CAMPAIGNS, 6).await,
         [401, 401, 401, 401, 429, 429]
     );
-    let refused = service.admin().get(CAMPAIGNS).await.refused(429);
+    let refused = newcomer.get(CAMPAIGNS).await.refused(429);
     assert_eq!(
         refused["code"], "rate_limited",
         "not even a right guess is told"
     );
+    // Whoever was known before is no guesser, for as long as their credential is good.
+    assert_eq!(statuses(&neighbour, CAMPAIGNS, 2).await, [200, 200]);
+    let key = format!("{KEYS}/{}", made["key_id"].as_str().unwrap());
+    service.admin().delete(&key).await.expect(200);
+    assert_eq!(statuses(&neighbour, CAMPAIGNS, 2).await, [401, 429]);
 }
 
 async fn a_body_is_as_large_as_its_class_allows(options: Options) {

@@ -3,6 +3,7 @@
 use device_ota_domain::DeviceId;
 use device_ota_engine::ports::Entropy;
 use device_ota_engine::{RegistrationOutcome, Settings, secrets};
+use futures_util::FutureExt as _;
 use jiff::SignedDuration;
 
 use crate::fixture::{Fixture, tester};
@@ -145,4 +146,51 @@ async fn a_whole_fleet_is_read_ahead() {
     assert!(fleet.iter().all(known));
     assert!(!fixture.recognises(&"d9".parse().unwrap(), "any"));
     assert!(!fixture.recognises(&fleet[0].0, &fleet[1].1));
+}
+
+/// A client that hangs up drops its request wherever it is just then. Whenever that is: a secret that was replaced is
+/// forgotten, and the session that it had opened is ended.
+#[tokio::test]
+async fn whoever_hangs_up_leaves_no_session_with_a_secret_that_is_gone() {
+    let mut fixture = Fixture::new().await;
+    let (id, mut secret) = register(&fixture, "d1").await;
+    let (mut unheard, mut kept) = (0, 0);
+    for polls in 0..200 {
+        assert!(fixture.lets_in(&id, &secret).await);
+        let by = tester();
+        let mut request = Box::pin(fixture.engine.new_credentials(&id, &by));
+        let mut answer = None;
+        for _ in 0..polls {
+            if let Some(made) = request.as_mut().now_or_never() {
+                answer = Some(made.unwrap());
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(request);
+        let answered = answer.is_some();
+        // Behind whatever the writer still does for a request that nobody waits for.
+        fixture.store.begin().await.unwrap().commit().await.unwrap();
+        if fixture.lets_in(&id, &secret).await {
+            assert!(!answered);
+            kept += 1;
+        } else {
+            assert!(!fixture.recognises(&id, &secret));
+            assert_eq!(fixture.disconnected.recv().await, Some(id.clone()));
+            unheard += i32::from(!answered);
+            secret = match answer {
+                Some(new) => new,
+                None => fixture
+                    .engine
+                    .new_credentials(&id, &tester())
+                    .await
+                    .unwrap(),
+            };
+        }
+        while fixture.disconnected.try_recv().is_ok() {}
+        if answered {
+            break;
+        }
+    }
+    assert!(kept > 0 && unheard > 0, "{kept} {unheard}");
 }

@@ -67,18 +67,23 @@ impl Entropy for Counting {
 }
 
 /// What the devices got.
-struct Wire(mpsc::UnboundedSender<(DeviceId, Down, Bytes)>);
+struct Wire {
+    sent: mpsc::UnboundedSender<(DeviceId, Down, Bytes)>,
+    disconnected: mpsc::UnboundedSender<DeviceId>,
+}
 
 #[async_trait]
 impl Downlink for Wire {
     async fn send(&self, device: &DeviceId, to: &Down, payload: Bytes) -> Delivery {
-        match self.0.send((device.clone(), *to, payload)) {
+        match self.sent.send((device.clone(), *to, payload)) {
             Ok(()) => Delivery::Queued,
             Err(_) => Delivery::NotConnected,
         }
     }
 
-    async fn disconnect(&self, _device: &DeviceId) {}
+    async fn disconnect(&self, device: &DeviceId) {
+        self.disconnected.send(device.clone()).ok();
+    }
 }
 
 /// Resolves when the message is committed; fails when it never is.
@@ -111,6 +116,8 @@ pub(crate) struct Fixture {
     pub(crate) folder: tempfile::TempDir,
     clock: Arc<TestClock>,
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
+    /// Whose sessions were ended.
+    pub(crate) disconnected: mpsc::UnboundedReceiver<DeviceId>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<(), &'static str>>>,
 }
@@ -147,11 +154,15 @@ impl Fixture {
             dispatch.public(),
         );
         let chain = vec![seal(&root, &root_key).unwrap()];
-        let (sender, wire) = mpsc::unbounded_channel();
+        let (sent, wire) = mpsc::unbounded_channel();
+        let (sender, disconnected) = mpsc::unbounded_channel();
         let (engine, work) = Engine::new(Parts {
             store: store.clone(),
             objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
-            downlink: Arc::new(Wire(sender)),
+            downlink: Arc::new(Wire {
+                sent,
+                disconnected: sender,
+            }),
             sinks: Vec::new(),
             clock: clock.clone(),
             entropy: Arc::new(Counting(AtomicU64::new(7))),
@@ -172,6 +183,7 @@ impl Fixture {
             folder,
             clock,
             wire,
+            disconnected,
             stop: CancellationToken::new(),
             running: None,
         };

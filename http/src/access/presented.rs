@@ -51,6 +51,12 @@ pub(super) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, ApiError> 
     }
 }
 
+/// The headers that may hold a credential, as they came.
+pub(crate) fn credentials(headers: &HeaderMap) -> impl Iterator<Item = &HeaderValue> {
+    let keys = headers.get_all(API_KEY).iter();
+    keys.chain(headers.get_all(AUTHORIZATION).iter())
+}
+
 /// Whether the request says that it comes from within the house.
 pub(super) fn is_internal_call(headers: &HeaderMap) -> bool {
     let said = headers.get(INTERNAL_CALL);

@@ -20,6 +20,9 @@ pub const MIN_SECRET_BYTES: usize = 32;
 const MIN_MODULUS_BYTES: usize = 256;
 /// Most keys of a set; a token is tried with one alone.
 const MAX_KEYS: usize = 64;
+/// What `typ` may say: nothing, or that this is a token to come in with (RFC 7519, 5.1; RFC 9068, 2.1). Others, such as
+/// logout tokens of the same signer, are for something else.
+const TYPES: [&str; 3] = ["JWT", "at+jwt", "application/at+jwt"];
 /// How far the clocks of whoever signs and of this service may be apart, in seconds.
 const LEEWAY_SECONDS: f64 = 30.0;
 
@@ -126,12 +129,21 @@ impl Tokens {
         let Ok(header) = decode_header(token) else {
             return Checked::Refused("the token cannot be read");
         };
+        let is_access_token = header
+            .typ
+            .as_deref()
+            .is_none_or(|typ| TYPES.iter().any(|known| known.eq_ignore_ascii_case(typ)));
         let meant = |key: &&Key| {
             key.algorithm == header.alg && (key.kid.is_none() || key.kid == header.kid)
         };
         let Some(key) = self.keys.iter().find(meant) else {
             return Checked::Unknown;
         };
+        if !is_access_token {
+            return Checked::Refused(
+                "the token's typ is not that of an access token (JWT or at+jwt)",
+            );
+        }
         let Ok(token) = decode::<Claims>(token, &key.verifies, &key.validation) else {
             return Checked::Refused(
                 "the token is not valid: its signature, issuer, audience or claims are not as they must be",

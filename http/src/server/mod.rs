@@ -1,5 +1,6 @@
 //! Listening and connections: their number, their deadlines, and an end in bounded time.
 
+mod places;
 mod stall;
 
 use std::convert::Infallible;
@@ -26,13 +27,18 @@ use tracing::{debug, warn};
 use warp::reply::Response;
 
 use crate::gate::Gate;
+use crate::limits::network;
 use crate::request::linger::Lingering;
 use crate::shared::Shared;
 use crate::{Api, routes};
+use places::Places;
 use stall::Stall;
 
 /// Most connections at a time. The rest wait in the kernel's queue; the process needs its file handles for devices.
 const MAX_CONNECTIONS: usize = 2_048;
+/// Most connections of one address at a time, an IPv6 address counting as its /64 network: the others always find room.
+/// Half, because behind a proxy all clients have one address.
+const MAX_OF_ADDRESS: usize = MAX_CONNECTIONS / 2;
 /// With less room than this, connections end after their present answer instead of waiting for a next request.
 const SCARCE_ROOM: usize = MAX_CONNECTIONS / 4;
 /// Connections that the kernel keeps waiting for us.
@@ -89,7 +95,8 @@ impl Http {
         let gate = Gate::new(
             service, api.access, api.limits, api.cors, metrics, api.run_id,
         );
-        serve_gate(self.listener, gate, shutdown).await;
+        let places = Places::new(MAX_OF_ADDRESS);
+        serve_gate(self.listener, gate, places, shutdown).await;
     }
 }
 
@@ -101,8 +108,12 @@ struct Server<S> {
     shutdown: CancellationToken,
 }
 
-async fn serve_gate<S>(listener: TcpListener, gate: Gate<S>, shutdown: CancellationToken)
-where
+async fn serve_gate<S>(
+    listener: TcpListener,
+    gate: Gate<S>,
+    places: Arc<Places>,
+    shutdown: CancellationToken,
+) where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
         + Send
         + Sync
@@ -129,13 +140,17 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(place) = places.take(network(peer.ip())) else {
+                    debug!(client.address = %peer, "the address has as many connections as it may");
+                    continue;
+                };
                 let serving = cut.clone().run_until_cancelled_owned(connection(
                     Arc::clone(&server),
                     stream,
                     peer,
                 ));
                 connections.spawn(async move {
-                    let _room = permit;
+                    let _held = (permit, place);
                     serving.await;
                 });
             }

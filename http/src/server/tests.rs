@@ -23,6 +23,11 @@ struct Served {
 
 /// `GET /health` answers, `GET /health/ready` does not, `POST /api/v1/ota/firmware` answers without reading.
 fn serve() -> Served {
+    serve_with(MAX_OF_ADDRESS)
+}
+
+/// The same, with as many places for one address.
+fn serve_with(places: usize) -> Served {
     let health = warp::get()
         .and(warp::path!("health"))
         .map(|| "fine".into_response());
@@ -51,7 +56,12 @@ fn serve() -> Served {
     );
     let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let (addr, shutdown) = (http.local_addr(), CancellationToken::new());
-    let task = tokio::spawn(serve_gate(http.listener, gate, shutdown.clone()));
+    let task = tokio::spawn(serve_gate(
+        http.listener,
+        gate,
+        Places::new(places),
+        shutdown.clone(),
+    ));
     Served {
         addr,
         shutdown,
@@ -85,6 +95,37 @@ impl Served {
         self.shutdown.cancel();
         self.task.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_its_places() {
+    let served = serve_with(2);
+    let idle = [served.connect().await, served.connect().await];
+    let mut refused = served.connect().await;
+    // Whether it is closed before or after the request is sent, nothing is answered.
+    let _ = refused
+        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await;
+    let mut answer = Vec::new();
+    let read = refused.read_to_end(&mut answer).await;
+    assert!(read.is_err() || answer.is_empty(), "{answer:?}");
+    drop(idle);
+    // The server notices by itself that they are gone.
+    let comes_in = async {
+        loop {
+            let mut stream = served.connect().await;
+            let head = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+            let mut answer = String::new();
+            if stream.write_all(head).await.is_ok()
+                && stream.read_to_string(&mut answer).await.is_ok()
+                && answer.starts_with("HTTP/1.1 200")
+            {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), comes_in).await.unwrap();
+    served.end().await;
 }
 
 #[tokio::test]

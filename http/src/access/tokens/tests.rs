@@ -96,6 +96,8 @@ fn a_token_that_says_anything_else_is_refused() {
         but("sub", json!(7)),
         but("sub", json!("a\nb")),
         but("sub", json!("ota_service")),
+        but("sub", json!("admin")),
+        but("sub", json!("Internal")),
         gone,
     ] {
         let refused = check(&with_secret(), &signed(&wrong));
@@ -107,6 +109,29 @@ fn a_token_that_says_anything_else_is_refused() {
         but("exp", json!(f64::from(i32::MAX) + 0.5)),
     ] {
         assert!(check(&with_secret(), &signed(&near)).is_ok(), "{near}");
+    }
+}
+
+#[test]
+fn a_token_for_something_else_is_refused() {
+    let typed = |typ: Option<&str>| {
+        let mut header = Header::new(Algorithm::HS256);
+        header.typ = typ.map(ToOwned::to_owned);
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        check(&with_secret(), &encode(&header, &claims(), &key).unwrap())
+    };
+    for good in [
+        None,
+        Some("JWT"),
+        Some("jwt"),
+        Some("at+jwt"),
+        Some("application/at+jwt"),
+    ] {
+        assert!(typed(good).is_ok(), "{good:?}");
+    }
+    for wrong in ["logout+jwt", "dpop+jwt", "secevent+jwt", ""] {
+        let refused = typed(Some(wrong)).unwrap_err();
+        assert!(refused.contains("typ"), "{wrong}: {refused}");
     }
 }
 
