@@ -306,6 +306,8 @@ async fn another_service_is_asked_for_whom_it_knows(options: Options) {
     with("a.b.c").get(CAMPAIGNS).await.expect(200);
     let unknown = with("a.b.e").get(CAMPAIGNS).await.refused(503);
     assert_eq!(unknown["code"], "auth_unavailable");
+    let counters = service.admin().health().await["counters"].clone();
+    assert_eq!(counters["auth_service"]["unavailable"], 1, "{counters}");
     with(service.key()).get(CAMPAIGNS).await.expect(200);
 }
 

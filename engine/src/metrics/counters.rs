@@ -15,6 +15,11 @@ const MAX_SERIES: usize = 256;
 /// Name, the name of its label, and what it counts, name by name.
 const DESCRIBED: &[(&str, &str, &str)] = &[
     (
+        "auth_service",
+        "outcome",
+        "Questions to the Auth Service that had no answer to believe",
+    ),
+    (
         "chunk_requests_dropped",
         "reason",
         "Requests for pieces of an image that found the queue full",
