@@ -39,6 +39,17 @@ impl Admin<'_> {
         answer(stream).with_context(|| format!("POST {path}"))
     }
 
+    /// GETs JSON.
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: bench\r\nX-API-Key: {}\r\nConnection: close\r\n\r\n",
+            self.key
+        );
+        let mut stream = open(self.addr)?;
+        stream.write_all(head.as_bytes())?;
+        answer(stream).with_context(|| format!("GET {path}"))
+    }
+
     /// Uploads an image of `size` bytes that `piece` is repeated for; the first bytes make it differ from others.
     pub(crate) fn upload(&self, image: &Image<'_>) -> anyhow::Result<Value> {
         const BOUNDARY: &str = "bench-boundary-7d1f";

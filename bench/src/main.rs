@@ -23,7 +23,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use fleet::Engine;
-use rows::{connections, fan_out, heartbeats, history, latencies, progress_reads, start, upload};
+use rows::{
+    connections, fan_out, heartbeats, history, latencies, progress_reads, start, statistics, upload,
+};
 
 /// Measures `device-ota` beside its peers.
 #[derive(Debug, Parser)]
@@ -67,6 +69,8 @@ enum Command {
     Start(start::Options),
     /// One device's heartbeats out of ten million, and the overview of the fleet. Not among `all`: it takes a minute to fill.
     History(history::Options),
+    /// The figures of everything with a million updates, beside warp answering a constant. Not among `all`: it takes a while to fill.
+    Stats(statistics::Options),
     /// Every figure, one after the other.
     All,
     /// The peer of `heartbeats`: takes them from a broker into a store.
@@ -106,6 +110,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Upload(options) => upload::run(plan, &options),
         Command::Start(options) => start::run(plan, &options),
         Command::History(options) => history::run(plan, &options),
+        Command::Stats(options) => statistics::run(plan, &options),
         Command::All => all(plan),
         Command::PeerIngest(options) => peers::ingest(&options),
         Command::PeerConstant => peers::constant(),

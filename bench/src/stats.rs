@@ -63,6 +63,14 @@ impl Series {
         }
     }
 
+    /// Nineteen of twenty are at most this.
+    pub(crate) fn slowest_of_20(&self) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = (sorted.len() * 19).div_ceil(20).saturating_sub(1);
+        sorted.get(at).copied().unwrap_or(f64::NAN)
+    }
+
     fn least(&self) -> f64 {
         self.values.iter().copied().fold(f64::INFINITY, f64::min)
     }

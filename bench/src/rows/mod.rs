@@ -8,6 +8,7 @@ pub(crate) mod history;
 pub(crate) mod latencies;
 pub(crate) mod progress_reads;
 pub(crate) mod start;
+pub(crate) mod statistics;
 pub(crate) mod upload;
 
 /// The load generator's own thread: everything that it does happens there.

@@ -66,6 +66,7 @@ impl Engine {
         let (before, was) = (campaign.state.clone(), facts::campaign(&campaign));
         campaign.state = before.clone().promote(stage_of(&campaign.spec, ring)?)?;
         if campaign.state == before {
+            drop(tx); // a connection is not held while another is waited for
             return self.campaign(&campaign.id).await;
         }
         self.settle(tx, was, campaign, EventType::CampaignPromoted, now, by)

@@ -37,6 +37,7 @@ impl Engine {
         firmware.metadata.check()?;
         let states = (Some(before), Some(facts::firmware(&firmware)));
         if states.0 == states.1 {
+            drop(tx); // a connection is not held while another is waited for
             return self.firmware(id).await;
         }
         tx.save_firmware(&firmware).await?;
