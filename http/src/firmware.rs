@@ -238,6 +238,7 @@ async fn deploy(id: Segment, call: Call, body: Body) -> Answer {
     responses(
         (status = 200, description = "The link, its expiry, and what to check the bytes against", body = GrantDto),
         (status = 403, description = "The credential's roles do not allow this, or the device has no offer of this image"),
+        (status = 409, description = "It is out of use"),
     ),
 )]
 async fn link(id: Segment, call: Call) -> Answer {
