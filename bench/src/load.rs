@@ -17,7 +17,6 @@ use crate::fleet::{self, Database};
 use crate::http::Admin;
 use crate::mqtt::{self, Connection, Target};
 use crate::rows::fan_out;
-use crate::rows::heartbeats::PAYLOAD;
 use crate::rows::runtime;
 use crate::service::Service;
 use crate::stats::real;
@@ -181,7 +180,11 @@ impl Device {
         let mut bytes = Vec::new();
         for packet_id in (1..).take(usize::try_from(BURST).unwrap_or_default()) {
             if packet_id % 2 == 0 {
-                bytes.extend(mqtt::publish(&heartbeat, packet_id, PAYLOAD.as_bytes()));
+                bytes.extend(mqtt::publish(
+                    &heartbeat,
+                    packet_id,
+                    mqtt::PAYLOAD.as_bytes(),
+                ));
             } else {
                 bytes.extend(mqtt::publish(&progress, packet_id, &self.progress()));
             }

@@ -17,6 +17,9 @@ use tokio::task::JoinSet;
 
 use crate::fleet::SECRET;
 
+/// A heartbeat as devices send it.
+pub(crate) const PAYLOAD: &str = r#"{"version":"1.0.0","slot":"a","confirmed":true,"boot_id":"b-5d1e","uptime_s":86400,"sent_at":"2026-01-02T03:04:05Z","battery":{"percent":87.5,"charging":false},"storage":{"free_bytes":734003200,"total_bytes":1073741824},"cpu_percent":12.5,"temperature_c":41.0}"#;
+
 /// How long a server may take to answer CONNECT or SUBSCRIBE.
 const ANSWER_TIME: Duration = Duration::from_mins(1);
 /// Bytes of a PUBACK.

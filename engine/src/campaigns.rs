@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::audit::facts;
-use crate::firmware::life::held;
+use crate::firmware::held;
 use crate::ports::StoreError;
 use crate::ports::store::{CampaignFilter, Tx};
 use crate::{Caller, Engine, Error, Result};

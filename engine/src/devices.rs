@@ -14,7 +14,8 @@ use crate::audit::facts;
 use crate::changes::Changes;
 use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
-use crate::ports::store::{DeviceFilter, NewDevice, Registered, Tx};
+use crate::ports::store::{NewDevice, Registered, Tx};
+use crate::ports::telemetry::DeviceFilter;
 use crate::to_the_end::to_its_end;
 use crate::{Caller, Engine, Error, Result, secrets};
 

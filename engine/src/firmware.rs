@@ -18,7 +18,7 @@ use device_ota_protocol::objects::{self, Kind, Release};
 use tokio::sync::mpsc;
 
 use crate::audit::facts;
-use crate::ports::{ObjectWriter, StoreError};
+use crate::ports::{ObjectWriter, StoreError, Tx};
 use crate::{Caller, Engine, Error, Result};
 
 /// Pieces that wait for the hasher; with pieces of the socket's size this bounds memory to a few MiB.
@@ -331,6 +331,13 @@ impl Engine {
             tracing::warn!(%error, "an object of a failed upload stays until the next start");
         }
     }
+}
+
+/// An image to offer, which nobody takes out of use before the transaction ends.
+pub(crate) async fn held(tx: &mut dyn Tx, id: &FirmwareId) -> Result<Firmware> {
+    let found = tx.hold_firmware(id).await?;
+    let firmware = found.ok_or_else(|| Error::not_found("firmware", &id))?;
+    Ok(firmware.in_use()?)
 }
 
 fn release(

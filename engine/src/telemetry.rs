@@ -6,7 +6,7 @@ use device_ota_domain::DeviceId;
 use device_ota_domain::page::Page;
 use jiff::Timestamp;
 
-use crate::ports::store::{DeviceFilter, HeartbeatRow};
+use crate::ports::telemetry::{DeviceFilter, HeartbeatRow};
 use crate::ports::telemetry::{FleetGroup, HeartbeatQuery};
 use crate::{Engine, Result};
 

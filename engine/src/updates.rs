@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use crate::audit::facts;
 use crate::campaigns::tell;
 use crate::changes::Changes;
-use crate::firmware::life::held;
+use crate::firmware::held;
 use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
 use crate::{Caller, Engine, Error, Result};

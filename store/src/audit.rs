@@ -3,7 +3,7 @@
 use device_ota_domain::audit::{Act, Entity, Entry, Head, Record as AuditRecord};
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::audit::{AuditFilter, AuditLog};
-use device_ota_engine::ports::store::Result;
+use device_ota_engine::ports::error::Result;
 
 use crate::SqlStore;
 use crate::dialect::Dialect;

@@ -6,7 +6,8 @@ use device_ota_domain::DeviceId;
 use device_ota_domain::device::{Device, DeviceKey, Latest, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_engine::ports::store::{Credentials, DeviceFilter, NewDevice, Registered};
+use device_ota_engine::ports::store::{Credentials, NewDevice, Registered};
+use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
 
 use crate::combine::Lookup;

@@ -1,6 +1,6 @@
 //! The fleet at a glance: one pass over the devices and their latest states, never over the history.
 
-use device_ota_engine::ports::store::DeviceFilter;
+use device_ota_engine::ports::telemetry::DeviceFilter;
 use device_ota_engine::ports::telemetry::FleetGroup;
 
 use crate::devices::{bind_filter, filtered};

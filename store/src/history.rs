@@ -5,8 +5,8 @@
 //! looks through the rows behind the last segment and then seeks once in each segment, newest first, until it has enough.
 
 use device_ota_domain::page::Page;
-use device_ota_engine::ports::store::HeartbeatRow;
 use device_ota_engine::ports::telemetry::HeartbeatQuery;
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 
 use crate::SqlStore;

@@ -1,7 +1,8 @@
 //! What devices say of themselves: their latest state, their heartbeats, and the `seq` and nonce of their next offer.
 
 use device_ota_domain::device::DeviceKey;
-use device_ota_engine::ports::store::{Absence, HeartbeatRow, OfferGround, Touch};
+use device_ota_engine::ports::store::{Absence, OfferGround, Touch};
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;

@@ -12,10 +12,12 @@ use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::store::{
-    Absence, Aim, CampaignFilter, Credentials, DeviceFilter, InFlight, Result, RollbackFilter,
-    Store, TargetDevice, TargetSummary, Tx, UpdateFilter,
+    Absence, Aim, CampaignFilter, Credentials, InFlight, RollbackFilter, Store, TargetDevice,
+    TargetSummary, Tx, UpdateFilter,
 };
+use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
 use sqlx::pool::PoolConnection;
 

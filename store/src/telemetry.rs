@@ -6,8 +6,9 @@ use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::statistics::{Amount, Ledger};
 use device_ota_domain::update::Action;
+use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::figures::{Figure, Figures};
-use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow, Result};
+use device_ota_engine::ports::telemetry::{DeviceFilter, HeartbeatRow};
 use device_ota_engine::ports::telemetry::{FleetGroup, HeartbeatQuery, Snapshot, Telemetry};
 use jiff::Timestamp;
 

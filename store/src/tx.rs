@@ -12,10 +12,11 @@ use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
+use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::store::{
-    Absence, ClaimQuery, Claimable, HeartbeatRow, NewDevice, OfferGround, Registered, Result,
-    RollbackTerms, Touch, Tx,
+    Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, RollbackTerms, Touch, Tx,
 };
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 use sqlx::{Pool, Transaction};
 

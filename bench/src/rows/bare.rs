@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use device_ota_domain::DeviceKey;
 use device_ota_engine::ports::Store;
-use device_ota_engine::ports::store::{HeartbeatRow, Touch};
+use device_ota_engine::ports::store::Touch;
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::Up;
 use device_ota_store::SqlStore;
@@ -13,8 +14,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
-use super::heartbeats::PAYLOAD;
 use crate::fleet::{self, Database};
+use crate::mqtt::PAYLOAD;
 use crate::peers::touch;
 use crate::stats::real;
 

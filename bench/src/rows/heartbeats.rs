@@ -57,9 +57,6 @@ impl Default for Options {
     }
 }
 
-/// A heartbeat as devices send it.
-pub(crate) const PAYLOAD: &str = r#"{"version":"1.0.0","slot":"a","confirmed":true,"boot_id":"b-5d1e","uptime_s":86400,"sent_at":"2026-01-02T03:04:05Z","battery":{"percent":87.5,"charging":false},"storage":{"free_bytes":734003200,"total_bytes":1073741824},"cpu_percent":12.5,"temperature_c":41.0}"#;
-
 pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     title(&format!(
         "heartbeats, QoS 1, acknowledged after the commit; {:?}, {} connections, {} under way each, {} s a round",
@@ -332,7 +329,7 @@ async fn links(target: &Target, options: &Options) -> anyhow::Result<Vec<Link>> 
     let packets = |name: &str| {
         let topic = format!("ota/v1/{name}/up/heartbeat");
         (1..=options.window)
-            .flat_map(|id| mqtt::publish(&topic, id, PAYLOAD.as_bytes()))
+            .flat_map(|id| mqtt::publish(&topic, id, mqtt::PAYLOAD.as_bytes()))
             .collect()
     };
     Ok(open

@@ -6,14 +6,14 @@ use clap::Args;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::Store;
-use device_ota_engine::ports::store::{DeviceFilter, HeartbeatRow};
 use device_ota_engine::ports::telemetry::HeartbeatQuery;
+use device_ota_engine::ports::telemetry::{DeviceFilter, HeartbeatRow};
 use jiff::Timestamp;
 
-use super::heartbeats::PAYLOAD;
 use super::runtime;
 use crate::Plan;
 use crate::fleet::{Database, Engine};
+use crate::mqtt::PAYLOAD;
 use crate::postgres::Server;
 use crate::stats::{Series, Target as Wanted, real, title};
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::proposal::Proposal;
 use super::{CampaignView, tell};
 use crate::audit::facts;
-use crate::firmware::life::held;
+use crate::firmware::held;
 use crate::ports::clock::random;
 use crate::ports::store::Tx;
 use crate::{Caller, Engine, Error, Result};

@@ -124,13 +124,6 @@ async fn locked(tx: &mut dyn Tx, id: &FirmwareId) -> Result<Firmware> {
     found.ok_or_else(|| Error::not_found("firmware", &id))
 }
 
-/// An image to offer, which nobody takes out of use before the transaction ends.
-pub(crate) async fn held(tx: &mut dyn Tx, id: &FirmwareId) -> Result<Firmware> {
-    let found = tx.hold_firmware(id).await?;
-    let firmware = found.ok_or_else(|| Error::not_found("firmware", &id))?;
-    Ok(firmware.in_use()?)
-}
-
 /// 409 with the names of those who would offer the image.
 async fn refuse_in_use(tx: &mut dyn Tx, id: &FirmwareId) -> Result<()> {
     let campaigns = tx.campaigns_offering(id).await?;

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use crate::inbound::{DeviceRef, Inbound, Uplink};
 use crate::ports::StoreError;
-use crate::ports::store::{HeartbeatRow, Touch, Tx};
+use crate::ports::store::{Touch, Tx};
+use crate::ports::telemetry::HeartbeatRow;
 
 /// What the batch says of devices' present states, the last word of each.
 pub(super) struct Present {

@@ -5,7 +5,7 @@ use device_ota_domain::audit::{Act, Entity, Head, Record};
 use device_ota_domain::page::Page;
 use jiff::Timestamp;
 
-use super::store::Result;
+use super::error::Result;
 
 /// Filters of the audit trail; all that is given must hold.
 #[derive(Debug, Clone, Default)]

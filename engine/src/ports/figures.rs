@@ -6,7 +6,7 @@ use device_ota_domain::campaign::Group;
 use device_ota_domain::statistics::{Amount, Ledger};
 use device_ota_domain::update::Action;
 
-use super::store::Result;
+use super::error::Result;
 
 /// Updates that are alike, and what they come to.
 #[derive(Debug, Clone, PartialEq, Eq)]

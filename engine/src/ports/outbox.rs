@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use device_ota_domain::event::StoredEvent;
 
-use super::store::Result;
+use super::error::Result;
 
 /// Which events the outbox still has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,6 @@
 //! rows, it has no opinion. Counters are changed only by deltas, in the transaction that moves the rows.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
@@ -16,7 +15,7 @@ use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
-use device_ota_domain::ring::{Ring, RingSettings};
+use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::Exclusion;
@@ -25,35 +24,11 @@ use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
 use super::audit::AuditLog;
+pub use super::error::Result;
 use super::figures::Figures;
 use super::outbox::Outbox;
-use super::telemetry::Telemetry;
+use super::telemetry::{DeviceFilter, HeartbeatRow, Telemetry};
 use super::webhooks::{WebhookChanges, Webhooks};
-
-/// Why the database did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// It cannot be reached, timed out, is full or failed; trying again may help.
-    #[error("the database is unavailable")]
-    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Somebody else was first: a unique key is taken, or the row has a newer revision.
-    #[error("{0} was changed by somebody else at the same time")]
-    Conflict(&'static str),
-    /// It does not take what it was given, and never will: a value or a rule of the schema is the reason.
-    #[error("the database refuses what was to be written: {0}")]
-    Refused(String),
-    /// A row cannot be read as what it should be.
-    #[error("a row of {table} is corrupt: {detail}")]
-    Corrupt {
-        /// Which table.
-        table: &'static str,
-        /// What is wrong with it.
-        detail: String,
-    },
-}
-
-/// Shorthand.
-pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// What the gateway checks a connection against.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,19 +59,6 @@ pub enum Registered {
     Created(DeviceKey),
     /// That id was registered before; nothing changed.
     Exists,
-}
-
-/// Filters of a device list and of an overview; all that is given must hold.
-#[derive(Debug, Clone, Default)]
-pub struct DeviceFilter {
-    /// Of this model.
-    pub device_model: Option<String>,
-    /// In this group.
-    pub group: Option<String>,
-    /// Pinned to this ring.
-    pub ring: Option<Ring>,
-    /// Connected, or not.
-    pub online: Option<bool>,
 }
 
 /// Filters of a campaign list (PRD, FR-18).
@@ -268,17 +230,6 @@ pub struct Absence {
     pub last_seen: Option<Timestamp>,
     /// Since when it has been away.
     pub since: Timestamp,
-}
-
-/// A heartbeat for the history.
-#[derive(Debug, Clone)]
-pub struct HeartbeatRow {
-    /// The device.
-    pub device: DeviceKey,
-    /// When it came.
-    pub received_at: Timestamp,
-    /// As sent: JSON text.
-    pub payload: Arc<str>,
 }
 
 /// An update whose time may have run out, and when its device was last heard.

@@ -1,11 +1,38 @@
 //! The database's side of telemetry: the history of heartbeats and its upkeep, and the fleet at a glance.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
+use device_ota_domain::ring::Ring;
 use jiff::Timestamp;
 
-use super::store::{DeviceFilter, HeartbeatRow, Result};
+use super::error::Result;
+
+/// Filters of a device list and of an overview; all that is given must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceFilter {
+    /// Of this model.
+    pub device_model: Option<String>,
+    /// In this group.
+    pub group: Option<String>,
+    /// Pinned to this ring.
+    pub ring: Option<Ring>,
+    /// Connected, or not.
+    pub online: Option<bool>,
+}
+
+/// A heartbeat for the history.
+#[derive(Debug, Clone)]
+pub struct HeartbeatRow {
+    /// The device.
+    pub device: DeviceKey,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// As sent: JSON text.
+    pub payload: Arc<str>,
+}
 
 /// Which heartbeats of one device.
 #[derive(Debug, Clone, Copy)]

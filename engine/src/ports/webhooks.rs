@@ -7,7 +7,7 @@ use device_ota_domain::page::Page;
 use device_ota_domain::webhook::{DeadLetter, Webhook};
 use jiff::Timestamp;
 
-use super::store::Result;
+use super::error::Result;
 
 /// A webhook and what its requests are signed with. Not printable: it holds a secret.
 #[derive(Clone)]

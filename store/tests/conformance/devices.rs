@@ -3,9 +3,8 @@
 use device_ota_domain::device::LastError;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_engine::ports::store::{
-    Absence, DeviceFilter, HeartbeatRow, Registered, Store, Touch,
-};
+use device_ota_engine::ports::store::{Absence, Registered, Store, Touch};
+use device_ota_engine::ports::telemetry::{DeviceFilter, HeartbeatRow};
 use jiff::Timestamp;
 
 use crate::fixture::*;

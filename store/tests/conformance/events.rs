@@ -1,7 +1,8 @@
 //! The outbox.
 
 use device_ota_domain::page::Page;
-use device_ota_engine::ports::store::{DeviceFilter, Store};
+use device_ota_engine::ports::store::Store;
+use device_ota_engine::ports::telemetry::DeviceFilter;
 use device_ota_store::testing::{PostgresDatabase, SqliteDatabase};
 
 use crate::fixture::*;

@@ -2,8 +2,9 @@
 
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
-use device_ota_engine::ports::store::{HeartbeatRow, Store};
+use device_ota_engine::ports::store::Store;
 use device_ota_engine::ports::telemetry::HeartbeatQuery;
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 
 use crate::fixture::*;
