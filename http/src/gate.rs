@@ -21,7 +21,7 @@ use warp::reply::Response;
 use crate::access::{self, Access, Principal};
 use crate::cors::{self, Cors};
 use crate::errors::ApiError;
-use crate::limits::{Class, Limiter, RateLimits};
+use crate::limits::{Class, LINKS, Limiter, RateLimits, is_counted};
 use crate::openapi;
 use crate::request::linger::Lingering;
 use crate::request::{Visit, Visitor};
@@ -30,11 +30,6 @@ use crate::request::{Visit, Visitor};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
-/// Paths whose requests are not counted: links are limited by their expiry, health by being cheap.
-const UNCOUNTED: [&str; 2] = [LINKS, "/health"];
-/// What follows this in a path is a secret as good as a key: the log shows the path up to here.
-const LINKS: &str = "/api/v1/ota/objects/";
-
 /// The gate before the routes, which are a service made of warp's filters.
 pub(crate) struct Gate<S> {
     routes: S,
@@ -211,11 +206,6 @@ fn status_class(status: StatusCode) -> &'static str {
         400..=499 => "4xx",
         _ => "5xx",
     }
-}
-
-/// Whether requests to this path count against the rate limits.
-pub(crate) fn is_counted(path: &str) -> bool {
-    !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix))
 }
 
 fn is_request_id(text: &str) -> bool {

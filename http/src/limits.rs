@@ -17,6 +17,16 @@ use http::{HeaderValue, Method};
 use crate::errors::ApiError;
 use keyed::{Keyed, MAX_KEYS, quota};
 
+/// What follows this in a path is a secret as good as a key: the log shows the path up to here.
+pub(crate) const LINKS: &str = "/api/v1/ota/objects/";
+/// Paths whose requests are not counted: links are limited by their expiry, health by being cheap.
+const UNCOUNTED: [&str; 2] = [LINKS, "/health"];
+
+/// Whether requests to this path count against the rate limits.
+pub(crate) fn is_counted(path: &str) -> bool {
+    !UNCOUNTED.iter().any(|prefix| path.starts_with(prefix))
+}
+
 /// The limits of the API; `None` is no limit. Downloads by link and health checks are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RateLimits {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device_ota_domain::{DeviceId, Role};
-use device_ota_engine::ports::store::HeartbeatRow;
+use device_ota_engine::ports::telemetry::HeartbeatRow;
 use device_ota_engine::{FleetStatus, ports};
 use http::StatusCode;
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 
-use crate::devices::{FleetQuery, filter_of};
+use crate::devices::filter::{FleetQuery, filter_of};
 use crate::dto::{self, HeartbeatList, List, PageQuery};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
@@ -105,15 +105,6 @@ async fn take(call: Call, body: Body) -> Answer {
     }))
 }
 
-/// Every heartbeat is as the device sent it, with all of its fields, and when it came.
-#[derive(ToSchema)]
-#[schema(as = Heartbeat)]
-#[expect(dead_code, reason = "describes what `heartbeat` answers")]
-pub(crate) struct HeartbeatDto {
-    version: String,
-    received_at: Timestamp,
-}
-
 /// Heartbeats of one device, newest first
 ///
 /// Up to the last that was acknowledged, and no further back than they are kept.
@@ -197,7 +188,7 @@ impl<'a> StatusDto<'a> {
 async fn status(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
-    let filter: ports::store::DeviceFilter = filter_of(&mut query)?;
+    let filter: ports::telemetry::DeviceFilter = filter_of(&mut query)?;
     let low = query
         .percent("low_battery_percent")?
         .unwrap_or(LOW_BATTERY_PERCENT);

@@ -14,7 +14,8 @@ use utoipa::openapi::Object;
 
 use super::firmware::FirmwareDto;
 use super::names;
-use super::update::{WhyDto, round};
+use super::round;
+use super::update::WhyDto;
 
 /// A campaign.
 #[derive(Serialize, ToSchema)]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::update::round;
+use super::round;
 
 /// An image as the registry shows it.
 #[derive(Serialize, ToSchema)]

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod campaign;
 pub(crate) mod device;
 pub(crate) mod firmware;
+pub(crate) mod heartbeat;
 pub(crate) mod key;
 pub(crate) mod rollback;
 pub(crate) mod statistics;
@@ -25,11 +26,11 @@ use self::audit::AuditDto;
 use self::campaign::CampaignDto;
 use self::device::DeviceDto;
 use self::firmware::FirmwareDto;
+use self::heartbeat::HeartbeatDto;
 use self::key::KeyDto;
 use self::rollback::RollbackDto;
 use self::update::UpdateDto;
 use self::webhook::{DeadLetterDto, WebhookDto};
-use crate::telemetry::HeartbeatDto;
 
 /// The filters that a list was asked for, echoed.
 pub(crate) type Filters = Map<String, Value>;
@@ -133,6 +134,11 @@ fn page(plural: &str, item: &str) -> RefOr<Schema> {
         .property("filters", filters);
     let object = fields.into_iter().fold(object, ObjectBuilder::required);
     RefOr::T(Schema::Object(object.build()))
+}
+
+/// To hundredths, so that 33.3… stays readable.
+pub(crate) fn round(percent: f64) -> f64 {
+    (percent * 100.0).round() / 100.0
 }
 
 /// A text that is one of these names.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::update::round;
+use super::round;
 
 /// Statuses of campaigns that are under way.
 const ACTIVE: [&str; 3] = ["in_progress", "paused", "rolling_back"];

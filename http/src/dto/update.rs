@@ -11,6 +11,7 @@ use utoipa::openapi::Object;
 
 use super::firmware::FirmwareRef;
 use super::names;
+use super::round;
 
 /// One update of one device.
 #[derive(Serialize, ToSchema)]
@@ -219,11 +220,6 @@ fn share(part: u64, whole: u64) -> f64 {
     } else {
         (part as f64 / whole as f64 * 100.0).min(100.0)
     }
-}
-
-/// To hundredths, so that 33.3… stays readable.
-pub(crate) fn round(percent: f64) -> f64 {
-    (percent * 100.0).round() / 100.0
 }
 
 #[cfg(test)]

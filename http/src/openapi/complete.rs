@@ -16,7 +16,7 @@ use utoipa::{PartialSchema as _, ToSchema};
 
 use crate::access::is_open;
 use crate::errors::ErrorBody;
-use crate::gate::is_counted;
+use crate::limits::is_counted;
 
 /// A refusal that many operations share: status, its name among the components, when it is answered.
 type Refusal = (u16, &'static str, &'static str);

@@ -1,0 +1,200 @@
+//! Updates and rollbacks of devices one by one (PRD, E3-US1, E3-US5, E4-US2).
+
+use device_ota_domain::{DeviceId, Role};
+use device_ota_engine::{Caller, UpdateRequest};
+use futures_util::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Ref, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::dto;
+use crate::dto::rollback::RollbackDto;
+use crate::dto::update::UpdateDto;
+use crate::errors::ApiError;
+use crate::request::body::Body;
+use crate::request::json::{from_value, json};
+use crate::request::{Call, Segment};
+use crate::rollbacks::checked_reason;
+use crate::shared::Answer;
+use crate::updates;
+
+/// Most devices of a bulk update (PRD, E3-US5).
+const MAX_BULK_DEVICES: usize = 100;
+/// Devices of a bulk update that are worked on at a time.
+const BULK_CONCURRENCY: usize = 8;
+
+/// Update one device
+#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/update", tag = "devices", request_body = UpdateRequest, responses(
+    (status = 201, description = "The new update", body = UpdateDto),
+    (status = 404, description = "There is no such device or image"),
+    (status = 409, description = "It runs that version, or the image is not for this device"),
+))]
+pub(super) async fn update(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
+    call.no_query()?;
+    let id: DeviceId = id.id("device")?;
+    let request: UpdateRequest = json(&call.headers, body).await?;
+    let view = call.shared.engine.update_device(&id, request, by).await?;
+    updates::answer_one(&call, &view, true).await
+}
+
+/// What became of one device of a bulk update.
+#[derive(Serialize, ToSchema)]
+#[schema(as = BulkResult)]
+struct BulkDto {
+    device_id: String,
+    success: bool,
+    update_id: Option<String>,
+    status: &'static str,
+    error: Option<String>,
+    code: Option<&'static str>,
+}
+
+/// The answer to a bulk update.
+#[derive(Serialize, ToSchema)]
+#[schema(as = BulkResults)]
+struct BulkAnswer {
+    results: Vec<BulkDto>,
+    count: usize,
+    succeeded: usize,
+    failed: usize,
+}
+
+/// The body of a bulk update: that of a single one, and which devices.
+struct BulkRequest;
+
+impl PartialSchema for BulkRequest {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = UpdateRequest::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            let ids = ArrayBuilder::new()
+                .items(Ref::from_schema_name(DeviceId::name()))
+                .min_items(Some(1))
+                .max_items(Some(MAX_BULK_DEVICES));
+            object
+                .properties
+                .insert("device_ids".to_owned(), ids.into());
+            object.required.push("device_ids".to_owned());
+        }
+        schema
+    }
+}
+
+impl ToSchema for BulkRequest {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((DeviceId::name().into_owned(), DeviceId::schema()));
+        UpdateRequest::schemas(schemas);
+    }
+}
+
+/// Update up to 100 devices
+///
+/// Each by itself: what is wrong with one harms no other.
+#[utoipa::path(post, path = "/api/v1/ota/devices/bulk/update", tag = "devices", request_body = BulkRequest, responses(
+    (status = 201, description = "What became of each; at least one update is new", body = BulkAnswer),
+    (status = 200, description = "What became of each; none could be made", body = BulkAnswer),
+    (status = 404, description = "There is no such image"),
+))]
+pub(super) async fn bulk_update(call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
+    call.no_query()?;
+    let mut fields: Map<String, Value> = json(&call.headers, body).await?;
+    let devices: Vec<String> = from_value(
+        fields.remove("device_ids").unwrap_or_default(),
+        "the body: device_ids",
+    )?;
+    if devices.is_empty() || devices.len() > MAX_BULK_DEVICES {
+        let detail = format!(
+            "device_ids must hold 1 to {MAX_BULK_DEVICES} ids, not {}",
+            devices.len()
+        );
+        return Err(ApiError::invalid("too_many_devices", detail));
+    }
+    let request: UpdateRequest = from_value(Value::Object(fields), "the body")?;
+    let engine = &call.shared.engine;
+    engine.firmware_in_use(&request.firmware_id).await?;
+    let each = devices
+        .into_iter()
+        .map(|id| bulk_one(&call, by, id, request.clone()));
+    let results: Vec<BulkDto> = stream::iter(each)
+        .buffered(BULK_CONCURRENCY)
+        .collect()
+        .await;
+    let succeeded = results.iter().filter(|result| result.success).count();
+    let count = results.len();
+    let answer = BulkAnswer {
+        results,
+        count,
+        succeeded,
+        failed: count - succeeded,
+    };
+    Ok(if succeeded > 0 {
+        dto::created(&answer)
+    } else {
+        dto::ok(&answer)
+    })
+}
+
+async fn bulk_one(call: &Call, by: &Caller, device_id: String, request: UpdateRequest) -> BulkDto {
+    let made = match device_id.parse::<DeviceId>() {
+        Ok(id) => call
+            .shared
+            .engine
+            .update_device(&id, request, by)
+            .await
+            .map_err(ApiError::from),
+        Err(_) => Err(ApiError::not_found("device", &device_id)),
+    };
+    match made {
+        Ok(view) => BulkDto {
+            device_id,
+            success: true,
+            update_id: Some(view.update.id.to_string()),
+            status: view.update.status(),
+            error: None,
+            code: None,
+        },
+        Err(error) => BulkDto {
+            device_id,
+            success: false,
+            update_id: None,
+            status: "error",
+            error: Some(error.detail().to_owned()),
+            code: Some(error.code()),
+        },
+    }
+}
+
+/// The body of a rollback of one device (PRD, E4-US2).
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = DeviceRollbackRequest)]
+struct RollbackRequest {
+    /// A version that the device has run before.
+    #[schema(examples("2.0.0"))]
+    to_version: String,
+    #[serde(default)]
+    #[schema(max_length = 1024)]
+    reason: Option<String>,
+}
+
+/// Take one device back to a version that it has run before
+#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/rollback", tag = "devices", request_body = RollbackRequest, responses(
+    (status = 200, description = "The entry of the rollback log", body = RollbackDto),
+    (status = 409, description = "It runs that version, never ran it, or the image is not in the registry"),
+))]
+pub(super) async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
+    let by = call.require(Role::Operator)?;
+    call.no_query()?;
+    let id: DeviceId = id.id("device")?;
+    let request: RollbackRequest = json(&call.headers, body).await?;
+    let reason = checked_reason(request.reason)?;
+    let rollback = call
+        .shared
+        .engine
+        .roll_back_device(&id, &request.to_version, &reason, by)
+        .await?;
+    Ok(dto::ok(&RollbackDto::from(&rollback)))
+}
