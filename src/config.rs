@@ -6,6 +6,7 @@
 mod identity;
 mod parse;
 mod raw;
+mod values;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

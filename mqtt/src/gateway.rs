@@ -4,6 +4,7 @@
 //! [`Sessions`]'. A device's fault ends its own connection and touches no other.
 
 mod connection;
+mod farewell;
 mod handshake;
 mod mailbox;
 mod presence;

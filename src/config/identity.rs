@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use device_ota_http::{Cors, MIN_SECRET_BYTES, RateLimits};
 
-use super::parse::{Checked, addr, rate};
 use super::raw::RawConfig;
+use super::values::{Checked, addr, rate};
 use super::{ConfigError, Secret, TokenSettings};
 
 /// Off, or an address that no other machine can reach: on this listener a header is a credential.

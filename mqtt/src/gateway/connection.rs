@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::info;
 
 use super::Hub;
-use super::handshake::farewell;
+use super::farewell::farewell;
 use super::mailbox::Mailbox;
 use super::presence::Presence;
 use crate::codec;

@@ -2,19 +2,19 @@
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
 
 use device_ota_domain::DeviceId;
 use device_ota_engine::inbound::{DeviceRef, Uplink};
 use device_ota_protocol::ids::DeviceId as ProtocolId;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 
 use super::Hub;
 use super::connection::{Connection, Opened};
+use super::farewell::farewell;
 use super::mailbox::Mailbox;
 use super::rooms::Place;
 use crate::codec::{self, CodecError, Connect, Refusal, Version};
@@ -23,10 +23,6 @@ use crate::session::{Admission, Class, Session, admit};
 
 /// Bytes asked for at a time; a CONNECT usually fits.
 const READ_BYTES: usize = 512;
-/// Time that a refused peer gets to read why, before the connection closes.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// Bytes that are still read from it, so that closing does not destroy what it was told.
-const MAX_DRAINED: usize = 64 * 1024;
 
 /// Takes a connection as far as CONNACK. `None`: it was refused, or went away.
 pub(super) async fn open(
@@ -229,27 +225,4 @@ async fn turn_away(
         return;
     }
     farewell(stream, &word, hub).await;
-}
-
-/// Says a last word, and gives the peer a moment to read it.
-pub(super) async fn farewell(mut stream: TcpStream, word: &[u8], hub: &Hub) {
-    let last = async {
-        stream.write_all(word).await?;
-        stream.shutdown().await?;
-        let (mut waste, mut drained) = ([0; READ_BYTES], 0);
-        while drained < MAX_DRAINED {
-            match stream.read(&mut waste).await? {
-                0 => break,
-                read => drained += read,
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    let good_bye = async {
-        // It may be gone, or not listen: either way this is the end.
-        let _ = timeout(FAREWELL, last).await;
-    };
-    if !hub.porch.linger(good_bye).await {
-        hub.count("mqtt_farewell", "cut_short");
-    }
 }
