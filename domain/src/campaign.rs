@@ -7,6 +7,7 @@ mod approval;
 mod counts;
 mod draft;
 mod spec;
+mod stages;
 mod state;
 
 use jiff::Timestamp;
@@ -14,12 +15,13 @@ use jiff::Timestamp;
 pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
 pub use counts::{Counts, Delta, Group, Tally};
 pub use draft::{
-    CampaignDraft, MAX_CONCURRENT, MAX_SOAK_SECONDS, MAX_STAGES, MAX_TARGET_DEVICES,
-    MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES, SpecError, StageDraft,
+    CampaignDraft, MAX_CONCURRENT, MAX_TARGET_DEVICES, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES,
+    SpecError,
 };
 pub use spec::{
     CampaignSpec, Gate, OnEnd, Period, Priority, Requires, Schedule, Stage, Strategy, Targets,
 };
+pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
 
 use crate::ids::{CampaignId, FirmwareId};

@@ -4,7 +4,13 @@
 //! in their order, idempotently, and leaves none of them out; after a crash the next pass plans afresh from the
 //! database. A plan is a value that can be printed.
 
-use jiff::{SignedDuration, Timestamp};
+mod advance;
+mod gate;
+
+use jiff::Timestamp;
+
+pub use advance::{Advance, AdvanceError, advance};
+use gate::gate;
 
 use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, Period, Running, Tally};
 use crate::rollback::RollbackTrigger;
@@ -269,55 +275,6 @@ impl Plan {
 /// How many more updates and rollbacks the campaign may have in flight.
 pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
     u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight())
-}
-
-/// Whether the stage after the open one may open.
-fn gate(
-    now: Timestamp,
-    campaign: &Campaign,
-    running: &Running,
-    counts: &Counts,
-) -> Result<(), Why> {
-    let index = usize::from(running.open_stage);
-    let (Some(stage), Some(tally)) = (campaign.spec.stages.get(index), counts.stages.get(index))
-    else {
-        return Ok(()); // a stage that has no devices and no tally holds nobody up
-    };
-    let devices = tally.settled().saturating_add(tally.open());
-    if devices == 0 {
-        return Ok(());
-    }
-    let gate = &stage.gate;
-    let share = share_of(devices, gate.min_success_percent);
-    let need = gate.min_samples.unwrap_or(share).clamp(1, devices);
-    if tally.settled() < need {
-        return Err(Why::GateSamples {
-            have: tally.settled(),
-            need,
-        });
-    }
-    let accepted = running.accepted.stage == Some(running.open_stage);
-    if !accepted && tally.completed < share_of(tally.settled(), gate.min_success_percent) {
-        return Err(Why::GateSuccess);
-    }
-    let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));
-    let ripe = running
-        .stage_opened_at
-        .checked_add(soak)
-        .is_ok_and(|at| at <= now);
-    if ripe { Ok(()) } else { Err(Why::GateSoak) }
-}
-
-/// `percent` of `devices`, rounded up.
-fn share_of(devices: u64, percent: f64) -> u64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "device counts are far below 2^52 and percent lies in 0..=100"
-    )]
-    let share = (devices as f64 * percent / 100.0 - 1e-9).ceil().max(0.0) as u64;
-    share
 }
 
 /// Why `RollBack` was decided: by the threshold, never by a person.

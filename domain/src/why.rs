@@ -53,6 +53,11 @@ pub enum Why {
     GateSuccess,
     /// The stage before has not been open long enough.
     GateSoak,
+    /// All else holds, and a person has to open the next stage.
+    GateManual {
+        /// The stage that waits.
+        stage: String,
+    },
     /// All slots are taken.
     NoSlot,
     /// Every device whose turn it is holds a slot and has not ended.
@@ -150,6 +155,9 @@ impl std::fmt::Display for Why {
             }
             Self::GateSuccess => f.write_str("the stage's share of successes is too low"),
             Self::GateSoak => f.write_str("the stage has not been open long enough"),
+            Self::GateManual { stage } => {
+                write!(f, "stage {stage} waits for a person to open it (advance)")
+            }
             Self::NoSlot => f.write_str("all slots are taken"),
             Self::Answers => f.write_str("the devices that hold a slot have not ended"),
             Self::Offline { since: None } => f.write_str("the device is not connected"),

@@ -1,6 +1,7 @@
 //! Campaigns: created, started, paused, resumed, cancelled and rolled back by admins. What a running campaign does
 //! by itself is in [`crate::dispatch`].
 
+mod advance;
 mod deploy;
 mod proposal;
 mod targets;
@@ -227,17 +228,27 @@ pub(crate) async fn tell(
     let event = Event::of_campaign(event_type, campaign, by.subject(), now);
     tx.append_events(&[event]).await?;
     match Act::of_campaign(event_type) {
-        Some(act) => {
-            let after = match &before {
-                Some(_) => facts::saved_campaign(campaign),
-                None => facts::campaign(campaign),
-            };
-            let states = (before, Some(after));
-            tx.append_audit(by.did(act, now, &campaign.id, states))
-                .await
-        }
+        Some(act) => record(tx, act, before, campaign, now, by).await,
         None => Ok(()),
     }
+}
+
+/// Writes what was done to a campaign into the record.
+async fn record(
+    tx: &mut dyn Tx,
+    act: Act,
+    before: Option<Value>,
+    campaign: &Campaign,
+    now: Timestamp,
+    by: &Caller,
+) -> std::result::Result<(), StoreError> {
+    let after = match &before {
+        Some(_) => facts::saved_campaign(campaign),
+        None => facts::campaign(campaign),
+    };
+    let states = (before, Some(after));
+    tx.append_audit(by.did(act, now, &campaign.id, states))
+        .await
 }
 
 /// The campaign to change, and how it was before; a deleted one does not change any more.

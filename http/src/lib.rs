@@ -35,6 +35,7 @@
 //! * **a way to sign in**: a variant in `access`; routes need a principal unless `access::is_open` names them.
 
 mod access;
+mod advance;
 mod audit;
 mod campaigns;
 mod cors;

@@ -26,8 +26,8 @@ use warp::reply::Response;
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
-    audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, proposals,
-    rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
+    advance, audit, campaigns, devices, downloads, events, firmware, health, keys, metrics,
+    proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -71,6 +71,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         downloads::Documented::openapi(),
         campaigns::Documented::openapi(),
         proposals::Documented::openapi(),
+        advance::Documented::openapi(),
         rings::Documented::openapi(),
         devices::Documented::openapi(),
         telemetry::Documented::openapi(),

@@ -170,7 +170,7 @@ async fn edit(id: Segment, call: Call, body: Body) -> Answer {
 }
 
 /// The revision that `If-Match` names, quoted or not; `*` is any.
-fn expected_revision(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+pub(crate) fn expected_revision(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     let Some(value) = headers.get(IF_MATCH) else {
         return Ok(None);
     };

@@ -7,8 +7,8 @@ use warp::Filter as _;
 use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
-    audit, campaigns, devices, downloads, events, firmware, health, keys, metrics, openapi,
-    proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
+    advance, audit, campaigns, devices, downloads, events, firmware, health, keys, metrics,
+    openapi, proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// All routes, the most frequent ones first.
@@ -21,6 +21,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(campaigns::routes(shared))
         .unify()
         .or(proposals::routes(shared))
+        .unify()
+        .or(advance::routes(shared))
         .unify()
         .or(firmware::routes(shared))
         .unify()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Admin, Device, MqttVersion, Offer, Options, Service, Trust, device_json, eventually, image,
-    image_metadata,
+    image_metadata, in_seconds,
 };
 
 matrix!(every_change_leaves_a_record_with_it: sqlite_gateway, postgres_gateway);
@@ -438,21 +438,30 @@ async fn of_proposals(trail: &mut Trail, firmware: &str) {
 
 async fn of_campaigns(trail: &mut Trail, firmware: &str) {
     let admin = trail.admin.clone();
-    let draft = json!({ "name": "n", "firmware_id": firmware });
+    // Later, so that no stage opens by itself meanwhile.
+    let schedule = json!({ "start_at": in_seconds(86_400) });
+    let draft = json!({ "name": "n", "firmware_id": firmware, "schedule": schedule });
     let (made, _) = trail
         .tells(&admin, CAMPAIGNS, "", Some(draft), &["campaign.created"])
         .await;
     let id = text(&made, "campaign_id");
-    for (what, act, status) in [
-        ("start", "campaign.started", "in_progress"),
-        ("pause", "campaign.paused", "paused"),
-        ("resume", "campaign.resumed", "in_progress"),
-        ("cancel", "campaign.cancelled", "cancelled"),
-        ("rollback", "campaign.rollback", "rolling_back"),
+    let early = Some(json!({ "stage": "early", "force": true }));
+    for (what, body, act, status) in [
+        ("start", None, "campaign.started", "in_progress"),
+        ("pause", None, "campaign.paused", "paused"),
+        ("resume", None, "campaign.resumed", "in_progress"),
+        ("advance", early, "campaign.advanced", ""),
+        ("cancel", None, "campaign.cancelled", "cancelled"),
+        ("rollback", None, "campaign.rollback", "rolling_back"),
     ] {
         let operation = format!("POST {CAMPAIGN}/{what}");
-        let (_, told) = trail.tells(&admin, &operation, &id, None, &[act]).await;
-        assert_eq!(told[0]["after"]["status"], status);
+        let (_, told) = trail.tells(&admin, &operation, &id, body, &[act]).await;
+        let after = &told[0]["after"];
+        if what == "advance" {
+            assert_eq!(after["state"]["open_stage"], 1, "{after}");
+        } else {
+            assert_eq!(after["status"], status);
+        }
         assert_eq!(told[0]["entity_id"], id.as_str());
     }
 }

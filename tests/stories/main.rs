@@ -27,6 +27,7 @@ mod events;
 mod firmware;
 mod first_start;
 mod fleet;
+mod gates;
 mod gateway_hostile;
 mod gateway_rules;
 mod identity;

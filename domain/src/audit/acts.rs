@@ -69,6 +69,7 @@ acts! {
     CampaignRejected Campaign "campaign.rejected" "An approver refused it.";
     CampaignStarted Campaign "campaign.started" "It began.";
     CampaignPromoted Campaign "campaign.promoted" "It may go on to a further ring, gate by gate.";
+    CampaignAdvanced Campaign "campaign.advanced" "An admin opened its next stage.";
     CampaignPaused Campaign "campaign.paused" "It makes no further offers.";
     CampaignResumed Campaign "campaign.resumed" "It goes on, and its results so far are accepted.";
     CampaignCancelled Campaign "campaign.cancelled" "It ended for good.";

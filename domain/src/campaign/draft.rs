@@ -4,40 +4,20 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::spec::{CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strategy, Targets};
+use super::stages::{MAX_STAGES, StageDraft, by_rings, given};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
-use crate::ring::{BUCKETS, Ring, Shares};
+use crate::ring::{BUCKETS, Shares};
 
 /// Most devices named one by one in a campaign (PRD, NFR-3: 100,000+ targets a campaign).
 pub const MAX_TARGET_DEVICES: usize = 200_000;
 /// Most groups named in a campaign.
 pub const MAX_TARGET_GROUPS: usize = 1_000;
-/// Most stages of a campaign.
-pub const MAX_STAGES: usize = 64;
 /// Most slots of a campaign; a bound on what one pass may claim.
 pub const MAX_CONCURRENT: u32 = 1_000_000;
 /// Longest time that one attempt may take, in minutes: 30 days.
 pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
-
-/// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
-pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
-
-/// A stage as an admin sends it: `{"ring": …}` or `{"percent": …}`, with an optional gate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StageDraft {
-    /// A ring by name.
-    #[serde(default)]
-    pub ring: Option<Ring>,
-    /// A cumulative share, 0 < percent ≤ 100.
-    #[serde(default)]
-    #[schema(exclusive_minimum = 0, maximum = 100)]
-    pub percent: Option<f64>,
-    /// The gate behind this stage.
-    #[serde(default)]
-    pub gate: Option<Gate>,
-}
 
 /// A campaign as an admin sends it (PRD, E2-US1; DESIGN.md, *HTTP*).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -196,6 +176,7 @@ impl CampaignDraft {
             min_success_percent: 100.0 - threshold,
             min_samples: None,
             soak_seconds: 0,
+            manual: false,
         };
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
             (Strategy::BlueGreen, _) => {
@@ -325,68 +306,12 @@ fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterErro
     filter.map_err(|error| error.within("target_filters"))
 }
 
-fn by_rings(rings: Shares, gate: Gate) -> Vec<Stage> {
-    Ring::ALL
-        .into_iter()
-        .map(|ring| Stage {
-            name: ring.name().into(),
-            end_bucket: rings.end_bucket(ring),
-            gate,
-        })
-        .collect()
-}
-
-fn given(
-    drafts: &[StageDraft],
-    rings: Shares,
-    default_gate: Gate,
-) -> Result<Vec<Stage>, SpecError> {
-    let mut stages: Vec<Stage> = Vec::with_capacity(drafts.len() + 1);
-    for draft in drafts {
-        let (name, end_bucket) = match (draft.ring, draft.percent) {
-            (Some(ring), None) => (ring.name().to_owned(), rings.end_bucket(ring)),
-            (None, Some(pc)) if pc > 0.0 && pc <= 100.0 => (format!("{pc}%"), buckets(pc)),
-            _ => {
-                return Err(SpecError::Stages(
-                    "each has either a ring or a percent above 0 and at most 100",
-                ));
-            }
-        };
-        let gate = draft.gate.unwrap_or(default_gate);
-        if !(0.0..=100.0).contains(&gate.min_success_percent) {
-            return Err(SpecError::Stages("min_success_percent must be 0 to 100"));
-        }
-        if gate.soak_seconds > MAX_SOAK_SECONDS {
-            return Err(SpecError::Stages("soak_seconds must be at most 2592000"));
-        }
-        if stages
-            .last()
-            .is_some_and(|last| last.end_bucket >= end_bucket)
-        {
-            return Err(SpecError::Stages("shares are cumulative and must rise"));
-        }
-        stages.push(Stage {
-            name,
-            end_bucket,
-            gate,
-        });
-    }
-    if stages.last().is_some_and(|last| last.end_bucket < BUCKETS) {
-        stages.push(Stage {
-            name: "100%".into(),
-            end_bucket: BUCKETS,
-            gate: default_gate,
-        });
-    }
-    Ok(stages)
-}
-
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "checked to lie in 0..=100"
 )]
-fn buckets(percent: f64) -> u16 {
+pub(super) fn buckets(percent: f64) -> u16 {
     ((percent * 100.0).round() as u16).max(1)
 }
 

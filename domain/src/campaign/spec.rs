@@ -127,6 +127,10 @@ pub struct Gate {
     #[serde(default)]
     #[schema(maximum = 2_592_000)]
     pub soak_seconds: u64,
+    /// When all else holds, a person opens the next stage. A stage without devices, which shows nobody anything, does
+    /// not wait for one.
+    #[serde(default)]
+    pub manual: bool,
 }
 
 /// A stage: the devices whose turned bucket lies below `end_bucket` and not in an earlier stage.

@@ -330,7 +330,7 @@ impl CampaignState {
         }
     }
 
-    pub(super) fn refuse(&self, verb: &'static str, hint: &'static str) -> TransitionError {
+    pub(crate) fn refuse(&self, verb: &'static str, hint: &'static str) -> TransitionError {
         TransitionError {
             from: self.status(),
             verb,

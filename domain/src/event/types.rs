@@ -38,7 +38,7 @@ event_types! {
     CampaignDeleted "campaign.deleted" "A campaign left the lists; it is kept for the record.";
     CampaignStarted "campaign.started" "A campaign began: its devices have their updates.";
     CampaignPromoted "campaign.promoted" "A campaign may go on to a further ring, gate by gate.";
-    CampaignStageOpened "campaign.stage_opened" "The gate of a stage held, and the next stage may be offered.";
+    CampaignStageOpened "campaign.stage_opened" "The next stage may be offered: the gate before it held, or an admin opened it; `by` says which.";
     CampaignPaused "campaign.paused" "No further offers, by an admin or by a threshold or gate; `reason` says which.";
     CampaignResumed "campaign.resumed" "A paused campaign goes on.";
     CampaignCompleted "campaign.completed" "Every update of a campaign has ended.";

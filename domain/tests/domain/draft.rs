@@ -94,6 +94,10 @@ fn given_stages_are_filled_up_to_everybody() {
         [("1%", 100), ("early", 2_500), ("100%", 10_000)]
     );
     assert_eq!(spec.stages[1].gate.soak_seconds, 60);
+    let gate = json!({"stages": [{"percent": 1, "gate": {"manual": true}}], "failure_threshold_percent": 5});
+    let by_hand = crate::sample::spec(&gate).stages[0].gate;
+    assert!(by_hand.manual);
+    assert_eq!(by_hand.min_success_percent.to_bits(), 95_f64.to_bits());
     let tiny =
         crate::sample::spec(&json!({"stages": [{"percent": 0.001}], "rollout_percentage": 0.001}));
     assert_eq!(

@@ -3,7 +3,7 @@
 use device_ota_domain::campaign::{
     Accepted, Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Tally,
 };
-use device_ota_domain::planner::{Action, Plan, plan};
+use device_ota_domain::planner::{Action, Advance, AdvanceError, Plan, advance, plan};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
@@ -120,7 +120,7 @@ prop_compose! {
         spec.stages = gates.into_iter().map(|(min_success_percent, min_samples, soak_seconds)| Stage {
             name: String::new(),
             end_bucket: 0,
-            gate: Gate { min_success_percent, min_samples, soak_seconds },
+            gate: Gate { min_success_percent, min_samples, soak_seconds, manual: soak_seconds % 3 == 0 },
         }).collect();
         spec.max_concurrent_updates = slots;
         spec.batch_size = batch;
@@ -205,8 +205,9 @@ proptest! {
         rows in prop::collection::vec((0_u16..4, group()), 0..60),
         open in 0_u16..4, percent in 0_u8..=100, min_samples in prop::option::of(0_u64..20),
         soak_seconds in 0_u64..100, open_seconds in 0_u64..100, promoted in prop::option::of(0_u16..4),
+        manual: bool,
     ) {
-        let gate = Gate { min_success_percent: f64::from(percent), min_samples, soak_seconds };
+        let gate = Gate { min_success_percent: f64::from(percent), min_samples, soak_seconds, manual };
         let mut spec = spec(&json!({}));
         spec.failure_threshold_percent = 100.0; // the gate alone decides
         spec.stages.iter_mut().for_each(|stage| stage.gate = gate);
@@ -217,7 +218,22 @@ proptest! {
         let opens = plan.actions.iter().any(|action| matches!(action, Action::OpenStage(_)));
         let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight));
         let may = open < 3 && promoted.is_none_or(|limit| open < limit);
-        prop_assert_eq!(opens, may && work_left && gate_holds(&gate, &rows, open, open_seconds));
+        let counts = count(&rows, 4);
+        let nobody = counts.stages[usize::from(open)].total() == counts.stages[usize::from(open)].cancelled;
+        let ready = may && work_left && gate_holds(&gate, &rows, open, open_seconds);
+        prop_assert_eq!(opens, ready && (nobody || !manual));
+        // A person opens what waits for one, and nothing else, and that once.
+        let waits = plan.waits.iter().any(|why| matches!(why, Why::GateManual { .. }));
+        prop_assert_eq!(waits, ready && manual && !nobody);
+        match advance(now, campaign.clone(), &counts, Advance::default()) {
+            Ok(opened) => {
+                prop_assert!(waits);
+                prop_assert_eq!(opened.state.clone(), campaign.state.clone().open_stage(open + 1, now).unwrap());
+                let twice = advance(now, opened, &counts, Advance { stage: Some(&campaign.spec.stages[usize::from(open) + 1].name), force: true });
+                prop_assert!(matches!(twice, Err(AdvanceError::OpenAlready(_))), "{:?}", twice);
+            }
+            Err(_) => prop_assert!(!waits),
+        }
         if open < 3 && !may && work_left {
             let held = |why: &Why| matches!(why, Why::NotPromoted { .. });
             prop_assert!(plan.waits.iter().any(held), "it says why: {:?}", plan.waits);
@@ -474,4 +490,67 @@ fn a_schedule_opens_and_closes_a_campaign() {
             assert_eq!(over("cancel", left).actions, [Action::Cancel]);
         }
     }
+}
+
+#[test]
+fn a_person_is_told_what_a_stage_waits_for_and_forces_it_only_by_its_name() {
+    let stages =
+        json!([{"percent": 10, "gate": {"manual": true, "min_samples": 2}}, {"percent": 50}]);
+    let campaign = campaign(
+        spec(&json!({"stages": stages})),
+        CampaignState::InProgress(running(0, 0)),
+    );
+    let of = |completed| Counts {
+        stages: vec![
+            Tally {
+                completed,
+                pending: 3 - completed,
+                ..Tally::default()
+            },
+            Tally {
+                pending: 5,
+                ..Tally::default()
+            },
+            Tally::default(),
+        ],
+        rollbacks: Tally::default(),
+    };
+    let ask = |completed, stage, force| {
+        let asked = Advance { stage, force };
+        let done = advance(at(1), campaign.clone(), &of(completed), asked);
+        done.map(|c| match c.state {
+            CampaignState::InProgress(running) => running.open_stage,
+            _ => 0,
+        })
+        .map_err(|error| error.to_string())
+    };
+    let told = |text: &str| Err(text.to_owned());
+    assert_eq!(
+        ask(1, None, false),
+        told("nothing waits for a person: the stage has 1 results and needs 2")
+    );
+    assert_eq!(ask(2, None, false), Ok(1));
+    assert_eq!(ask(2, Some("50%"), false), Ok(1));
+    assert_eq!(ask(0, Some("50%"), true), Ok(1));
+    assert_eq!(
+        ask(0, None, true),
+        told("name the stage that shall open by force")
+    );
+    assert_eq!(ask(2, Some("10%"), true), told("stage 10% is open already"));
+    assert_eq!(
+        ask(2, Some("100%"), true),
+        told("stage 100% cannot open before stage 50%")
+    );
+    assert_eq!(
+        ask(2, Some("60%"), true),
+        told("the campaign has no stage \"60%\"; it has 10%, 50%, 100%")
+    );
+    let plan = plan(at(1), &campaign, &of(2));
+    assert_eq!(
+        plan.waits
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["stage 50% waits for a person to open it (advance)"]
+    );
 }

@@ -186,7 +186,7 @@ impl Engine {
 }
 
 /// 409 when the campaign is no longer of the revision that somebody has seen.
-fn is_of(expected: Option<i64>, campaign: &Campaign) -> Result<()> {
+pub(super) fn is_of(expected: Option<i64>, campaign: &Campaign) -> Result<()> {
     match expected {
         Some(revision) if revision != campaign.revision => {
             let is = campaign.revision;

@@ -376,6 +376,7 @@ mod tests {
               "devices": 0,
               "failed": 0,
               "gate": {
+                "manual": false,
                 "min_samples": null,
                 "min_success_percent": 80.0,
                 "soak_seconds": 0
@@ -392,6 +393,7 @@ mod tests {
               "devices": 0,
               "failed": 0,
               "gate": {
+                "manual": false,
                 "min_samples": null,
                 "min_success_percent": 80.0,
                 "soak_seconds": 0

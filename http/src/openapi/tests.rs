@@ -132,6 +132,7 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/campaigns/{campaign_id}/devices/{device_id}/why GET, HEAD
     /api/v1/ota/campaigns/{campaign_id}/approve POST
     /api/v1/ota/campaigns/{campaign_id}/reject POST
+    /api/v1/ota/campaigns/{campaign_id}/advance POST
     /api/v1/rings GET, HEAD, PUT
     /api/v1/ota/devices GET, HEAD, POST
     /api/v1/ota/devices/bulk/update POST

@@ -2,6 +2,7 @@
 
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, OnEnd, Schedule, Tally};
+use device_ota_domain::planner::{Advance, advance};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
@@ -22,6 +23,7 @@ pub(super) enum Admin {
     RollBack,
     CancelOne,
     RetryOne,
+    Advance { force: bool },
 }
 
 impl World {
@@ -68,7 +70,10 @@ impl World {
             }
             3 => Admin::Cancel,
             4 => Admin::RollBack,
-            5..=7 => Admin::CancelOne,
+            5 => Admin::Advance {
+                force: self.rng.random_bool(0.3),
+            },
+            6..=7 => Admin::CancelOne,
             _ => Admin::RetryOne,
         };
         self.after(at, Event::Admin(rollout, what));
@@ -94,6 +99,7 @@ impl World {
             Admin::Cancel => state.cancel(self.now),
             Admin::RollBack => state.roll_back(self.now, RollbackTrigger::Manual, "an admin asked"),
             Admin::CancelOne | Admin::RetryOne => return self.admin_of_one(index, what),
+            Admin::Advance { force } => return self.advance(index, force).map(drop),
         };
         let was_cancelled = matches!(self.state(index), CampaignState::Cancelled { .. });
         let Ok(next) = next else {
@@ -107,6 +113,40 @@ impl World {
             self.revive_rollbacks(index)?;
         }
         Ok(())
+    }
+
+    /// Opens the next stage if it waits for a person, or by force. True when it opened.
+    fn advance(&mut self, index: usize, force: bool) -> Result<bool, String> {
+        let rollout = &self.rollouts[index];
+        let CampaignState::InProgress(running) = &rollout.campaign.state else {
+            return Ok(false);
+        };
+        let stages = &rollout.campaign.spec.stages;
+        let next = running.open_stage + 1;
+        let Some(stage) = stages.get(usize::from(next)) else {
+            return Ok(false);
+        };
+        let asked = Advance {
+            stage: force.then_some(stage.name.as_str()),
+            force,
+        };
+        let Ok(opened) = advance(self.now, rollout.campaign.clone(), &rollout.counts, asked) else {
+            return Ok(false);
+        };
+        if !force {
+            self.gate_holds(index, next)?;
+        }
+        self.rollouts[index].campaign = opened;
+        Ok(true)
+    }
+
+    /// Nothing will happen by itself, and a stage waits for a person: there is one. True when a stage opened.
+    pub(super) fn somebody_advances(&mut self) -> Result<bool, String> {
+        let mut opened = false;
+        for index in 0..self.rollouts.len() {
+            opened |= self.advance(index, false)?;
+        }
+        Ok(opened)
     }
 
     fn admin_of_one(&mut self, index: usize, what: Admin) -> Result<(), String> {
@@ -197,6 +237,7 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
             "min_success_percent": rng.random_range(0..=100),
             "min_samples": rng.random_bool(0.5).then(|| rng.random_range(0..10)),
             "soak_seconds": rng.random_range(0..600),
+            "manual": rng.random_bool(0.2),
         })
     };
     let stages = match rng.random_range(0..3) {

@@ -165,6 +165,16 @@ impl World {
         })
     }
 
+    /// The service opens by itself no stage that waits for a person.
+    pub(super) fn needs_nobody(&self, rollout: usize, stage: u16) -> Result<(), String> {
+        let before = usize::from(stage - 1);
+        let gate = &self.rollouts[rollout].campaign.spec.stages[before].gate;
+        let tally = &self.rollouts[rollout].counts.stages[before];
+        rule(!gate.manual || tally.total() == tally.cancelled, || {
+            format!("stage {stage} opens and nobody asked for it")
+        })
+    }
+
     /// After every step.
     pub(super) fn audit(&self) -> Result<(), String> {
         let mut in_flight = vec![0_u32; self.agents.len()];

@@ -83,6 +83,7 @@ impl World {
         match action {
             Action::OpenStage(stage) => {
                 self.gate_holds(rollout, stage)?;
+                self.needs_nobody(rollout, stage)?;
                 self.change(rollout, |state, now| state.open_stage(stage, now))
             }
             Action::Claim {

@@ -125,7 +125,7 @@ impl World {
         for _ in 0..MAX_STEPS {
             let event = self.queue.first_key_value().map(|((at, _), _)| *at);
             let Some(next) = [event, self.next_due()].into_iter().flatten().min() else {
-                if !self.give_up_on_the_gone() {
+                if !self.somebody_advances()? && !self.give_up_on_the_gone() {
                     return self.verdict();
                 }
                 self.pass()?;
