@@ -56,6 +56,9 @@ async fn serve(engine: &Engine, wanted: &Wanted) -> Result<(), &'static str> {
     if firmware.sha256 != wanted.request.sha256.to_string() {
         return Err("other_image");
     }
+    if wanted.request.offset == 0 {
+        engine.count_begun(&id);
+    }
     for (offset, length) in wanted.request.chunks(firmware.size) {
         let bytes = engine
             .objects

@@ -3,7 +3,7 @@
 //! A pass over a campaign is one transaction: lock it, read its counters, plan, act, commit, then send. It decides
 //! nothing by itself. Whatever a crash interrupts, the next pass finds in the database.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use device_ota_domain::campaign::{Campaign, Group};
@@ -11,7 +11,7 @@ use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms};
-use device_ota_domain::{CampaignId, CampaignState};
+use device_ota_domain::{CampaignId, CampaignState, FirmwareId};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let timed = tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             () = engine.dispatch.notified() => false,
             _ = tick.tick() => true,
         };
@@ -46,6 +46,9 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
         if let Err(error) = engine.dispatch_all().await {
             log(&error, "dispatch");
         }
+    }
+    if let Err(error) = engine.write_download_counts().await {
+        log(&error, "the last download counts");
     }
 }
 
@@ -150,7 +153,7 @@ impl Engine {
         if ripe.is_empty() {
             return Ok(0);
         }
-        let seen: std::collections::HashMap<_, _> = ripe
+        let seen: HashMap<_, _> = ripe
             .iter()
             .map(|r| (r.update.id.clone(), r.last_seen))
             .collect();
@@ -232,9 +235,20 @@ impl Engine {
         if counts.is_empty() {
             return Ok(());
         }
+        let written = self.add_downloads(&counts).await;
+        if written.is_err() {
+            // For the next time: a database that is away for a while costs no download its count.
+            for (firmware, downloads) in &counts {
+                self.grants.count(firmware, *downloads);
+            }
+        }
+        written
+    }
+
+    async fn add_downloads(&self, counts: &HashMap<FirmwareId, u64>) -> Result<()> {
         let mut tx = self.store.begin().await?;
         for (firmware, downloads) in counts {
-            tx.count_downloads(&firmware, downloads).await?;
+            tx.count_downloads(firmware, *downloads).await?;
         }
         Ok(tx.commit().await?)
     }

@@ -1,4 +1,7 @@
 //! Time-limited downloads: a URL that needs no header and stops serving at its expiry (PRD, E1-US4).
+//!
+//! A download is counted once. A link that somebody asked for counts when it is given out, whatever becomes of it; an image that
+//! a device was offered counts when the device begins to fetch it, by its link or in chunks, and again when it begins anew.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,8 +16,9 @@ use crate::inbound::DeviceRef;
 use crate::ports::ObjectStream;
 use crate::{Engine, Error, Result};
 
-/// Who stands in a token that no device asked for. No device id starts with a dash.
-const ADMIN: &str = "-";
+/// What stands in the token of a link that was asked for, before the device that asked, if one did; the token of an offered link
+/// has the device alone. No device id starts with a dash.
+const ASKED_FOR: &str = "-";
 
 /// Signs tokens of the form `firmware.expiry.holder.mac`.
 pub struct Grants {
@@ -40,6 +44,8 @@ pub struct Download {
     pub firmware: Firmware,
     /// File name for people.
     pub file_name: String,
+    /// The link came with an offer; one that was asked for has been counted.
+    pub is_offered: bool,
 }
 
 impl Grants {
@@ -66,18 +72,21 @@ impl Grants {
         format!("{text}.{mac}")
     }
 
-    fn check(&self, token: &str, now: Timestamp) -> Option<FirmwareId> {
+    /// The image of a token that is one of ours and has not expired, and whether it came with an offer.
+    fn check(&self, token: &str, now: Timestamp) -> Option<(FirmwareId, bool)> {
         let (text, mac) = token.rsplit_once('.')?;
         self.mac(text)?.verify_slice(&hex::decode(mac).ok()?).ok()?;
         let mut parts = text.splitn(3, '.');
         let firmware = parts.next()?.parse().ok()?;
         let expires: i64 = parts.next()?.parse().ok()?;
-        (expires > now.as_second()).then_some(firmware)
+        let is_offered = !parts.next()?.starts_with(ASKED_FOR);
+        (expires > now.as_second()).then_some((firmware, is_offered))
     }
 
-    fn count(&self, firmware: &FirmwareId) {
+    /// Counts downloads, to be written with the next [`Grants::take_counts`].
+    pub(crate) fn count(&self, firmware: &FirmwareId, downloads: u64) {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        *begun.entry(firmware.clone()).or_default() += 1;
+        *begun.entry(firmware.clone()).or_default() += downloads;
     }
 
     pub(crate) fn take_counts(&self) -> HashMap<FirmwareId, u64> {
@@ -110,7 +119,7 @@ impl Engine {
     /// An admin's download of an image; 409 when it is out of use.
     pub async fn grant_download(&self, id: &FirmwareId) -> Result<DownloadGrant> {
         let firmware = self.firmware_in_use(id).await?;
-        let (url, expires_at) = self.url(id, ADMIN, self.clock.now());
+        let (url, expires_at) = self.url(id, ASKED_FOR, self.clock.now());
         Ok(DownloadGrant {
             url,
             expires_at,
@@ -132,12 +141,23 @@ impl Engine {
             ));
         }
         let firmware = self.firmware(id).await?;
-        let (url, expires_at) = self.device_url(id, &device.id, self.clock.now());
+        let holder = format!("{ASKED_FOR}{}", device.id);
+        let (url, expires_at) = self.url(id, &holder, self.clock.now());
         Ok(DownloadGrant {
             url,
             expires_at,
             firmware,
         })
+    }
+
+    /// Counts a link that was asked for, when it is given out.
+    pub fn count_grant(&self, grant: &DownloadGrant) {
+        self.grants.count(&grant.firmware.id, 1);
+    }
+
+    /// Counts an image that a device begins to fetch from its offer.
+    pub(crate) fn count_begun(&self, firmware: &FirmwareId) {
+        self.grants.count(firmware, 1);
     }
 
     /// What a URL's token is good for: 403 when it is forged or has expired.
@@ -148,7 +168,7 @@ impl Engine {
                 "the download link is not valid or has expired; ask for a new one",
             )
         };
-        let id = self
+        let (id, is_offered) = self
             .grants
             .check(token, self.clock.now())
             .ok_or_else(refused)?;
@@ -167,17 +187,18 @@ impl Engine {
         Ok(Download {
             firmware,
             file_name,
+            is_offered,
         })
     }
 
-    /// Bytes of a redeemed download. A read from the first byte counts as a download.
+    /// Bytes of a redeemed download. An offered one begins with its first byte.
     pub async fn read_download(
         &self,
         download: &Download,
         range: Range<u64>,
     ) -> Result<ObjectStream> {
-        if range.start == 0 {
-            self.grants.count(&download.firmware.id);
+        if download.is_offered && range.start == 0 {
+            self.count_begun(&download.firmware.id);
         }
         Ok(self.objects.open(&download.firmware.sha256, range).await?)
     }
@@ -196,9 +217,14 @@ mod tests {
         let token = grants.token(&firmware, expires, "dev.1:x-");
         assert_eq!(
             grants.check(&token, Timestamp::from_second(999)?),
-            Some(firmware)
+            Some((firmware.clone(), true))
         );
         assert_eq!(grants.check(&token, expires), None);
+        for holder in ["-", "-dev.1:x-"] {
+            let token = grants.token(&firmware, expires, holder);
+            let asked_for = Some((firmware.clone(), false));
+            assert_eq!(grants.check(&token, Timestamp::from_second(1)?), asked_for);
+        }
         assert_eq!(
             grants.check(
                 &token.replace(".1000.", ".9000."),

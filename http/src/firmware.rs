@@ -232,7 +232,8 @@ async fn deploy(id: Segment, call: Call, body: Body) -> Answer {
 
 /// A link to the bytes
 ///
-/// It needs no header, takes ranges, and expires after an hour. A device gets one to the image that it is being offered.
+/// It needs no header, takes ranges, and expires after an hour. A device gets one to the image that it is being offered. Each
+/// link counts as a download when it is given out, and not once more when it is followed.
 #[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}/download", tag = "firmware",
     security(("bearer" = []), ("api_key" = []), ("device" = [])),
     responses(
@@ -251,5 +252,8 @@ async fn link(id: Segment, call: Call) -> Answer {
         call.no_query()?;
         engine.grant_download(&id?).await?
     };
+    if !call.visit.head {
+        engine.count_grant(&grant);
+    }
     Ok(dto::ok(&GrantDto::from(&grant)))
 }

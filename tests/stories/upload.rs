@@ -12,7 +12,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::harness::{Options, Service, eventually, image, image_metadata, within};
+use crate::harness::{
+    Device, MqttVersion, Options, Service, Trust, device_json, eventually, image, image_metadata,
+    in_seconds, within,
+};
 
 matrix!(the_documented_curl_command_uploads_a_real_binary: sqlite_gateway, postgres_gateway);
 matrix!(the_same_again_is_the_same_record_and_other_bytes_are_a_conflict: sqlite_gateway, postgres_gateway);
@@ -20,6 +23,7 @@ matrix!(what_is_wrong_with_a_file_is_told_and_nothing_stays: sqlite_gateway, pos
 matrix!(what_is_too_large_is_told_as_soon_as_it_is_known: sqlite_gateway);
 matrix!(a_client_that_breaks_off_leaves_nothing: sqlite_gateway, postgres_gateway);
 matrix!(a_link_serves_ranges_to_anyone_who_has_it_and_no_forgery: sqlite_gateway, postgres_gateway);
+matrix!(a_download_counts_once_and_a_device_gets_what_it_is_offered: sqlite_gateway, postgres_gateway);
 matrix!(memory_stays_flat_while_three_hundred_megabytes_come_in: sqlite_gateway);
 
 const FIRMWARE: &str = "/api/v1/ota/firmware";
@@ -436,15 +440,79 @@ async fn a_link_serves_ranges_to_anyone_who_has_it_and_no_forgery(options: Optio
     assert_eq!(other.status(), 200, "another image's rest is of no use");
 
     the_time_of_a_link_cannot_be_changed(&client, url).await;
-    eventually("the download is counted", async || {
+}
+
+async fn a_download_counts_once_and_a_device_gets_what_it_is_offered(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let (id, other) = (admin.image("2.1.0").await, admin.image("2.2.0").await);
+    let credentials = service.register(device_json("frame-1")).await;
+    let path = format!("{FIRMWARE}/{id}/download");
+    let basic = |path: &str| {
+        let request = admin.client().get(admin.url(path));
+        request.basic_auth(&credentials.username, Some(&credentials.password))
+    };
+    let refused = basic(&path).send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    let refused: Value = refused.json().await.unwrap();
+    assert_eq!(refused["code"], "no_offer");
+
+    // Two links that were asked for count as two, however often they are followed; a look at the head is none.
+    let (before, grant, after) = (
+        in_seconds(3_599),
+        admin.get(&path).await.expect(200),
+        in_seconds(3_601),
+    );
+    let expires = grant["expires_at"].as_str().unwrap();
+    let [before, expires, after] =
+        [&before, expires, &after].map(|time| time.parse::<jiff::Timestamp>().unwrap());
+    assert!(before <= expires && expires <= after, "one hour: {expires}");
+    admin.get(&path).await.expect(200);
+    let url = grant["url"].as_str().unwrap();
+    for _ in 0..3 {
+        let read = admin.client().get(url).send().await.unwrap();
+        assert_eq!(read.bytes().await.unwrap(), image("2.1.0"));
+    }
+    let head = admin.client().head(admin.url(&path));
+    assert_eq!(admin.send(head).await.status, 200);
+
+    // A device gets a link to what it is offered, and to nothing else.
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
+    device.check("2.0.0", "boot").await;
+    let update = json!({ "firmware_id": id });
+    let update_path = "/api/v1/ota/devices/frame-1/update";
+    admin.post(update_path, update).await.expect(201);
+    let offer = device.offer(&trust).await;
+    let granted = basic(&path).send().await.unwrap();
+    assert_eq!(granted.status(), 200);
+    let granted: Value = granted.json().await.unwrap();
+    assert_eq!(granted["firmware_id"], id.as_str());
+    let link = granted["url"].as_str().unwrap();
+    let read = admin.client().get(link).send().await.unwrap();
+    assert_eq!(read.bytes().await.unwrap(), image("2.1.0"));
+    let refused = basic(&format!("{FIRMWARE}/{other}/download"));
+    assert_eq!(refused.send().await.unwrap().status(), 403);
+
+    // Its offer's own link counts when the device begins with it, not for each range; and so do chunks.
+    let url = offer.assignment["urls"][0].as_str().unwrap();
+    for range in ["bytes=0-99999", "bytes=100000-"] {
+        let read = admin.client().get(url).header("Range", range);
+        assert_eq!(read.send().await.unwrap().status(), 206);
+    }
+    let sha256 = &offer.release["sha256"];
+    let ask = json!({ "request": 1, "sha256": sha256, "offset": 0, "length": 1_024, "count": 2 });
+    device.report("chunk", &ask).await;
+    device.message("down/chunk/1/1024").await;
+    let counted = eventually("every download is counted", async || {
         let read = admin.get(&format!("{FIRMWARE}/{id}")).await.expect(200);
-        if read["download_count"].as_u64() >= Some(1) {
-            Ok(())
-        } else {
-            Err(read["download_count"].to_string())
+        match read["download_count"].as_u64() {
+            Some(count) if count >= 5 => Ok(count),
+            other => Err(format!("{other:?}")),
         }
     })
     .await;
+    assert_eq!(counted, 5, "three links, and the device began twice");
 }
 
 /// Whatever digit or letter of the link's last part is another, the link is none.
