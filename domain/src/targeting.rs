@@ -79,12 +79,24 @@ pub fn judge(
     device: &Device,
     now: Timestamp,
 ) -> Result<u16, Exclusion> {
-    let said = &device.registration;
-    let revision = said.hw_revision.as_ref();
     let position = position(spec, device);
     if !spec.targets.mean(&image.device_model, device, now) {
-        Err(Exclusion::NotMeant)
-    } else if said.device_model != image.device_model {
+        return Err(Exclusion::NotMeant);
+    }
+    fits(image, device)?;
+    if position >= spec.rollout_buckets {
+        Err(Exclusion::OutsideRollout)
+    } else {
+        spec.stage_at(position).ok_or(Exclusion::OutsideRollout)
+    }
+}
+
+/// Whether an image is for this device and new to it: of campaigns and of updates of single devices alike. An image for certain
+/// hardware revisions is not for a device whose revision nobody knows.
+pub fn fits(image: &UploadMetadata, device: &Device) -> Result<(), Exclusion> {
+    let said = &device.registration;
+    let revision = said.hw_revision.as_ref();
+    if said.device_model != image.device_model {
         Err(Exclusion::WrongModel)
     } else if !image.hw_revisions.is_empty()
         && !revision.is_some_and(|r| image.hw_revisions.contains(r))
@@ -92,10 +104,8 @@ pub fn judge(
         Err(Exclusion::WrongHwRevision)
     } else if device.running() == Some(&image.version) {
         Err(Exclusion::AlreadyInstalled)
-    } else if position >= spec.rollout_buckets {
-        Err(Exclusion::OutsideRollout)
     } else {
-        spec.stage_at(position).ok_or(Exclusion::OutsideRollout)
+        Ok(())
     }
 }
 

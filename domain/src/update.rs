@@ -135,6 +135,22 @@ impl Update {
         }
     }
 
+    /// Whether to ask the device for this firmware would be to ask it once more: it has an offer of it, or an update outside of
+    /// campaigns waits. A campaign's that waits does not count, because it waits for its stage; nor does one that is being
+    /// withdrawn.
+    pub fn asks_for(&self, firmware: &FirmwareId) -> bool {
+        let is_asked = match &self.state {
+            UpdateState::Pending { .. } => self.campaign.is_none(),
+            UpdateState::InFlight {
+                cancel_requested, ..
+            } => !cancel_requested,
+            UpdateState::Completed { .. }
+            | UpdateState::Failed { .. }
+            | UpdateState::Cancelled { .. } => false,
+        };
+        is_asked && self.firmware.as_ref() == Some(firmware)
+    }
+
     /// It has ended; terminal states never change (but for an admin's retry of a failed one).
     pub fn is_terminal(&self) -> bool {
         self.ended_at().is_some()

@@ -161,8 +161,15 @@ impl Engine {
         campaign.state = campaign
             .state
             .roll_back(now, RollbackTrigger::Manual, reason)?;
-        self.settle(tx, before, campaign, EventType::RollbackInitiated, now, by)
-            .await
+        self.settle(
+            tx,
+            before,
+            campaign,
+            EventType::CampaignRollingBack,
+            now,
+            by,
+        )
+        .await
     }
 
     async fn settle(
@@ -282,9 +289,9 @@ pub(crate) fn decided(
             let next = state.roll_back(now, planner::AUTOMATIC, reason)?;
             // It has failed once, however often a device that completed late has to be taken back as well.
             let events: &[EventType] = if again {
-                &[EventType::RollbackInitiated]
+                &[EventType::CampaignRollingBack]
             } else {
-                &[EventType::CampaignFailed, EventType::RollbackInitiated]
+                &[EventType::CampaignFailed, EventType::CampaignRollingBack]
             };
             Some((next, events))
         }

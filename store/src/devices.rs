@@ -49,6 +49,7 @@ statements! {
     DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
     DEVICES_BY_ID = select_device!("WHERE d.device_id {any:$1} ORDER BY d.device_id");
     DEVICES = select_device!("WHERE ", filtered!(), " ORDER BY d.device_id LIMIT $5 OFFSET $6");
+    HOLD = "SELECT device_key FROM devices WHERE device_key = $1 AND deleted_at IS NULL {for_update}";
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1} AND deleted_at IS NULL";
     // A device that was deleted and comes back is a new one under its old number.
     INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Text, Int] =
@@ -300,6 +301,16 @@ async fn insert_devices<D: Dialect>(
         Ok((row.string("device_id")?, row.int("device_key")?))
     });
     Ok(rows.await?.into_iter().collect())
+}
+
+/// Locks a device; false when it is not registered.
+pub(crate) async fn hold<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+) -> Result<bool, DbError> {
+    let args = Args::<D>::new().int(device.0);
+    let found = sql::fetch_optional(conn, &HOLD, args, |_| Ok(())).await?;
+    Ok(found.is_some())
 }
 
 /// Replaces a device's verifier; false when there is no such device.

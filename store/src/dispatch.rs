@@ -45,6 +45,9 @@ statements! {
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
          ORDER BY u.device_key, u.number {for_update}"
     );
+    OPEN = select_update!(
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') ORDER BY u.number"
+    );
     OPEN_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
          ORDER BY u.number {for_update}"
@@ -100,6 +103,15 @@ pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery, campaign: Option<&str>)
         .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
         .int(query.requires.min_free_storage_bytes.unwrap_or(0))
         .int(i64::from(query.limit))
+}
+
+/// What the device has open.
+pub(crate) async fn open<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new().int(device.0);
+    sql::fetch_all(conn, &OPEN, args, read_update).await
 }
 
 /// What the device has open, locked.

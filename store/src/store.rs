@@ -129,6 +129,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
         Ok(updates::list::<D>(&mut *self.read().await?, filter, page).await?)
     }
+    async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>> {
+        Ok(updates::ran::<D>(&mut *self.read().await?, device, version).await?)
+    }
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>> {
         Ok(dispatch::in_flight::<D>(&mut *self.read().await?, device).await?)
     }

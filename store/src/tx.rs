@@ -95,6 +95,13 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>> {
         Ok(devices::device::<D>(&mut *self.inner, device).await?)
     }
+    async fn hold_device(&mut self, device: DeviceKey) -> Result<Option<Vec<Update>>> {
+        if !devices::hold::<D>(&mut *self.inner, device).await? {
+            return Ok(None);
+        }
+        let open = dispatch::open::<D>(&mut *self.inner, device).await?;
+        Ok(Some(open))
+    }
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
         Ok(devices::set_verifier::<D>(&mut *self.inner, device, verifier).await?)
     }

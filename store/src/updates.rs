@@ -2,7 +2,7 @@
 
 use device_ota_domain::UpdateId;
 use device_ota_domain::campaign::Priority;
-use device_ota_domain::device::DeviceKey;
+use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Failure, Phase, Progress, Retry, Update, UpdateState};
@@ -56,6 +56,11 @@ statements! {
          ORDER BY u.campaign_id DESC, u.number DESC LIMIT $1 OFFSET $2"
     );
     ALL_UPDATES = list_updates!("1 = 1");
+    RAN = select_update!(
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state = 'completed' AND u.created_at >= $3 \
+         AND (u.to_version = $2 OR u.from_version = $2) \
+         ORDER BY CASE WHEN u.to_version = $2 THEN 0 ELSE 1 END, u.number DESC LIMIT 1"
+    );
     UPDATES_LOCKED = select_update!(
         " FROM device_updates u WHERE u.update_id {any:$1} ORDER BY u.device_key, u.number {for_update}"
     );
@@ -121,6 +126,19 @@ pub(crate) async fn list<D: Dialect>(
         (None, None) => (&ALL_UPDATES, args),
     };
     sql::fetch_all(conn, statement, args, read_update).await
+}
+
+/// The newest completed update to this version, or else from it, since the device was registered.
+pub(crate) async fn ran<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &Device,
+    version: &str,
+) -> Result<Option<Update>, DbError> {
+    let args = Args::<D>::new()
+        .int(device.key.0)
+        .text(version)
+        .time(device.registered_at);
+    sql::fetch_optional(conn, &RAN, args, read_update).await
 }
 
 /// Updates by id, locked; in the one order in which all transactions lock updates.

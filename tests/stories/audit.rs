@@ -287,7 +287,8 @@ async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
     assert_eq!(told[0]["subject"], "admin");
     assert_eq!(told[0]["authentication"], "admin_key");
     assert_eq!(told[0]["roles"], json!(["admin"]));
-    let mut secrets = vec![text(&made["devices"][0]["mqtt"], "password")];
+    let secret = |entry: &Value| text(&entry["mqtt"], "password");
+    let mut secrets = vec![secret(&made["devices"][0]), secret(&made["devices"][1])];
 
     let change = Some(json!({ "ring": "early", "hw_revision": "A" }));
     let put = format!("PUT {DEVICE}");
@@ -337,6 +338,12 @@ async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
     trail
         .tells(&admin, operation, "", Some(bulk), &["update.created"])
         .await;
+    // It says that it has moved on from what it was registered with, and so there is something to go back to.
+    let heartbeat = json!({ "device_id": "two", "version": "2.0.5" });
+    let request_url = admin.url("/api/v1/heartbeat");
+    let heard = admin.client().post(request_url).json(&heartbeat);
+    let heard = heard.basic_auth("two", Some(&secrets[1])).send().await;
+    assert_eq!(heard.unwrap().status(), 200);
     let back = json!({ "to_version": "2.0.0", "reason": "it flickers" });
     let roll_back = format!("POST {DEVICE}/rollback");
     let (_, told) = trail

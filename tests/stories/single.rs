@@ -8,6 +8,7 @@ use crate::harness::{
 };
 
 matrix!(one_device_is_updated_withdrawn_tried_again_and_taken_back: sqlite_gateway, postgres_mosquitto);
+matrix!(what_is_asked_twice_at_once_is_one_update: sqlite_gateway, postgres_gateway);
 matrix!(several_devices_are_updated_by_one_request: sqlite_gateway, postgres_gateway);
 
 /// A service with one device's firmware of two versions, and a subscriber to its events.
@@ -200,7 +201,21 @@ async fn taken_back(bench: &mut Bench, device: &mut Device) {
         (&made["trigger"], &made["reason"], &made["from_version"]),
         (&json!("manual"), &json!("it flickers"), &json!("2.1.0"))
     );
-    bench.hears("rollback.initiated", &update).await;
+    assert_eq!(
+        (&made["status"], &made["success"], &made["completed_at"]),
+        (&json!("in_progress"), &json!(false), &Value::Null)
+    );
+    let again = json!({ "to_version": "2.0.0" });
+    let refused = bench.admin.post(path, again).await.refused(409);
+    assert_eq!(refused["code"], "already_requested");
+    let event = bench.hears("rollback.initiated", &update).await;
+    for (field, value) in [
+        ("from_version", "2.1.0"),
+        ("to_version", "2.0.0"),
+        ("trigger", "manual"),
+    ] {
+        assert_eq!(event["data"][field], value, "{event:#}");
+    }
     let offer = device.offer(&bench.trust).await;
     assert_eq!(
         (offer.text("action"), &offer.release["version"]),
@@ -254,4 +269,37 @@ async fn several_devices_are_updated_by_one_request(options: Options) {
             .update_becomes(offer.text("update_id"), "completed")
             .await;
     }
+}
+
+async fn what_is_asked_twice_at_once_is_one_update(options: Options) {
+    let bench = Bench::start(options).await;
+    bench.service.register(device_json("frame-1")).await;
+    let request = json!({ "firmware_id": bench.new });
+    let path = "/api/v1/ota/devices/frame-1/update";
+    let ask = || bench.admin.post(path, request.clone());
+    let answers = tokio::join!(ask(), ask(), ask(), ask());
+    let answers = [answers.0, answers.1, answers.2, answers.3];
+    let made: Vec<_> = answers.iter().filter(|a| a.status == 201).collect();
+    assert_eq!(made.len(), 1, "{answers:#?}");
+    let update = made[0].body["update_id"].as_str().unwrap().to_owned();
+    for refused in answers.iter().filter(|a| a.status != 201) {
+        assert_eq!(refused.status, 409);
+        assert_eq!(refused.body["code"], "already_requested");
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.contains(&update), "{detail}");
+    }
+
+    // The same of a list that names a device twice: each entry is told by itself.
+    bench.ask(&update, "cancel").await;
+    let request = json!({ "firmware_id": bench.new, "device_ids": ["frame-1", "frame-1"] });
+    let path = "/api/v1/ota/devices/bulk/update";
+    let made = bench.admin.post(path, request).await.expect(201);
+    assert_eq!(
+        (&made["succeeded"], &made["failed"]),
+        (&json!(1), &json!(1))
+    );
+    let results = made["results"].as_array().unwrap();
+    let refused: Vec<_> = results.iter().filter(|r| r["success"] == false).collect();
+    assert_eq!(refused[0]["code"], "already_requested", "{made:#}");
+    assert_eq!(bench.admin.updates_of("frame-1").await.len(), 2);
 }

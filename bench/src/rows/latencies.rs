@@ -128,7 +128,7 @@ impl Desk {
         Ok(Self {
             stream,
             author: service.key.clone(),
-            approver: text(&key, "key")?,
+            approver: text(&key, "secret")?,
             firmware,
             campaign: String::new(),
             kinds: Vec::new(),

@@ -108,7 +108,7 @@ impl Act {
             EventType::CampaignResumed => Self::CampaignResumed,
             EventType::CampaignCancelled => Self::CampaignCancelled,
             EventType::CampaignDeleted => Self::CampaignDeleted,
-            EventType::RollbackInitiated => Self::CampaignRollback,
+            EventType::CampaignRollingBack => Self::CampaignRollback,
             _ => return None,
         })
     }

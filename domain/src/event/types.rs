@@ -44,12 +44,13 @@ event_types! {
     CampaignCompleted "campaign.completed" "Every update of a campaign has ended.";
     CampaignCancelled "campaign.cancelled" "An admin ended a campaign.";
     CampaignFailed "campaign.failed" "A campaign passed its failure threshold and takes itself back.";
+    CampaignRollingBack "campaign.rolling_back" "A campaign takes back what it brought; each of its devices has a `rollback.initiated` of its own.";
     CampaignRolledBack "campaign.rolled_back" "Every update and rollback of a campaign has ended.";
     UpdateScheduled "update.scheduled" "An admin asked for the update of one device.";
     UpdateCompleted "update.completed" "A device runs the new version.";
     UpdateFailed "update.failed" "An update ended without the new version.";
     UpdateCancelled "update.cancelled" "An update was withdrawn.";
-    RollbackInitiated "rollback.initiated" "A rollback began: of a campaign, and then of each of its devices; or of one device.";
+    RollbackInitiated "rollback.initiated" "A rollback of one device began, by itself or as one of a campaign.";
     RollbackCompleted "rollback.completed" "A device runs its old version again.";
     RollbackFailed "rollback.failed" "A rollback ended without the old version.";
     RollbackCancelled "rollback.cancelled" "A rollback was withdrawn, or its device had moved on.";

@@ -308,6 +308,9 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn update(&self, update: &UpdateId) -> Result<Option<Update>>;
     /// Updates, newest first.
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>>;
+    /// The newest completed update that brought this version to the device, or else one that took it off that version; of the
+    /// time since it was registered.
+    async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>>;
     /// The device's update in flight: at most one.
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>>;
     /// The updates in flight of these devices, in no particular order.
@@ -344,6 +347,9 @@ pub trait Tx: Send + WebhookChanges {
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;
     /// One device.
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>>;
+    /// Locks a device against other [`Tx::hold_device`], changes and deletion until the transaction ends, and answers what it has
+    /// open, which is not locked; `None` when it is not registered.
+    async fn hold_device(&mut self, device: DeviceKey) -> Result<Option<Vec<Update>>>;
     /// Replaces a device's verifier; false when there is no such device.
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
     /// Writes what is registered of a device, its groups included; false when there is no such device.

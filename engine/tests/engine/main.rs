@@ -16,4 +16,5 @@ mod fixture;
 
 mod ingest;
 mod rollout;
+mod single;
 mod upload;

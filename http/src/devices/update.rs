@@ -29,7 +29,7 @@ const BULK_CONCURRENCY: usize = 8;
 #[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/update", tag = "devices", request_body = UpdateRequest, responses(
     (status = 201, description = "The new update", body = UpdateDto),
     (status = 404, description = "There is no such device or image"),
-    (status = 409, description = "It runs that version, or the image is not for this device"),
+    (status = 409, description = "It runs that version, was asked for it before, or the image is not for this device"),
 ))]
 pub(super) async fn update(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
@@ -181,9 +181,12 @@ struct RollbackRequest {
 }
 
 /// Take one device back to a version that it has run before
+///
+/// One that it completed an update to or came from, or that it was registered with. The answer says `in_progress`; the rollback
+/// log says `pending` until the device is offered the image.
 #[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/rollback", tag = "devices", request_body = RollbackRequest, responses(
     (status = 200, description = "The entry of the rollback log", body = RollbackDto),
-    (status = 409, description = "It runs that version, never ran it, or the image is not in the registry"),
+    (status = 409, description = "It runs that version, never ran it, was asked for it before, or the image is not in the registry"),
 ))]
 pub(super) async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
@@ -196,5 +199,5 @@ pub(super) async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
         .engine
         .roll_back_device(&id, &request.to_version, &reason, by)
         .await?;
-    Ok(dto::ok(&RollbackDto::from(&rollback)))
+    Ok(dto::ok(&RollbackDto::begun(&rollback)))
 }

@@ -54,6 +54,21 @@ impl<'a> From<&'a Rollback> for RollbackDto<'a> {
     }
 }
 
+impl<'a> RollbackDto<'a> {
+    /// The answer to whoever has just asked for it: it is under way (PRD, E4-US2; appendix 5), though in the log it waits until its
+    /// device is there to be offered it.
+    pub(crate) fn begun(rollback: &'a Rollback) -> Self {
+        let status = match rollback.status {
+            "pending" => "in_progress",
+            later => later,
+        };
+        Self {
+            status,
+            ..Self::from(rollback)
+        }
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {

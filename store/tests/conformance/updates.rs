@@ -3,7 +3,7 @@
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::update::{Action, Failure, Phase, Progress, Retry, Update, UpdateState};
-use device_ota_engine::ports::store::{Store, Touch, UpdateFilter};
+use device_ota_engine::ports::store::{NewDevice, Store, Touch, UpdateFilter};
 
 use crate::fixture::*;
 
@@ -15,6 +15,7 @@ crate::stories!(
     updates_are_locked_by_name_and_by_device,
     only_updates_that_can_still_stop_are_cancellable,
     lists_are_filtered_and_newest_first,
+    what_a_device_ran_is_found_however_long_ago,
 );
 
 fn in_flight(phase: Phase) -> UpdateState {
@@ -315,4 +316,49 @@ async fn lists_are_filtered_and_newest_first(store: &dyn Store) {
     assert_eq!(list(of_both, Page::default()).await, four[3..]);
     assert!(list(failed, Page::default()).await.is_empty());
     assert!(list(rollbacks, Page::default()).await.is_empty());
+}
+
+async fn what_a_device_ran_is_found_however_long_ago(store: &dyn Store) {
+    let keys = fleet(store, 1).await;
+    let id = name(0);
+    let mut first = single(1, keys[0], &id, "2.0.0");
+    first.state = UpdateState::Completed { at: at(3) };
+    let mut again = single(2, keys[0], &id, "2.0.0");
+    again.state = first.state.clone();
+    let mut rows = vec![first, again];
+    // More than any page holds has come since, and brought nothing.
+    for n in 0..250_i64 {
+        let mut failed = single(3, keys[0], &id, "3.0.0");
+        failed.id = format!("upd_{n:016x}").parse().unwrap();
+        failed.state = UpdateState::Failed {
+            at: at(4),
+            failure: failure(),
+        };
+        rows.push(failed);
+    }
+    insert(store, &rows).await;
+    let device = store.device(&id.parse().unwrap()).await.unwrap().unwrap();
+    let ran = async |version: &str| store.ran(&device, version).await.unwrap();
+    let newest = Some(rows[1].clone());
+    assert_eq!(ran("2.0.0").await, newest, "the newest that brought it");
+    assert_eq!(ran("1.0.0").await, newest, "what it came from");
+    assert_eq!(ran("3.0.0").await, None, "it never arrived there");
+
+    // Another device under the old id has run nothing yet.
+    let mut tx = store.begin().await.unwrap();
+    assert_eq!(tx.hold_device(device.key).await.unwrap(), Some(vec![]));
+    assert!(
+        tx.delete_device(&id.parse().unwrap(), at(50))
+            .await
+            .unwrap()
+    );
+    assert_eq!(tx.hold_device(device.key).await.unwrap(), None);
+    let successor = NewDevice {
+        at: at(55),
+        ..new_device(&id, 7)
+    };
+    tx.register(&[successor]).await.unwrap();
+    tx.commit().await.unwrap();
+    let device = store.device(&id.parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(store.ran(&device, "2.0.0").await.unwrap(), None);
 }

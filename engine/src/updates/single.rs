@@ -1,0 +1,277 @@
+//! Updates and rollbacks of one device, made by admins outside of any campaign (PRD, E3-US1, E3-US5, E4-US2).
+
+use device_ota_domain::audit::Act;
+use device_ota_domain::campaign::{MAX_TIMEOUT_MINUTES, Priority};
+use device_ota_domain::device::Device;
+use device_ota_domain::event::Event;
+use device_ota_domain::page::Page;
+use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::targeting::{Exclusion, fits};
+use device_ota_domain::update::{Action, Progress, UpdateState};
+use device_ota_domain::{DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::UpdateView;
+use crate::audit::facts;
+use crate::firmware::held;
+use crate::ports::clock::random;
+use crate::ports::store::{RollbackFilter, Tx};
+use crate::{Caller, Engine, Error, Result};
+
+/// The newest entry of a device's rollback log.
+const NEWEST: Page = Page {
+    limit: 1,
+    offset: 0,
+};
+
+/// A request to update one device (PRD, E3-US1).
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// What to install.
+    pub firmware_id: FirmwareId,
+    /// Default `normal`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Also when the device already runs that version.
+    #[serde(default)]
+    pub force_update: bool,
+    /// Default 3.
+    #[serde(default = "three")]
+    #[schema(maximum = 100)]
+    pub max_retries: u32,
+    /// Default 60; fractions are taken.
+    #[serde(default = "hour")]
+    #[schema(minimum = 0.0167, maximum = 43_200)]
+    pub timeout_minutes: f64,
+}
+
+fn three() -> u32 {
+    3
+}
+fn hour() -> f64 {
+    60.0
+}
+
+impl Engine {
+    /// Makes an update for one device, outside of any campaign. 409 when a campaign would leave the device out for the same
+    /// reason: it is of another model or hardware revision, or runs that version already (unless forced); when the firmware is
+    /// out of use; and when the device was asked for it before and has not ended.
+    pub async fn update_device(
+        &self,
+        id: &DeviceId,
+        request: UpdateRequest,
+        by: &Caller,
+    ) -> Result<UpdateView> {
+        let device = self.device(id).await?;
+        let firmware = self.firmware_in_use(&request.firmware_id).await?;
+        match fits(&firmware.metadata, &device) {
+            Err(Exclusion::AlreadyInstalled) if request.force_update => {}
+            judged => judged.map_err(|why| misfit(why, &device, &firmware))?,
+        }
+        let update = self.single(&device, &firmware, Action::Update, &request)?;
+        let mut tx = self.store.begin().await?;
+        held(tx.as_mut(), &firmware.id).await?;
+        asked_once(tx.as_mut(), &update).await?;
+        tx.insert_update(&update, None).await?;
+        tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])
+            .await?;
+        let states = (None, Some(facts::update(&update)));
+        tx.append_audit(by.did(Act::UpdateCreated, update.created_at, &update.id, states))
+            .await?;
+        tx.commit().await?;
+        self.wake();
+        self.update(&update.id).await
+    }
+
+    /// Takes one device back to a version that it once ran (PRD, E4-US2). 409 when it is not known to have, when it runs that
+    /// version, when no image of it is in the registry, and when it was asked for that before and has not ended.
+    pub async fn roll_back_device(
+        &self,
+        id: &DeviceId,
+        to_version: &str,
+        reason: &str,
+        by: &Caller,
+    ) -> Result<Rollback> {
+        let device = self.device(id).await?;
+        let firmware = self.previous_firmware(&device, to_version).await?;
+        if device.running() == Some(to_version) {
+            return Err(Error::conflict(
+                "already_installed",
+                format!("device {id} already runs {to_version}"),
+            ));
+        }
+        let request = UpdateRequest {
+            firmware_id: firmware.id.clone(),
+            priority: Priority::High,
+            force_update: false,
+            max_retries: three(),
+            timeout_minutes: hour(),
+        };
+        let update = self.single(&device, &firmware, Action::Rollback, &request)?;
+        let mut tx = self.store.begin().await?;
+        asked_once(tx.as_mut(), &update).await?;
+        tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
+            .await?;
+        let (by_whom, at) = (by.subject(), update.created_at);
+        tx.append_events(&[Event::asked(&update, Some(reason), by_whom, at)])
+            .await?;
+        let states = (None, Some(facts::rollback(&update, reason)));
+        tx.append_audit(by.did(Act::UpdateRollback, at, &update.id, states))
+            .await?;
+        tx.commit().await?;
+        self.wake();
+        let filter = RollbackFilter {
+            campaign: None,
+            device: Some(id.clone()),
+        };
+        let log = self.store.rollbacks(&filter, NEWEST).await?;
+        let made = RollbackId::of(&update.id);
+        log.into_iter()
+            .find(|entry| entry.rollback_id == made)
+            .ok_or_else(|| Error::not_found("rollback", &made))
+    }
+
+    /// The firmware of a version that the device has run: it completed an update to it, or came from it, or was registered with it
+    /// (of what a device left the factory with, nobody else can tell).
+    async fn previous_firmware(&self, device: &Device, to_version: &str) -> Result<Firmware> {
+        let id = &device.registration.device_id;
+        let ran = self.store.ran(device, to_version).await?;
+        let registered = device.registration.firmware_version.as_deref() == Some(to_version);
+        if ran.is_none() && !registered {
+            return Err(Error::conflict(
+                "never_installed",
+                format!("device {id} is not known to have run {to_version}"),
+            ));
+        }
+        let installed = ran
+            .filter(|update| update.to_version == to_version)
+            .and_then(|update| update.firmware);
+        let by_history = match installed {
+            Some(firmware) => self.store.firmware(&firmware).await?,
+            None => None,
+        };
+        let found = match by_history {
+            Some(firmware) => Some(firmware),
+            None => {
+                self.store
+                    .firmware_of_version(&device.registration.device_model, to_version)
+                    .await?
+            }
+        };
+        // Also one that is out of use: the device has run it, and goes back to nothing new.
+        found.ok_or_else(|| {
+            Error::conflict(
+                "no_previous_firmware",
+                format!("no image of version {to_version} is in the registry; upload it first"),
+            )
+        })
+    }
+
+    fn single(
+        &self,
+        device: &Device,
+        firmware: &Firmware,
+        action: Action,
+        request: &UpdateRequest,
+    ) -> Result<Update> {
+        let seconds = request.timeout_minutes * 60.0;
+        if !(1.0..=MAX_TIMEOUT_MINUTES * 60.0).contains(&seconds) {
+            return Err(Error::invalid(
+                "invalid_update",
+                "timeout_minutes must be at least one second and at most 43200",
+            ));
+        }
+        if request.max_retries > 100 {
+            return Err(Error::invalid(
+                "invalid_update",
+                "max_retries must be at most 100",
+            ));
+        }
+        let now = self.clock.now();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked to lie in 1 s ..= 30 days"
+        )]
+        let timeout_seconds = seconds.round() as u64;
+        Ok(Update {
+            id: UpdateId::from_entropy(random(self.entropy.as_ref())),
+            device: device.key,
+            device_id: device.registration.device_id.clone(),
+            device_type: device.registration.device_type.clone(),
+            campaign: None,
+            action,
+            firmware: Some(firmware.id.clone()),
+            from_version: device.running().map(ToOwned::to_owned),
+            to_version: firmware.metadata.version.clone(),
+            stage: 0,
+            priority: request.priority,
+            attempt: 0,
+            last_seq: 0,
+            retries: 0,
+            max_retries: request.max_retries,
+            timeout_seconds,
+            give_up_at: (action == Action::Rollback).then(|| self.rollbacks_end_by(now)),
+            progress: Progress {
+                bytes_total: firmware.size,
+                ..Progress::default()
+            },
+            state: UpdateState::Pending {
+                due_at: now,
+                lost_at: None,
+                last_failure: None,
+            },
+            started_at: None,
+            created_at: now,
+            updated_at: now,
+        })
+    }
+}
+
+/// Locks the device until the transaction ends, and refuses what it was asked for before and has not ended: two requests at
+/// once are one update. 404 when the device was deleted meanwhile.
+pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
+    let (id, device) = (&update.id, &update.device_id);
+    let open = tx.hold_device(update.device).await?;
+    let open = open.ok_or_else(|| Error::not_found("device", &device))?;
+    let Some(firmware) = &update.firmware else {
+        return Ok(());
+    };
+    match open.iter().find(|o| o.id != *id && o.asks_for(firmware)) {
+        Some(open) => Err(Error::conflict(
+            "already_requested",
+            format!(
+                "update {} of device {device} to {} has not ended; wait for it, or cancel it first",
+                open.id, open.to_version
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// 409, with the reason for which a campaign would leave the device out.
+fn misfit(why: Exclusion, device: &Device, firmware: &Firmware) -> Error {
+    let (registered, image) = (&device.registration, &firmware.metadata);
+    let id = &registered.device_id;
+    let detail = match why {
+        Exclusion::WrongModel => format!(
+            "device {id} is a {} and the firmware is for {}",
+            registered.device_model, image.device_model
+        ),
+        Exclusion::WrongHwRevision => format!(
+            "the firmware does not run on the hardware revision of device {id}, {}",
+            registered
+                .hw_revision
+                .as_deref()
+                .unwrap_or("which is not registered")
+        ),
+        Exclusion::AlreadyInstalled => format!(
+            "device {id} already runs {}; set force_update to install it again",
+            image.version
+        ),
+        other => format!("device {id}: {other}"),
+    };
+    Error::conflict(why.name(), detail)
+}
