@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
+use device_ota_domain::UpdateId;
+use device_ota_domain::statistics::Ledger;
+use device_ota_domain::update::{Failure, Retry, UpdateState};
+use device_ota_engine::ports::store::Touch;
 use serde_json::{Value, json};
 
 use super::runtime;
@@ -24,6 +28,14 @@ const REPORTING: usize = 1_000;
 const NAMED: usize = 200;
 /// Devices of one bulk request (PRD, E3-US5).
 const BULK: usize = 100;
+
+/// The version that devices are registered with.
+const REGISTERED: &str = "1.0.0";
+
+/// Kinds of requests that several parts make, and the milliseconds that each is allowed.
+const SINGLE: (&str, u64) = ("update of one device (E3-US1)", 500);
+const CANCEL: (&str, u64) = ("cancel of an update (E3-US3)", 100);
+const CREATED: (&str, u64) = ("campaign created (NFR-1, E2-US1)", 500);
 
 /// How much.
 #[derive(Debug, Clone, Args)]
@@ -70,8 +82,15 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     let count = usize::from(options.requests);
     desk.read(count, &reading)?;
     desk.single_devices(count)?;
+    let failed = desk.fated()?;
+    fail(&database, &failed).await?;
+    desk.retried(count, &failed)?;
+    moved_on(&database).await?;
+    desk.rolled_back(count)?;
     desk.bulk(count / 20)?;
     desk.campaigns(count)?;
+    desk.campaigns_back(count / 4)?;
+    desk.images(&service, count / 4)?;
     let rate = crate::stats::real(load.acknowledged() - before) / began.elapsed().as_secs_f64();
     load.end()?;
     println!("  {rate:.0} reports a second were committed meanwhile");
@@ -112,15 +131,8 @@ impl Desk {
             addr: service.http,
             key: &service.key,
         };
-        let piece = vec![0x77; 4_096];
-        let image = Image {
-            name: "Other",
-            version: "3.0.0",
-            model: MODEL,
-            size: 64 * 1_024,
-            piece: &piece,
-        };
-        let firmware = text(&admin.upload(&image)?, "firmware_id")?;
+        upload(&admin, REGISTERED)?;
+        let firmware = upload(&admin, "3.0.0")?;
         let key = json!({"name": "bench", "subject": "approver", "roles": ["approver"]});
         let key = admin.post("/api/v1/ota/keys", Some(&key))?;
         let stream = TcpStream::connect(service.http)?;
@@ -144,6 +156,9 @@ impl Desk {
             self.get("firmware (E1-US2)", (95, 50), &firmware)?;
             let list = "/api/v1/ota/firmware?device_model=BENCH-1&limit=50";
             self.get("firmware list (E1-US3)", (95, 200), list)?;
+            let link = format!("{firmware}/download");
+            self.get("link to the bytes (E1-US4)", (95, 50), &link)?;
+            self.get("health in detail", (95, 50), "/health/detailed")?;
         }
         Ok(())
     }
@@ -151,10 +166,54 @@ impl Desk {
     fn single_devices(&mut self, count: usize) -> anyhow::Result<()> {
         let request = json!({"firmware_id": self.firmware});
         for device in named().iter().cycle().take(count) {
+            let history = format!("/api/v1/ota/devices/{device}/updates");
+            self.get("history of a device (E5-US3)", (95, 100), &history)?;
             let path = format!("/api/v1/ota/devices/{device}/update");
-            let made = self.post("update of one device (E3-US1)", 500, &path, Some(&request))?;
+            let made = self.post(SINGLE.0, SINGLE.1, &path, Some(&request))?;
             let path = format!("/api/v1/ota/updates/{}/cancel", text(&made, "update_id")?);
-            self.post("cancel of an update (E3-US3)", 100, &path, None)?;
+            self.post(CANCEL.0, CANCEL.1, &path, None)?;
+        }
+        Ok(())
+    }
+
+    /// Updates that shall fail; see [`fail`].
+    fn fated(&mut self) -> anyhow::Result<Vec<UpdateId>> {
+        let request = json!({"firmware_id": self.firmware, "max_retries": 0});
+        let mut updates = Vec::new();
+        for device in named() {
+            let path = format!("/api/v1/ota/devices/{device}/update");
+            let made = self.post(SINGLE.0, SINGLE.1, &path, Some(&request))?;
+            updates.push(text(&made, "update_id")?.parse()?);
+        }
+        Ok(updates)
+    }
+
+    fn retried(&mut self, count: usize, failed: &[UpdateId]) -> anyhow::Result<()> {
+        for update in failed.iter().take(count) {
+            let path = format!("/api/v1/ota/updates/{update}");
+            self.post(
+                "retry of an update (E3-US4)",
+                100,
+                &format!("{path}/retry"),
+                None,
+            )?;
+            self.post(CANCEL.0, CANCEL.1, &format!("{path}/cancel"), None)?;
+        }
+        Ok(())
+    }
+
+    fn rolled_back(&mut self, count: usize) -> anyhow::Result<()> {
+        let request = json!({"to_version": REGISTERED, "reason": "bench"});
+        for device in named().iter().cycle().take(count) {
+            let path = format!("/api/v1/ota/devices/{device}/rollback");
+            let made = self.post(
+                "rollback of one device (E4-US2)",
+                200,
+                &path,
+                Some(&request),
+            )?;
+            let path = format!("/api/v1/ota/updates/{}/cancel", text(&made, "update_id")?);
+            self.post(CANCEL.0, CANCEL.1, &path, None)?;
         }
         Ok(())
     }
@@ -164,12 +223,13 @@ impl Desk {
         let request = json!({"firmware_id": self.firmware, "device_ids": devices});
         for _ in 0..count.max(1) {
             let path = "/api/v1/ota/devices/bulk/update";
-            self.post(
-                "updates of 100 devices (E3-US5)",
-                2_000,
-                path,
-                Some(&request),
-            )?;
+            let kind = "updates of 100 devices (E3-US5)";
+            let made = self.post(kind, 2_000, path, Some(&request))?;
+            let results = made.get("results").and_then(Value::as_array);
+            for result in results.context("no results")? {
+                let path = format!("/api/v1/ota/updates/{}/cancel", text(result, "update_id")?);
+                self.post(CANCEL.0, CANCEL.1, &path, None)?;
+            }
         }
         Ok(())
     }
@@ -181,12 +241,7 @@ impl Desk {
         });
         for _ in 0..count {
             let path = "/api/v1/ota/campaigns";
-            let made = self.post(
-                "campaign created (NFR-1, E2-US1)",
-                500,
-                path,
-                Some(&request),
-            )?;
+            let made = self.post(CREATED.0, CREATED.1, path, Some(&request))?;
             self.campaign = format!("{path}/{}", text(&made, "campaign_id")?);
             self.act("campaign approved (E2-US6)", 100, "approve")?;
             self.act("campaign started (E2-US2)", 200, "start")?;
@@ -195,6 +250,39 @@ impl Desk {
             self.act("campaign paused (E2-US4)", 100, "pause")?;
             self.act("campaign resumed (E2-US4)", 100, "resume")?;
             self.act("campaign cancelled (E2-US5)", 200, "cancel")?;
+            let list = "/api/v1/ota/campaigns?limit=50";
+            self.get("campaign list (FR-18)", (95, 200), list)?;
+            let stats = path.replacen("/campaigns/", "/stats/campaigns/", 1);
+            self.get("statistics of a campaign (E5-US2)", (95, 100), &stats)?;
+        }
+        Ok(())
+    }
+
+    fn campaigns_back(&mut self, count: usize) -> anyhow::Result<()> {
+        let request = json!({
+            "name": "bench back", "firmware_id": self.firmware, "deployment_strategy": "immediate",
+            "target_devices": named(),
+        });
+        for _ in 0..count.max(1) {
+            let path = "/api/v1/ota/campaigns";
+            let made = self.post(CREATED.0, CREATED.1, path, Some(&request))?;
+            self.campaign = format!("{path}/{}", text(&made, "campaign_id")?);
+            self.act("campaign started (E2-US2)", 200, "start")?;
+            self.act("campaign rolled back (E4-US3)", 500, "rollback")?;
+        }
+        Ok(())
+    }
+
+    /// Images that come in and are taken out of use.
+    fn images(&mut self, service: &Service, count: usize) -> anyhow::Result<()> {
+        let admin = Admin {
+            addr: service.http,
+            key: &service.key,
+        };
+        for n in 0..count.max(1) {
+            let firmware = upload(&admin, &format!("9.{n}.0"))?;
+            let path = format!("/api/v1/ota/firmware/{firmware}");
+            self.call("firmware deleted (E1-US5)", (95, 100), "DELETE", &path, "")?;
         }
         Ok(())
     }
@@ -276,6 +364,53 @@ impl Desk {
             verdict(&what, seen, "ms", Wanted::AtMost(bound.as_secs_f64() * 1e3));
         }
     }
+}
+
+fn upload(admin: &Admin<'_>, version: &str) -> anyhow::Result<String> {
+    let piece = vec![0x77; 4_096];
+    let image = Image {
+        name: "Other",
+        version,
+        model: MODEL,
+        size: 64 * 1_024,
+        piece: &piece,
+    };
+    text(&admin.upload(&image)?, "firmware_id")
+}
+
+/// Lets updates of devices that are never there fail, as their own reports would.
+async fn fail(database: &Database, updates: &[UpdateId]) -> anyhow::Result<()> {
+    let (store, mut ledger) = (database.open().await?, Ledger::default());
+    let mut tx = store.begin().await?;
+    let mut failed = tx.updates(updates).await?;
+    for update in &mut failed {
+        let before = update.standing();
+        update.state = UpdateState::Failed {
+            at: fleet::now(),
+            failure: Failure::new("install_failed", "", Retry::Never),
+        };
+        ledger.moved(&before, update);
+    }
+    tx.save_updates(&failed).await?;
+    tx.count(ledger);
+    Ok(tx.commit().await?)
+}
+
+/// Lets the named devices have said that they run something newer than what they were registered with.
+async fn moved_on(database: &Database) -> anyhow::Result<()> {
+    let store = database.open().await?;
+    let mut touches = Vec::new();
+    for name in named() {
+        let device = store.device(&name.parse()?).await?;
+        touches.push(Touch {
+            device: device.context("a named device is missing")?.key,
+            version: Some("2.0.0".to_owned()),
+            ..Touch::default()
+        });
+    }
+    let mut tx = store.begin().await?;
+    tx.touch(&touches).await?;
+    Ok(tx.commit().await?)
 }
 
 /// The devices that requests name: registered, and never there.
