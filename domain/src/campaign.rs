@@ -19,9 +19,10 @@ pub use draft::{
     SpecError,
 };
 pub use spec::{
-    CampaignSpec, Gate, OnEnd, Period, Priority, Requires, Schedule, Stage, Strategy, Targets,
+    CampaignSpec, Gate, OnEnd, Period, Priority, Requires, Schedule, Stage, Strategy, Takes,
+    Targets,
 };
-pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGES, StageDraft};
+pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
 
 use crate::ids::{CampaignId, FirmwareId};

@@ -1,12 +1,14 @@
 //! Whom a campaign means, judged one device at a time. The store answers the same for a whole fleet at a stroke; the tests
 //! hold the two together.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::campaign::{CampaignSpec, Targets};
-use crate::device::Device;
+use crate::campaign::{CampaignSpec, Stage, Takes, Targets};
+use crate::device::{Device, DeviceKey};
 use crate::firmware::UploadMetadata;
 use crate::ring::turned;
 
@@ -72,13 +74,25 @@ impl std::fmt::Display for Exclusion {
     }
 }
 
-/// The stage in which the campaign means this device, or why it does not.
+/// Where a device stands in the order in which a campaign takes devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// On the wheel as the campaign has turned it.
+    pub position: u16,
+    /// Of several at the same position, the lower number comes first.
+    pub device: DeviceKey,
+}
+
+/// The last device that each stage takes which takes a number of them, by stage; stages that are not there take everybody.
+pub type Cuts = BTreeMap<u16, Place>;
+
+/// The device's place among those that the campaign means, or why it is none of them.
 pub fn judge(
     spec: &CampaignSpec,
     image: &UploadMetadata,
     device: &Device,
     now: Timestamp,
-) -> Result<u16, Exclusion> {
+) -> Result<Place, Exclusion> {
     let position = position(spec, device);
     if !spec.targets.mean(&image.device_model, device, now) {
         return Err(Exclusion::NotMeant);
@@ -87,7 +101,8 @@ pub fn judge(
     if position >= spec.rollout_buckets {
         Err(Exclusion::OutsideRollout)
     } else {
-        spec.stage_at(position).ok_or(Exclusion::OutsideRollout)
+        let device = device.key;
+        Ok(Place { position, device })
     }
 }
 
@@ -106,6 +121,25 @@ pub fn fits(image: &UploadMetadata, device: &Device) -> Result<(), Exclusion> {
         Err(Exclusion::AlreadyInstalled)
     } else {
         Ok(())
+    }
+}
+
+impl CampaignSpec {
+    /// The first stage that takes a device which the campaign means.
+    pub fn stage_of(&self, device: &Device, now: Timestamp, cuts: &Cuts) -> Option<u16> {
+        let place = Place {
+            position: position(self, device),
+            device: device.key,
+        };
+        let taken = |stage: &Stage, number: u16| match &stage.takes {
+            Takes::Share => place.position < stage.end_bucket,
+            Takes::First(_) => cuts.get(&number).is_none_or(|last| place <= *last),
+            Takes::Devices(ids) => ids.contains(&device.registration.device_id),
+            Takes::Filter(filter) => filter.matches(device, now),
+        };
+        let mut numbered = (0..).zip(&self.stages);
+        let found = numbered.find(|(number, stage)| taken(stage, *number));
+        found.map(|(number, _)| number)
     }
 }
 

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements};
-use crate::targets::{bind_aim, meant, position, verdict};
+use crate::targets::{bind_aim, cuts, meant, verdict};
 use crate::{campaigns, counts, rollbacks};
 
 /// What is told of updates that are moved at a stroke.
@@ -30,15 +30,10 @@ statements! {
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
          updated_at, bytes_total) \
          SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, d.device_type, \
-         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, s.stage, c.priority, $11, \
+         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, {stage}, c.priority, $11, \
          $12, 'pending', $13, $13, $13, $14 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
-         JOIN update_campaigns c ON c.campaign_id = $10 \
-         JOIN campaign_stages s ON s.campaign_id = c.campaign_id AND s.action = 'update' AND s.start_bucket <= ",
-        position!(),
-        " AND s.end_bucket > ",
-        position!(),
-        " WHERE {given} AND ",
+         JOIN update_campaigns c ON c.campaign_id = $10 WHERE {given} AND ",
         verdict!(),
         " = 'target' ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
     );
@@ -121,8 +116,10 @@ pub(crate) async fn make_updates<D: Dialect>(
         .uint(campaign.spec.timeout_seconds)
         .time(at)
         .uint(firmware.size);
-    let (condition, args) = meant::<D>(conn, aim, args, 14).await?;
-    let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, &condition, args).await?;
+    let cuts = cuts::<D>(conn, aim).await?;
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 14).await?;
+    let (given, args) = meant.split();
+    let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, given, args).await?;
     count_born::<D>(conn, ledger, &campaign.id, before).await?;
     Ok(made)
 }

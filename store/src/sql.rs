@@ -11,6 +11,7 @@
 //! | `{json_object}` | the function that makes a JSON object of names and values |
 //! | `{each:$3}` | a table `e` with the list bound at `$3` in its column `value` |
 //! | `{given}` | a condition that is made at run time, with parameters behind the template's own |
+//! | `{stage}` | an expression that is made likewise: the number of a device's stage |
 //! | `{rows}` | as many `(…)` as there are rows in a chunk, for statements that carry many rows |
 
 use std::fmt::{Display, Write as _};
@@ -33,8 +34,29 @@ const DIALECTS: usize = 2;
 /// 500 is where both databases stop gaining, and keeps 60 columns below SQLite's 32,766 parameters.
 pub(crate) const CHUNKS: [usize; 4] = [500, 100, 10, 1];
 
-/// What stands for a condition that nobody gave.
-const NO_CONDITION: &str = "1 = 1";
+/// What is made at run time for a statement.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given<'g> {
+    /// For `{given}`.
+    pub(crate) condition: &'g str,
+    /// For `{stage}`.
+    pub(crate) stage: &'g str,
+}
+
+impl<'g> From<&'g String> for Given<'g> {
+    fn from(condition: &'g String) -> Self {
+        Self {
+            condition,
+            ..NOTHING
+        }
+    }
+}
+
+/// What stands for what nobody gave.
+const NOTHING: Given<'_> = Given {
+    condition: "1 = 1",
+    stage: "0",
+};
 
 /// The type of one value in a row of a many-row statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +108,9 @@ impl Statement {
         self.text_for::<D>(CHUNKS.len() - 1)
     }
 
-    /// The finished text with a condition for its `{given}` marker. It is made anew each time: conditions differ.
-    pub(crate) fn text_given<D: Dialect>(&self, condition: &str) -> SqlStr {
-        safe(self.build::<D>(CHUNKS.len() - 1, condition).into())
+    /// The finished text with what is made at run time. It is made anew each time: conditions differ.
+    pub(crate) fn text_given<D: Dialect>(&self, given: Given<'_>) -> SqlStr {
+        safe(self.build::<D>(CHUNKS.len() - 1, given).into())
     }
 
     /// The finished text for a chunk of `CHUNKS[chunk]` rows.
@@ -96,24 +118,24 @@ impl Statement {
         let slot = self.texts.get(D::SLOT).and_then(|sizes| sizes.get(chunk));
         let text = match slot {
             Some(cell) => cell
-                .get_or_init(|| self.build::<D>(chunk, NO_CONDITION).into())
+                .get_or_init(|| self.build::<D>(chunk, NOTHING).into())
                 .clone(),
-            None => self.build::<D>(chunk, NO_CONDITION).into(),
+            None => self.build::<D>(chunk, NOTHING).into(),
         };
         safe(text)
     }
 
-    fn build<D: Dialect>(&self, chunk: usize, condition: &str) -> String {
+    fn build<D: Dialect>(&self, chunk: usize, given: Given<'_>) -> String {
         let rows = CHUNKS.get(chunk).copied().unwrap_or(1);
         let mut out = String::with_capacity(self.template.len() + rows * self.columns.len() * 6);
         let mut rest = self.template;
         while let Some((before, after)) = rest.split_once('{') {
             out.push_str(before);
             let (marker, tail) = after.split_once('}').unwrap_or((after, ""));
-            if marker == "given" {
-                out.push_str(condition);
-            } else {
-                self.expand::<D>(marker, rows, &mut out);
+            match marker {
+                "given" => out.push_str(given.condition),
+                "stage" => out.push_str(given.stage),
+                _ => self.expand::<D>(marker, rows, &mut out),
             }
             rest = tail;
         }
@@ -312,26 +334,26 @@ pub(crate) async fn fetch_optional<D: Dialect, T>(
     Ok(rows.into_iter().next())
 }
 
-/// As [`execute`], for a statement with a `{given}` condition.
+/// As [`execute`], for a statement with what is made at run time.
 pub(crate) async fn execute_given<D: Dialect>(
     conn: &mut D::Connection,
     statement: &Statement,
-    condition: &str,
+    given: impl Into<Given<'_>>,
     args: Args<D>,
 ) -> Result<u64, DbError> {
-    let text = statement.text_given::<D>(condition);
+    let text = statement.text_given::<D>(given.into());
     Ok(D::execute(conn, text, args.finish()?).await?)
 }
 
-/// As [`fetch_all`], for a statement with a `{given}` condition.
+/// As [`fetch_all`], for a statement with what is made at run time.
 pub(crate) async fn fetch_given<D: Dialect, T>(
     conn: &mut D::Connection,
     statement: &Statement,
-    condition: &str,
+    given: impl Into<Given<'_>>,
     args: Args<D>,
     read: impl Fn(&Record<'_, D>) -> Result<T, DbError>,
 ) -> Result<Vec<T>, DbError> {
-    let text = statement.text_given::<D>(condition);
+    let text = statement.text_given::<D>(given.into());
     let rows = D::fetch_all(conn, text, args.finish()?).await?;
     rows.iter()
         .map(|row| read(&Record(row)).map_err(|e| e.read_by(statement.name)))

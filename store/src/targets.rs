@@ -6,19 +6,19 @@
 use std::collections::HashMap;
 
 use device_ota_domain::DeviceId;
-use device_ota_domain::campaign::CampaignSpec;
+use device_ota_domain::campaign::{CampaignSpec, Takes};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::filter::{Filter, Test, VersionTest};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
-use device_ota_domain::targeting::Exclusion;
+use device_ota_domain::targeting::{Cuts, Exclusion, Place};
 use device_ota_engine::ports::store::{Aim, TargetDevice, TargetSummary};
 
 use crate::devices::{self, read_device, select_device};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::filter::{Condition, running};
-use crate::sql::{self, Args, Record, statements};
+use crate::sql::{self, Args, Given, Record, statements};
 
 /// Values that every statement with a [`verdict!`] binds first: `$1` to `$9`, by [`bind_aim`].
 const AIM: usize = 9;
@@ -56,23 +56,25 @@ statements! {
         " AS version FROM devices d JOIN device_latest l ON l.device_key = d.device_key"
     );
     SUMMARY = concat!(
-        "SELECT v.verdict, v.position, COUNT(*) AS devices FROM (SELECT ",
+        "SELECT v.verdict, v.stage, COUNT(*) AS devices FROM (SELECT ",
         verdict!(),
-        " AS verdict, ",
+        " AS verdict, CAST({stage} AS BIGINT) AS stage FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
+         WHERE {given}) v GROUP BY v.verdict, v.stage"
+    );
+    // The last of so many devices, in the order in which the campaign takes them.
+    CUT = concat!(
+        "SELECT ",
         position!(),
-        " AS position FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given}) v \
-         GROUP BY v.verdict, v.position"
+        " AS place, d.device_key FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
+        verdict!(),
+        " = 'target' ORDER BY place, d.device_key LIMIT 1 OFFSET $10"
     );
     UNKNOWN = "SELECT COUNT(DISTINCT e.value) AS devices FROM {each:$1} \
          WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.device_id = e.value AND d.deleted_at IS NULL)";
     TARGETS = select_device!(
         "WHERE {given} AND ",
         verdict!(),
-        " = 'target' AND ",
-        position!(),
-        " >= $10 AND ",
-        position!(),
-        " < $11 ORDER BY d.device_id LIMIT $12 OFFSET $13"
+        " = 'target' AND (CAST($10 AS BIGINT) < 0 OR {stage} = $10) ORDER BY d.device_id LIMIT $11 OFFSET $12"
     );
     LEFT_OUT = concat!(
         "SELECT DISTINCT e.value AS device_id FROM {each:$10} WHERE NOT EXISTS (SELECT 1 FROM devices d \
@@ -101,25 +103,61 @@ pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
         .int(start(Ring::Production))
 }
 
-/// The condition "the campaign means this device" with its values, behind `bound` values in `args`.
+/// Whom a campaign means, as SQL, and the values that it needs.
+pub(crate) struct Meant<D: Dialect> {
+    /// "The campaign means this device."
+    condition: String,
+    /// The number of its stage.
+    stage: String,
+    args: Args<D>,
+}
+
+impl<D: Dialect> Meant<D> {
+    /// The texts for a statement, and all values.
+    pub(crate) fn split(&mut self) -> (Given<'_>, Args<D>) {
+        let given = Given {
+            condition: &self.condition,
+            stage: &self.stage,
+        };
+        (given, std::mem::take(&mut self.args))
+    }
+}
+
+/// Whom the campaign means, with values behind the `bound` ones in `args`; and in which stage, where the cuts are known.
 pub(crate) async fn meant<D: Dialect>(
     conn: &mut D::Connection,
     aim: Aim<'_>,
+    cuts: Option<&Cuts>,
     args: Args<D>,
     bound: usize,
-) -> Result<(String, Args<D>), DbError> {
-    let targets = &aim.spec.targets;
-    if targets.is_everybody() {
-        return Ok(("d.device_model = $1".to_owned(), args));
-    }
-    let versions = match &targets.filter {
-        Some(filter) if compares_versions(filter) => versions::<D>(conn).await?,
-        _ => Vec::new(),
+) -> Result<Meant<D>, DbError> {
+    let versions = if filters(aim.spec).any(compares_versions) {
+        versions::<D>(conn).await?
+    } else {
+        Vec::new()
     };
     let mut condition = Condition::new(args, bound, &versions, aim.now);
+    let means = sources(&mut condition, aim.spec);
+    let stage = match cuts {
+        Some(cuts) => stage_of(&mut condition, aim.spec, cuts),
+        None => "0".to_owned(),
+    };
+    Ok(Meant {
+        condition: means,
+        stage,
+        args: condition.into_args(),
+    })
+}
+
+/// The condition "the campaign's targets name this device".
+fn sources<D: Dialect>(condition: &mut Condition<'_, D>, spec: &CampaignSpec) -> String {
+    let targets = &spec.targets;
+    if targets.is_everybody() {
+        return "d.device_model = $1".to_owned();
+    }
     let mut sources = Vec::new();
     if !targets.devices.is_empty() {
-        sources.push(condition.one_of("d.device_id", &named(aim.spec)));
+        sources.push(condition.one_of("d.device_id", &named(spec)));
     }
     if !targets.groups.is_empty() {
         let groups: Vec<&str> = targets.groups.iter().map(String::as_str).collect();
@@ -131,8 +169,71 @@ pub(crate) async fn meant<D: Dialect>(
     if let Some(filter) = &targets.filter {
         sources.push(condition.of(filter));
     }
-    let text = format!("({})", sources.join(" OR "));
-    Ok((text, condition.into_args()))
+    format!("({})", sources.join(" OR "))
+}
+
+/// The first stage that takes the device, as `domain::targeting` has it.
+fn stage_of<D: Dialect>(
+    condition: &mut Condition<'_, D>,
+    spec: &CampaignSpec,
+    cuts: &Cuts,
+) -> String {
+    let place = position!();
+    let mut cases = Vec::with_capacity(spec.stages.len());
+    for (number, stage) in (0_u16..).zip(&spec.stages) {
+        let takes = match &stage.takes {
+            Takes::Share => format!("{place} < {}", stage.end_bucket),
+            Takes::First(_) => match cuts.get(&number) {
+                None => "1 = 1".to_owned(),
+                Some(last) => format!(
+                    "({place} < {0} OR ({place} = {0} AND d.device_key <= {1}))",
+                    last.position, last.device.0
+                ),
+            },
+            Takes::Devices(ids) => {
+                let ids: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
+                condition.one_of("d.device_id", &ids)
+            }
+            Takes::Filter(filter) => condition.of(filter),
+        };
+        cases.push(format!("WHEN {takes} THEN {number}"));
+    }
+    format!("CASE {} ELSE -1 END", cases.join(" "))
+}
+
+/// Where the stages end that take a number of devices.
+pub(crate) async fn cuts<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+) -> Result<Cuts, DbError> {
+    let mut cuts = Cuts::new();
+    for (number, stage) in (0_u16..).zip(&aim.spec.stages) {
+        let Takes::First(count) = stage.takes else {
+            continue;
+        };
+        let args = bind_aim(aim).uint(count.saturating_sub(1));
+        let mut meant = meant::<D>(conn, aim, None, args, AIM + 1).await?;
+        let (given, args) = meant.split();
+        let found = sql::fetch_given::<D, _>(conn, &CUT, given, args, |row| {
+            Ok(Place {
+                position: row.uint("place")?,
+                device: DeviceKey(row.int("device_key")?),
+            })
+        });
+        if let Some(last) = found.await?.into_iter().next() {
+            cuts.insert(number, last);
+        }
+    }
+    Ok(cuts)
+}
+
+/// Every filter of a campaign.
+fn filters(spec: &CampaignSpec) -> impl Iterator<Item = &Filter> {
+    let of_stages = spec.stages.iter().filter_map(|stage| match &stage.takes {
+        Takes::Filter(filter) => Some(filter),
+        _ => None,
+    });
+    spec.targets.filter.iter().chain(of_stages)
 }
 
 fn named(spec: &CampaignSpec) -> Vec<&str> {
@@ -157,26 +258,25 @@ pub(crate) async fn summary<D: Dialect>(
     conn: &mut D::Connection,
     aim: Aim<'_>,
 ) -> Result<TargetSummary, DbError> {
-    let (condition, args) = meant::<D>(conn, aim, bind_aim(aim), AIM).await?;
-    let rows = sql::fetch_given::<D, _>(conn, &SUMMARY, &condition, args, |row| {
+    let cuts = cuts::<D>(conn, aim).await?;
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), bind_aim(aim), AIM).await?;
+    let (given, args) = meant.split();
+    let rows = sql::fetch_given::<D, _>(conn, &SUMMARY, given, args, |row| {
         let verdict = row.text("verdict")?;
         let excluded = match verdict {
             "target" => None,
             other => Some(sql::present("verdict", Exclusion::from_name(other))?),
         };
-        Ok((
-            excluded,
-            row.uint::<u16>("position")?,
-            row.uint::<u64>("devices")?,
-        ))
+        Ok((excluded, row.int("stage")?, row.uint::<u64>("devices")?))
     })
     .await?;
     let mut summary = TargetSummary {
         stages: vec![0; aim.spec.stages.len()],
+        cuts,
         ..TargetSummary::default()
     };
-    for (excluded, position, devices) in rows {
-        let stage = aim.spec.stage_at(position).map(usize::from);
+    for (excluded, stage, devices) in rows {
+        let stage = usize::try_from(stage).ok();
         match (excluded, stage.and_then(|s| summary.stages.get_mut(s))) {
             (Some(excluded), _) => *summary.left_out.entry(excluded).or_default() += devices,
             (None, Some(stage)) => *stage += devices,
@@ -210,14 +310,11 @@ pub(crate) async fn targets<D: Dialect>(
     stage: Option<u16>,
     page: Page,
 ) -> Result<Vec<TargetDevice>, DbError> {
-    let places = stage.map_or(Some(0..u16::MAX), |stage| aim.spec.places(stage));
-    let places = places.unwrap_or(0..0);
-    let args = bind_aim(aim)
-        .int(i64::from(places.start))
-        .int(i64::from(places.end))
-        .page(page);
-    let (condition, args) = meant::<D>(conn, aim, args, AIM + 4).await?;
-    let devices = sql::fetch_given(conn, &TARGETS, &condition, args, read_device).await?;
+    let cuts = cuts::<D>(conn, aim).await?;
+    let args = bind_aim(aim).int(stage.map_or(-1, i64::from)).page(page);
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, AIM + 3).await?;
+    let (given, args) = meant.split();
+    let devices = sql::fetch_given(conn, &TARGETS, given, args, read_device).await?;
     let keys: Vec<i64> = devices.iter().map(|device| device.key.0).collect();
     let open = sql::fetch_all(
         conn,

@@ -74,7 +74,7 @@ async fn a_dry_run_names_the_devices_that_the_campaign_then_means(options: Optio
         })
     };
     let left_out = |id: &str, code: &str, detail: &str| json!({"device_id": id, "code": code, "detail": detail});
-    let stage = |name: &str, percent: f64, devices: u64| json!({"name": name, "percent": percent, "devices": devices});
+    let stage = |name: &str, percent: f64, devices: u64| json!({"name": name, "percent": percent, "count": null, "devices": devices});
     assert_eq!(
         found,
         json!({

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::spec::{CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strategy, Targets};
+use super::spec::{
+    CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strategy, Takes, Targets,
+};
 use super::stages::{MAX_STAGES, StageDraft, by_rings, given};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
@@ -185,6 +187,7 @@ impl CampaignDraft {
             (Strategy::Immediate | Strategy::Scheduled, true) => vec![Stage {
                 name: "all".into(),
                 end_bucket: BUCKETS,
+                takes: Takes::Share,
                 gate,
             }],
             (Strategy::Immediate, false) => {

@@ -133,15 +133,33 @@ pub struct Gate {
     pub manual: bool,
 }
 
-/// A stage: the devices whose turned bucket lies below `end_bucket` and not in an earlier stage.
+/// A stage: the devices that it takes and no earlier stage has taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// For people: a ring's name, or `10%`.
+    /// For people: a ring's name, `10%`, `50 devices`.
     pub name: String,
-    /// Cumulative share in hundredths of a percent.
+    /// Cumulative share in hundredths of a percent: of this stage, or of those before it when it takes no share.
     pub end_bucket: u16,
+    /// Whom it takes.
+    #[serde(default)]
+    pub takes: Takes,
     /// What opens the stage after this one.
     pub gate: Gate,
+}
+
+/// Whom a stage takes, of the devices that the campaign means.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Takes {
+    /// Those whose turned bucket lies below the stage's `end_bucket`.
+    #[default]
+    Share,
+    /// That many, the first on the wheel as the campaign has turned it; cumulative.
+    First(u64),
+    /// Those that are named.
+    Devices(Vec<DeviceId>),
+    /// Those that are like this.
+    Filter(Filter),
 }
 
 /// What a device must have, by its last heartbeat, to be offered the update; it waits otherwise.
@@ -264,23 +282,4 @@ pub struct CampaignSpec {
     /// It deploys its image ring by ring, as far as it is promoted (rings-and-heartbeat document, *deploy*).
     #[serde(default)]
     pub ring_deployment: bool,
-}
-
-impl CampaignSpec {
-    /// The stage of a place on the wheel.
-    pub fn stage_at(&self, position: u16) -> Option<u16> {
-        let ends = self.stages.iter().map(|stage| stage.end_bucket);
-        (0..)
-            .zip(ends)
-            .find(|(_, end)| position < *end)
-            .map(|(stage, _)| stage)
-    }
-
-    /// The places on the wheel that a stage takes, as `start..end`.
-    pub fn places(&self, stage: u16) -> Option<std::ops::Range<u16>> {
-        let index = usize::from(stage);
-        let end = self.stages.get(index)?.end_bucket;
-        let before = index.checked_sub(1).and_then(|i| self.stages.get(i));
-        Some(before.map_or(0, |stage| stage.end_bucket)..end)
-    }
 }

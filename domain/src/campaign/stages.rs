@@ -3,16 +3,21 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::draft::{SpecError, buckets};
-use super::spec::{Gate, Stage};
+use super::draft::{MAX_TARGET_DEVICES, SpecError, buckets};
+use super::spec::{Gate, Stage, Takes};
+use crate::filter::Filter;
+use crate::ids::DeviceId;
 use crate::ring::{BUCKETS, Ring, Shares};
 
 /// Most stages of a campaign.
 pub const MAX_STAGES: usize = 64;
+/// Most devices that a stage names by their number: more than any fleet here.
+pub const MAX_STAGE_COUNT: u64 = 10_000_000;
 /// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
 pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
 
-/// A stage as an admin sends it: `{"ring": …}` or `{"percent": …}`, with an optional gate.
+/// A stage as an admin sends it: one of `ring`, `percent`, `count`, `devices` and `filter`, with an optional gate. It takes, of the
+/// devices that the campaign means, those that no stage before it takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageDraft {
@@ -23,6 +28,18 @@ pub struct StageDraft {
     #[serde(default)]
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub percent: Option<f64>,
+    /// That many devices, those before it in the same order included: numbers are cumulative as shares are.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 10_000_000)]
+    pub count: Option<u64>,
+    /// These devices.
+    #[serde(default)]
+    #[schema(max_items = 200_000)]
+    pub devices: Option<Vec<DeviceId>>,
+    /// Devices that are like this; as `target_filters`.
+    #[serde(default)]
+    #[schema(value_type = Option<Filter>)]
+    pub filter: Option<serde_json::Value>,
     /// The gate behind this stage.
     #[serde(default)]
     pub gate: Option<GateDraft>,
@@ -77,6 +94,7 @@ pub(super) fn by_rings(rings: Shares, gate: Gate) -> Vec<Stage> {
         .map(|ring| Stage {
             name: ring.name().into(),
             end_bucket: rings.end_bucket(ring),
+            takes: Takes::Share,
             gate,
         })
         .collect()
@@ -89,38 +107,101 @@ pub(super) fn given(
     default_gate: Gate,
 ) -> Result<Vec<Stage>, SpecError> {
     let mut stages: Vec<Stage> = Vec::with_capacity(drafts.len() + 1);
+    let (mut share, mut count) = (0, 0);
     for draft in drafts {
-        let (name, end_bucket) = match (draft.ring, draft.percent) {
-            (Some(ring), None) => (ring.name().to_owned(), rings.end_bucket(ring)),
-            (None, Some(pc)) if pc > 0.0 && pc <= 100.0 => (format!("{pc}%"), buckets(pc)),
-            _ => {
-                return Err(SpecError::Stages(
-                    "each has either a ring or a percent above 0 and at most 100",
-                ));
+        let (name, takes) = draft.takes()?;
+        match (&takes, draft.ring, draft.percent) {
+            (Takes::Share, ring, percent) => {
+                let end = ring.map(|ring| rings.end_bucket(ring));
+                let end = end.or(percent.map(buckets)).unwrap_or(0);
+                if end <= share {
+                    return Err(SpecError::Stages("shares are cumulative and must rise"));
+                }
+                share = end;
             }
-        };
+            (Takes::First(first), ..) => {
+                if *first <= count {
+                    return Err(SpecError::Stages("counts are cumulative and must rise"));
+                }
+                count = *first;
+            }
+            (Takes::Devices(_) | Takes::Filter(_), ..) => {}
+        }
         let gate = match draft.gate {
             Some(gate) => gate.checked(default_gate)?,
             None => default_gate,
         };
-        if stages
-            .last()
-            .is_some_and(|last| last.end_bucket >= end_bucket)
-        {
-            return Err(SpecError::Stages("shares are cumulative and must rise"));
-        }
         stages.push(Stage {
-            name,
-            end_bucket,
+            name: unlike(&stages, name),
+            end_bucket: share,
+            takes,
             gate,
         });
     }
-    if stages.last().is_some_and(|last| last.end_bucket < BUCKETS) {
+    if share < BUCKETS {
         stages.push(Stage {
-            name: "100%".into(),
+            name: unlike(&stages, "100%".into()),
             end_bucket: BUCKETS,
+            takes: Takes::Share,
             gate: default_gate,
         });
     }
     Ok(stages)
+}
+
+impl StageDraft {
+    /// Whom it takes, and what that is called.
+    fn takes(&self) -> Result<(String, Takes), SpecError> {
+        let one = SpecError::Stages(
+            "each has one of ring, percent (above 0 and at most 100), count (1 to 10000000), devices (1 to 200000 ids) and filter",
+        );
+        let given = [
+            self.ring.is_some(),
+            self.percent.is_some(),
+            self.count.is_some(),
+            self.devices.is_some(),
+            self.filter.is_some(),
+        ];
+        if given.into_iter().filter(|given| *given).count() != 1 {
+            return Err(one);
+        }
+        if let Some(ring) = self.ring {
+            return Ok((ring.name().to_owned(), Takes::Share));
+        }
+        if let Some(percent) = self.percent {
+            let fits = percent > 0.0 && percent <= 100.0;
+            return if fits {
+                Ok((format!("{percent}%"), Takes::Share))
+            } else {
+                Err(one)
+            };
+        }
+        if let Some(count) = self.count {
+            let fits = (1..=MAX_STAGE_COUNT).contains(&count);
+            return if fits {
+                Ok((format!("{count} devices"), Takes::First(count)))
+            } else {
+                Err(one)
+            };
+        }
+        if let Some(json) = &self.filter {
+            let filter = Filter::parse(json).map_err(|error| error.within("stages.filter"))?;
+            return Ok(("filter".to_owned(), Takes::Filter(filter)));
+        }
+        let devices = self.devices.clone().unwrap_or_default();
+        if devices.is_empty() || devices.len() > MAX_TARGET_DEVICES {
+            return Err(one);
+        }
+        Ok(("named devices".to_owned(), Takes::Devices(devices)))
+    }
+}
+
+/// The name, numbered when another stage has it.
+fn unlike(stages: &[Stage], name: String) -> String {
+    let taken = |name: &str| stages.iter().any(|stage| stage.name == name);
+    if !taken(&name) {
+        return name;
+    }
+    let mut numbered = (2..=MAX_STAGES + 1).map(|number| format!("{name} {number}"));
+    numbered.find(|name| !taken(name)).unwrap_or(name)
 }

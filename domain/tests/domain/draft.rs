@@ -1,6 +1,6 @@
 //! What a campaign's draft means, and the text of each refusal.
 
-use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Schedule, Strategy};
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Schedule, Strategy, Takes};
 use serde_json::{Value, json};
 
 use crate::sample::{draft, spec};
@@ -108,20 +108,61 @@ fn given_stages_are_filled_up_to_everybody() {
 }
 
 #[test]
+fn a_stage_takes_a_number_a_list_or_what_a_filter_finds() {
+    let stages = json!([
+        {"devices": ["a", "b"]}, {"count": 10}, {"filter": {"field": "ring", "op": "eq", "value": "canary"}},
+        {"percent": 20}, {"devices": ["c"]}, {"count": 500},
+    ]);
+    let spec = spec(&json!({"stages": stages, "deployment_strategy": "canary"}));
+    assert_eq!(
+        ends(&spec),
+        [
+            ("named devices", 0),
+            ("10 devices", 0),
+            ("filter", 0),
+            ("20%", 2_000),
+            ("named devices 2", 2_000),
+            ("500 devices", 2_000),
+            ("100%", 10_000)
+        ]
+    );
+    assert_eq!(spec.stages[1].takes, Takes::First(10));
+    let kept = serde_json::to_string(&spec).unwrap();
+    assert_eq!(
+        serde_json::from_str::<CampaignSpec>(&kept).unwrap(),
+        spec,
+        "as the store keeps it"
+    );
+}
+
+#[test]
 fn stages_that_make_no_sense_are_refused() {
     let stages = |stages: Value, text| refused(&json!({"stages": stages}), text);
-    let either = "stages: each has either a ring or a percent above 0 and at most 100";
+    let one = "stages: each has one of ring, percent (above 0 and at most 100), count (1 to 10000000), devices (1 to 200000 \
+        ids) and filter";
     for stage in [
+        json!({"count": 0}),
+        json!({"count": 5, "percent": 5}),
+        json!({"devices": []}),
+        json!({"devices": ["a"], "count": 1}),
         json!({}),
         json!({"ring": "canary", "percent": 5}),
         json!({"percent": 0}),
         json!({"percent": 100.1}),
     ] {
-        stages(json!([stage]), either);
+        stages(json!([stage]), one);
     }
     let rise = "stages: shares are cumulative and must rise";
     stages(json!([{"ring": "broad"}, {"ring": "early"}]), rise);
     stages(json!([{"percent": 5}, {"ring": "canary"}]), rise);
+    let counts = "stages: counts are cumulative and must rise";
+    stages(json!([{"count": 5}, {"percent": 5}, {"count": 5}]), counts);
+    stages(
+        json!([{"filter": {"field": "colour", "op": "eq", "value": "red"}}]),
+        "stages.filter.field: \"colour\" is no field; the fields are device_id, device_type, device_model, manufacturer, \
+            hw_revision, firmware_version, groups, tags.<key>, ring, last_seen, battery_percent, free_storage_bytes, \
+            online and metrics.<name>",
+    );
     stages(
         json!([{"percent": 5, "gate": {"min_success_percent": 101}}]),
         "stages: min_success_percent must be 0 to 100",

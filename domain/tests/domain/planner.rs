@@ -1,7 +1,7 @@
 //! Properties of the planner over arbitrary campaigns and counts.
 
 use device_ota_domain::campaign::{
-    Accepted, Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Tally,
+    Accepted, Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Takes, Tally,
 };
 use device_ota_domain::planner::{Action, Advance, AdvanceError, Plan, advance, plan};
 use device_ota_domain::rollback::RollbackTrigger;
@@ -120,6 +120,7 @@ prop_compose! {
         spec.stages = gates.into_iter().map(|(min_success_percent, min_samples, soak_seconds)| Stage {
             name: String::new(),
             end_bucket: 0,
+            takes: Takes::Share,
             gate: Gate { min_success_percent, min_samples, soak_seconds, manual: soak_seconds % 3 == 0 },
         }).collect();
         spec.max_concurrent_updates = slots;

@@ -72,8 +72,10 @@ impl Engine {
             .await?;
         let targets = targets
             .into_iter()
-            .filter_map(|target| Some((verdict(&target.device).ok()?, target)))
-            .map(|(stage, target)| (target, stage))
+            .filter_map(|target| {
+                let stage = spec.stage_of(&target.device, aim.now, &summary.cuts)?;
+                Some((target, stage))
+            })
             .collect();
         let first = Page {
             limit: MAX_LIMIT,

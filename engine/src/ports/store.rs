@@ -18,7 +18,7 @@ use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
-use device_ota_domain::targeting::Exclusion;
+use device_ota_domain::targeting::{Cuts, Exclusion};
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
@@ -88,6 +88,8 @@ pub struct Aim<'c> {
 pub struct TargetSummary {
     /// Devices of each stage.
     pub stages: Vec<u64>,
+    /// Where stages end that take a number of devices.
+    pub cuts: Cuts,
     /// Devices that are meant and left out, by reason; reasons without devices are not there.
     pub left_out: BTreeMap<Exclusion, u64>,
 }

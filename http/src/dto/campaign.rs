@@ -2,7 +2,7 @@
 
 use device_ota_domain::campaign::{
     Approval, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Schedule,
-    Strategy, Tally,
+    Stage, Strategy, Takes, Tally,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -100,8 +100,10 @@ impl<'a> From<&'a Approval> for ApprovalDto<'a> {
 #[schema(as = Stage)]
 struct StageDto<'a> {
     name: &'a str,
-    /// Cumulative.
-    percent: f64,
+    /// Cumulative; of a stage that takes a share.
+    percent: Option<f64>,
+    /// Cumulative; of a stage that takes a number of devices.
+    count: Option<u64>,
     gate: Gate,
     open: bool,
     devices: u64,
@@ -209,21 +211,33 @@ fn stages<'a>(spec: &'a CampaignSpec, counts: &Counts, open: Option<u16>) -> Vec
         .copied()
         .chain(std::iter::repeat(Tally::default()));
     let numbered = spec.stages.iter().zip(tallies).zip(0_u16..);
-    let dto = |((stage, tally), number): ((&'a device_ota_domain::campaign::Stage, Tally), u16)| {
-        StageDto {
-            name: &stage.name,
-            percent: percent(stage.end_bucket),
-            gate: stage.gate,
-            open: open.is_some_and(|open| number <= open),
-            devices: tally.total(),
-            pending: tally.pending,
-            in_progress: tally.in_flight,
-            completed: tally.completed,
-            failed: tally.failed,
-            cancelled: tally.cancelled,
-        }
+    let dto = |((stage, tally), number): ((&'a Stage, Tally), u16)| StageDto {
+        name: &stage.name,
+        percent: share_of(stage),
+        count: count_of(stage),
+        gate: stage.gate,
+        open: open.is_some_and(|open| number <= open),
+        devices: tally.total(),
+        pending: tally.pending,
+        in_progress: tally.in_flight,
+        completed: tally.completed,
+        failed: tally.failed,
+        cancelled: tally.cancelled,
     };
     numbered.map(dto).collect()
+}
+
+/// The share that a stage takes, in percent.
+pub(super) fn share_of(stage: &Stage) -> Option<f64> {
+    (stage.takes == Takes::Share).then(|| percent(stage.end_bucket))
+}
+
+/// The number of devices that a stage takes.
+pub(super) const fn count_of(stage: &Stage) -> Option<u64> {
+    match stage.takes {
+        Takes::First(count) => Some(count),
+        _ => None,
+    }
 }
 
 pub(crate) fn percent(buckets: u16) -> f64 {
@@ -329,7 +343,7 @@ mod tests {
         let view = view(CampaignState::Created, Counts::default());
         let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
         let fields = json.as_object_mut().unwrap();
-        for long in ["firmware", "approval", "requires", "rollback"] {
+        for long in ["firmware", "approval", "requires", "rollback", "schedule"] {
             fields.insert(long.to_owned(), "…".into());
         }
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
@@ -364,15 +378,12 @@ mod tests {
           "rollback": "…",
           "rollback_trigger": null,
           "rollout_percentage": 100.0,
-          "schedule": {
-            "end_at": null,
-            "on_end": "stop",
-            "start_at": null
-          },
+          "schedule": "…",
           "stages": [
             {
               "cancelled": 0,
               "completed": 0,
+              "count": null,
               "devices": 0,
               "failed": 0,
               "gate": {
@@ -390,6 +401,7 @@ mod tests {
             {
               "cancelled": 0,
               "completed": 0,
+              "count": null,
               "devices": 0,
               "failed": 0,
               "gate": {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Filters;
-use super::campaign::percent;
+use super::campaign::{count_of, share_of};
 use super::firmware::FirmwareDto;
 use super::update::WhyDto;
 
@@ -39,7 +39,10 @@ pub(crate) struct DryRunDto<'a> {
 #[schema(as = TargetStage)]
 struct StageDto<'a> {
     name: &'a str,
-    percent: f64,
+    /// Cumulative; of a stage that takes a share.
+    percent: Option<f64>,
+    /// Cumulative; of a stage that takes a number of devices.
+    count: Option<u64>,
     devices: u64,
 }
 
@@ -90,7 +93,8 @@ impl<'a> DryRunDto<'a> {
             stages: stages
                 .map(|(stage, devices)| StageDto {
                     name: &stage.name,
-                    percent: percent(stage.end_bucket),
+                    percent: share_of(stage),
+                    count: count_of(stage),
                     devices: *devices,
                 })
                 .collect(),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::Firmware;
-use device_ota_domain::campaign::Campaign;
+use device_ota_domain::campaign::{Campaign, CampaignSpec, Takes};
 use device_ota_domain::device::Device;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::{Ring, Shares};
-use device_ota_domain::targeting::{Exclusion, judge};
+use device_ota_domain::targeting::{Cuts, Exclusion, Place, judge};
 use device_ota_engine::ports::store::{Aim, NewDevice, Store, Touch, UpdateFilter};
 use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
@@ -189,11 +189,35 @@ fn draft() -> impl Strategy<Value = Value> {
         proptest::collection::vec(text(), 0..2),
         names,
         prop_oneof![3 => Just(100.0), 1 => Just(33.3)],
+        prop_oneof![2 => Just(Vec::new()), 1 => stages()],
     )
-        .prop_map(|(filter, groups, names, share)| {
+        .prop_map(|(filter, groups, names, share, stages)| {
             let names: Vec<String> = names.into_iter().map(name).collect();
-            json!({"target_filters": filter, "target_groups": groups, "target_devices": names, "rollout_percentage": share})
+            json!({
+                "target_filters": filter, "target_groups": groups, "target_devices": names,
+                "rollout_percentage": share, "stages": stages,
+            })
         })
+}
+
+/// Stages of every kind, in any order.
+fn stages() -> impl Strategy<Value = Vec<Value>> {
+    let names = proptest::collection::vec(0..FLEET + 5, 1..6);
+    (names, filter(), 1..10_u64, 5..40_u64, 0..24_usize).prop_map(
+        |(names, filter, few, more, turn)| {
+            let names: Vec<String> = names.into_iter().map(name).collect();
+            let mut stages = vec![
+                json!({"devices": names}),
+                json!({"filter": filter}),
+                json!({"count": few}),
+                json!({"percent": 30}),
+            ];
+            stages.rotate_left(turn % 4);
+            stages.swap(0, turn / 8);
+            stages.push(json!({"count": few + more}));
+            stages
+        },
+    )
 }
 
 fn drawn<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: impl Strategy<Value = T>) -> T {
@@ -265,13 +289,19 @@ async fn agrees(
         firmware,
         now: at(NOW),
     };
+    let summary = store.target_summary(aim).await.unwrap();
+    counts_hold(spec, fleet, firmware, &summary.cuts, json);
     let mut stages = vec![0; spec.stages.len()];
+    let mut of_stages = vec![Vec::new(); spec.stages.len()];
     let mut left_out: BTreeMap<Exclusion, u64> = BTreeMap::new();
     let mut expected = Vec::new();
     for device in fleet {
         match judge(spec, &firmware.metadata, device, at(NOW)) {
-            Ok(stage) => {
-                stages[usize::from(stage)] += 1;
+            Ok(_) => {
+                let stage = spec.stage_of(device, at(NOW), &summary.cuts);
+                let stage = usize::from(stage.expect("a stage"));
+                stages[stage] += 1;
+                of_stages[stage].push(device.registration.device_id.to_string());
                 expected.push(device.registration.device_id.to_string());
             }
             Err(Exclusion::NotMeant) => {}
@@ -289,22 +319,49 @@ async fn agrees(
     if !unknown.is_empty() {
         left_out.insert(Exclusion::UnknownDevice, unknown.len() as u64);
     }
-    let found = store
-        .targets(aim, None, Page::new(200, 0).expect("a page"))
-        .await
-        .unwrap();
-    let found: Vec<String> = found
-        .iter()
-        .map(|t| t.device.registration.device_id.to_string())
-        .collect();
-    assert_eq!(found, expected, "{json}");
-    let summary = store.target_summary(aim).await.unwrap();
+    let found = async |stage: Option<u16>| {
+        let page = Page::new(200, 0).expect("a page");
+        let found = store.targets(aim, stage, page).await.unwrap();
+        let ids = found
+            .iter()
+            .map(|t| t.device.registration.device_id.to_string());
+        ids.collect::<Vec<String>>()
+    };
+    assert_eq!(found(None).await, expected, "{json}");
+    for (stage, expected) in (0..).zip(&of_stages) {
+        assert_eq!(
+            found(Some(stage)).await,
+            *expected,
+            "stage {stage} of {json}"
+        );
+    }
     assert_eq!(
         (summary.stages, summary.left_out),
         (stages, left_out),
         "{json}"
     );
     expected.len()
+}
+
+/// A stage that takes a number of devices ends behind that many of them, wherever they stand.
+fn counts_hold(
+    spec: &CampaignSpec,
+    fleet: &[Device],
+    firmware: &Firmware,
+    cuts: &Cuts,
+    json: &Value,
+) {
+    let places = fleet
+        .iter()
+        .filter_map(|device| judge(spec, &firmware.metadata, device, at(NOW)).ok());
+    let mut places: Vec<Place> = places.collect();
+    places.sort_unstable();
+    for (number, stage) in (0..).zip(&spec.stages) {
+        if let Takes::First(count) = stage.takes {
+            let last = usize::try_from(count).unwrap() - 1;
+            assert_eq!(cuts.get(&number), places.get(last), "{json}");
+        }
+    }
 }
 
 async fn named_devices_that_are_left_out_are_told_with_the_reason(store: &dyn Store) {

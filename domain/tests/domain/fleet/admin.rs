@@ -1,7 +1,9 @@
 //! Admins of the model: they create campaigns, start them, and meddle.
 
 use device_ota_domain::CampaignId;
-use device_ota_domain::campaign::{CampaignSpec, CampaignState, Counts, OnEnd, Schedule, Tally};
+use device_ota_domain::campaign::{
+    CampaignSpec, CampaignState, Counts, OnEnd, Schedule, Stage, Takes, Tally,
+};
 use device_ota_domain::planner::{Advance, advance};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
@@ -85,8 +87,8 @@ impl World {
             return;
         };
         rollout.campaign = started;
-        for agent in 0..self.agents.len() {
-            let turn = stage_of(&self.rollouts[index].campaign.spec, &self.agents[agent]);
+        let turns = stages_of(&self.rollouts[index].campaign.spec, &self.agents);
+        for (agent, turn) in turns.into_iter().enumerate() {
             self.insert(index, agent, turn, None);
         }
     }
@@ -219,16 +221,30 @@ impl World {
     }
 }
 
-/// The stage of a device: by its ring when it is pinned, by its place on the wheel when not.
-fn stage_of(spec: &CampaignSpec, agent: &Agent) -> u16 {
-    let place = turned(agent.bucket, spec.bucket_offset);
-    let stage = spec.stages.iter().position(|stage| match agent.pin {
-        Some(ring) => {
-            stage.end_bucket >= device_ota_domain::ring::Shares::default().end_bucket(ring)
-        }
-        None => place < stage.end_bucket,
-    });
-    u16::try_from(stage.unwrap()).unwrap()
+/// Where a device stands on the wheel: at the beginning of its ring when it is pinned.
+fn place_of(spec: &CampaignSpec, agent: &Agent) -> u16 {
+    match agent.pin {
+        Some(ring) => spec.rings.start_bucket(ring),
+        None => turned(agent.bucket, spec.bucket_offset),
+    }
+}
+
+/// The stage of each device: the first that takes it, by its place or by how many stand before it.
+fn stages_of(spec: &CampaignSpec, agents: &[Agent]) -> Vec<u16> {
+    let places: Vec<u16> = agents.iter().map(|agent| place_of(spec, agent)).collect();
+    let stage = |agent: usize, place: u16| {
+        let before = |(other, at): (usize, &u16)| (*at, other) < (place, agent);
+        let before = places.iter().enumerate().filter(|it| before(*it)).count();
+        let takes = |stage: &Stage| match stage.takes {
+            Takes::First(count) => u64::try_from(before).unwrap() < count,
+            _ => place < stage.end_bucket,
+        };
+        u16::try_from(spec.stages.iter().position(takes).unwrap()).unwrap()
+    };
+    let numbered = places.iter().enumerate();
+    numbered
+        .map(|(agent, place)| stage(agent, *place))
+        .collect()
 }
 
 fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> CampaignSpec {
@@ -240,8 +256,11 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
             "manual": rng.random_bool(0.2),
         })
     };
-    let stages = match rng.random_range(0..3) {
+    let stages = match rng.random_range(0..4) {
         0 => json!([]),
+        3 => {
+            json!([{"count": rng.random_range(1..5), "gate": gate(rng)}, {"percent": 40}, {"count": 20}])
+        }
         1 => json!([{"percent": 10, "gate": gate(rng)}, {"percent": 60, "gate": gate(rng)}]),
         _ => json!([{"ring": "canary", "gate": gate(rng)}, {"ring": "broad"}]),
     };
