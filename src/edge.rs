@@ -130,12 +130,8 @@ impl Edge {
 
 /// The service's own user, as the broker's URL names it.
 fn own_user(url: &str) -> Option<OwnUser> {
-    let (user, _) = url.strip_prefix("mqtt://")?.rsplit_once('@')?;
-    let (name, password) = user.split_once(':')?;
-    Some(OwnUser {
-        name: name.to_owned(),
-        password: password.to_owned(),
-    })
+    let (name, password) = LinkOptions::parse(url, "").ok()?.login?;
+    Some(OwnUser { name, password })
 }
 
 /// The external broker, without its password, for people.

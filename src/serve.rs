@@ -69,6 +69,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .reconcile_objects()
         .await
         .context("STORAGE_BASE_PATH")?;
+    assembly.engine.take_up().await?;
     if assembly.edge.forgets_sessions() {
         assembly.engine.reset_presence().await?;
     }
@@ -134,7 +135,12 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         cors: config.cors.clone(),
         version: env!("CARGO_PKG_VERSION"),
         run_id,
-        components: components(http.local_addr(), &edge, bus.clone()),
+        components: components(
+            http.local_addr(),
+            internal.as_ref().map(Http::local_addr),
+            &edge,
+            bus.clone(),
+        ),
     };
     Ok(Assembly {
         engine,
@@ -304,16 +310,19 @@ fn hours(hours: f64) -> SignedDuration {
 /// The parts that `/health/detailed` asks beside the engine.
 fn components(
     http: SocketAddr,
+    internal: Option<SocketAddr>,
     edge: &Edge,
     bus: Option<Arc<Bus>>,
 ) -> Arc<dyn Fn() -> Vec<Component> + Send + Sync> {
-    let api = Component {
-        name: "http",
+    let listener = |name, address| Component {
+        name,
         healthy: true,
         essential: true,
         detail: None,
-        address: Some(http),
+        address: Some(address),
     };
+    let api = listener("http", http);
+    let internal = internal.map(|address| listener("internal", address));
     let edge = edge.health();
     Arc::new(move || {
         let bus = bus.as_ref().map(|bus| Component {
@@ -323,6 +332,7 @@ fn components(
             detail: None,
             address: Some(bus.local_addr()),
         });
-        [api.clone(), edge()].into_iter().chain(bus).collect()
+        let parts = [api.clone()].into_iter().chain(internal.clone());
+        parts.chain([edge()]).chain(bus).collect()
     })
 }

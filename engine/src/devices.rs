@@ -277,6 +277,12 @@ impl Engine {
         }))
     }
 
+    /// Takes up what the process before knew by heart: whose next heartbeat may show that it fell back.
+    pub async fn take_up(&self) -> Result<()> {
+        self.rebooting.remember(self.store.rebooting().await?);
+        Ok(())
+    }
+
     /// No device is connected: a gateway that has just started has no sessions.
     pub async fn reset_presence(&self) -> Result<()> {
         let mut tx = self.store.begin().await?;

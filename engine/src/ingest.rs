@@ -25,6 +25,7 @@ use crate::chunks::Wanted;
 use crate::inbound::Inbound;
 use crate::offers::Due;
 use crate::ports::StoreError;
+use crate::why::Prospect;
 use batch::Batch;
 
 /// Messages in one transaction at most; keeps a transaction below some tens of milliseconds. A whole number of the store's
@@ -62,6 +63,12 @@ impl Rebooting {
             .is_empty()
     }
 
+    /// Takes up what an earlier process knew.
+    pub(crate) fn remember(&self, devices: Vec<DeviceKey>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(devices);
+    }
+
     pub(crate) fn note(&self, update: &Update) {
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(
@@ -91,6 +98,8 @@ pub(crate) struct Answers {
 struct Reply {
     device: DeviceId,
     nonce: Option<String>,
+    /// What the device runs.
+    version: String,
     offer: bool,
 }
 
@@ -289,14 +298,18 @@ async fn answer(engine: Arc<Engine>, outbox: Arc<Outbox>) {
     loop {
         outbox.bell.notified().await;
         let answers = outbox.take();
-        for reply in answers.replies.into_values() {
-            let why = if reply.offer {
-                None
+        for (key, reply) in answers.replies {
+            let (offer, why) = if reply.offer {
+                (true, None)
             } else {
-                engine.why_nothing(&reply.device).await.ok()
+                match engine.prospect(key, &reply.device, &reply.version).await {
+                    Ok(Prospect::Offer) => (true, None),
+                    Ok(Prospect::Nothing(why)) => (false, Some(why)),
+                    Err(_) => (false, None), // it asks again
+                }
             };
             engine
-                .send_reply(&reply.device, reply.nonce, reply.offer, why)
+                .send_reply(&reply.device, reply.nonce, offer, why)
                 .await;
         }
         engine.send_due(answers.due.into_values().collect()).await;

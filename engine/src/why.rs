@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::page::Page;
+use device_ota_domain::planner::{self, Action, Plan};
 use device_ota_domain::update::UpdateState;
 use device_ota_domain::why::{self, Why};
 use device_ota_domain::{Campaign, CampaignId, DeviceId, Update};
@@ -15,11 +16,19 @@ use crate::ports::store::UpdateFilter;
 use crate::updates::UpdateView;
 use crate::{Engine, Result};
 
-/// The newest one alone.
+/// As many of the newest updates that wait as a device that asks is told of.
 const NEWEST: Page = Page {
-    limit: 1,
+    limit: 8,
     offset: 0,
 };
+
+/// What a device that asked is told.
+pub(crate) enum Prospect {
+    /// An offer is on its way, or nothing holds it back: it follows.
+    Offer,
+    /// Nothing for now, and why.
+    Nothing(String),
+}
 
 /// What updates that wait may wait for.
 #[derive(Default)]
@@ -27,22 +36,36 @@ struct Surroundings {
     campaigns: HashMap<CampaignId, Campaign>,
     devices: HashMap<DeviceKey, Device>,
     in_flight: HashMap<DeviceKey, Update>,
+    plans: HashMap<CampaignId, Plan>,
 }
 
 impl Engine {
-    /// Why a device that asked is offered nothing now, for the reply to its check.
-    pub(crate) async fn why_nothing(&self, device: &DeviceId) -> Result<String> {
+    /// What to tell a device that runs `version`, asked, and had nothing in flight when it did.
+    pub(crate) async fn prospect(
+        &self,
+        key: DeviceKey,
+        device: &DeviceId,
+        version: &str,
+    ) -> Result<Prospect> {
+        let live = self.store.in_flight(key).await?;
+        if live.is_some_and(|update| update.to_version != version) {
+            return Ok(Prospect::Offer); // the dispatcher was faster than this answer
+        }
         let filter = UpdateFilter {
             device: Some(device.clone()),
             group: Some(Group::Pending),
             ..UpdateFilter::default()
         };
         let waiting = self.store.updates(&filter, NEWEST).await?;
-        let Some(view) = self.explained(waiting).await?.into_iter().next() else {
-            return Ok("there is nothing for this device".to_owned());
-        };
-        let why = view.why;
-        Ok(why.map_or_else(|| "an offer may follow".to_owned(), |why| why.to_string()))
+        let views = self.explained(waiting).await?;
+        if views.iter().any(|view| view.why == Some(Why::Turn)) {
+            return Ok(Prospect::Offer);
+        }
+        let why = views.into_iter().next().and_then(|view| view.why);
+        Ok(Prospect::Nothing(why.map_or_else(
+            || "there is nothing for this device".to_owned(),
+            |why| why.to_string(),
+        )))
     }
 
     /// Updates, each with the last reason why it waits if it does.
@@ -66,6 +89,9 @@ impl Engine {
         let ids: HashSet<_> = waiting().filter_map(|u| u.campaign.as_ref()).collect();
         for id in ids {
             if let Some(campaign) = self.store.campaign(id).await? {
+                let counts = self.store.counts(id).await?;
+                let plan = planner::plan(self.clock.now(), &campaign, &counts);
+                around.plans.insert(id.clone(), plan);
                 around.campaigns.insert(id.clone(), campaign);
             }
         }
@@ -105,7 +131,8 @@ impl Engine {
                 campaign: other.campaign.clone(),
             },
             _ if due_at > self.clock.now() => Why::BackOff { until: due_at },
-            _ => Why::NoSlot,
+            _ if around.is_full(update) => Why::NoSlot,
+            _ => Why::Turn,
         }))
     }
 
@@ -131,6 +158,15 @@ impl Engine {
 impl Surroundings {
     fn campaign(&self, update: &Update) -> Option<&Campaign> {
         self.campaigns.get(update.campaign.as_ref()?)
+    }
+
+    /// Whether the update's campaign has no slot for it.
+    fn is_full(&self, update: &Update) -> bool {
+        let plan = update.campaign.as_ref().and_then(|id| self.plans.get(id));
+        plan.is_some_and(|plan| {
+            let claims = |action: &Action| matches!(action, Action::Claim { .. });
+            plan.waits.contains(&Why::NoSlot) && !plan.actions.iter().any(claims)
+        })
     }
 
     fn held_by_campaign(&self, update: &Update, now: Timestamp) -> Option<Why> {

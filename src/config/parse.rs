@@ -15,11 +15,10 @@ impl Config {
     pub(super) fn check(raw: &RawConfig) -> Checked<Self> {
         let data_dir = PathBuf::from(raw.data_dir.as_deref().unwrap_or("./data"));
         local_storage(raw)?;
+        let http_addr = raw.http_addr.as_deref().unwrap_or("127.0.0.1:8216");
+        let http_addr = addr("HTTP_ADDR", http_addr)?;
         Ok(Self {
-            http_addr: addr(
-                "HTTP_ADDR",
-                raw.http_addr.as_deref().unwrap_or("127.0.0.1:8216"),
-            )?,
+            http_addr,
             internal_addr: identity::internal_addr(raw)?,
             database: database(raw, &data_dir)?,
             broker: broker(raw)?,
@@ -29,7 +28,7 @@ impl Config {
                 .storage_base_path
                 .as_ref()
                 .map_or_else(|| data_dir.join("storage"), PathBuf::from),
-            public_url: public_url(raw)?,
+            public_url: public_url(raw, http_addr)?,
             keys: keys(raw)?,
             failure_threshold_percent: number(
                 "AUTO_ROLLBACK_FAILURE_THRESHOLD",
@@ -189,8 +188,18 @@ fn prefix(raw: &RawConfig) -> Checked<Prefix> {
     })
 }
 
-fn public_url(raw: &RawConfig) -> Checked<Option<String>> {
+fn public_url(raw: &RawConfig, http: SocketAddr) -> Checked<Option<String>> {
     let Some(text) = raw.public_url.as_deref() else {
+        if http.ip().is_unspecified() {
+            return Err(ConfigError::new(
+                "PUBLIC_URL",
+                format!(
+                    "HTTP_ADDR is {http}, every address of this machine: say which one devices shall download from, \
+                     such as http://ota.example.com:{}",
+                    http.port()
+                ),
+            ));
+        }
         return Ok(None);
     };
     let rest = text

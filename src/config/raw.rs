@@ -266,6 +266,7 @@ mod tests {
             ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
             ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_TYPE: "),
             ("DEVICE_OTA_PUBLIC_URL", "ftp://h", "PUBLIC_URL: "),
+            ("DEVICE_OTA_HTTP_ADDR", "0.0.0.0:8216", "PUBLIC_URL: "),
             (
                 "DEVICE_OTA_RATE_LIMIT_HEARTBEAT",
                 "100",

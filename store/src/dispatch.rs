@@ -61,12 +61,21 @@ statements! {
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.nudge_at < $1 AND l.online = 1 ORDER BY u.nudge_at, u.number LIMIT $2"
     );
+    REBOOTING = "SELECT u.device_key FROM device_updates u WHERE u.state = 'in_flight' AND u.phase = 'rebooting'";
     LEFT_BEHIND = "SELECT u.update_id FROM devices d JOIN device_updates u ON u.device_key = d.device_key \
          WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight') ORDER BY d.deleted_at LIMIT $2";
     EXPIRED = select_update!(
         ", l.last_seen FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
     );
+}
+
+/// Devices with an update in flight that is restarting them.
+pub(crate) async fn rebooting<D: Dialect>(
+    conn: &mut D::Connection,
+) -> Result<Vec<DeviceKey>, DbError> {
+    let read = |row: &sql::Record<'_, D>| Ok(DeviceKey(row.int("device_key")?));
+    sql::fetch_all(conn, &REBOOTING, Args::new(), read).await
 }
 
 /// Pending updates that may be offered, locked; at most one a device.

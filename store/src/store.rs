@@ -147,6 +147,10 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>> {
         Ok(dispatch::expired::<D>(&mut *self.read().await?, now, limit).await?)
     }
+    async fn rebooting(&self) -> Result<Vec<DeviceKey>> {
+        Ok(dispatch::rebooting::<D>(&mut *self.read().await?).await?)
+    }
+
     async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>> {
         Ok(dispatch::left_behind::<D>(&mut *self.read().await?, since, limit).await?)
     }

@@ -98,9 +98,10 @@ async fn a_whole_update(options: Options, version: MqttVersion) {
     );
     assert!(!device.has_offer());
 
-    // It is fit: the answer says that an offer follows, and it does.
+    // It is fit: the very next answer says that an offer follows, and it does.
     device.report("heartbeat", &heartbeat(90.0)).await;
-    device.follows("2.0.0").await;
+    let reply = device.check("2.0.0", "poll").await;
+    assert_eq!(reply["offer"], true, "{reply}");
     let offer = device.offer(&trust).await;
     the_offer_says_all_that_a_device_needs(&offer, &update_id, &campaign);
     let bytes = download(&offer).await;

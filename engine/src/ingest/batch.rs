@@ -148,6 +148,7 @@ impl Batch {
                     let reply = Reply {
                         device: message.device.id.clone(),
                         nonce: check.nonce.clone(),
+                        version: check.version.clone(),
                         offer,
                     };
                     pending.answers.replies.insert(message.device.key, reply);

@@ -324,6 +324,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
     /// Updates whose lease, deadline or loss has come due.
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
+    /// Devices whose update in flight has announced the restart into the new image.
+    async fn rebooting(&self) -> Result<Vec<DeviceKey>>;
     /// Updates that are open although their device was deleted, at or after `since`.
     async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>>;
     /// The rollback log.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use device_ota_domain::audit::{Actor, Authentication};
 use device_ota_domain::campaign::Counts;
+use device_ota_domain::update::UpdateState;
 use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
 use device_ota_engine::keyring::Keyring;
@@ -122,6 +123,64 @@ pub(crate) struct Fixture {
     running: Option<JoinHandle<Result<(), &'static str>>>,
 }
 
+fn keys() -> [Keypair; 3] {
+    [[1; 32], [2; 32], [3; 32]].map(Keypair::from_seed)
+}
+
+fn root() -> Root {
+    let [root_key, release, dispatch] = keys();
+    let expires = "2046-01-01T00:00:00Z".parse().unwrap();
+    Root::single(
+        1,
+        expires,
+        root_key.public(),
+        release.public(),
+        dispatch.public(),
+    )
+}
+
+/// An engine that does not run yet, and what it says.
+struct Made {
+    engine: Arc<Engine>,
+    work: Work,
+    wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
+    disconnected: mpsc::UnboundedReceiver<DeviceId>,
+}
+
+impl Made {
+    fn of(store: &Arc<dyn Store>, folder: &std::path::Path, clock: &Arc<TestClock>) -> Self {
+        let [root_key, release, dispatch] = keys();
+        let chain = vec![seal(&root(), &root_key).unwrap()];
+        let (sent, wire) = mpsc::unbounded_channel();
+        let (sender, disconnected) = mpsc::unbounded_channel();
+        let (engine, work) = Engine::new(Parts {
+            store: store.clone(),
+            objects: Arc::new(LocalFolder::open(folder).unwrap()),
+            downlink: Arc::new(Wire {
+                sent,
+                disconnected: sender,
+            }),
+            sinks: Vec::new(),
+            clock: clock.clone(),
+            entropy: Arc::new(Counting(AtomicU64::new(7))),
+            keyring: Keyring::new(chain, Some(release), dispatch).unwrap(),
+            grants: Grants::new([9; 32]),
+            settings: Settings {
+                public_url: "http://ota.test".into(),
+                lease: LEASE,
+                tick: NEVER,
+                ..Settings::default()
+            },
+        });
+        Self {
+            engine,
+            work,
+            wire,
+            disconnected,
+        }
+    }
+}
+
 /// An hour: nothing but the test's own calls and wakes makes a pass.
 const NEVER: std::time::Duration = std::time::Duration::from_hours(1);
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
@@ -144,50 +203,35 @@ impl Fixture {
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
-        let [root_key, release, dispatch] = [[1; 32], [2; 32], [3; 32]].map(Keypair::from_seed);
-        let expires = "2046-01-01T00:00:00Z".parse().unwrap();
-        let root = Root::single(
-            1,
-            expires,
-            root_key.public(),
-            release.public(),
-            dispatch.public(),
-        );
-        let chain = vec![seal(&root, &root_key).unwrap()];
-        let (sent, wire) = mpsc::unbounded_channel();
-        let (sender, disconnected) = mpsc::unbounded_channel();
-        let (engine, work) = Engine::new(Parts {
-            store: store.clone(),
-            objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
-            downlink: Arc::new(Wire {
-                sent,
-                disconnected: sender,
-            }),
-            sinks: Vec::new(),
-            clock: clock.clone(),
-            entropy: Arc::new(Counting(AtomicU64::new(7))),
-            keyring: Keyring::new(chain, Some(release), dispatch).unwrap(),
-            grants: Grants::new([9; 32]),
-            settings: Settings {
-                public_url: "http://ota.test".into(),
-                lease: LEASE,
-                tick: NEVER,
-                ..Settings::default()
-            },
-        });
+        let made = Made::of(&store, folder.path(), &clock);
         let fixture = Self {
-            engine,
+            engine: made.engine,
             store,
             database,
-            root,
+            root: root(),
             folder,
             clock,
-            wire,
-            disconnected,
+            wire: made.wire,
+            disconnected: made.disconnected,
             stop: CancellationToken::new(),
             running: None,
         };
-        (fixture, work)
+        (fixture, made.work)
+    }
+
+    /// Another process on the same database, after the one before has ended.
+    pub(crate) async fn restart(&mut self) {
+        self.stop.cancel();
+        if let Some(running) = self.running.take() {
+            running.await.unwrap().unwrap();
+        }
+        let made = Made::of(&self.store, self.folder.path(), &self.clock);
+        self.engine = made.engine;
+        self.wire = made.wire;
+        self.disconnected = made.disconnected;
+        self.stop = CancellationToken::new();
+        self.engine.take_up().await.unwrap();
+        self.start(made.work);
     }
 
     pub(crate) fn advance(&self, by: SignedDuration) {
@@ -359,6 +403,15 @@ impl Fixture {
             .unwrap()
             .update
             .status()
+    }
+
+    /// The error code of an update that must have failed.
+    pub(crate) async fn failure(&self, update: &str) -> String {
+        let id = update.parse::<UpdateId>().unwrap();
+        match self.engine.update(&id).await.unwrap().update.state {
+            UpdateState::Failed { failure, .. } => failure.code,
+            state => panic!("{update} has not failed: {state:?}"),
+        }
     }
 
     /// The campaign's counters, which must be those of its rows; read anew while they move.

@@ -3,6 +3,7 @@
 use device_ota_engine::inbound::Uplink;
 use device_ota_engine::ports::Store as _;
 use device_ota_protocol::topics::Up;
+use jiff::SignedDuration;
 
 use crate::fixture::{Acked, Fixture, report};
 
@@ -175,6 +176,41 @@ async fn an_old_version_is_a_fallback_only_after_the_restart() {
         )
         .await;
     assert_eq!(fixture.status(&offer.update_id).await, "failed");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_shows_the_fallback_even_to_a_process_that_was_not_there() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.campaign("1.1.0", r#","max_retries":0"#).await;
+    fixture.online(&device).await;
+    let offer = fixture.offer().await;
+    fixture.progress(&device, &offer, 1, "rebooting", "").await;
+
+    fixture.restart().await;
+    fixture.online(&device).await;
+    fixture.advance(SignedDuration::from_secs(30));
+    fixture
+        .publish(
+            &device,
+            Up::Heartbeat,
+            r#"{"version":"1.0.0","uptime_s":10}"#,
+        )
+        .await;
+    assert_eq!(fixture.failure(&offer.update_id).await, "reverted");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn completed_without_a_version_is_a_failure() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.campaign("1.1.0", r#","max_retries":0"#).await;
+    fixture.online(&device).await;
+    let offer = fixture.offer().await;
+    fixture.progress(&device, &offer, 1, "completed", "").await;
+    assert_eq!(fixture.failure(&offer.update_id).await, "version_mismatch");
     fixture.stop().await;
 }
 
