@@ -6,6 +6,7 @@
 mod approval;
 mod counts;
 mod draft;
+mod redraft;
 mod spec;
 mod stages;
 mod state;

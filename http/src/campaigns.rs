@@ -149,6 +149,8 @@ async fn list(call: Call) -> Answer {
 }
 
 /// One campaign, and how far it is
+///
+/// Its `draft` is what `PUT` takes, whole: who changes a field of it and sends it back changes nothing else.
 #[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", responses(
     (status = 200, description = "The campaign", body = CampaignDto),
 ))]
@@ -156,7 +158,7 @@ async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
     let view = call.shared.engine.campaign(&id.id("campaign")?).await?;
-    Ok(dto::ok(&CampaignDto::from(&view)))
+    Ok(dto::ok(&CampaignDto::with_draft(&view)))
 }
 
 /// Create a campaign

@@ -7,6 +7,7 @@ use crate::harness::{Admin, Answer, Options, Service, device_json};
 matrix!(a_campaign_that_asks_for_an_approval_does_not_start_without: sqlite_gateway, postgres_gateway);
 matrix!(a_verdict_is_on_what_was_seen: sqlite_gateway, postgres_gateway);
 matrix!(a_campaign_is_changed_before_its_start_and_not_after: sqlite_gateway, postgres_gateway);
+matrix!(what_is_read_of_a_campaign_is_put_back_unchanged: sqlite_gateway, postgres_gateway);
 matrix!(a_deleted_campaign_leaves_the_lists_and_can_be_read: sqlite_gateway, postgres_gateway);
 
 const CAMPAIGNS: &str = "/api/v1/ota/campaigns";
@@ -206,7 +207,9 @@ async fn a_deleted_campaign_leaves_the_lists_and_can_be_read(options: Options) {
     assert!(deleted["deleted_at"].is_string(), "{deleted}");
     assert_eq!(admin.get(&listed).await.expect(200)["count"], 0);
     assert_eq!(admin.get(CAMPAIGNS).await.expect(200)["count"], 0);
-    assert_eq!(admin.campaign(&id).await, deleted);
+    let mut read = admin.campaign(&id).await;
+    read["draft"] = Value::Null; // a reading alone shows it
+    assert_eq!(read, deleted);
     assert_eq!(delete().await.refused(409)["code"], "deleted");
     assert_eq!(
         admin.act(&id, "rollback").await.refused(409)["code"],
@@ -241,4 +244,28 @@ async fn a_verdict_is_on_what_was_seen(options: Options) {
     let seen = rejected["revision"].to_string();
     let agreed = says("approve", &seen).await.expect(200);
     assert_eq!(agreed["approval"]["status"], "approved");
+}
+
+async fn what_is_read_of_a_campaign_is_put_back_unchanged(options: Options) {
+    let (service, admin, firmware) = set_up(options).await;
+    let draft = json!({
+        "name": "one alone", "firmware_id": firmware, "target_devices": ["one"], "deployment_strategy": "canary",
+        "stages": [{ "percent": 12.5, "gate": { "min_success_percent": 90, "soak_seconds": 60 } }],
+        "failure_threshold_percent": 7.5, "timeout_minutes": 0.5,
+    });
+    let id = admin.create_campaign(draft).await;
+    let read = admin.campaign(&id).await;
+    assert_eq!(read["draft"]["target_devices"], json!(["one"]));
+    let put_back = put(&admin, &id, None, &read["draft"]).await.expect(200);
+    assert_eq!(put_back["target_device_count"], 1, "and not the fleet");
+    let again = admin.campaign(&id).await;
+    assert_eq!(again["draft"], read["draft"]);
+    assert_eq!(again["stages"], read["stages"]);
+
+    // What a list shows is no draft, and is refused rather than taken for everybody.
+    let list = admin.get(CAMPAIGNS).await.expect(200);
+    let listed = &list["campaigns"][0]["draft"];
+    assert_eq!(*listed, Value::Null);
+    assert_eq!(put(&admin, &id, None, listed).await.status, 400);
+    drop(service);
 }

@@ -174,22 +174,12 @@ impl CampaignDraft {
             "failure_threshold_percent",
             "0 to 100",
         )?;
-        let gate = Gate {
-            min_success_percent: 100.0 - threshold,
-            min_samples: None,
-            soak_seconds: 0,
-            manual: false,
-        };
+        let gate = default_gate(threshold);
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
             (Strategy::BlueGreen, _) => {
                 return Err(SpecError::Strategy(self.deployment_strategy.name()));
             }
-            (Strategy::Immediate | Strategy::Scheduled, true) => vec![Stage {
-                name: "all".into(),
-                end_bucket: BUCKETS,
-                takes: Takes::Share,
-                gate,
-            }],
+            (Strategy::Immediate | Strategy::Scheduled, true) => everybody(gate),
             (Strategy::Immediate, false) => {
                 return Err(SpecError::Stages("immediate has none; use staged"));
             }
@@ -302,6 +292,26 @@ impl CampaignDraft {
             "0 or more",
         )
     }
+}
+
+/// The gate of a stage that names none.
+pub(super) fn default_gate(threshold: f64) -> Gate {
+    Gate {
+        min_success_percent: 100.0 - threshold,
+        min_samples: None,
+        soak_seconds: 0,
+        manual: false,
+    }
+}
+
+/// One stage for all.
+pub(super) fn everybody(gate: Gate) -> Vec<Stage> {
+    vec![Stage {
+        name: "all".into(),
+        end_bucket: BUCKETS,
+        takes: Takes::Share,
+        gate,
+    }]
 }
 
 fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterError> {

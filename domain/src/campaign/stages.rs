@@ -100,6 +100,46 @@ pub(super) fn by_rings(rings: Shares, gate: Gate) -> Vec<Stage> {
         .collect()
 }
 
+/// The drafts that these stages come of; the way back from [`given`], whose last stage goes without saying when the drafts are
+/// full.
+pub(super) fn drafts_of(stages: &[Stage]) -> Vec<StageDraft> {
+    let draft = |stage: &Stage| {
+        let is_share = stage.takes == Takes::Share;
+        let ring = is_share.then(|| Ring::from_name(&stage.name)).flatten();
+        let (count, devices, filter) = match &stage.takes {
+            Takes::Share => (None, None, None),
+            Takes::First(count) => (Some(*count), None, None),
+            Takes::Devices(devices) => (None, Some(devices.clone()), None),
+            Takes::Filter(filter) => (None, None, Some(filter.to_json())),
+        };
+        StageDraft {
+            ring,
+            percent: (is_share && ring.is_none()).then(|| share(stage)),
+            count,
+            devices,
+            filter,
+            gate: Some(drafted(stage.gate)),
+        }
+    };
+    stages.iter().take(MAX_STAGES).map(draft).collect()
+}
+
+fn drafted(gate: Gate) -> GateDraft {
+    GateDraft {
+        min_success_percent: Some(gate.min_success_percent),
+        min_samples: gate.min_samples,
+        soak_seconds: gate.soak_seconds,
+        manual: gate.manual,
+    }
+}
+
+/// The share of a stage in percent, as it was sent: its name says it to the last digit.
+fn share(stage: &Stage) -> f64 {
+    let named = stage.name.strip_suffix('%');
+    let named = named.and_then(|percent| percent.parse().ok());
+    named.unwrap_or(f64::from(stage.end_bucket) / 100.0)
+}
+
 /// The stages of these drafts, and one for whoever is left.
 pub(super) fn given(
     drafts: &[StageDraft],

@@ -297,6 +297,69 @@ fn fields_that_are_not_served_are_refused_by_name() {
     assert!(error.contains("unknown field `continuous`"), "{error}");
 }
 
+/// Drafts of every strategy that is served, with and without stages of their own.
+fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let gate = (
+        0..=400_u32,
+        any::<Option<u32>>(),
+        0..1_000_u64,
+        any::<bool>(),
+    );
+    let gate = gate.prop_map(|(percent, samples, soak, manual)| {
+        json!({"min_success_percent": f64::from(percent) / 4.0, "min_samples": samples, "soak_seconds": soak, "manual": manual})
+    });
+    let stage = (1..100_000_u32, proptest::option::of(gate));
+    let stages = prop_oneof![
+        Just(json!([])),
+        Just(json!([{"ring": "canary"}, {"ring": "early"}, {"ring": "broad"}, {"ring": "production"}])),
+        Just(json!([{"devices": ["frame-2"]}, {"count": 3, "gate": {"soak_seconds": 5}}, {"count": 30}, {"ring": "early"},
+            {"filter": {"field": "firmware_version", "op": "eq", "value": "1.0.0"}}])),
+        Just(json!([{"percent": 0.5}, {"ring": "broad", "gate": {"manual": true}}])),
+        proptest::collection::vec(stage, 1..=64).prop_map(|mut stages| {
+            stages.sort_by_key(|(share, _)| *share);
+            stages.dedup_by_key(|(share, _)| *share / 10);
+            let stage = |(share, gate): (u32, Option<Value>)| json!({"percent": f64::from(share) / 1_000.0, "gate": gate});
+            stages.into_iter().map(stage).collect::<Value>()
+        }),
+    ];
+    let numbers = (
+        1..=10_000_u32,
+        1..1_000_000_u32,
+        0..=1_000_u32,
+        any::<bool>(),
+    );
+    let strategy = prop_oneof!["immediate", "scheduled", "staged", "canary"];
+    (stages, numbers, strategy).prop_map(|(stages, (share, seconds, threshold, flag), strategy)| {
+        let stages = if strategy == "immediate" { json!([]) } else { stages };
+        json!({
+            "deployment_strategy": strategy, "stages": stages, "rollout_percentage": f64::from(share) / 100.0,
+            "timeout_minutes": f64::from(seconds) / 60.0, "failure_threshold_percent": f64::from(threshold) / 10.0,
+            "auto_rollback": flag, "requires_approval": flag, "description": flag.then_some("of spring"),
+            "target_devices": if flag { json!(["frame-1", "frame-2"]) } else { json!([]) },
+            "target_groups": ["lab"], "priority": "critical", "max_concurrent_updates": seconds, "batch_size": 7,
+            "target_filters": {"not": {"field": "firmware_version", "op": "semver", "value": ">=2.0.0"}},
+            "schedule": {"start_at": "2026-01-01T08:00:00Z", "end_at": null, "on_end": "cancel"},
+            "requires": {"min_battery_percent": 30}, "max_retries": 5, "failure_min_samples": 3,
+        })
+    })
+}
+
+proptest::proptest! {
+    #[test]
+    fn what_is_read_of_a_campaign_makes_the_same_campaign(fields in drafts()) {
+        let rings = device_ota_domain::ring::Shares::default();
+        let made = draft(&fields).into_spec(20.0, 7, rings);
+        proptest::prop_assume!(made.is_ok()); // shares that round to the same place are refused
+        let spec = made.unwrap();
+        let shown = serde_json::to_value(spec.to_draft(true)).unwrap();
+        let read: CampaignDraft = serde_json::from_value(shown).unwrap();
+        proptest::prop_assert!(read.requires_approval);
+        // Whatever the service's own threshold is by then.
+        proptest::prop_assert_eq!(read.into_spec(90.0, 7, rings).unwrap(), spec);
+    }
+}
+
 #[test]
 fn a_spec_survives_storage() {
     let spec = spec(&json!({"target_groups": ["lab"], "requires": {"min_battery_percent": 30}}));

@@ -1,8 +1,8 @@
 //! Campaigns and how far they are (PRD, E2; appendix 2).
 
 use device_ota_domain::campaign::{
-    Approval, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires, Running, Schedule,
-    Stage, Strategy, Takes, Tally,
+    Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires,
+    Running, Schedule, Stage, Strategy, Takes, Tally,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -56,6 +56,8 @@ pub(crate) struct CampaignDto<'a> {
     rollback: RollbackTallyDto,
     rollback_trigger: Option<RollbackTrigger>,
     waits: Vec<WhyDto>,
+    /// The campaign as it is changed by `PUT`, with every default said; shown where one campaign is read, null elsewhere.
+    draft: Option<CampaignDraft>,
     requires_approval: bool,
     approval: ApprovalDto<'a>,
     approved_by: Option<&'a str>,
@@ -176,6 +178,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             rollback: RollbackTallyDto::from(&view.counts.rollbacks),
             rollback_trigger: trigger(state),
             waits: view.waits.iter().cloned().map(WhyDto::from).collect(),
+            draft: None,
             requires_approval: campaign.approval != Approval::NotRequired,
             approval: ApprovalDto::from(&campaign.approval),
             approved_by: match &campaign.approval {
@@ -189,6 +192,18 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             completed_at: ended_at(state),
             created_by: &campaign.created_by,
             deleted_at: campaign.deleted_at,
+        }
+    }
+}
+
+impl<'a> CampaignDto<'a> {
+    /// With the draft: all that it names, up to 200,000 devices. Lists and answers to actions go without.
+    pub(crate) fn with_draft(view: &'a CampaignView) -> Self {
+        let dto = Self::from(view);
+        let draft = view.campaign.spec.to_draft(dto.requires_approval);
+        Self {
+            draft: Some(draft),
+            ..dto
         }
     }
 }
@@ -301,7 +316,7 @@ impl From<&Tally> for RollbackTallyDto {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use device_ota_domain::Campaign;
-    use device_ota_domain::campaign::{Accepted, CampaignDraft};
+    use device_ota_domain::campaign::Accepted;
     use device_ota_domain::why::Why;
 
     use super::super::firmware::tests::firmware;
@@ -361,6 +376,7 @@ mod tests {
           "deleted_at": null,
           "deployment_strategy": "staged",
           "description": null,
+          "draft": null,
           "failed_devices": 0,
           "failure_min_samples": 1,
           "failure_rate_percent": 0.0,

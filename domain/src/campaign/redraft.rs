@@ -1,0 +1,46 @@
+//! The way back from a checked spec to the draft that it comes of.
+
+use super::draft::{CampaignDraft, default_gate, everybody};
+use super::spec::{CampaignSpec, Strategy};
+use super::stages::{by_rings, drafts_of};
+use crate::filter::Filter;
+
+impl CampaignSpec {
+    /// The draft that this comes of, with all that was left to a default said: what a campaign is changed by, field by field.
+    /// The same settings of the service make the same spec of it.
+    pub fn to_draft(&self, requires_approval: bool) -> CampaignDraft {
+        let gate = default_gate(self.failure_threshold_percent);
+        let goes_without_saying = match self.strategy {
+            Strategy::Immediate => true,
+            Strategy::Scheduled => self.stages == everybody(gate),
+            _ => self.stages == by_rings(self.rings, gate),
+        };
+        CampaignDraft {
+            name: self.name.clone(),
+            description: self.description.clone(),
+            firmware_id: self.firmware_id.clone(),
+            target_devices: self.targets.devices.clone(),
+            target_groups: self.targets.groups.clone(),
+            target_filters: self.targets.filter.as_ref().map(Filter::to_json),
+            deployment_strategy: self.strategy,
+            priority: self.priority,
+            rollout_percentage: f64::from(self.rollout_buckets) / 100.0,
+            max_concurrent_updates: self.max_concurrent_updates,
+            batch_size: self.batch_size,
+            timeout_minutes: std::time::Duration::from_secs(self.timeout_seconds).as_secs_f64()
+                / 60.0,
+            auto_rollback: self.auto_rollback,
+            failure_threshold_percent: Some(self.failure_threshold_percent),
+            failure_min_samples: self.failure_min_samples,
+            max_retries: self.max_retries,
+            schedule: self.schedule,
+            stages: if goes_without_saying {
+                Vec::new()
+            } else {
+                drafts_of(&self.stages)
+            },
+            requires: self.requires,
+            requires_approval,
+        }
+    }
+}
