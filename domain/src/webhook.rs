@@ -20,6 +20,9 @@ const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
 /// A webhook that has taken nothing for this long is disabled: nobody looks after it, and its events would stay for ever.
 const GIVE_UP_AFTER: SignedDuration = SignedDuration::from_hours(3 * 24);
+/// When nobody has tried for so long after a try was due, there was nothing to send or nobody who could send it: that time
+/// says nothing of the receiver, and its failures begin anew.
+const UNTRIED: SignedDuration = SignedDuration::from_mins(10);
 
 /// Whether a webhook is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +57,7 @@ impl WebhookStatus {
 pub struct Trouble {
     /// Tries of the event that it is at, so far.
     pub tries: u32,
-    /// When the first one failed since something was last taken.
+    /// When the first one failed since something was last taken, or since nothing had been tried for long.
     pub since: Timestamp,
     /// When the next try is due.
     pub due_at: Timestamp,
@@ -155,7 +158,10 @@ impl Webhook {
     /// It has not taken the event.
     pub fn failed(self, event: i64, error: &str, now: Timestamp, patience: Patience) -> Failed {
         let (before, since) = match &self.trouble {
-            Some(trouble) => (trouble.tries, trouble.since),
+            Some(trouble) if now.duration_since(trouble.due_at) <= UNTRIED => {
+                (trouble.tries, trouble.since)
+            }
+            Some(trouble) => (trouble.tries, now),
             None => (0, now),
         };
         let error: String = error.chars().take(MAX_ERROR_CHARS).collect();

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_stream::wrappers::ReceiverStream;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 use warp::reply::Response;
 
@@ -40,6 +40,21 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells proxies that gather answers not to.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const PATH: &str = "/api/v1/ota/events";
+
+/// One event of the stream. The document says what each is, as OpenAPI 3.1 has it for streams, not what all are together.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is documented; what is sent is text")]
+struct StreamedEvent {
+    /// The event's place: what to come back with.
+    #[schema(pattern = "^[0-9]+$", examples("42"))]
+    id: String,
+    /// Its type, or `gap`.
+    #[schema(examples("campaign.started"))]
+    event: String,
+    /// The event itself, as the catalogue has it: JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
@@ -67,7 +82,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         ("device_id" = Option<String>, Query, description = "Of this device alone"),
         ("Last-Event-ID" = Option<i64>, Header, description = "Begin behind this event; left out, with what comes from now on", minimum = 0),
     ),
-    responses((status = 200, description = "The stream", body = String, content_type = "text/event-stream")),
+    responses((status = 200, description = "The stream", body = StreamedEvent, content_type = "text/event-stream")),
 )]
 async fn stream(call: Call) -> Answer {
     let subject = call.require(Role::Viewer)?.subject();

@@ -217,8 +217,10 @@ impl<D: Dialect> WebhookChanges for SqlTx<D> {
     }
     async fn delete_webhook(&mut self, webhook: &WebhookId) -> port::Result<bool> {
         let args = || Args::<D>::new().text(webhook.as_str());
+        // Its row first: whoever is laying an event aside holds it, so what they laid aside is there to be deleted.
+        let deleted = sql::execute(self.connection(), &DELETE_WEBHOOK, args()).await? > 0;
         sql::execute(self.connection(), &DELETE_DEAD_LETTERS, args()).await?;
-        Ok(sql::execute(self.connection(), &DELETE_WEBHOOK, args()).await? > 0)
+        Ok(deleted)
     }
     async fn lay_aside(
         &mut self,

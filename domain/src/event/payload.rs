@@ -152,14 +152,13 @@ impl Event {
         })
     }
 
-    /// A webhook disabled itself.
-    pub fn webhook_disabled(webhook: &str, url: &str, reason: &str, at: Timestamp) -> Self {
+    /// A webhook disabled itself. Its address is not told: it may hold a secret, and viewers read events.
+    pub fn webhook_disabled(webhook: &str, reason: &str, at: Timestamp) -> Self {
         Self {
             event_type: EventType::WebhookDisabled,
             entity: webhook.to_owned(),
             data: json!({
                 "webhook_id": webhook,
-                "url": url,
                 "reason": reason,
                 "timestamp": at,
             }),

@@ -138,7 +138,6 @@ fn sample(kind: EventType) -> Event {
         }
         EventType::WebhookDisabled => Event::webhook_disabled(
             "wh_0101010101010101",
-            "https://hooks.example.com/ota",
             "nothing was taken for 3 days: connection refused",
             at(9),
         ),

@@ -76,19 +76,39 @@ fn who_takes_nothing_for_three_days_is_disabled() {
         tries: 1,
         spread: 0.0,
     };
-    let mut hook = webhook();
-    let mut now = at(0);
-    for event in 7..10 {
-        let Failed::Dead(next, _) = hook.failed(event, "no route", now, patience) else {
-            panic!("laid aside");
-        };
-        hook = next;
-        now += SignedDuration::from_hours(24);
-    }
-    let Failed::Disabled(hook) = hook.failed(10, "no route", now, patience) else {
-        panic!("disabled");
+    let (mut hook, mut now) = (webhook(), at(0));
+    let hook = loop {
+        match hook.failed(7, "no route", now, patience) {
+            Failed::Dead(next, _) => hook = Webhook { place: 6, ..next },
+            Failed::Disabled(disabled) => break disabled,
+            Failed::Later(_) => panic!("it has one try"),
+        }
+        now += SignedDuration::from_mins(5);
     };
+    assert_eq!(now, at(3 * 24 * 3600));
     let reason = "nothing was taken for 3 days: no route".to_owned();
     assert_eq!(hook.status, WebhookStatus::Disabled { reason });
-    assert_eq!(hook.place, 9, "nothing more was passed over");
+    assert_eq!(hook.place, 6, "nothing more was passed over");
+}
+
+#[test]
+fn failures_far_apart_disable_nobody() {
+    let patience = Patience {
+        tries: 8,
+        spread: 0.0,
+    };
+    let mut hook = webhook();
+    // It has something to take once in four days, and is in trouble each time.
+    for day in [0, 4, 8] {
+        let now = at(day * 24 * 3600);
+        let Failed::Later(next) = hook.failed(7, "no route", now, patience) else {
+            panic!("it is tried again");
+        };
+        assert_eq!(
+            next.trouble.as_ref().map(|trouble| trouble.since),
+            Some(now)
+        );
+        hook = next;
+    }
+    assert_eq!(hook.trouble.map(|trouble| trouble.tries), Some(3));
 }

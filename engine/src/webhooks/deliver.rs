@@ -220,12 +220,7 @@ impl Webhooks {
             return Ok(());
         };
         let engine = &self.engine;
-        let event = Event::webhook_disabled(
-            webhook.id.as_str(),
-            &webhook.url,
-            reason,
-            engine.clock.now(),
-        );
+        let event = Event::webhook_disabled(webhook.id.as_str(), reason, engine.clock.now());
         let mut tx = engine.store.begin().await?;
         if tx.webhook_moved(&webhook).await? {
             tx.append_events(&[event]).await?;
