@@ -14,7 +14,7 @@ pub const MAX_URL_BYTES: usize = 2_048;
 pub const MAX_EVENT_TYPES: usize = 32;
 /// Longest error that is kept of a receiver, in characters.
 pub const MAX_ERROR_CHARS: usize = 256;
-/// The first pause after a failure; each further one is twice as long.
+/// The first pause after a failure; each further one is about twice as long.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
@@ -55,7 +55,7 @@ impl WebhookStatus {
 /// A run of failures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
-    /// Tries of the event that it is at, so far.
+    /// How often the event that it is at was refused, so far.
     pub tries: u32,
     /// When the first one failed since something was last taken, or since nothing had been tried for long.
     pub since: Timestamp,
@@ -92,10 +92,24 @@ pub struct Webhook {
     pub updated_at: Timestamp,
 }
 
+/// Why a receiver has not taken an event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// It was not there, or had no time: that says nothing of the event, which waits for it. What happened, for people.
+    #[error("{0}")]
+    Away(String),
+    /// It was there, and did not want it; it may want the next one. What happened, for people.
+    #[error("{0}")]
+    Refused(String),
+    /// It says that it is gone for good (410).
+    #[error("it answered 410 Gone")]
+    Gone,
+}
+
 /// How often an event is tried.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Patience {
-    /// Tries of one event before it is laid aside.
+    /// Refusals of one event before it is laid aside.
     pub tries: u32,
     /// A number from 0 to 1 by which the next pause is spread, so that many that failed together do not come back together.
     pub spread: f64,
@@ -106,7 +120,7 @@ pub struct Patience {
 pub enum Failed {
     /// The event is tried again.
     Later(Webhook),
-    /// The event is laid aside, and the next one has its turn.
+    /// The event is laid aside, and after a pause the next one has its turn.
     Dead(Webhook, DeadLetter),
     /// Nothing is sent any more.
     Disabled(Webhook),
@@ -117,7 +131,7 @@ pub enum Failed {
 pub struct DeadLetter {
     /// The event.
     pub event: i64,
-    /// How often it was tried.
+    /// How often it was refused.
     pub tries: u32,
     /// What the last try said.
     pub error: String,
@@ -156,7 +170,11 @@ impl Webhook {
     }
 
     /// It has not taken the event.
-    pub fn failed(self, event: i64, error: &str, now: Timestamp, patience: Patience) -> Failed {
+    pub fn failed(self, event: i64, why: &NotTaken, now: Timestamp, patience: Patience) -> Failed {
+        let error: String = why.to_string().chars().take(MAX_ERROR_CHARS).collect();
+        if *why == NotTaken::Gone {
+            return Failed::Disabled(self.disabled(error));
+        }
         let (before, since) = match &self.trouble {
             Some(trouble) if now.duration_since(trouble.due_at) <= UNTRIED => {
                 (trouble.tries, trouble.since)
@@ -164,38 +182,42 @@ impl Webhook {
             Some(trouble) => (trouble.tries, now),
             None => (0, now),
         };
-        let error: String = error.chars().take(MAX_ERROR_CHARS).collect();
-        if now.duration_since(since) >= GIVE_UP_AFTER {
+        let failing_for = now.duration_since(since);
+        if failing_for >= GIVE_UP_AFTER {
             return Failed::Disabled(
                 self.disabled(format!("nothing was taken for 3 days: {error}")),
             );
         }
-        let tries = before + 1;
-        let trouble = |tries, due_at| {
+        let trouble = |tries, pause| {
             Some(Trouble {
                 tries,
                 since,
-                due_at,
+                due_at: now + spread(pause, patience.spread),
                 error: error.clone(),
             })
         };
-        if tries < patience.tries {
-            let due_at = now + pause(tries, patience.spread);
+        let (tries, pause) = match why {
+            NotTaken::Refused(_) => (before + 1, doubled(before)),
+            // As long again as it has been away.
+            _ => (before, failing_for),
+        };
+        if tries == before || tries < patience.tries {
             return Failed::Later(Self {
-                trouble: trouble(tries, due_at),
+                trouble: trouble(tries, pause),
                 ..self
             });
         }
+        // Whoever refuses everything gets through it slowly.
+        let next = Self {
+            place: event,
+            trouble: trouble(0, failing_for),
+            ..self
+        };
         let letter = DeadLetter {
             event,
             tries,
-            error: error.clone(),
+            error,
             at: now,
-        };
-        let next = Self {
-            place: event,
-            trouble: trouble(0, now),
-            ..self
         };
         Failed::Dead(next, letter)
     }
@@ -210,10 +232,13 @@ impl Webhook {
     }
 }
 
-/// The pause after so many tries: between half of what doubling comes to and all of it.
-fn pause(tries: u32, spread: f64) -> SignedDuration {
-    let doublings = tries.saturating_sub(1).min(16);
-    let whole = (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
-    let half = whole / 2;
+/// The pause after so many refusals and one more.
+fn doubled(refusals: u32) -> SignedDuration {
+    FIRST_PAUSE * (1 << refusals.min(16))
+}
+
+/// Between half of the pause and all of it, within bounds.
+fn spread(pause: SignedDuration, spread: f64) -> SignedDuration {
+    let half = pause.clamp(FIRST_PAUSE, LONGEST_PAUSE) / 2;
     half + SignedDuration::from_secs_f64(half.as_secs_f64() * spread.clamp(0.0, 1.0))
 }

@@ -1,13 +1,13 @@
 //! Requests to webhooks' receivers over HTTP and HTTPS. Receivers are named by people, so nothing is sent to an address
 //! within the house unless a setting says so: neither to one that is written down, nor to one that a name leads to.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use device_ota_engine::ports::poster::{Letter, PostError, Poster};
+use device_ota_domain::webhook::NotTaken;
+use device_ota_engine::ports::poster::{Letter, Poster};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, StatusCode, Url};
 
@@ -69,9 +69,9 @@ impl Poster for HttpPoster {
         self.parse(url).map(drop)
     }
 
-    async fn post(&self, letter: Letter<'_>) -> Result<(), PostError> {
+    async fn post(&self, letter: Letter<'_>) -> Result<(), NotTaken> {
         // Anew each time: the setting may have been another one when it was written down.
-        let url = self.parse(letter.url).map_err(PostError::Failed)?;
+        let url = self.parse(letter.url).map_err(NotTaken::Refused)?;
         let request = self
             .client
             .post(url)
@@ -84,23 +84,44 @@ impl Poster for HttpPoster {
         // The body is not read: it is nobody's.
         match response.status() {
             status if status.is_success() => Ok(()),
-            StatusCode::GONE => Err(PostError::Gone),
-            status => Err(PostError::Failed(format!("it answered {status}"))),
+            StatusCode::GONE => Err(NotTaken::Gone),
+            status if is_away(status) => Err(NotTaken::Away(format!("it answered {status}"))),
+            status => Err(NotTaken::Refused(format!("it answered {status}"))),
         }
     }
 }
 
+/// What those say who stand before a receiver that is not there, and receivers that have no time.
+fn is_away(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
 /// What went wrong, in words, without the address, which may hold a secret.
-fn failed(error: &reqwest::Error) -> PostError {
+fn failed(error: &reqwest::Error) -> NotTaken {
     if error.is_timeout() {
-        return PostError::Failed(format!("it did not answer within {} s", DEADLINE.as_secs()));
+        return NotTaken::Away(format!("it did not answer within {} s", DEADLINE.as_secs()));
     }
-    let mut cause: &dyn std::error::Error = error;
+    let mut cause: &(dyn std::error::Error + 'static) = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    PostError::Failed(format!("it cannot be reached: {cause}"))
+    let said = format!("it cannot be reached: {cause}");
+    if cause.is::<WithinTheHouse>() {
+        return NotTaken::Refused(said); // by us, and waiting helps nobody
+    }
+    NotTaken::Away(said)
 }
+
+/// A name leads to no address that may be sent to.
+#[derive(Debug, thiserror::Error)]
+#[error("{INSIDE}")]
+struct WithinTheHouse;
 
 /// Looks names up, and answers with addresses outside alone: the connection goes to what was looked at.
 struct Outside {
@@ -116,7 +137,7 @@ impl Resolve for Outside {
                 .filter(|address| allow_private || is_outside(address.ip()))
                 .collect();
             if usable.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, INSIDE).into());
+                return Err(WithinTheHouse.into());
             }
             Ok::<Addrs, Box<dyn std::error::Error + Send + Sync>>(Box::new(usable.into_iter()))
         })
@@ -255,13 +276,41 @@ mod tests {
             body: "{}",
         };
         let sent = HttpPoster::new("0", false).unwrap().post(letter).await;
-        let PostError::Failed(why) = sent.unwrap_err() else {
-            panic!("gone")
+        let NotTaken::Refused(why) = sent.unwrap_err() else {
+            panic!("it is not for us to wait")
         };
         assert!(why.contains(INSIDE), "{why}");
         assert_eq!(
             listener.accept().unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
+            std::io::ErrorKind::WouldBlock
         );
+    }
+
+    #[tokio::test]
+    async fn who_is_not_there_is_away() {
+        // A port that was free a moment ago.
+        let port = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let letter = Letter {
+            url: &format!("http://127.0.0.1:{port}/"),
+            id: "evt_1",
+            timestamp: 1,
+            signature: "v1,x",
+            body: "{}",
+        };
+        let sent = HttpPoster::new("0", true).unwrap().post(letter).await;
+        assert!(matches!(sent, Err(NotTaken::Away(_))), "{sent:?}");
+        for (status, away) in [(429, true), (502, true), (503, true), (504, true)]
+            .into_iter()
+            .chain([400, 401, 404, 500, 501].map(|status| (status, false)))
+        {
+            assert_eq!(
+                is_away(StatusCode::from_u16(status).unwrap()),
+                away,
+                "{status}"
+            );
+        }
     }
 }

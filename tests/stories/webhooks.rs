@@ -17,6 +17,7 @@ use crate::harness::{Admin, Options, Service, eventually, within};
 
 matrix!(events_come_in_order_and_signed: sqlite_gateway, postgres_gateway);
 matrix!(who_is_dead_or_slow_delays_nobody_else: sqlite_gateway, postgres_gateway);
+matrix!(who_is_away_for_a_while_misses_nothing: sqlite_gateway);
 matrix!(a_redirect_is_not_followed_and_gone_is_gone: sqlite_gateway);
 matrix!(nothing_is_sent_within_the_house: sqlite_gateway);
 matrix!(a_paused_webhook_goes_on_where_it_stopped: sqlite_gateway, postgres_gateway);
@@ -346,6 +347,34 @@ async fn who_is_dead_or_slow_delays_nobody_else(options: Options) {
     becomes(&admin, &path, "failure", &Value::Null).await;
 }
 
+async fn who_is_away_for_a_while_misses_nothing(options: Options) {
+    let service = Service::start(open(options).with("WEBHOOK_TRIES", "1")).await;
+    let admin = service.admin();
+    let firmware = admin.image("2.1.0").await;
+    let mut receiver = Receiver::start(503, "").await;
+    let (path, _) = hook(&admin, &receiver.url(), &["campaign.*"]).await;
+    campaign(&admin, &firmware, "first").await;
+    for _ in 0..3 {
+        assert_eq!(receiver.next().await.event()["data"]["name"], "first");
+    }
+    let webhook = admin.get(&path).await.expect(200);
+    assert_eq!(
+        (&webhook["status"], &webhook["failure"]["tries"]),
+        (&json!("active"), &json!(0)),
+        "{webhook}"
+    );
+    receiver.answer(200);
+    campaign(&admin, &firmware, "second").await;
+    let mut told = Vec::new();
+    while told.last().is_none_or(|last| last != "second") {
+        told.push(receiver.next().await.event()["data"]["name"].clone());
+    }
+    told.dedup();
+    assert_eq!(told, ["first", "second"]);
+    let letters = admin.get(&format!("{path}/dead-letters")).await.expect(200);
+    assert_eq!(letters["count"], 0);
+}
+
 async fn a_redirect_is_not_followed_and_gone_is_gone(options: Options) {
     let service = Service::start(open(options).with("WEBHOOK_TRIES", "1")).await;
     let admin = service.admin();
@@ -383,6 +412,25 @@ async fn a_redirect_is_not_followed_and_gone_is_gone(options: Options) {
         "viewers read events"
     );
     assert_eq!(told["data"]["reason"], "it answered 410 Gone");
+    let id = webhook["webhook_id"].as_str().unwrap();
+    let audit = format!("/api/v1/ota/audit?entity_id={id}&action=webhook.disabled");
+    let record = &admin.get(&audit).await.expect(200)["audit"][0];
+    assert_eq!(
+        (&record["subject"], &record["authentication"]),
+        (&json!("ota_service"), &json!("service"))
+    );
+    assert_eq!(
+        (
+            &record["before"]["status"],
+            &record["after"]["status"],
+            &record["after"]["reason"]
+        ),
+        (
+            &json!("active"),
+            &json!("disabled"),
+            &json!("it answered 410 Gone")
+        )
+    );
     // Made active again, it gets what it has not taken.
     receiver.next().await;
     receiver.answer(200);

@@ -88,6 +88,7 @@ acts! {
     KeyRevoked Key "key.revoked" "It opens nothing any more.";
     WebhookCreated Webhook "webhook.created" "Somebody is told of events.";
     WebhookChanged Webhook "webhook.changed" "What is wanted of it was changed.";
+    WebhookDisabled Webhook "webhook.disabled" "It took nothing for too long, and is told of nothing any more.";
     WebhookDeleted Webhook "webhook.deleted" "It is told of nothing any more.";
     WebhookRetried Webhook "webhook.retried" "It has taken an event that had been laid aside.";
     WebhookDiscarded Webhook "webhook.discarded" "An event that had been laid aside for it was forgotten.";

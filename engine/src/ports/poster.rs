@@ -1,6 +1,7 @@
 //! The way to webhooks' receivers.
 
 use async_trait::async_trait;
+use device_ota_domain::webhook::NotTaken;
 
 /// One request to a receiver, signed.
 #[derive(Debug, Clone, Copy)]
@@ -17,22 +18,11 @@ pub struct Letter<'l> {
     pub body: &'l str,
 }
 
-/// Why a receiver has not taken it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PostError {
-    /// It may take it later; what happened, for people.
-    #[error("{0}")]
-    Failed(String),
-    /// It says that it is gone for good (410).
-    #[error("it answered 410 Gone")]
-    Gone,
-}
-
 /// Sends signed requests. Every call ends within a bounded time, follows no redirect, and reads no body.
 #[async_trait]
 pub trait Poster: Send + Sync + 'static {
     /// Whether anything may be sent there at all; what is wrong, when not.
     fn check(&self, url: &str) -> Result<(), String>;
     /// Sends it; good when the answer is of class 2xx.
-    async fn post(&self, letter: Letter<'_>) -> Result<(), PostError>;
+    async fn post(&self, letter: Letter<'_>) -> Result<(), NotTaken>;
 }

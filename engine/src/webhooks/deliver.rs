@@ -1,23 +1,26 @@
 //! Serves webhooks: each that has something due gets its events one after the other, side by side with the others, so that
 //! one that is slow delays itself alone. What came of each event is in the database before the next is sent.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use device_ota_domain::WebhookId;
+use device_ota_domain::audit::Act;
 use device_ota_domain::event::{Event, StoredEvent};
-use device_ota_domain::webhook::{Failed, Patience, Webhook, WebhookStatus};
-use jiff::SignedDuration;
+use device_ota_domain::webhook::{Failed, NotTaken, Patience, Webhook, WebhookStatus};
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::sign::Secret;
 use super::{MAX_WEBHOOKS, Webhooks};
+use crate::Caller;
+use crate::audit::facts;
 use crate::ports::StoreError;
 use crate::ports::clock::random;
-use crate::ports::poster::{Letter, PostError};
+use crate::ports::poster::Letter;
 use crate::ports::webhooks::Served;
 use crate::upkeep::EVENTS_WAIT;
 
@@ -27,123 +30,165 @@ const PAGE: u32 = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks between two looks for who is hopelessly late.
 const LOOKS: u32 = 600;
+/// Longest that a place is in memory alone that has moved over nothing but what is not wanted: a webhook that seldom wants
+/// something shall not cost a transaction for each page, and a restart looks through no more than that once more.
+const WRITE_PLACES_EVERY: Duration = Duration::from_secs(5);
 /// Events that may lie aside for one webhook before it is disabled; some 600 KiB.
 const MAX_DEAD_LETTERS: u64 = 1_000;
+
+/// How far a webhook has come over events that it does not want, while that is not written.
+struct Passed {
+    place: i64,
+    /// Of what was wanted then: somebody who wants something else wants it from the place that is written.
+    updated_at: Timestamp,
+    /// When the first of them was passed over.
+    since: Instant,
+}
+
+/// Who is served at the moment, and how far the others are beyond their places.
+#[derive(Default)]
+struct Rounds {
+    busy: HashSet<WebhookId>,
+    passed: HashMap<WebhookId, Passed>,
+    serving: JoinSet<(WebhookId, Option<Passed>)>,
+}
+
+impl Rounds {
+    /// Takes in those who are done, until the next look.
+    async fn pause(&mut self) {
+        let pause = tokio::time::sleep(LOOK_EVERY);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return,
+                Some(done) = self.serving.join_next() => match done {
+                    Ok((id, passed)) => {
+                        self.busy.remove(&id);
+                        self.passed.extend(passed.map(|passed| (id, passed)));
+                    }
+                    // Whose task it was is not known: all that runs no more may be served again.
+                    Err(error) => {
+                        tracing::error!(%error, "a webhook's task panicked");
+                        self.busy.clear();
+                        self.serving.shutdown().await;
+                    }
+                },
+            }
+        }
+    }
+}
 
 impl Webhooks {
     /// Serves all webhooks until `shutdown`. What is under way then is sent again after the next start.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut busy: HashSet<WebhookId> = HashSet::new();
-        let mut serving: JoinSet<WebhookId> = JoinSet::new();
+        let mut rounds = Rounds::default();
         let mut looks = 0_u32;
         loop {
             let late = looks.is_multiple_of(LOOKS);
             looks = looks.wrapping_add(1);
-            let look = self.look(late, &mut busy, &mut serving);
+            let look = async {
+                self.look(late, &mut rounds).await;
+                rounds.pause().await;
+            };
             if shutdown.run_until_cancelled(look).await.is_none() {
                 return;
             }
         }
     }
 
-    /// One look, and a pause in which those who are done leave.
-    async fn look(
-        self: &Arc<Self>,
-        late: bool,
-        busy: &mut HashSet<WebhookId>,
-        serving: &mut JoinSet<WebhookId>,
-    ) {
+    /// Begins to serve those who have something due.
+    async fn look(self: &Arc<Self>, late: bool, rounds: &mut Rounds) {
         if late && let Err(error) = self.disable_late().await {
             tracing::debug!(%error, "webhooks that are late wait for the database");
         }
-        match self
-            .engine
-            .store
-            .due_webhooks(self.engine.clock.now(), MAX_WEBHOOKS)
-            .await
-        {
-            Ok(due) => {
-                for served in due {
-                    if busy.insert(served.webhook.id.clone()) {
-                        let this = Arc::clone(self);
-                        serving.spawn(async move { this.serve(served).await });
-                    }
-                }
+        let now = self.engine.clock.now();
+        let due = match self.engine.store.due_webhooks(now, MAX_WEBHOOKS).await {
+            Ok(due) => due,
+            Err(error) => {
+                return tracing::debug!(%error, "webhooks wait for the database");
             }
-            Err(error) => tracing::debug!(%error, "webhooks wait for the database"),
-        }
-        let pause = tokio::time::sleep(LOOK_EVERY);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                () = &mut pause => return,
-                Some(done) = serving.join_next() => match done {
-                    Ok(id) => {
-                        busy.remove(&id);
-                    }
-                    // Whose task it was is not known: all that runs no more may be served again.
-                    Err(error) => {
-                        tracing::error!(%error, "a webhook's task panicked");
-                        busy.clear();
-                        serving.shutdown().await;
-                    }
-                },
+        };
+        // Who is beyond its place is due, unless somebody paused, changed or deleted it.
+        let mut passed = std::mem::take(&mut rounds.passed);
+        for served in due {
+            let id = &served.webhook.id;
+            if rounds.busy.insert(id.clone()) {
+                let (this, passed) = (Arc::clone(self), passed.remove(id));
+                let serving = async move { this.serve(served, passed).await };
+                rounds.serving.spawn(serving);
             }
         }
     }
 
     /// Sends what there is, until there is nothing more or somebody has to wait.
-    async fn serve(&self, served: Served) -> WebhookId {
+    async fn serve(&self, served: Served, passed: Option<Passed>) -> (WebhookId, Option<Passed>) {
         let id = served.webhook.id.clone();
-        if let Err(error) = self.send_all(served).await {
+        let sent = self.send_all(served, passed).await;
+        let passed = sent.unwrap_or_else(|error| {
             tracing::debug!(webhook.id = %id, %error, "a webhook waits for the database");
-        }
-        id
+            None
+        });
+        (id, passed)
     }
 
-    async fn send_all(&self, mut served: Served) -> Result<(), StoreError> {
+    async fn send_all(
+        &self,
+        mut served: Served,
+        passed: Option<Passed>,
+    ) -> Result<Option<Passed>, StoreError> {
         let filter = served.webhook.filter();
+        let updated_at = served.webhook.updated_at;
+        let mut since = None;
+        if let Some(passed) = passed.filter(|passed| passed.updated_at == updated_at) {
+            served.webhook.place = served.webhook.place.max(passed.place);
+            since = Some(passed.since);
+        }
         loop {
             let place = served.webhook.place;
             let events = self.engine.store.events_after(place, PAGE).await?;
             for event in &events {
                 if !filter.matches(event) {
                     served.webhook = served.webhook.passed_over(event.id);
+                    since.get_or_insert_with(Instant::now);
                     continue;
                 }
                 let began = Instant::now();
                 let sent = self.send(&served, event).await;
                 self.engine.metrics.delivered("webhook", began.elapsed());
-                let webhook = served.webhook.clone();
-                let goes_on = match sent {
-                    Ok(()) => {
-                        let webhook = webhook.delivered(event.id, self.engine.clock.now());
-                        self.moved(&webhook).await?.then_some(webhook)
-                    }
-                    Err(error) => self.failed(webhook, event, &error).await?,
-                };
-                // Somebody changed it meanwhile, or it has to wait.
-                let Some(webhook) = goes_on else {
-                    return Ok(());
-                };
-                served.webhook = webhook;
+                if let Err(why) = sent {
+                    self.failed(served.webhook, event, &why).await?;
+                    return Ok(None);
+                }
+                let now = self.engine.clock.now();
+                served.webhook = served.webhook.delivered(event.id, now);
+                if !self.moved(&served.webhook).await? {
+                    return Ok(None); // somebody changed it meanwhile
+                }
+                since = None;
             }
-            // What was passed over behind the last one that was sent.
-            if served.webhook.place > place && !self.moved(&served.webhook).await? {
-                return Ok(());
+            if since.is_some_and(|since| since.elapsed() >= WRITE_PLACES_EVERY) {
+                if !self.moved(&served.webhook).await? {
+                    return Ok(None);
+                }
+                since = None;
             }
             if events.len() < PAGE as usize {
-                return Ok(());
+                let place = served.webhook.place;
+                return Ok(since.map(|since| Passed {
+                    place,
+                    updated_at,
+                    since,
+                }));
             }
         }
     }
 
     /// Sends one event, signed.
-    pub(super) async fn send(&self, served: &Served, event: &StoredEvent) -> Result<(), PostError> {
+    pub(super) async fn send(&self, served: &Served, event: &StoredEvent) -> Result<(), NotTaken> {
         let secret: Secret = served
             .secret
             .parse()
-            .map_err(|_| PostError::Failed("its secret cannot be read".to_owned()))?;
+            .map_err(|_| NotTaken::Refused("its secret cannot be read".to_owned()))?;
         let (id, at) = (format!("evt_{}", event.id), self.engine.clock.now());
         let body = event.envelope().to_string();
         let signature = secret.sign(&id, at, &body);
@@ -165,37 +210,26 @@ impl Webhooks {
         Ok(moved)
     }
 
-    /// Writes down a failure; the webhook, when the next event has its turn at once.
+    /// Writes down a failure: it has to wait, or gets nothing any more.
     async fn failed(
         &self,
         webhook: Webhook,
         event: &StoredEvent,
-        error: &PostError,
-    ) -> Result<Option<Webhook>, StoreError> {
+        why: &NotTaken,
+    ) -> Result<(), StoreError> {
         let engine = &self.engine;
         engine.metrics.add("events_delayed", "webhook", 1);
-        if *error == PostError::Gone {
-            self.disable(webhook.disabled(error.to_string())).await?;
-            return Ok(None);
-        }
         let patience = Patience {
             tries: self.tries,
             spread: f64::from(u16::from_le_bytes(random(&*engine.entropy))) / f64::from(u16::MAX),
         };
-        let now = engine.clock.now();
-        match webhook.failed(event.id, &error.to_string(), now, patience) {
-            Failed::Later(webhook) => {
-                self.moved(&webhook).await?;
-                Ok(None)
-            }
-            Failed::Disabled(webhook) => {
-                self.disable(webhook).await?;
-                Ok(None)
-            }
+        match webhook.failed(event.id, why, engine.clock.now(), patience) {
+            Failed::Later(webhook) => self.moved(&webhook).await.map(drop),
+            Failed::Disabled(webhook) => self.disable(webhook).await,
             Failed::Dead(webhook, letter) => {
                 let mut tx = engine.store.begin().await?;
                 if !tx.webhook_moved(&webhook).await? {
-                    return Ok(None);
+                    return Ok(());
                 }
                 let letters = tx.lay_aside(&webhook.id, &letter, event).await?;
                 tx.commit().await?;
@@ -205,11 +239,10 @@ impl Webhooks {
                     "an event was laid aside: its webhook has not taken it"
                 );
                 if letters < MAX_DEAD_LETTERS {
-                    return Ok(Some(webhook));
+                    return Ok(());
                 }
                 let reason = format!("{letters} events lie aside; retry or delete them");
-                self.disable(webhook.disabled(reason)).await?;
-                Ok(None)
+                self.disable(webhook.disabled(reason)).await
             }
         }
     }
@@ -219,14 +252,26 @@ impl Webhooks {
         let WebhookStatus::Disabled { reason } = &webhook.status else {
             return Ok(());
         };
-        let engine = &self.engine;
-        let event = Event::webhook_disabled(webhook.id.as_str(), reason, engine.clock.now());
-        let mut tx = engine.store.begin().await?;
-        if tx.webhook_moved(&webhook).await? {
-            tx.append_events(&[event]).await?;
-            tx.commit().await?;
-            tracing::warn!(webhook.id = %webhook.id, reason, "a webhook was disabled");
+        let (id, now) = (&webhook.id, self.engine.clock.now());
+        let mut tx = self.engine.store.begin().await?;
+        if !tx.webhook_moved(&webhook).await? {
+            return Ok(()); // somebody changed it meanwhile
         }
+        let before = facts::webhook(&Webhook {
+            status: WebhookStatus::Active,
+            ..webhook.clone()
+        });
+        let mut after = facts::webhook(&webhook);
+        if let Some(after) = after.as_object_mut() {
+            after.insert("reason".to_owned(), reason.as_str().into());
+        }
+        let states = (Some(before), Some(after));
+        tx.append_audit(Caller::service().did(Act::WebhookDisabled, now, id, states))
+            .await?;
+        tx.append_events(&[Event::webhook_disabled(id.as_str(), reason, now)])
+            .await?;
+        tx.commit().await?;
+        tracing::warn!(webhook.id = %id, reason, "a webhook was disabled");
         Ok(())
     }
 

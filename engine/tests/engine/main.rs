@@ -18,3 +18,4 @@ mod ingest;
 mod rollout;
 mod single;
 mod upload;
+mod webhooks;

@@ -37,7 +37,7 @@ pub(crate) struct WebhookDto<'w> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = WebhookFailure)]
 struct FailureDto<'w> {
-    /// Tries of the present event so far.
+    /// How often the receiver was there and refused the present event, so far.
     tries: u32,
     /// Since when nothing was taken.
     since: Timestamp,

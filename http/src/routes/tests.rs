@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
+use device_ota_domain::webhook::NotTaken;
 use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::keyring::Keyring;
-use device_ota_engine::ports::poster::{Letter, PostError, Poster};
+use device_ota_engine::ports::poster::{Letter, Poster};
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy};
 use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks};
 use device_ota_objects::LocalFolder;
@@ -55,8 +56,8 @@ impl Poster for World {
         Err(format!("nothing can be reached from here, not even {url}"))
     }
 
-    async fn post(&self, _: Letter<'_>) -> Result<(), PostError> {
-        Err(PostError::Gone)
+    async fn post(&self, _: Letter<'_>) -> Result<(), NotTaken> {
+        Err(NotTaken::Gone)
     }
 }
 
