@@ -1,5 +1,5 @@
 //! Devices that stay away: each absence is told of once, as the event `device.offline`, and not before the service has
-//! listened for as long as a device may be away.
+//! listened for as long as a device may be away: a device that came back while the database or the broker was away is not.
 
 use std::collections::HashSet;
 

@@ -41,6 +41,9 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
             _ = tick.tick() => true,
         };
         if timed && let Err(error) = engine.keep_time().await {
+            if matches!(error, crate::Error::Store(_)) {
+                engine.missed_something();
+            }
             log(&error, "expiry");
         }
         if let Err(error) = engine.dispatch_all().await {
@@ -134,6 +137,20 @@ impl Engine {
             self.send_due(due).await;
         }
         Ok(())
+    }
+
+    /// Something may have been said that was not heard, because the database was away for a moment: nobody is called
+    /// silent before they have had their time anew.
+    pub(crate) fn missed_something(&self) {
+        self.listening.breaks();
+        self.attentive.breaks();
+    }
+
+    /// Whether devices can be heard at all. Without a word from here they can; whoever finds that they cannot, such as the
+    /// link to a broker, says so, and says when they can again.
+    pub fn hears(&self, hears: bool) {
+        self.listening.hears(hears);
+        self.attentive.hears(hears);
     }
 
     /// What falls due with time: leases, deadlines, lost devices, unanswered offers, download counts.
@@ -251,31 +268,6 @@ impl Engine {
             tx.count_downloads(firmware, *downloads).await?;
         }
         Ok(tx.commit().await?)
-    }
-}
-
-/// Since when the service has listened to devices without a break: nobody is called silent before it has listened for
-/// a whole lease. Breaks are a start, a database that was away, a machine that slept, a clock that was set.
-#[derive(Default)]
-pub(crate) struct Listening(std::sync::Mutex<Option<(Timestamp, Timestamp)>>);
-
-impl Listening {
-    pub(crate) fn for_a_lease(&self, now: Timestamp, lease: SignedDuration) -> bool {
-        let mut known = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let since = match *known {
-            Some((since, last))
-                if last <= now
-                    && now.duration_since(last) < lease.max(SignedDuration::from_secs(10)) =>
-            {
-                since
-            }
-            _ => now,
-        };
-        *known = Some((since, now));
-        now.duration_since(since) >= lease
     }
 }
 

@@ -289,6 +289,8 @@ async fn until_settled(
 }
 
 fn report(engine: &Engine, error: &StoreError, messages: usize) {
+    // What it says is not in the database yet, and what is there says that its devices are away.
+    engine.missed_something();
     engine.metrics.add("ingest_retries", "database", 1);
     let cause = std::error::Error::source(error).map(ToString::to_string);
     tracing::warn!(%error, cause, batch.messages = messages, "a batch of reports waits for the database");

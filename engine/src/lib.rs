@@ -28,6 +28,7 @@ pub mod inbound;
 mod ingest;
 mod introspection;
 pub mod keyring;
+mod listening;
 pub mod metrics;
 mod offers;
 pub mod ports;
@@ -112,8 +113,8 @@ pub struct Engine {
     offers: offers::OfferCache,
     known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
-    listening: dispatch::Listening,
-    attentive: dispatch::Listening,
+    listening: listening::Listening,
+    attentive: listening::Listening,
     dispatch: Notify,
     credentials: Notify,
     chunks: mpsc::Sender<chunks::Wanted>,
@@ -155,8 +156,8 @@ impl Engine {
             offers: offers::OfferCache::default(),
             known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
-            listening: dispatch::Listening::default(),
-            attentive: dispatch::Listening::default(),
+            listening: listening::Listening::default(),
+            attentive: listening::Listening::default(),
             dispatch: Notify::new(),
             credentials: Notify::new(),
             chunks,

@@ -31,12 +31,12 @@ statements! {
          metrics = COALESCE(v.metrics, device_latest.metrics) \
          FROM v WHERE device_latest.device_key = v.device_key";
     // Apart from what heartbeats change, so that these leave the index of the connected alone. A session may have come and
-    // gone within one batch; a second good-bye of the same one is no other absence.
-    CONNECTED[Int, Int, Int, Int, Int] =
-        "WITH v (device_key, last_seen, online, session, left_at) AS (VALUES {rows}) UPDATE device_latest SET \
+    // gone within one batch; a second good-bye is no other absence, whichever session it is said to be of.
+    CONNECTED[Int, Int, Int, Int, Int, Int] =
+        "WITH v (device_key, last_seen, online, session, left_at, was_there) AS (VALUES {rows}) UPDATE device_latest SET \
          online = v.online, session = v.session, \
          offline_since = CASE WHEN v.online = 1 THEN NULL \
-             WHEN device_latest.online = 1 OR v.session > device_latest.session \
+             WHEN device_latest.online = 1 OR v.was_there = 1 \
                  THEN COALESCE(v.left_at, device_latest.last_seen) \
              ELSE device_latest.offline_since END \
          FROM v WHERE device_latest.device_key = v.device_key AND (v.session >= device_latest.session \
@@ -156,6 +156,7 @@ pub(crate) async fn touch<D: Dialect>(
                 .flag(*online)
                 .int(*session)
                 .time(touch.left_at)
+                .flag(touch.was_there)
         },
     )
     .await

@@ -77,8 +77,17 @@ impl Fold {
     fn presence(&mut self, message: &Inbound, online: bool, session: i64) {
         let touch = self.touch(&message.device);
         if touch.online.is_none_or(|(_, known)| known <= session) {
+            touch.was_there |= online || touch.online.is_some_and(|(known, _)| known);
+            // A second good-bye within the batch is no other absence.
+            let first = touch.online.is_none_or(|(known, _)| known);
+            touch.left_at = if online {
+                None
+            } else if first {
+                Some(message.at)
+            } else {
+                touch.left_at
+            };
             touch.online = Some((online, session));
-            touch.left_at = (!online).then_some(message.at);
         }
         if online {
             touch.last_seen = Some(message.at);

@@ -195,6 +195,8 @@ pub struct Touch {
     pub online: Option<(bool, i64)>,
     /// When it left, if `online` says that it is gone.
     pub left_at: Option<Timestamp>,
+    /// It was connected by that session before it left: whoever was not there cannot leave, and no other absence begins.
+    pub was_there: bool,
     /// Running version.
     pub version: Option<String>,
     /// Running slot.

@@ -32,6 +32,7 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
         presence: Presence::default(),
         last_session: 0,
     };
+    engine.hears(false);
     let mut max_incoming = MAX_PACKET;
     let mut pause = Pause::default();
     while !shutdown.is_cancelled() {
@@ -44,6 +45,7 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
             () = forget_idle(link) => None,
         };
         link.set_receiving(false);
+        engine.hears(false);
         max_incoming = lost.as_ref().and_then(too_large).unwrap_or(MAX_PACKET);
         if let Some(lost) = lost {
             engine.metrics().add("mqtt_link", "lost", 1);
@@ -111,6 +113,7 @@ impl Intake<'_> {
                         );
                     }
                     self.link.set_receiving(granted);
+                    self.engine.hears(granted);
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.take(publish, ledger).await?,
                 Ok(_) => {}

@@ -296,6 +296,7 @@ async fn a_touch_changes_only_what_it_says(store: &dyn Store) {
         last_seen: Some(at(10)),
         online: Some((true, 5)),
         left_at: None,
+        was_there: false,
         version: Some("1.1.0".into()),
         slot: Some("b"),
         confirmed: Some(true),
@@ -357,6 +358,7 @@ async fn an_absence_is_known_until_it_is_told(store: &dyn Store) {
         device: keys[n],
         online: Some((false, session)),
         left_at: Some(at(left_at)),
+        was_there: false,
         ..Touch::default()
     };
     let away = async |before| {
@@ -374,6 +376,8 @@ async fn an_absence_is_known_until_it_is_told(store: &dyn Store) {
     assert_eq!(away(1_000).await, [], "all are there");
     touch(store, &[leave(0, 1, 50), leave(1, 1, 40)]).await;
     touch(store, &[leave(0, 1, 60)]).await;
+    // An external broker's last will, which comes late and is of no session that we know.
+    touch(store, &[leave(0, 9, 61), leave(1, 9, 61)]).await;
     assert_eq!(away(39).await, []);
     assert_eq!(
         away(50).await,
@@ -381,16 +385,26 @@ async fn an_absence_is_known_until_it_is_told(store: &dyn Store) {
         "longest first, and since the first good-bye"
     );
     let read = store.away(at(50), 10).await.unwrap();
-    online(store, &keys[..1]).await;
+    let back = Touch {
+        online: Some((true, 10)),
+        ..online_touch(keys[0])
+    };
+    touch(store, &[back]).await;
     let settled = settle(&[(&read[0], None), (&read[1], None)]).await;
     assert_eq!(settled, [keys[1]], "the other one came back");
     assert_eq!(away(1_000).await, [], "it was told");
+    touch(store, &[leave(1, 11, 69)]).await;
+    assert_eq!(away(1_000).await, [], "and not a second time");
     let mut tx = store.begin().await.unwrap();
     tx.reset_presence(at(70)).await.unwrap();
     tx.commit().await.unwrap();
     let read = store.away(at(70), 10).await.unwrap();
     assert_eq!(read.len(), 2, "not who was away before");
-    touch(store, &[leave(1, 2, 65)]).await;
+    let flash = Touch {
+        was_there: true,
+        ..leave(1, 12, 65)
+    };
+    touch(store, &[flash]).await;
     let flash = away(69).await;
     assert_eq!(flash, [(keys[1], at(65))], "it came and went in one batch");
     let later = settle(&[(&read[0], Some(at(80)))]).await;
