@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::campaign::Group;
 use crate::ids::{CampaignId, FirmwareId};
@@ -36,7 +36,7 @@ pub struct Amount {
     pub updates: i64,
     /// From the first offer to the completion, in microseconds; of completed ones alone.
     pub micros: i64,
-    /// Bytes downloaded by attempts that have ended.
+    /// Bytes of the image that were downloaded by attempts that have ended, each once.
     pub bytes: i64,
 }
 
@@ -138,6 +138,17 @@ impl Update {
     }
 }
 
+/// An update or rollback that has ended, and how long that took from its first offer on; one that was never offered is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Took {
+    /// Forward or back.
+    pub action: Action,
+    /// How it ended.
+    pub group: Group,
+    /// How long after its first offer.
+    pub after: SignedDuration,
+}
+
 /// Changes of the figures, added up until they are written. In order, so that all who write take locks in the same order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ledger {
@@ -145,6 +156,8 @@ pub struct Ledger {
     pub shares: BTreeMap<Share, Amount>,
     /// By when they ended.
     pub ends: BTreeMap<End, Amount>,
+    /// Those that have ended, one by one.
+    pub took: Vec<Took>,
 }
 
 impl Ledger {
@@ -158,6 +171,14 @@ impl Ledger {
     pub fn moved(&mut self, before: &Standing, after: &Update) {
         self.put(after, before, before.amount.negated());
         self.born(after);
+        if before.group != after.group() {
+            let begun = after.started_at.zip(after.ended_at());
+            self.took.extend(begun.map(|(from, to)| Took {
+                action: after.action,
+                group: after.group(),
+                after: to.duration_since(from),
+            }));
+        }
     }
 
     fn put(&mut self, update: &Update, standing: &Standing, amount: Amount) {
@@ -193,6 +214,7 @@ impl Ledger {
         for (end, amount) in other.ends {
             add(&mut self.ends, end, amount);
         }
+        self.took.extend(other.took);
     }
 
     /// Nothing changes.

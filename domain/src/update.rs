@@ -50,16 +50,17 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Bytes of the image, by the registry.
     pub bytes_total: u64,
-    /// Bytes that the attempts before the present one downloaded.
+    /// Bytes of the image that the attempts before the present one downloaded; the most that one of them did.
     pub bytes_earlier: u64,
     /// Bytes a second.
     pub speed_bps: u64,
 }
 
 impl Progress {
-    /// Bytes that all attempts together downloaded.
+    /// Bytes of the image that were downloaded so far: each once, so that an attempt that goes on where the one before it
+    /// stopped adds the rest alone.
     pub fn downloaded(&self) -> u64 {
-        self.bytes_earlier.saturating_add(self.bytes_done)
+        self.bytes_earlier.max(self.bytes_done)
     }
 }
 

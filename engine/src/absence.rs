@@ -44,7 +44,7 @@ impl Engine {
             .map(|(a, _)| Event::offline(&a.device_id, a.last_seen, a.since, now))
             .collect();
         tx.append_events(&events).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         Ok(away.len() == PIECE as usize)
     }
 }

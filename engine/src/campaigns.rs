@@ -133,7 +133,7 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         let (campaign, _) = locked(tx.as_mut(), id).await?;
         cancel(tx.as_mut(), campaign, now, by).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.wake();
         self.campaign(id).await
     }
@@ -183,7 +183,7 @@ impl Engine {
     ) -> Result<CampaignView> {
         let id = campaign.id.clone();
         put(tx.as_mut(), before, campaign, event_type, now, by).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.wake();
         self.campaign(&id).await
     }

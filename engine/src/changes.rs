@@ -9,8 +9,17 @@ use device_ota_domain::event::Event;
 use device_ota_domain::statistics::{Ledger, Standing};
 use jiff::Timestamp;
 
+use crate::Engine;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
+
+impl Engine {
+    /// Makes a transaction durable, and notes what has ended with it.
+    pub(crate) async fn commit(&self, tx: Box<dyn Tx>) -> Result<(), StoreError> {
+        self.metrics.moved(&tx.commit().await?);
+        Ok(())
+    }
+}
 
 /// Changed updates, collected until they are written.
 #[derive(Default)]

@@ -88,7 +88,7 @@ impl Engine {
                     .await?;
             }
         }
-        tx.commit().await?;
+        self.commit(tx).await?;
         let created = outcomes
             .iter()
             .filter(|outcome| matches!(outcome, Registered::Created(_)))
@@ -141,7 +141,7 @@ impl Engine {
         let (engine, id) = (self.clone(), id.clone());
         to_its_end(async move {
             engine.known.doubt(&id);
-            let committed = tx.commit().await;
+            let committed = engine.commit(tx).await;
             engine.known.revoke(&id);
             committed?;
             engine.downlink.disconnect(&id).await;
@@ -216,7 +216,7 @@ impl Engine {
         );
         tx.append_audit(by.did(Act::DeviceChanged, now, id, states))
             .await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = ended.len(), "device changed");
         self.wake();
         self.device(id).await
@@ -260,7 +260,7 @@ impl Engine {
             let mut tx = self.store.begin().await?;
             let left = tx.updates(&left).await?;
             abandon(tx.as_mut(), left, now).await?;
-            tx.commit().await?;
+            self.commit(tx).await?;
             self.wake();
         }
     }
@@ -287,7 +287,7 @@ impl Engine {
     pub async fn reset_presence(&self) -> Result<()> {
         let mut tx = self.store.begin().await?;
         tx.reset_presence(self.clock.now()).await?;
-        Ok(tx.commit().await?)
+        Ok(self.commit(tx).await?)
     }
 }
 

@@ -111,7 +111,7 @@ impl Engine {
             pass.carry_out(action).await?;
         }
         let (due, more) = (pass.due, pass.more);
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.send_due(due).await;
         Ok(more)
     }
@@ -133,7 +133,7 @@ impl Engine {
             }
             let mut tx = self.store.begin().await?;
             let (due, _) = claim(self, tx.as_mut(), &query).await?;
-            tx.commit().await?;
+            self.commit(tx).await?;
             self.send_due(due).await;
         }
         Ok(())
@@ -194,7 +194,7 @@ impl Engine {
         }
         let moved = changes.moves_counters();
         changes.write(tx.as_mut()).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         if moved {
             self.wake();
         }
@@ -240,7 +240,7 @@ impl Engine {
         tx.save_updates(&updates).await?;
         let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
         let grounds = tx.draw_seqs(&devices).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.metrics
             .add("offers_again", "unanswered", updates.len() as u64);
         self.send_due(pair(updates, grounds)).await;
@@ -267,7 +267,7 @@ impl Engine {
         for (firmware, downloads) in counts {
             tx.count_downloads(firmware, *downloads).await?;
         }
-        Ok(tx.commit().await?)
+        Ok(self.commit(tx).await?)
     }
 }
 

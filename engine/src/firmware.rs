@@ -321,7 +321,7 @@ impl Engine {
         let (act, at) = (Act::FirmwareUploaded, firmware.created_at);
         tx.append_audit(by.did(act, at, &firmware.id, states))
             .await?;
-        tx.commit().await
+        self.commit(tx).await
     }
 
     async fn forget_object(&self, sha256: &str) {

@@ -110,6 +110,8 @@ pub struct Engine {
     uplinks: Uplinks,
     metrics: Arc<Metrics>,
     snapshot: metrics::Kept,
+    /// The names of the receivers of events.
+    sinks: Vec<&'static str>,
     offers: offers::OfferCache,
     known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
@@ -153,6 +155,7 @@ impl Engine {
             uplinks,
             metrics: Arc::default(),
             snapshot: metrics::Kept::default(),
+            sinks: parts.sinks.iter().map(|sink| sink.name()).collect(),
             offers: offers::OfferCache::default(),
             known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
@@ -223,9 +226,8 @@ impl Engine {
             "feed"
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
-        let names = sinks.iter().map(|sink| sink.name()).collect();
         loops.spawn(async move {
-            upkeep::run(engine, names, stop).await;
+            upkeep::run(engine, stop).await;
             "upkeep"
         });
         for sink in sinks {

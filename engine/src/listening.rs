@@ -37,6 +37,11 @@ impl Listening {
         state.unbroken = None;
     }
 
+    /// Whether anything can be heard at the moment.
+    pub(crate) fn can_hear(&self) -> bool {
+        !self.state().deaf
+    }
+
     /// Whether it has listened for that long.
     pub(crate) fn for_a_lease(&self, now: Timestamp, lease: SignedDuration) -> bool {
         let mut state = self.state();

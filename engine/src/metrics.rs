@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use counters::Counters;
+use device_ota_domain::statistics::Ledger;
 pub(crate) use exposition::Kept;
 
 /// What every name begins with.
@@ -22,17 +23,6 @@ const PREFIX: &str = "device_ota";
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
-
-/// An update or rollback that a report has ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Ended {
-    /// `update` or `rollback`.
-    pub(crate) action: &'static str,
-    /// As what.
-    pub(crate) status: &'static str,
-    /// How long after its first offer.
-    pub(crate) after: Duration,
-}
 
 /// The figures of this process.
 #[derive(Debug)]
@@ -178,11 +168,15 @@ impl Metrics {
         self.uploads.observe(bytes as f64);
     }
 
-    pub(crate) fn ended(&self, ended: &[Ended]) {
-        for end in ended {
-            let labels = [("action", end.action), ("status", end.status)];
+    /// Something was committed.
+    pub(crate) fn moved(&self, ledger: &Ledger) {
+        for took in &ledger.took {
+            let labels = [
+                ("action", took.action.name()),
+                ("status", took.group.name()),
+            ];
             let updates = self.updates.get_or_create(&labels);
-            updates.observe(end.after.as_secs_f64());
+            updates.observe(took.after.as_secs_f64().max(0.0)); // the clock may have been set
         }
     }
 }

@@ -70,7 +70,7 @@ async fn relay(engine: &Engine, sink: &dyn EventSink) -> Result<usize, RelayErro
     if let Some(up_to) = delivered {
         let mut tx = engine.store.begin().await?;
         tx.events_delivered(sink.name(), up_to).await?;
-        tx.commit().await?;
+        engine.commit(tx).await?;
     }
     match failed {
         Some(error) => Err(error.into()),

@@ -32,7 +32,7 @@ impl Engine {
         );
         tx.append_audit(by.did(Act::RingsChanged, now, "rings", states))
             .await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(by = by.subject(), rings = ?shares, "rings changed");
         Ok(settings)
     }

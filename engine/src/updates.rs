@@ -87,7 +87,7 @@ impl Engine {
         } else {
             Vec::new()
         };
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(update.id = %id, by = by.subject(), "update cancelled");
         self.send_due(crate::offers::pair(vec![update], grounds))
             .await;
@@ -138,7 +138,7 @@ impl Engine {
         let mut changes = Changes::default();
         changes.record(&before, update, now);
         changes.write(tx.as_mut()).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(update.id = %id, by = by.subject(), "update retried");
         self.wake();
         self.update(id).await

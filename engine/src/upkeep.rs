@@ -30,12 +30,8 @@ const DELETED_OVERLAP: SignedDuration = SignedDuration::from_mins(5);
 /// Events deleted in one transaction.
 const EVENTS_PIECE: u32 = 1_000;
 
-/// Keeps house until `shutdown`. `sinks` are the receivers whose events are kept until they have taken them.
-pub(crate) async fn run(
-    engine: Arc<Engine>,
-    sinks: Vec<&'static str>,
-    shutdown: CancellationToken,
-) {
+/// Keeps house until `shutdown`.
+pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
     let mut ticks = 0_u32;
     let mut settled = Timestamp::UNIX_EPOCH;
     loop {
@@ -45,7 +41,7 @@ pub(crate) async fn run(
             report("indexing heartbeats", engine.index_heartbeats().await);
             if prunes {
                 report("pruning heartbeats", engine.prune_heartbeats().await);
-                report("pruning events", engine.prune_events(&sinks).await);
+                report("pruning events", engine.prune_events().await);
                 report("pruning figures", engine.prune_figures().await);
                 match engine.settle_deleted(settled).await {
                     Ok(looked_at) => settled = looked_at - DELETED_OVERLAP,
@@ -93,14 +89,15 @@ impl Engine {
         self.store.prune_ends(self.ends_kept_from()).await
     }
 
-    async fn prune_events(&self, sinks: &[&str]) -> Result<(), StoreError> {
+    /// Lets events go that all receivers have taken.
+    async fn prune_events(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         let (before, whatever) = (now - EVENTS_KEPT, now - EVENTS_WAIT);
         let mut pruned = u64::from(EVENTS_PIECE);
         while pruned == u64::from(EVENTS_PIECE) {
             pruned = self
                 .store
-                .prune_events(sinks, before, whatever, EVENTS_PIECE)
+                .prune_events(&self.sinks, before, whatever, EVENTS_PIECE)
                 .await?;
         }
         Ok(())

@@ -89,7 +89,7 @@ impl Webhooks {
         let states = (None, Some(facts::webhook(&webhook)));
         tx.append_audit(by.did(Act::WebhookCreated, now, &webhook.id, states))
             .await?;
-        tx.commit().await?;
+        self.engine.commit(tx).await?;
         tracing::info!(webhook.id = %webhook.id, by = by.subject(), "webhook made");
         Ok((webhook, secret.into()))
     }
@@ -136,7 +136,7 @@ impl Webhooks {
         let states = (Some(known), Some(changed));
         tx.append_audit(by.did(Act::WebhookChanged, now, id, states))
             .await?;
-        tx.commit().await?;
+        self.engine.commit(tx).await?;
         tracing::info!(webhook.id = %id, by = by.subject(), "webhook changed");
         Ok(after)
     }
@@ -152,7 +152,7 @@ impl Webhooks {
         let now = self.engine.clock.now();
         tx.append_audit(by.did(Act::WebhookDeleted, now, id, states))
             .await?;
-        tx.commit().await?;
+        self.engine.commit(tx).await?;
         tracing::info!(webhook.id = %id, by = by.subject(), "webhook deleted");
         Ok(webhook)
     }
@@ -200,7 +200,7 @@ impl Webhooks {
             let states = (Some(json!({ "event_id": letter.letter.event })), None);
             let now = self.engine.clock.now();
             tx.append_audit(by.did(act, now, id, states)).await?;
-            tx.commit().await?;
+            self.engine.commit(tx).await?;
         }
         tracing::info!(webhook.id = %id, event.id = letter.letter.event, by = by.subject(), "dead letter gone");
         Ok(letter)

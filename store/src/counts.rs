@@ -32,20 +32,9 @@ const GROUPS: [Group; 5] = [
     Group::Cancelled,
 ];
 
-/// The group's name in the database.
-pub(crate) const fn group_name(group: Group) -> &'static str {
-    match group {
-        Group::Pending => "pending",
-        Group::InFlight => "in_flight",
-        Group::Completed => "completed",
-        Group::Failed => "failed",
-        Group::Cancelled => "cancelled",
-    }
-}
-
 /// The group of that name.
 pub(crate) fn group_of(name: &str) -> Option<Group> {
-    GROUPS.into_iter().find(|group| group_name(*group) == name)
+    GROUPS.into_iter().find(|group| group.name() == name)
 }
 
 /// The action of that name.

@@ -8,7 +8,7 @@ use device_ota_domain::update::Action;
 use device_ota_engine::ports::figures::Figure;
 
 use crate::SqlStore;
-use crate::counts::{action_of, group_name, group_of};
+use crate::counts::{action_of, group_of};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements};
@@ -20,8 +20,8 @@ macro_rules! counted {
             "SELECT campaign_id, action, firmware_id, device_type, state, \
              CASE WHEN state = 'failed' THEN failure_code END AS failure_code, stage, ended_at / 60000000 AS minute, \
              COUNT(*) AS updates, CAST(SUM(CASE WHEN state = 'completed' \
-             AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END) AS BIGINT) AS micros, CAST(SUM(bytes_earlier + \
-             CASE WHEN state = 'in_flight' THEN 0 ELSE bytes_done END) AS BIGINT) AS bytes FROM device_updates ",
+             AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END) AS BIGINT) AS micros, CAST(SUM(CASE WHEN state = 'in_flight' OR bytes_earlier > bytes_done \
+             THEN bytes_earlier ELSE bytes_done END) AS BIGINT) AS bytes FROM device_updates ",
             $condition,
             " GROUP BY campaign_id, action, firmware_id, device_type, state, \
              CASE WHEN state = 'failed' THEN failure_code END, stage, ended_at / 60000000"
@@ -84,7 +84,7 @@ pub(crate) async fn write<D: Dialect>(
             .text(share.action.name())
             .text(share.firmware.as_ref().map_or("", |id| id.as_str()))
             .text(share.device_type.as_deref().unwrap_or_default())
-            .text(group_name(share.group))
+            .text(share.group.name())
             .text(share.failure.as_deref().unwrap_or_default());
         bind_amount(args, **amount)
     })
@@ -94,7 +94,7 @@ pub(crate) async fn write<D: Dialect>(
         let args = args
             .int(end.minute)
             .text(end.action.name())
-            .text(group_name(end.group));
+            .text(end.group.name());
         bind_amount(args, **amount)
     })
     .await
@@ -198,6 +198,7 @@ pub(crate) async fn ledger<D: Dialect>(conn: &mut D::Connection) -> Result<Ledge
     Ok(Ledger {
         shares: shares.filter(|(_, amount)| !amount.is_zero()).collect(),
         ends: ends.filter(|(_, amount)| !amount.is_zero()).collect(),
+        took: Vec::new(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::firmware::Firmware;
-use device_ota_domain::statistics::{Amount, Ledger, Share, minute_of};
+use device_ota_domain::statistics::{Amount, Ledger, Share, Took, minute_of};
 use device_ota_domain::update::Action;
 use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::{Aim, RollbackTerms};
@@ -16,10 +16,14 @@ use crate::sql::{self, Args, Record, statements};
 use crate::targets::{bind_aim, cuts, meant, verdict};
 use crate::{campaigns, counts, rollbacks};
 
+/// Updates that are moved in one statement: their rows are read back, and a campaign may have a million.
+const PAGE: u32 = 10_000;
+
 /// What is told of updates that are moved at a stroke.
 macro_rules! moved {
     () => {
-        "number, stage, firmware_id, device_type, ended_at, bytes_earlier + bytes_done AS bytes"
+        "number, stage, firmware_id, device_type, started_at, ended_at, \
+         CASE WHEN bytes_earlier > bytes_done THEN bytes_earlier ELSE bytes_done END AS bytes"
     };
 }
 
@@ -79,18 +83,19 @@ statements! {
          ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
     CANCEL_PENDING = concat!(
         "UPDATE device_updates SET state = 'cancelled', ended_at = $2, updated_at = $2, check_at = NULL \
-         WHERE campaign_id = $1 AND action = $3 AND state = 'pending' RETURNING ",
+         WHERE state = 'pending' AND number IN (SELECT u.number FROM device_updates u WHERE u.campaign_id = $1 \
+             AND u.number > $4 AND u.action = $3 AND u.state = 'pending' ORDER BY u.number LIMIT $5) RETURNING ",
         moved!()
     );
     // A rollback that was born cancelled, or whose device has moved on since, has nothing to take back.
     REVIVABLE = concat!(
         "SELECT ",
         moved!(),
-        " FROM device_updates WHERE campaign_id = $1 AND action = 'rollback' AND state = 'cancelled' \
+        " FROM device_updates WHERE campaign_id = $1 AND number > $2 AND action = 'rollback' AND state = 'cancelled' \
          AND firmware_id IS NOT NULL AND EXISTS (SELECT 1 FROM device_latest l \
              WHERE l.device_key = device_updates.device_key \
              AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) \
-         ORDER BY device_key, number {for_update}"
+         ORDER BY number LIMIT $3 {for_update}"
     );
     REVIVE = "UPDATE device_updates SET state = 'pending', due_at = $2, ended_at = NULL, updated_at = $2, \
          give_up_at = $3, check_at = $3 WHERE number {any_int:$1}";
@@ -185,20 +190,20 @@ pub(crate) async fn cancel_pending<D: Dialect>(
     action: Action,
     at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
-    let args = Args::<D>::new()
-        .text(campaign.as_str())
-        .time(at)
-        .text(action.name());
-    let rows = sql::fetch_all(conn, &CANCEL_PENDING, args, read_moved).await?;
-    let stroke = Moves {
-        campaign,
-        action,
-        from: Group::Pending,
-        to: Group::Cancelled,
-        at,
-    };
-    stroke.count::<D>(conn, ledger, &rows).await?;
-    Ok(rows.into_iter().map(|row| row.number).collect())
+    let mut stroke = Moves::new(campaign, action, Group::Pending, Group::Cancelled, at);
+    loop {
+        let args = Args::<D>::new()
+            .text(campaign.as_str())
+            .time(at)
+            .text(action.name())
+            .int(stroke.last)
+            .int(i64::from(PAGE));
+        let rows = sql::fetch_all(conn, &CANCEL_PENDING, args, read_moved).await?;
+        if rows.is_empty() {
+            return stroke.finish::<D>(conn).await;
+        }
+        stroke.take(ledger, &rows);
+    }
 }
 
 /// Lets the campaign's cancelled rollbacks wait once more; answers the rows' numbers.
@@ -209,20 +214,22 @@ pub(crate) async fn revive_rollbacks<D: Dialect>(
     at: Timestamp,
     give_up_at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
-    let args = Args::<D>::new().text(campaign.as_str());
-    let rows = sql::fetch_all(conn, &REVIVABLE, args, read_moved).await?;
-    let numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
-    let args = Args::<D>::new().ints(&numbers).time(at).time(give_up_at);
-    sql::execute(conn, &REVIVE, args).await?;
-    let stroke = Moves {
-        campaign,
-        action: Action::Rollback,
-        from: Group::Cancelled,
-        to: Group::Pending,
-        at,
-    };
-    stroke.count::<D>(conn, ledger, &rows).await?;
-    Ok(numbers)
+    let (from, to) = (Group::Cancelled, Group::Pending);
+    let mut stroke = Moves::new(campaign, Action::Rollback, from, to, at);
+    loop {
+        let args = Args::<D>::new()
+            .text(campaign.as_str())
+            .int(stroke.last)
+            .int(i64::from(PAGE));
+        let rows = sql::fetch_all(conn, &REVIVABLE, args, read_moved).await?;
+        if rows.is_empty() {
+            return stroke.finish::<D>(conn).await;
+        }
+        let numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
+        let args = Args::<D>::new().ints(&numbers).time(at).time(give_up_at);
+        sql::execute(conn, &REVIVE, args).await?;
+        stroke.take(ledger, &rows);
+    }
 }
 
 /// An update that is moved at a stroke.
@@ -231,6 +238,7 @@ struct Moved {
     stage: u16,
     firmware: Option<FirmwareId>,
     device_type: Option<String>,
+    started_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
     bytes: i64,
 }
@@ -242,30 +250,50 @@ fn read_moved<D: Dialect>(row: &Record<'_, D>) -> Result<Moved, DbError> {
         stage: row.uint("stage")?,
         firmware: row.parse_opt("firmware_id")?,
         device_type: row.string_opt("device_type")?,
+        started_at: row.time_opt("started_at")?,
         ended_at: row.time_opt("ended_at")?,
         bytes: row.int("bytes")?,
     })
 }
 
-/// What rows that are moved at a stroke have in common.
+/// Rows that are moved at a stroke, page by page.
 struct Moves<'m> {
     campaign: &'m CampaignId,
     action: Action,
     from: Group,
     to: Group,
     at: Timestamp,
+    numbers: Vec<i64>,
+    /// The highest of the numbers.
+    last: i64,
+    deltas: BTreeMap<Delta, u64>,
 }
 
-impl Moves<'_> {
-    /// Moves the counters, and notes how the figures move.
-    async fn count<D: Dialect>(
-        &self,
-        conn: &mut D::Connection,
-        ledger: &mut Ledger,
-        rows: &[Moved],
-    ) -> Result<(), DbError> {
-        let mut deltas: BTreeMap<Delta, u64> = BTreeMap::new();
+impl<'m> Moves<'m> {
+    fn new(
+        campaign: &'m CampaignId,
+        action: Action,
+        from: Group,
+        to: Group,
+        at: Timestamp,
+    ) -> Self {
+        Self {
+            campaign,
+            action,
+            from,
+            to,
+            at,
+            numbers: Vec::new(),
+            last: 0,
+            deltas: BTreeMap::new(),
+        }
+    }
+
+    /// Notes a page, and how the figures move with it.
+    fn take(&mut self, ledger: &mut Ledger, rows: &[Moved]) {
         for row in rows {
+            self.numbers.push(row.number);
+            self.last = self.last.max(row.number);
             let delta = Delta {
                 campaign: self.campaign.clone(),
                 action: self.action,
@@ -273,7 +301,7 @@ impl Moves<'_> {
                 from: Some(self.from),
                 to: self.to,
             };
-            *deltas.entry(delta).or_default() += 1;
+            *self.deltas.entry(delta).or_default() += 1;
             let amount = Amount {
                 updates: 1,
                 micros: 0,
@@ -285,9 +313,20 @@ impl Moves<'_> {
                 amount.negated(),
             );
             ledger.add(self.share(row, self.to), self.minute(row, self.to), amount);
+            let begun = row.started_at.filter(|_| self.to == Group::Cancelled);
+            ledger.took.extend(begun.map(|from| Took {
+                action: self.action,
+                group: self.to,
+                after: self.at.duration_since(from),
+            }));
         }
-        let deltas: Vec<_> = deltas.into_iter().collect();
-        counts::add::<D>(conn, &deltas).await
+    }
+
+    /// Moves the counters; answers the rows' numbers.
+    async fn finish<D: Dialect>(self, conn: &mut D::Connection) -> Result<Vec<i64>, DbError> {
+        let deltas: Vec<_> = self.deltas.into_iter().collect();
+        counts::add::<D>(conn, &deltas).await?;
+        Ok(self.numbers)
     }
 
     fn share(&self, row: &Moved, group: Group) -> Share {

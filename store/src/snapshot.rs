@@ -1,6 +1,8 @@
 //! What metrics show of the database: counters that are kept anyway, and the ends of indexes.
 
-use device_ota_engine::ports::telemetry::Snapshot;
+use device_ota_domain::update::Action;
+use device_ota_domain::webhook::WebhookStatus;
+use device_ota_engine::ports::telemetry::{Snapshot, WEBHOOK};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
@@ -16,39 +18,85 @@ statements! {
          CAST(SUM(s.failed) AS BIGINT) AS failed, CAST(SUM(s.cancelled) AS BIGINT) AS cancelled \
          FROM update_campaigns c JOIN campaign_stages s ON s.campaign_id = c.campaign_id \
          WHERE c.status IN ('in_progress', 'paused', 'rolling_back') GROUP BY s.action ORDER BY s.action";
-    PLACES = "SELECT sink, place FROM outbox_places ORDER BY sink";
+    PLACES = "SELECT sink, place FROM outbox_places WHERE sink {any:$1}";
+    WEBHOOKS_NOW = "SELECT status, COUNT(*) AS webhooks, MIN(place) AS place FROM webhooks GROUP BY status";
 }
+
+/// The states of a campaign that has not ended.
+const OPEN: [&str; 4] = ["created", "in_progress", "paused", "rolling_back"];
 
 /// The groups of a campaign's counters, as columns are named.
 const STATES: [&str; 5] = ["pending", "in_flight", "completed", "failed", "cancelled"];
 
-/// Reads all of it.
-pub(crate) async fn read<D: Dialect>(conn: &mut D::Connection) -> Result<Snapshot, DbError> {
+/// Reads all of it; of receivers, those of these names and the webhooks.
+pub(crate) async fn read<D: Dialect>(
+    conn: &mut D::Connection,
+    sinks: &[&'static str],
+) -> Result<Snapshot, DbError> {
     let campaigns = sql::fetch_all::<D, _>(conn, &CAMPAIGNS_NOW, Args::new(), |row| {
         Ok((row.string("status")?, row.uint("campaigns")?))
     })
     .await?;
-    let updates = sql::fetch_all::<D, _>(conn, &UPDATES_NOW, Args::new(), |row| {
+    let counted = sql::fetch_all::<D, _>(conn, &UPDATES_NOW, Args::new(), |row| {
         let action = row.string("action")?;
-        let count = |state| Ok((action.clone(), state, row.uint(state)?));
-        STATES
-            .map(count)
-            .into_iter()
-            .collect::<Result<Vec<_>, DbError>>()
+        let counts = STATES.map(|state| row.uint::<u64>(state));
+        let counts: Result<Vec<u64>, DbError> = counts.into_iter().collect();
+        Ok((action, counts?))
     })
     .await?;
+    let mut updates = Vec::with_capacity(2 * STATES.len());
+    for action in [Action::Update, Action::Rollback].map(Action::name) {
+        let found = counted.iter().find(|(known, _)| known == action);
+        for (number, state) in STATES.into_iter().enumerate() {
+            let count = found.and_then(|(_, counts)| counts.get(number));
+            updates.push((action, state, count.copied().unwrap_or_default()));
+        }
+    }
     let kept = outbox::kept::<D>(conn).await?;
     let (oldest, newest) = kept.map_or((1, 0), |kept| (kept.oldest, kept.newest));
-    let waiting = sql::fetch_all::<D, _>(conn, &PLACES, Args::new(), |row| {
-        Ok((row.string("sink")?, difference(newest, row.int("place")?)))
+    // Whoever has never taken anything waits for all that there is.
+    let behind = |place: i64| difference(newest, place.max(oldest - 1));
+    let args = Args::<D>::new().texts(sinks);
+    let places = sql::fetch_all::<D, _>(conn, &PLACES, args, |row| {
+        Ok((row.string("sink")?, row.int("place")?))
     })
     .await?;
+    let mut waiting = Vec::with_capacity(sinks.len() + 1);
+    for sink in sinks {
+        let place = places.iter().find(|(known, _)| known == sink);
+        waiting.push((*sink, behind(place.map_or(0, |(_, place)| *place))));
+    }
+    let webhooks = sql::fetch_all::<D, _>(conn, &WEBHOOKS_NOW, Args::new(), |row| {
+        let counted = (row.string("status")?, row.uint("webhooks")?);
+        Ok((counted, row.int("place")?))
+    })
+    .await?;
+    let furthest = webhooks
+        .iter()
+        .find(|((status, _), _)| status == WebhookStatus::Active.name());
+    waiting.push((WEBHOOK, furthest.map_or(0, |(_, place)| behind(*place))));
     Ok(Snapshot {
-        campaigns,
-        updates: updates.into_iter().flatten().collect(),
+        campaigns: each(&OPEN, &campaigns),
+        updates,
         events_kept: difference(newest, oldest - 1),
         waiting,
+        webhooks: each(
+            &WebhookStatus::NAMES,
+            &webhooks
+                .into_iter()
+                .map(|(counted, _)| counted)
+                .collect::<Vec<_>>(),
+        ),
     })
+}
+
+/// How many there are of each name, also when there are none.
+fn each(names: &[&'static str], counted: &[(String, u64)]) -> Vec<(&'static str, u64)> {
+    let count = |name: &str| {
+        let found = counted.iter().find(|(known, _)| known == name);
+        found.map_or(0, |(_, count)| *count)
+    };
+    names.iter().map(|name| (*name, count(name))).collect()
 }
 
 fn difference(newest: i64, place: i64) -> u64 {

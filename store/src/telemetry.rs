@@ -20,8 +20,8 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>> {
         Ok(history::heartbeats::<D>(&mut *self.read().await?, query, page).await?)
     }
-    async fn snapshot(&self) -> Result<Snapshot> {
-        Ok(snapshot::read::<D>(&mut *self.read().await?).await?)
+    async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot> {
+        Ok(snapshot::read::<D>(&mut *self.read().await?, sinks).await?)
     }
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>> {
         Ok(fleet::fleet::<D>(&mut *self.read().await?, filter, low_battery).await?)

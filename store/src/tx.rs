@@ -69,7 +69,7 @@ impl<D: Dialect> SqlTx<D> {
 
 #[async_trait]
 impl<D: Dialect> Tx for SqlTx<D> {
-    async fn commit(mut self: Box<Self>) -> Result<()> {
+    async fn commit(mut self: Box<Self>) -> Result<Ledger> {
         figures::write::<D>(&mut *self.inner, &self.ledger).await?;
         for stroke in std::mem::take(&mut self.strokes) {
             outbox::tell::<D>(&mut *self.inner, &stroke).await?;
@@ -86,7 +86,7 @@ impl<D: Dialect> Tx for SqlTx<D> {
                 "audit trail"
             );
         }
-        Ok(())
+        Ok(self.ledger)
     }
 
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>> {

@@ -1,7 +1,7 @@
 //! Updates: how one stands in a row, how rows are read, listed, locked by name and written back.
 
 use device_ota_domain::UpdateId;
-use device_ota_domain::campaign::Priority;
+use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::RollbackTrigger;
@@ -10,7 +10,7 @@ use device_ota_engine::ports::store::UpdateFilter;
 use jiff::Timestamp;
 
 use crate::combine::Lookup;
-use crate::counts::{action_of, group_name};
+use crate::counts::action_of;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::rollbacks;
@@ -111,7 +111,7 @@ pub(crate) async fn list<D: Dialect>(
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new()
         .page(page)
-        .text(filter.group.map(group_name))
+        .text(filter.group.map(Group::name))
         .text(filter.action.map(device_ota_domain::update::Action::name));
     let campaign = filter
         .campaign
@@ -245,7 +245,7 @@ struct StateColumns<'u> {
 
 impl<'u> StateColumns<'u> {
     fn of(update: &'u Update) -> Self {
-        let state = group_name(update.group());
+        let state = update.group().name();
         match &update.state {
             UpdateState::Pending {
                 due_at,

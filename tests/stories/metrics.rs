@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::harness::{Device, MqttVersion, Options, Service, Trust, device_json, eventually};
 
 matrix!(figures_follow_what_happens: sqlite_gateway, postgres_gateway);
+matrix!(whoever_takes_no_events_is_seen: sqlite_gateway, postgres_gateway);
 matrix!(figures_are_for_viewers: sqlite_gateway);
 
 /// A scrape, read as the format's description says.
@@ -156,8 +157,23 @@ async fn figures_follow_what_happens(options: Options) {
         ("http_requests_total{class=\"upload\",status=\"2xx\"}", 1),
         ("ingest_waiting_messages", 0),
         ("event_streams", 0),
+        ("devices_heard", 1),
     ] {
         assert_eq!(figures.value(series), value, "{series}\n{text}");
+    }
+    // What there is nothing of is there, too.
+    for nothing in [
+        "campaigns{status=\"paused\"}",
+        "campaign_updates{action=\"rollback\",state=\"failed\"}",
+        "events_waiting{receiver=\"webhook\"}",
+        "webhooks{status=\"disabled\"}",
+    ] {
+        let series = format!("device_ota_{nothing}");
+        assert_eq!(
+            figures.samples.get(&series),
+            Some(&0.0),
+            "{nothing}\n{text}"
+        );
     }
     for at_least_one in [
         "ingest_commit_seconds_count",
@@ -198,4 +214,34 @@ async fn figures_are_for_viewers(options: Options) {
     assert_eq!(answer.status(), 200);
     Scrape::of(&answer.text().await.unwrap());
     admin.get("/metrics?all=1").await.refused(400);
+}
+
+async fn whoever_takes_no_events_is_seen(options: Options) {
+    let service = Service::start(options.with("WEBHOOK_ALLOW_PRIVATE", "true")).await;
+    let admin = service.admin();
+    // A port that was free a moment ago: nobody is there.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let url = format!("http://127.0.0.1:{port}/");
+    admin
+        .post("/api/v1/ota/webhooks", json!({ "url": url }))
+        .await
+        .expect(201);
+    for version in ["2.1.0", "2.2.0", "2.3.0"] {
+        admin.image(version).await;
+    }
+    eventually("the webhook is behind, and the bus is not", async || {
+        let (text, figures) = scrape(&service).await;
+        let waiting = ["webhook", "bus"]
+            .map(|name| figures.value(&format!("events_waiting{{receiver=\"{name}\"}}")));
+        let webhooks = figures.value("webhooks{status=\"active\"}");
+        if (waiting, webhooks) == ([3, 0], 1) {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
 }

@@ -393,7 +393,8 @@ async fn fail(database: &Database, updates: &[UpdateId]) -> anyhow::Result<()> {
     }
     tx.save_updates(&failed).await?;
     tx.count(ledger);
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Lets the named devices have said that they run something newer than what they were registered with.
@@ -410,7 +411,8 @@ async fn moved_on(database: &Database) -> anyhow::Result<()> {
     }
     let mut tx = store.begin().await?;
     tx.touch(&touches).await?;
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    Ok(())
 }
 
 /// The devices that requests name: registered, and never there.

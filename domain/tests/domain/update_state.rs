@@ -400,3 +400,25 @@ fn an_attempt_downloads_the_image_at_most_once_whatever_its_device_says() {
         (0, 10, 10)
     );
 }
+
+#[test]
+fn an_attempt_that_goes_on_where_the_last_one_stopped_adds_the_rest_alone() {
+    let said = |seq, attempt, bytes| Report {
+        attempt,
+        bytes_done: Some(bytes),
+        ..says(seq, Reported::In(Phase::Downloading))
+    };
+    let mut update = changed(in_phase(Phase::Accepted), &said(2, 1, 6));
+    update = changed(update, &fails(3, Retry::Now));
+    update = update.offer(&terms(at(60))).unwrap();
+    let attempt = update.attempt;
+    assert_eq!(
+        update.progress.downloaded(),
+        6,
+        "what there is stays counted"
+    );
+    update = changed(update, &said(1, attempt, 7));
+    assert_eq!(update.progress.downloaded(), 7);
+    update = changed(update, &said(2, attempt, 10));
+    assert_eq!(update.progress.downloaded(), 10);
+}

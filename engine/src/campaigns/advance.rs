@@ -36,7 +36,7 @@ impl Engine {
         .await?;
         let opened = EventType::CampaignStageOpened;
         put(tx.as_mut(), before, campaign, opened, now, by).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.wake();
         self.campaign(id).await
     }

@@ -80,7 +80,7 @@ impl Engine {
         tx.insert_campaign(&campaign).await?;
         let created = EventType::CampaignCreated;
         tell(tx.as_mut(), created, None, &campaign, now, by).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.campaign(&campaign.id).await
     }
 

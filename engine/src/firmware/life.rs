@@ -43,7 +43,7 @@ impl Engine {
         tx.save_firmware(&firmware).await?;
         tx.append_audit(by.did(Act::FirmwareChanged, now, id, states))
             .await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(firmware.id = %id, by = by.subject(), "firmware changed");
         self.firmware(id).await
     }
@@ -76,7 +76,7 @@ impl Engine {
             .await?;
         let devices: Vec<_> = stopped.iter().map(|update| update.device).collect();
         let grounds = tx.draw_seqs(&devices).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         tracing::info!(firmware.id = %id, by = by.subject(), force, "firmware deprecated");
         self.send_due(pair(stopped, grounds)).await;
         self.wake();

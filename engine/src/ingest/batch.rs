@@ -15,7 +15,6 @@ use super::{Answers, Reply};
 use crate::changes::Changes;
 use crate::chunks::Wanted;
 use crate::inbound::{Inbound, Uplink};
-use crate::metrics::Ended;
 use crate::offers::pair;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
@@ -92,11 +91,10 @@ impl Batch {
         } else {
             tx.draw_seqs(&devices).await?
         };
-        tx.commit().await?;
+        engine.commit(tx).await?;
         for update in said.after.values() {
             engine.rebooting.note(update);
         }
-        engine.metrics.ended(&said.ended);
         let due = pair(said.again, grounds).into_iter();
         said.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
         Ok(Outcome {
@@ -112,7 +110,6 @@ impl Batch {
             rows.take(engine, message);
         }
         let Pending { answers, again } = self.answers(&rows);
-        let ended = rows.ended();
         let (changes, after) = rows.into_changes();
         let moved = changes.moves_counters();
         if !changes.is_empty() {
@@ -126,7 +123,6 @@ impl Batch {
                 .cloned()
                 .collect(),
             after,
-            ended,
             moved,
         })
     }
@@ -197,8 +193,6 @@ struct Said {
     again: Vec<Update>,
     /// Every update that the batch spoke of.
     after: HashMap<UpdateId, Update>,
-    /// Those among them that it has ended.
-    ended: Vec<Ended>,
     /// A counter moved.
     moved: bool,
 }
@@ -339,22 +333,6 @@ impl Rows {
     fn put(&mut self, before: Standing, update: Update) {
         self.touched.insert(update.id.clone());
         self.by_id.insert(update.id.clone(), (before, update));
-    }
-
-    /// Those that have ended by what was said, and how long they took.
-    fn ended(&self) -> Vec<Ended> {
-        let touched = self.touched.iter().filter_map(|id| self.by_id.get(id));
-        touched
-            .filter(|(before, update)| before.group != update.group())
-            .filter_map(|(_, update)| {
-                let after = update.ended_at()?.duration_since(update.started_at?);
-                Some(Ended {
-                    action: update.action.name(),
-                    status: update.status(),
-                    after: after.try_into().ok()?,
-                })
-            })
-            .collect()
     }
 
     /// The changes to write, and every row as it now is.

@@ -41,7 +41,7 @@ impl Engine {
         {
             return snapshot.clone();
         }
-        let read = self.store.snapshot().await;
+        let read = self.store.snapshot(&self.sinks).await;
         let snapshot = read
             .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
             .ok();
@@ -68,6 +68,11 @@ impl Engine {
             self.uplinks.waiting() as u64,
         );
         gauge(
+            "devices_heard",
+            "Whether devices can be heard: not while their broker cannot be reached",
+            u64::from(self.listening.can_hear()),
+        );
+        gauge(
             "event_streams",
             "Streams of server-sent events that are open",
             self.feed.readers() as u64,
@@ -82,26 +87,31 @@ impl Engine {
             "Campaigns that have not ended, by status",
             kept.campaigns
                 .iter()
-                .map(|(status, count)| ([("status", status.clone())], *count)),
+                .map(|(status, count)| ([("status", *status)], *count)),
         );
         register(
             &mut registry,
             "campaign_updates",
             "Updates and rollbacks of the campaigns that are active, by state",
-            kept.updates.iter().map(|(action, state, count)| {
-                (
-                    [("action", action.clone()), ("state", (*state).to_owned())],
-                    *count,
-                )
-            }),
+            kept.updates
+                .iter()
+                .map(|(action, state, count)| ([("action", *action), ("state", *state)], *count)),
         );
         register(
             &mut registry,
             "events_waiting",
-            "Events that a receiver has not taken yet",
+            "Events that a receiver has not taken yet; of webhooks, the one that is furthest behind",
             kept.waiting
                 .iter()
-                .map(|(receiver, count)| ([("receiver", receiver.clone())], *count)),
+                .map(|(receiver, count)| ([("receiver", *receiver)], *count)),
+        );
+        register(
+            &mut registry,
+            "webhooks",
+            "Webhooks by status",
+            kept.webhooks
+                .iter()
+                .map(|(status, count)| ([("status", *status)], *count)),
         );
         registry
     }
@@ -116,9 +126,9 @@ fn register<const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,
-    values: impl Iterator<Item = ([(&'static str, String); N], u64)>,
+    values: impl Iterator<Item = ([(&'static str, &'static str); N], u64)>,
 ) {
-    let family = Family::<[(&'static str, String); N], Gauge>::default();
+    let family = Family::<[(&'static str, &'static str); N], Gauge>::default();
     for (labels, value) in values {
         family.get_or_create(&labels).set(signed(value));
     }

@@ -346,8 +346,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
 /// One transaction.
 #[async_trait]
 pub trait Tx: Send + WebhookChanges {
-    /// Makes it durable.
-    async fn commit(self: Box<Self>) -> Result<()>;
+    /// Makes it durable. Answers how the figures have moved with it.
+    async fn commit(self: Box<Self>) -> Result<Ledger>;
 
     /// Registers devices; one answer for each, in order.
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;

@@ -69,23 +69,28 @@ pub struct FleetGroup {
 /// What metrics show of the database, read in one go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Campaigns that have not ended: status, how many.
-    pub campaigns: Vec<(String, u64)>,
-    /// Updates and rollbacks of those among them that have started: action, state, how many.
-    pub updates: Vec<(String, &'static str, u64)>,
+    /// Campaigns that have not ended: each status, how many.
+    pub campaigns: Vec<(&'static str, u64)>,
+    /// Updates and rollbacks of those among them that have started: each action and state, how many.
+    pub updates: Vec<(&'static str, &'static str, u64)>,
     /// Events in the outbox.
     pub events_kept: u64,
-    /// Receivers of events, and how many they have not taken yet.
-    pub waiting: Vec<(String, u64)>,
+    /// Receivers of events that were asked for, and [`WEBHOOK`]: how many they have not taken yet.
+    pub waiting: Vec<(&'static str, u64)>,
+    /// Webhooks: each status, how many.
+    pub webhooks: Vec<(&'static str, u64)>,
 }
+
+/// The webhook among the active ones that is furthest behind, as a receiver of events.
+pub const WEBHOOK: &str = "webhook";
 
 /// Reads of telemetry, and its upkeep. Each call is a short transaction of its own.
 #[async_trait]
 pub trait Telemetry: Send + Sync + 'static {
     /// Heartbeats of one device, newest first, up to the last that was committed.
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>>;
-    /// What metrics show, from counters and indexes alone.
-    async fn snapshot(&self) -> Result<Snapshot>;
+    /// What metrics show, from counters and indexes alone; of receivers of events, those of these names and the webhooks.
+    async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot>;
     /// Counts devices by what they have in common.
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>>;
 

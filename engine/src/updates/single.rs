@@ -80,7 +80,7 @@ impl Engine {
         let states = (None, Some(facts::update(&update)));
         tx.append_audit(by.did(Act::UpdateCreated, update.created_at, &update.id, states))
             .await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.wake();
         self.update(&update.id).await
     }
@@ -120,7 +120,7 @@ impl Engine {
         let states = (None, Some(facts::rollback(&update, reason)));
         tx.append_audit(by.did(Act::UpdateRollback, at, &update.id, states))
             .await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         self.wake();
         let filter = RollbackFilter {
             campaign: None,

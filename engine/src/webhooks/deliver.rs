@@ -206,7 +206,7 @@ impl Webhooks {
     async fn moved(&self, webhook: &Webhook) -> Result<bool, StoreError> {
         let mut tx = self.engine.store.begin().await?;
         let moved = tx.webhook_moved(webhook).await?;
-        tx.commit().await?;
+        self.engine.commit(tx).await?;
         Ok(moved)
     }
 
@@ -232,7 +232,7 @@ impl Webhooks {
                     return Ok(());
                 }
                 let letters = tx.lay_aside(&webhook.id, &letter, event).await?;
-                tx.commit().await?;
+                self.engine.commit(tx).await?;
                 engine.metrics.add("webhook_dead_letters", "laid_aside", 1);
                 tracing::warn!(
                     webhook.id = %webhook.id, event.id = event.id, error = letter.error,
@@ -270,7 +270,7 @@ impl Webhooks {
             .await?;
         tx.append_events(&[Event::webhook_disabled(id.as_str(), reason, now)])
             .await?;
-        tx.commit().await?;
+        self.engine.commit(tx).await?;
         tracing::warn!(webhook.id = %id, reason, "a webhook was disabled");
         Ok(())
     }

@@ -15,6 +15,7 @@ mod feed;
 mod fixture;
 
 mod ingest;
+mod metrics;
 mod rollout;
 mod single;
 mod upload;

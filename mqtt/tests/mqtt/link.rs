@@ -325,6 +325,21 @@ async fn a_broker_that_went_away_is_found_again() {
 }
 
 #[tokio::test]
+async fn while_the_broker_is_away_devices_cannot_be_heard() {
+    let mut with = WithBroker::start().await;
+    let heard = async |wanted: u8| {
+        let text = with.service.engine.exposition().await;
+        text.contains(&format!("device_ota_devices_heard {wanted}\n"))
+    };
+    until("devices are heard", async || heard(1).await).await;
+    with.broker.process.kill().await.unwrap();
+    until("they are not", async || heard(0).await).await;
+    with.broker.process = Broker::spawn(&with.broker.folder);
+    until("they are again", async || heard(1).await).await;
+    with.service.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_of_a_fast_stream_is_lost() {
     const REPORTS: i64 = 20_000;
     let with = WithBroker::start().await;

@@ -30,7 +30,7 @@ fn key(number: u8) -> ApiKey {
 async fn insert(store: &dyn Store, key: &ApiKey, sha256: &str) -> Result<(), StoreError> {
     let mut tx = store.begin().await?;
     tx.insert_api_key(key, sha256).await?;
-    tx.commit().await
+    tx.commit().await.map(drop)
 }
 
 async fn a_key_is_found_by_the_hash_of_its_secret(store: &dyn Store) {
