@@ -135,7 +135,7 @@ pub(crate) struct Config {
     pub mqtt_max_connections: u32,
     /// Webhooks may lead within the house.
     pub webhook_allow_private: bool,
-    /// Tries of one event.
+    /// Refusals of one event before it is laid aside.
     pub webhook_tries: u32,
     /// Log filter.
     pub log: String,

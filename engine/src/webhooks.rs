@@ -42,12 +42,12 @@ pub struct WebhookDraft {
 pub struct Webhooks {
     engine: Arc<Engine>,
     poster: Arc<dyn Poster>,
-    /// Tries of an event before it is laid aside.
+    /// Refusals of an event before it is laid aside.
     tries: u32,
 }
 
 impl Webhooks {
-    /// Sent by this poster, each event so many times at most.
+    /// Sent by this poster; an event that was refused so many times is laid aside.
     pub fn new(engine: Arc<Engine>, poster: Arc<dyn Poster>, tries: u32) -> Self {
         Self {
             engine,

@@ -104,7 +104,7 @@ settings! {
     auth_service_url "auth-service-url" "auth_service_url",
     /// Whether webhooks may lead to loopback, private and link-local addresses, `true` or `false` [default: false]
     webhook_allow_private "webhook-allow-private" "webhook_allow_private",
-    /// Tries of one event before a webhook's next one has its turn [default: 8]
+    /// Refusals of one event before a webhook's next one has its turn [default: 8]
     webhook_tries "webhook-tries" "webhook_tries",
     /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: info,rumqttd=off]
     log "log" "log",
