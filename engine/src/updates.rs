@@ -5,11 +5,12 @@ mod single;
 
 use device_ota_domain::audit::Act;
 use device_ota_domain::event::EventType;
+use device_ota_domain::firmware::Results;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::update::{Action, UpdateState};
 use device_ota_domain::why::Why;
-use device_ota_domain::{Campaign, CampaignState, Update, UpdateId};
+use device_ota_domain::{Campaign, CampaignState, DeviceId, Update, UpdateId};
 use jiff::Timestamp;
 
 use crate::audit::facts;
@@ -49,6 +50,11 @@ impl Engine {
     pub async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<UpdateView>> {
         let updates = self.store.updates(filter, page).await?;
         self.explained(updates).await
+    }
+
+    /// How the updates of one device ended (PRD, E5-US3).
+    pub async fn results_of(&self, device: &DeviceId) -> Result<Results> {
+        Ok(self.store.results_of(device).await?)
     }
 
     /// The rollback log, newest first.

@@ -14,7 +14,7 @@ use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_engine::ports::auth::Credential;
 use device_ota_engine::{Engine, Introspection};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -234,13 +234,6 @@ fn internal_roles(method: &Method, path: &str) -> Roles {
         Roles::from_iter([Role::Viewer, Role::Operator])
     } else {
         Roles::from_iter([Role::Viewer])
-    }
-}
-
-impl ApiError {
-    /// 503 for what another service should have said.
-    fn unavailable(code: &'static str, detail: &'static str, cause: String) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).because(cause)
     }
 }
 

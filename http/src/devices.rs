@@ -14,7 +14,7 @@ use warp::Filter as _;
 
 use self::filter::{FleetQuery, filter_of};
 use crate::dto::device::DeviceDto;
-use crate::dto::{self, DeviceList, List, PageQuery, UpdateList};
+use crate::dto::{self, DeviceHistory, DeviceList, List, PageQuery};
 use crate::request::body::body;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
@@ -137,7 +137,7 @@ async fn one(id: Segment, call: Call) -> Answer {
 
 /// Every update and rollback of one device, newest first
 #[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}/updates", tag = "devices", params(PageQuery), responses(
-    (status = 200, description = "A page of them", body = UpdateList),
+    (status = 200, description = "A page of them, and the device's success rate", body = DeviceHistory),
 ))]
 async fn history(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
@@ -146,9 +146,11 @@ async fn history(id: Segment, call: Call) -> Answer {
     let page = query.page()?;
     let filters = query.done()?;
     call.shared.engine.device(&id).await?;
+    let results = call.shared.engine.results_of(&id).await?;
     let filter = UpdateFilter {
         device: Some(id),
         ..UpdateFilter::default()
     };
-    updates::answer_list(&call, "updates", &filter, page, filters).await
+    let rate = dto::round(results.success_percent());
+    updates::answer_history(&call, "updates", &filter, page, filters, Some(rate)).await
 }

@@ -121,6 +121,13 @@ impl ApiError {
             .with(RETRY_AFTER, seconds.into())
     }
 
+    /// 503 for what another service should have said, with the time to wait.
+    pub(crate) fn unavailable(code: &'static str, detail: &'static str, cause: String) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+            .with(RETRY_AFTER, RETRY_AFTER_SECONDS.into())
+            .because(cause)
+    }
+
     /// With a cause for the log.
     pub(crate) fn because(mut self, cause: String) -> Self {
         self.cause = Some(cause);
@@ -284,6 +291,14 @@ mod tests {
         assert_eq!(status(Error::conflict("c", "d")), 409);
         assert_eq!(status(Error::unprocessable("c", "d")), 422);
         assert_eq!(status(Error::Internal("x".into())), 500);
+    }
+
+    #[test]
+    fn whoever_could_not_be_asked_says_when_to_come_back() {
+        let error = ApiError::unavailable("auth_unavailable", "nobody answers", "refused".into());
+        let response = error.render("r");
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
     }
 
     #[test]

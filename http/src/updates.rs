@@ -15,7 +15,7 @@ use warp::Filter as _;
 
 use crate::dto::firmware::FirmwareRef;
 use crate::dto::update::UpdateDto;
-use crate::dto::{self, List, PageQuery, UpdateList};
+use crate::dto::{self, History, List, PageQuery, UpdateList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::no_body;
@@ -157,6 +157,18 @@ pub(crate) async fn answer_list(
     page: Page,
     filters: Map<String, Value>,
 ) -> Answer {
+    answer_history(call, plural, filter, page, filters, None).await
+}
+
+/// Answers with a page of updates, and with a success rate beside it when there is one.
+pub(crate) async fn answer_history(
+    call: &Call,
+    plural: &'static str,
+    filter: &UpdateFilter,
+    page: Page,
+    filters: Map<String, Value>,
+    success_rate: Option<f64>,
+) -> Answer {
     let updates = call.shared.engine.updates(filter, page).await?;
     let mut firmware = Vec::with_capacity(updates.len());
     for view in &updates {
@@ -166,12 +178,16 @@ pub(crate) async fn answer_list(
     let items = named
         .map(|(view, firmware)| UpdateDto::new(&view.update, firmware.as_deref(), view.why.clone()))
         .collect();
-    Ok(dto::ok(&List {
+    let list = List {
         plural,
         items,
         page,
         filters,
-    }))
+    };
+    Ok(match success_rate {
+        Some(success_rate) => dto::ok(&History { list, success_rate }),
+        None => dto::ok(&list),
+    })
 }
 
 async fn firmware_of(call: &Call, update: &Update) -> Result<Option<Arc<FirmwareRef>>, ApiError> {

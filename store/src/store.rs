@@ -6,7 +6,7 @@ use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
-use device_ota_domain::firmware::{Firmware, FirmwareFilter};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
@@ -128,6 +128,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
         Ok(updates::list::<D>(&mut *self.read().await?, filter, page).await?)
+    }
+    async fn results_of(&self, device: &DeviceId) -> Result<Results> {
+        Ok(updates::results_of::<D>(&mut *self.read().await?, device).await?)
     }
     async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>> {
         Ok(updates::ran::<D>(&mut *self.read().await?, device, version).await?)

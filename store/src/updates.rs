@@ -1,11 +1,12 @@
 //! Updates: how one stands in a row, how rows are read, listed, locked by name and written back.
 
-use device_ota_domain::UpdateId;
 use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::{Device, DeviceKey};
+use device_ota_domain::firmware::Results;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Failure, Phase, Progress, Retry, Update, UpdateState};
+use device_ota_domain::{DeviceId, UpdateId};
 use device_ota_engine::ports::store::UpdateFilter;
 use jiff::Timestamp;
 
@@ -56,6 +57,10 @@ statements! {
          ORDER BY u.campaign_id DESC, u.number DESC LIMIT $1 OFFSET $2"
     );
     ALL_UPDATES = list_updates!("1 = 1");
+    RESULTS = "SELECT CAST(COALESCE(SUM(CASE WHEN u.state = 'completed' THEN 1 ELSE 0 END), 0) AS BIGINT) AS completed, \
+         CAST(COALESCE(SUM(CASE WHEN u.state = 'failed' THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed \
+         FROM device_updates u WHERE u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $1) \
+         AND u.action = 'update'";
     RAN = select_update!(
         " FROM device_updates u WHERE u.device_key = $1 AND u.state = 'completed' AND u.created_at >= $3 \
          AND (u.to_version = $2 OR u.from_version = $2) \
@@ -126,6 +131,21 @@ pub(crate) async fn list<D: Dialect>(
         (None, None) => (&ALL_UPDATES, args),
     };
     sql::fetch_all(conn, statement, args, read_update).await
+}
+
+/// How a device's updates ended.
+pub(crate) async fn results_of<D: Dialect>(
+    conn: &mut D::Connection,
+    device: &DeviceId,
+) -> Result<Results, DbError> {
+    let args = Args::<D>::new().text(device.as_str());
+    let results = sql::fetch_optional(conn, &RESULTS, args, |row| {
+        Ok(Results {
+            completed: row.uint("completed")?,
+            failed: row.uint("failed")?,
+        })
+    });
+    Ok(results.await?.unwrap_or_default())
 }
 
 /// The newest completed update to this version, or else from it, since the device was registered.

@@ -186,6 +186,22 @@ async fn fails_and_is_tried_again(bench: &mut Bench, device: &mut Device) {
     bench.admin.update_becomes(&update, "completed").await;
     bench.hears("update.completed", &update).await;
     assert_eq!(bench.ask(&update, "retry").await.0, 409);
+    history_is_told(&bench.admin, &update).await;
+}
+
+/// Newest first, what was withdrawn included, each with how long it took.
+async fn history_is_told(admin: &Admin, newest: &str) {
+    let path = "/api/v1/ota/devices/frame-1/updates";
+    let history = admin.get(path).await.expect(200);
+    let updates = history["updates"].as_array().unwrap();
+    let statuses: Vec<_> = updates.iter().map(|update| &update["status"]).collect();
+    assert_eq!(statuses, ["completed", "cancelled", "cancelled"]);
+    assert_eq!(updates[0]["update_id"], newest);
+    assert_eq!(updates[0]["to_version"], "2.1.0");
+    let took = updates[0]["duration_seconds"].as_f64();
+    assert!(took.is_some_and(|seconds| seconds >= 0.0), "{history:#}");
+    assert_eq!(updates[2]["duration_seconds"], Value::Null);
+    assert_eq!(history["success_rate"], 100.0);
 }
 
 async fn taken_back(bench: &mut Bench, device: &mut Device) {

@@ -65,6 +65,15 @@ async fn the_figures_follow_every_update_from_its_offer_to_its_rollback(options:
         50.0
     );
 
+    // Of one device: the one that failed is in its history, and in its rate.
+    for (device, status, rate) in [("frame-1", "completed", 100.0), ("hub-1", "failed", 0.0)] {
+        let path = format!("/api/v1/ota/devices/{device}/updates");
+        let history = admin.get(&path).await.expect(200);
+        assert_eq!(history["updates"][0]["status"], status);
+        assert!(history["updates"][0]["duration_seconds"].is_f64());
+        assert_eq!(history["success_rate"], rate, "{history:#}");
+    }
+
     admin.act(&campaign, "cancel").await.expect(200);
     admin.act(&campaign, "rollback").await.expect(200);
     frame.check("2.1.0", "poll").await;

@@ -13,7 +13,7 @@ use device_ota_domain::campaign::{
 };
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
-use device_ota_domain::firmware::{Firmware, FirmwareFilter};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
@@ -312,6 +312,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn update(&self, update: &UpdateId) -> Result<Option<Update>>;
     /// Updates, newest first.
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>>;
+    /// How the updates of this device ended, rollbacks left out.
+    async fn results_of(&self, device: &DeviceId) -> Result<Results>;
     /// The newest completed update that brought this version to the device, or else one that took it off that version; of the
     /// time since it was registered.
     async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>>;

@@ -101,17 +101,7 @@ pub(super) async fn bulk_update(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
     let mut fields: Map<String, Value> = json(&call.headers, body).await?;
-    let devices: Vec<String> = from_value(
-        fields.remove("device_ids").unwrap_or_default(),
-        "the body: device_ids",
-    )?;
-    if devices.is_empty() || devices.len() > MAX_BULK_DEVICES {
-        let detail = format!(
-            "device_ids must hold 1 to {MAX_BULK_DEVICES} ids, not {}",
-            devices.len()
-        );
-        return Err(ApiError::invalid("too_many_devices", detail));
-    }
+    let devices = device_ids(fields.remove("device_ids"))?;
     let request: UpdateRequest = from_value(Value::Object(fields), "the body")?;
     let engine = &call.shared.engine;
     engine.firmware_in_use(&request.firmware_id).await?;
@@ -135,6 +125,20 @@ pub(super) async fn bulk_update(call: Call, body: Body) -> Answer {
     } else {
         dto::ok(&answer)
     })
+}
+
+/// At least one id, and at most [`MAX_BULK_DEVICES`].
+fn device_ids(given: Option<Value>) -> Result<Vec<String>, ApiError> {
+    let missing = || ApiError::invalid("invalid_json", "the body: missing field `device_ids`");
+    let devices: Vec<String> = from_value(given.ok_or_else(missing)?, "the body: device_ids")?;
+    let code = match devices.len() {
+        1..=MAX_BULK_DEVICES => return Ok(devices),
+        0 => "no_devices",
+        _ => "too_many_devices",
+    };
+    let count = devices.len();
+    let detail = format!("device_ids must hold 1 to {MAX_BULK_DEVICES} ids, not {count}");
+    Err(ApiError::invalid(code, detail))
 }
 
 async fn bulk_one(call: &Call, by: &Caller, device_id: String, request: UpdateRequest) -> BulkDto {
@@ -200,4 +204,31 @@ pub(super) async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
         .roll_back_device(&id, &request.to_version, &reason, by)
         .await?;
     Ok(dto::ok(&RollbackDto::begun(&rollback)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_devices_has_one_to_a_hundred() {
+        let read =
+            |given| device_ids(given).map_err(|error| (error.code(), error.detail().to_owned()));
+        let (code, detail) = read(None).unwrap_err();
+        assert_eq!(code, "invalid_json");
+        assert_eq!(detail, "the body: missing field `device_ids`");
+        for (count, expected) in [
+            (0, Err("no_devices")),
+            (1, Ok(1)),
+            (100, Ok(100)),
+            (101, Err("too_many_devices")),
+        ] {
+            let ids = json!(vec!["d"; count]);
+            let read = read(Some(ids)).map(|ids| ids.len());
+            assert_eq!(read.map_err(|(code, _)| code), expected);
+        }
+    }
 }

@@ -67,6 +67,42 @@ impl<T: Serialize> Serialize for List<T> {
     }
 }
 
+/// The updates of one device, and how they ended (PRD, E5-US3).
+#[derive(Serialize)]
+pub(crate) struct History<T: Serialize> {
+    #[serde(flatten)]
+    pub(crate) list: List<T>,
+    pub(crate) success_rate: f64,
+}
+
+/// Describes a [`History`].
+pub(crate) struct DeviceHistory;
+
+impl utoipa::PartialSchema for DeviceHistory {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = page("updates", &UpdateDto::name());
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            let text = "Completed updates among those that completed or failed, in percent, all pages counted; 0 before the first";
+            let rate = ObjectBuilder::new()
+                .schema_type(Type::Number)
+                .minimum(Some(0))
+                .maximum(Some(100))
+                .description(Some(text));
+            object
+                .properties
+                .insert("success_rate".to_owned(), rate.build().into());
+            object.required.push("success_rate".to_owned());
+        }
+        schema
+    }
+}
+
+impl ToSchema for DeviceHistory {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        UpdateList::schemas(schemas);
+    }
+}
+
 /// The query parameters of every list.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
