@@ -139,6 +139,9 @@ impl Tokens {
         let Some(key) = self.keys.iter().find(meant) else {
             return Checked::Unknown;
         };
+        if header.crit.is_some() {
+            return Checked::Refused("the token's crit names what is not understood here"); // RFC 7515, 4.1.11
+        }
         if !is_access_token {
             return Checked::Refused(
                 "the token's typ is not that of an access token (JWT or at+jwt)",

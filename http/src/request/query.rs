@@ -43,9 +43,15 @@ impl Query {
             .ok_or_else(|| wrong(format!("limit must be 1 to {MAX_LIMIT}, not {limit}")))
     }
 
-    /// A filter that is any text.
+    /// A filter that is any text without control characters, which nothing is called by and no database has to take.
     pub(crate) fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         let text = self.take(name)?;
+        if text
+            .as_deref()
+            .is_some_and(|text| text.contains(char::is_control))
+        {
+            return Err(wrong(format!("{name} must hold no control characters")));
+        }
         if let Some(text) = &text {
             self.filters
                 .insert(name.to_owned(), Value::String(text.clone()));
@@ -164,6 +170,16 @@ mod tests {
         let mut query = Query::parse(text).unwrap();
         let page = query.page().and_then(|page| query.done().map(|_| page));
         page.map_err(|error| error.detail().to_owned())
+    }
+
+    #[test]
+    fn a_text_holds_no_control_characters() {
+        let text = |query| Query::parse(query).unwrap().text("group");
+        assert_eq!(text("group=a%20b").unwrap().as_deref(), Some("a b"));
+        for query in ["group=%00", "group=a%0Ab"] {
+            let error = text(query).unwrap_err();
+            assert_eq!(error.detail(), "group must hold no control characters");
+        }
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! Listening and connections: their number, their deadlines, and an end in bounded time.
+//!
+//! HTTP/1 alone is spoken here: a connection has one request at a time, so that its deadlines bound all that a client can hold.
+//! Without TLS nothing but an attacker's tool begins with HTTP/2, and each of its streams would be a place of its own.
 
 mod places;
 mod stall;
@@ -8,15 +11,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::Request;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Version};
 use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -51,12 +53,8 @@ const STALL_TIME: Duration = Duration::from_mins(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests may go on after the shutdown began: the process has 5 s, and the engine ends after us.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
-/// Requests at a time on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 64;
-/// Bytes that an HTTP/2 client may send ahead on one stream: enough for a fast upload.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Most bytes of a request's head.
-const MAX_HEAD_BYTES: u32 = 32 * 1024;
+/// Most bytes of a request's head, and of a body that are read ahead.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// A listener that does not serve yet.
 #[derive(Debug)]
@@ -103,7 +101,7 @@ impl Http {
 /// What every connection needs.
 struct Server<S> {
     gate: Gate<S>,
-    builder: Builder<TokioExecutor>,
+    builder: Builder,
     room: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -172,22 +170,13 @@ async fn serve_gate<S>(
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder() -> Builder {
+    let mut builder = Builder::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
+        .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(STREAM_WINDOW_BYTES * 2)
-        .max_header_list_size(MAX_HEAD_BYTES)
-        .keep_alive_interval(HEAD_TIME)
-        .keep_alive_timeout(HEAD_TIME);
     builder
 }
 
@@ -202,10 +191,8 @@ where
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, client.address = %peer, "no TCP_NODELAY");
     }
-    let spoke = Arc::new(AtomicBool::new(false));
-    let (said, answering) = (Arc::clone(&spoke), Arc::clone(&server));
+    let answering = Arc::clone(&server);
     let service = service_fn(move |request: Request<Incoming>| {
-        said.store(true, Ordering::Relaxed);
         let server = Arc::clone(&answering);
         async move { Ok::<_, Infallible>(server.answer(peer, request).await) }
     });
@@ -214,9 +201,7 @@ where
             .builder
             .serve_connection(TokioIo::new(Stall::new(stream, STALL_TIME)), service)
     );
-    // The time for a head does not run before the protocol's version is known, so the first head has its own.
-    let mut first_head = pin!(sleep(HEAD_TIME));
-    let (mut waits_for_head, mut ending) = (true, false);
+    let mut ending = false;
     loop {
         tokio::select! {
             ended = serving.as_mut() => {
@@ -229,12 +214,6 @@ where
                 ending = true;
                 serving.as_mut().graceful_shutdown();
             }
-            () = first_head.as_mut(), if waits_for_head => {
-                if !spoke.load(Ordering::Relaxed) {
-                    return;
-                }
-                waits_for_head = false;
-            }
         }
     }
 }
@@ -244,9 +223,8 @@ where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible>,
 {
     async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response {
-        let version = request.version();
         let mut response = self.gate.answer(peer.ip(), request).await;
-        if version == Version::HTTP_11 && self.room.available_permits() < SCARCE_ROOM {
+        if self.room.available_permits() < SCARCE_ROOM {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));

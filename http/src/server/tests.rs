@@ -1,8 +1,6 @@
 //! The server over real connections, with routes that do nothing but what a story needs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
@@ -227,28 +225,27 @@ async fn a_client_that_asks_first_is_answered_and_not_told_to_go_on() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_to_those_who_begin_with_it() {
+async fn a_head_has_a_length_and_http_2_is_not_spoken() {
     let served = serve();
-    let io = TokioIo::new(served.connect().await);
-    let (mut requests, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-            .await
-            .unwrap();
-    let connection = tokio::spawn(connection);
-    let request = Request::get("http://x/health")
-        .body(Empty::<Bytes>::new())
-        .unwrap();
-    let response = requests.send_request(request).await.unwrap();
-    assert_eq!(
-        (response.status().as_u16(), response.version()),
-        (200, http::Version::HTTP_2)
-    );
-    assert_eq!(
-        response.into_body().collect().await.unwrap().to_bytes(),
-        "fine"
-    );
-    drop(requests);
-    connection.await.unwrap().unwrap();
+    let long = |bytes: usize| format!("GET /health HTTP/1.1\r\nx-long: {}", "x".repeat(bytes));
+    let answer = served.ask(&long(MAX_HEAD_BYTES / 2), b"").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // No longer than what is read of it: more would be answered by a reset.
+    let mut stream = served.connect().await;
+    let endless = long(MAX_HEAD_BYTES);
+    let (sent, _) = endless.as_bytes().split_at(MAX_HEAD_BYTES);
+    stream.write_all(sent).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+
+    let mut stream = served.connect().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(preface).await.unwrap();
+    let mut said = Vec::new();
+    // Hung up on, with or without a word; the rest that it had sent may make that a reset.
+    let _ = stream.read_to_end(&mut said).await;
+    assert!(!said.starts_with(b"HTTP/1.1 2"), "{said:?}");
     served.end().await;
 }
 

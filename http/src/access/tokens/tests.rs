@@ -129,6 +129,12 @@ fn a_token_for_something_else_is_refused() {
     ] {
         assert!(typed(good).is_ok(), "{good:?}");
     }
+    let mut header = Header::new(Algorithm::HS256);
+    header.crit = Some(vec!["of-another-world".to_owned()]);
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let token = encode(&header, &claims(), &key).unwrap();
+    let refused = check(&with_secret(), &token).unwrap_err();
+    assert!(refused.contains("crit"), "{refused}");
     for wrong in ["logout+jwt", "dpop+jwt", "secevent+jwt", ""] {
         let refused = typed(Some(wrong)).unwrap_err();
         assert!(refused.contains("typ"), "{wrong}: {refused}");
