@@ -6,6 +6,7 @@
 mod approval;
 mod counts;
 mod draft;
+mod error;
 mod redraft;
 mod spec;
 mod stages;
@@ -15,13 +16,11 @@ use jiff::Timestamp;
 
 pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
 pub use counts::{Counts, Delta, Group, Tally};
-pub use draft::{
-    CampaignDraft, MAX_CONCURRENT, MAX_TARGET_DEVICES, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES,
-    SpecError,
-};
+pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
+pub use error::SpecError;
 pub use spec::{
-    CampaignSpec, Gate, OnEnd, Period, Priority, Requires, Schedule, Stage, Strategy, Takes,
-    Targets,
+    CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Priority, Requires, Schedule, Stage,
+    Strategy, Takes, Targets,
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};

@@ -3,17 +3,16 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::error::SpecError;
 use super::spec::{
-    CampaignSpec, Gate, Priority, Requires, Schedule, Stage, Strategy, Takes, Targets,
+    CampaignSpec, MAX_TARGET_DEVICES, Priority, Requires, Schedule, Strategy, Targets,
 };
-use super::stages::{MAX_STAGES, StageDraft, by_rings, given};
+use super::stages::{MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
 use crate::ring::{BUCKETS, Shares};
 
-/// Most devices named one by one in a campaign (PRD, NFR-3: 100,000+ targets a campaign).
-pub const MAX_TARGET_DEVICES: usize = 200_000;
 /// Most groups named in a campaign.
 pub const MAX_TARGET_GROUPS: usize = 1_000;
 /// Most slots of a campaign; a bound on what one pass may claim.
@@ -118,36 +117,6 @@ fn one() -> u64 {
 }
 fn three() -> u32 {
     3
-}
-
-/// Why a draft is no campaign; names the field and the bound.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SpecError {
-    /// A text is out of bounds.
-    #[error(transparent)]
-    Text(#[from] crate::device::RegistrationError),
-    /// A number is out of bounds.
-    #[error("{field} must be {rule}")]
-    Range {
-        /// Field as sent.
-        field: &'static str,
-        /// Its bounds.
-        rule: &'static str,
-    },
-    /// `target_filters` are no filter.
-    #[error(transparent)]
-    Filter(#[from] FilterError),
-    /// Stages do not rise to 100 %, or name nothing.
-    #[error("stages: {0}")]
-    Stages(&'static str),
-    /// A strategy that is not served.
-    #[error(
-        "deployment_strategy {0} is not served by this version; use immediate, scheduled, staged or canary"
-    )]
-    Strategy(&'static str),
-    /// A schedule that cannot be kept.
-    #[error("schedule: {0}")]
-    Schedule(&'static str),
 }
 
 fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecError> {
@@ -294,38 +263,9 @@ impl CampaignDraft {
     }
 }
 
-/// The gate of a stage that names none.
-pub(super) fn default_gate(threshold: f64) -> Gate {
-    Gate {
-        min_success_percent: 100.0 - threshold,
-        min_samples: None,
-        soak_seconds: 0,
-        manual: false,
-    }
-}
-
-/// One stage for all.
-pub(super) fn everybody(gate: Gate) -> Vec<Stage> {
-    vec![Stage {
-        name: "all".into(),
-        end_bucket: BUCKETS,
-        takes: Takes::Share,
-        gate,
-    }]
-}
-
 fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterError> {
     let filter = json.map(Filter::parse).transpose();
     filter.map_err(|error| error.within("target_filters"))
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "checked to lie in 0..=100"
-)]
-pub(super) fn buckets(percent: f64) -> u16 {
-    ((percent * 100.0).round() as u16).max(1)
 }
 
 #[expect(

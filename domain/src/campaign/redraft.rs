@@ -1,8 +1,8 @@
 //! The way back from a checked spec to the draft that it comes of.
 
-use super::draft::{CampaignDraft, default_gate, everybody};
+use super::draft::CampaignDraft;
 use super::spec::{CampaignSpec, Strategy};
-use super::stages::{by_rings, drafts_of};
+use super::stages::{by_rings, default_gate, drafts_of, everybody};
 use crate::filter::Filter;
 
 impl CampaignSpec {

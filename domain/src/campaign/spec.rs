@@ -112,6 +112,9 @@ impl Targets {
     }
 }
 
+/// Most devices named one by one in a campaign (PRD, NFR-3: 100,000+ targets a campaign).
+pub const MAX_TARGET_DEVICES: usize = 200_000;
+
 /// What must hold of a stage before the next one opens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::draft::{MAX_TARGET_DEVICES, SpecError, buckets};
-use super::spec::{Gate, Stage, Takes};
+use super::error::SpecError;
+use super::spec::{Gate, MAX_TARGET_DEVICES, Stage, Takes};
 use crate::filter::Filter;
 use crate::ids::DeviceId;
 use crate::ring::{BUCKETS, Ring, Shares};
@@ -244,4 +244,33 @@ fn unlike(stages: &[Stage], name: String) -> String {
     }
     let mut numbered = (2..=MAX_STAGES + 1).map(|number| format!("{name} {number}"));
     numbered.find(|name| !taken(name)).unwrap_or(name)
+}
+
+/// The gate of a stage that names none.
+pub(super) fn default_gate(threshold: f64) -> Gate {
+    Gate {
+        min_success_percent: 100.0 - threshold,
+        min_samples: None,
+        soak_seconds: 0,
+        manual: false,
+    }
+}
+
+/// One stage for all.
+pub(super) fn everybody(gate: Gate) -> Vec<Stage> {
+    vec![Stage {
+        name: "all".into(),
+        end_bucket: BUCKETS,
+        takes: Takes::Share,
+        gate,
+    }]
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to lie in 0..=100"
+)]
+pub(super) fn buckets(percent: f64) -> u16 {
+    ((percent * 100.0).round() as u16).max(1)
 }

@@ -1,0 +1,33 @@
+//! What is wrong with a draft.
+
+use crate::filter::FilterError;
+
+/// Why a draft is no campaign; names the field and the bound.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// A text is out of bounds.
+    #[error(transparent)]
+    Text(#[from] crate::device::RegistrationError),
+    /// A number is out of bounds.
+    #[error("{field} must be {rule}")]
+    Range {
+        /// Field as sent.
+        field: &'static str,
+        /// Its bounds.
+        rule: &'static str,
+    },
+    /// `target_filters` are no filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// Stages do not rise to 100 %, or name nothing.
+    #[error("stages: {0}")]
+    Stages(&'static str),
+    /// A strategy that is not served.
+    #[error(
+        "deployment_strategy {0} is not served by this version; use immediate, scheduled, staged or canary"
+    )]
+    Strategy(&'static str),
+    /// A schedule that cannot be kept.
+    #[error("schedule: {0}")]
+    Schedule(&'static str),
+}
