@@ -31,6 +31,14 @@ pub enum Action {
 }
 
 impl Action {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Update, Self::Rollback];
+
+    /// The action of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
+
     /// The name on the wire and in the database.
     pub const fn name(self) -> &'static str {
         match self {

@@ -198,7 +198,7 @@ pub(crate) async fn cancel(
 ) -> Result<()> {
     let before = facts::campaign(&campaign);
     campaign.state = campaign.state.cancel(now)?;
-    for action in [UpdateAction::Update, UpdateAction::Rollback] {
+    for action in UpdateAction::ALL {
         tx.cancel_pending(&campaign.id, action, now).await?;
     }
     put(tx, before, campaign, EventType::CampaignCancelled, now, by).await

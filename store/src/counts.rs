@@ -23,34 +23,13 @@ statements! {
          WHERE campaign_id = $1 AND action = $2 AND stage = $3";
 }
 
-/// The groups in the order of [`ADD_COUNTS`]'s parameters.
-const GROUPS: [Group; 5] = [
-    Group::Pending,
-    Group::InFlight,
-    Group::Completed,
-    Group::Failed,
-    Group::Cancelled,
-];
-
-/// The group of that name.
-pub(crate) fn group_of(name: &str) -> Option<Group> {
-    GROUPS.into_iter().find(|group| group.name() == name)
-}
-
-/// The action of that name.
-pub(crate) fn action_of(name: &str) -> Option<Action> {
-    [Action::Update, Action::Rollback]
-        .into_iter()
-        .find(|action| action.name() == name)
-}
-
 /// A row for every stage, for updates and for rollbacks.
 pub(crate) async fn insert_stages<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &Campaign,
 ) -> Result<(), DbError> {
     let mut rows = Vec::with_capacity(campaign.spec.stages.len() * 2);
-    for action in [Action::Update, Action::Rollback] {
+    for action in Action::ALL {
         let mut start = 0;
         for (stage, spec) in (0_i64..).zip(&campaign.spec.stages) {
             rows.push((action, stage, start, spec.end_bucket));
@@ -143,7 +122,7 @@ fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally),
         failed: row.uint("failed")?,
         cancelled: row.uint("cancelled")?,
     };
-    let action = sql::present("action", action_of(row.text("action")?))?;
+    let action = sql::present("action", Action::from_name(row.text("action")?))?;
     Ok((action, row.int("stage")?, tally))
 }
 
@@ -169,7 +148,8 @@ pub(crate) async fn add<D: Dialect>(
             .text(campaign)
             .text(action)
             .int(i64::from(stage));
-        let args = GROUPS.iter().fold(args, |args, group| {
+        // In the order of the statement's parameters.
+        let args = Group::ALL.iter().fold(args, |args, group| {
             args.int(moves.get(group).copied().unwrap_or(0))
         });
         if moves.values().any(|by| *by != 0)

@@ -8,7 +8,6 @@ use device_ota_domain::update::Action;
 use device_ota_engine::ports::figures::Figure;
 
 use crate::SqlStore;
-use crate::counts::{action_of, group_of};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements};
@@ -250,11 +249,11 @@ fn read_share<D: Dialect>(row: &Record<'_, D>) -> Result<Share, DbError> {
 }
 
 fn read_action<D: Dialect>(row: &Record<'_, D>) -> Result<Action, DbError> {
-    sql::present("action", action_of(row.text("action")?))
+    sql::present("action", Action::from_name(row.text("action")?))
 }
 
 fn read_group<D: Dialect>(row: &Record<'_, D>) -> Result<Group, DbError> {
-    sql::present("state", group_of(row.text("state")?))
+    sql::present("state", Group::from_name(row.text("state")?))
 }
 
 fn read_amount<D: Dialect>(row: &Record<'_, D>) -> Result<Amount, DbError> {

@@ -45,7 +45,7 @@ pub(crate) async fn read<D: Dialect>(
     })
     .await?;
     let mut updates = Vec::with_capacity(2 * STATES.len());
-    for action in [Action::Update, Action::Rollback].map(Action::name) {
+    for action in Action::ALL.map(Action::name) {
         let found = counted.iter().find(|(known, _)| known == action);
         for (number, state) in STATES.into_iter().enumerate() {
             let count = found.and_then(|(_, counts)| counts.get(number));

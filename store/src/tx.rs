@@ -26,7 +26,7 @@ use crate::firmware::Lock;
 use crate::outbox::Stroke;
 use crate::{
     api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
-    presence, rings, updates,
+    presence, rings, rollbacks, updates,
 };
 
 /// A transaction in progress; it is rolled back when it is dropped.
@@ -228,7 +228,10 @@ impl<D: Dialect> Tx for SqlTx<D> {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()> {
-        updates::insert::<D>(&mut *self.inner, update, log).await?;
+        updates::insert::<D>(&mut *self.inner, update).await?;
+        if let Some((trigger, reason)) = log {
+            rollbacks::log_one::<D>(&mut *self.inner, &update.id, trigger, reason).await?;
+        }
         self.ledger.born(update);
         Ok(())
     }

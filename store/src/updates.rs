@@ -4,17 +4,14 @@ use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::firmware::Results;
 use device_ota_domain::page::Page;
-use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::{Failure, Phase, Progress, Retry, Update, UpdateState};
+use device_ota_domain::update::{Action, Failure, Phase, Progress, Retry, Update, UpdateState};
 use device_ota_domain::{DeviceId, UpdateId};
 use device_ota_engine::ports::store::UpdateFilter;
 use jiff::Timestamp;
 
 use crate::combine::Lookup;
-use crate::counts::action_of;
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::rollbacks;
 use crate::sql::{self, Args, Record, present, statements};
 
 /// `SELECT` of all columns of updates, called `u`, and what follows it.
@@ -117,7 +114,7 @@ pub(crate) async fn list<D: Dialect>(
     let args = Args::<D>::new()
         .page(page)
         .text(filter.group.map(Group::name))
-        .text(filter.action.map(device_ota_domain::update::Action::name));
+        .text(filter.action.map(Action::name));
     let campaign = filter
         .campaign
         .as_ref()
@@ -176,11 +173,10 @@ pub(crate) async fn locked<D: Dialect>(
     .await
 }
 
-/// Inserts one update, with its log entry when it is a rollback.
+/// Inserts one update.
 pub(crate) async fn insert<D: Dialect>(
     conn: &mut D::Connection,
     update: &Update,
-    log: Option<(RollbackTrigger, &str)>,
 ) -> Result<(), DbError> {
     let bind = |args: Args<D>, update: &&Update| {
         let args = args
@@ -207,11 +203,9 @@ pub(crate) async fn insert<D: Dialect>(
             .time(update.created_at);
         bind_changing(args, update)
     };
-    sql::execute_rows(conn, &INSERT_UPDATE, &[update], bind).await?;
-    match log {
-        Some((trigger, reason)) => rollbacks::log_one::<D>(conn, &update.id, trigger, reason).await,
-        None => Ok(()),
-    }
+    sql::execute_rows(conn, &INSERT_UPDATE, &[update], bind)
+        .await
+        .map(drop)
 }
 
 /// Writes back what changes of updates.
@@ -365,7 +359,7 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
         device_id: row.parse("device_id")?,
         device_type: row.string_opt("device_type")?,
         campaign: row.parse_opt("campaign_id")?,
-        action: present("action", action_of(row.text("action")?))?,
+        action: present("action", Action::from_name(row.text("action")?))?,
         firmware: row.parse_opt("firmware_id")?,
         from_version: row.string_opt("from_version")?,
         to_version: row.string("to_version")?,

@@ -22,6 +22,20 @@ pub enum Group {
 }
 
 impl Group {
+    /// All, in the order of their names' columns.
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::InFlight,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The group of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|group| group.name() == name)
+    }
+
     /// Its name in the database and in figures.
     pub const fn name(self) -> &'static str {
         match self {
