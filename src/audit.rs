@@ -1,10 +1,14 @@
-//! `device-ota audit`: the audit trail on the database itself, for whoever may read it. The service may run meanwhile.
+//! `device-ota audit`: the audit trail on the database itself, which is read and never written. The service may run meanwhile.
 
+use std::sync::Arc;
+
+use anyhow::Context as _;
 use clap::Subcommand;
+use device_ota_engine::ports::Store;
 use device_ota_engine::verify_audit;
+use device_ota_store::{PostgresStore, SqliteStore};
 
-use crate::config::Config;
-use crate::serve;
+use crate::config::{Config, Database};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
@@ -24,11 +28,27 @@ pub(crate) fn run(config: &Config, command: &AuditCommand) -> anyhow::Result<()>
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let (store, _) = serve::open_store(config).await?;
+        let store = open(&config.database).await?;
         let expect = expect.as_ref().map(|hash| hash.trim().to_ascii_lowercase());
         let head = verify_audit(&*store, expect.as_deref()).await?;
         println!("{} records, all as they were written", head.number);
         println!("{}", head.hash);
         Ok(())
+    })
+}
+
+/// The database as it is: a trail that is looked at must not be touched.
+async fn open(database: &Database) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match database {
+        Database::Sqlite(path) => {
+            let store = SqliteStore::read_file(path)
+                .await
+                .with_context(|| format!("DATABASE_URL: {}", path.display()))?;
+            Arc::new(store)
+        }
+        Database::Postgres(url) => {
+            let store = PostgresStore::read_url(&url.0).await;
+            Arc::new(store.context("DATABASE_URL")?)
+        }
     })
 }

@@ -67,6 +67,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     fleet::STATEMENTS,
     history::STATEMENTS,
     materialise::STATEMENTS,
+    migrations::STATEMENTS,
     outbox::STATEMENTS,
     presence::STATEMENTS,
     rings::STATEMENTS,
@@ -102,6 +103,20 @@ pub enum OpenError {
     /// Its schema cannot be brought up to date.
     #[error("the database's schema cannot be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// To be read, and not there.
+    #[error("there is no database; name the one that the service uses")]
+    Missing,
+    /// To be read, and none of ours.
+    #[error("it is no database of this service; name the one that the service uses")]
+    Foreign,
+    /// To be read, and of an older version.
+    #[error(
+        "the database's schema is of an older version; start the service of this version on it once, which brings it up to date"
+    )]
+    Older,
+    /// To be read, and of a newer version.
+    #[error("the database's schema is of a newer version; use the device-ota of that version")]
+    Newer,
 }
 
 #[cfg(test)]

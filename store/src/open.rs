@@ -15,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::combine::Combiner;
 use crate::dialect::Dialect;
-use crate::{OpenError, SqlStore, devices, updates};
+use crate::{OpenError, SqlStore, devices, migrations, updates};
 
 /// Connections to PostgreSQL a process may hold (the requirements allow 50).
 pub const POSTGRES_MAX_CONNECTIONS: u32 = 50;
@@ -38,6 +38,8 @@ const STATEMENT_CACHE: usize = 512;
 /// for disks, it would rather read the whole fleet than look up the 500 devices of a batch. Compiling plans never pays for
 /// statements that take milliseconds.
 const POSTGRES_SESSION: &str = "SET random_page_cost = 1.1; SET jit = off";
+/// Settings of a session that reads alone.
+const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 /// Statements slower than this are logged.
 const SLOW_STATEMENT: Duration = Duration::from_secs(1);
 
@@ -49,18 +51,10 @@ impl SqlStore<Sqlite> {
     /// # Errors
     /// When the file cannot be opened or its schema is not one that this version knows.
     pub async fn open_file(path: &Path) -> Result<Self, OpenError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
+        let options = file(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(SQLITE_BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .pragma("cache_size", SQLITE_CACHE)
-            .pragma("temp_store", "memory")
-            .statement_cache_capacity(STATEMENT_CACHE)
-            .log_statements(log::LevelFilter::Trace)
-            .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT);
+            .synchronous(SqliteSynchronous::Full);
         let writer = pool_options::<Sqlite>(1)
             .connect_with(
                 options
@@ -76,6 +70,34 @@ impl SqlStore<Sqlite> {
         tasks.spawn(checkpoint(reader.clone()));
         Ok(Self::over(writer, reader, tasks))
     }
+
+    /// Opens the database file at `path` to read alone, also beside a service that writes: nothing is made, brought up to date
+    /// or changed.
+    ///
+    /// # Errors
+    /// When there is no such file, or its schema is not the one of this version.
+    pub async fn read_file(path: &Path) -> Result<Self, OpenError> {
+        if !path.try_exists().is_ok_and(|there| there) {
+            return Err(OpenError::Missing);
+        }
+        let pool = pool_options::<Sqlite>(1)
+            .connect_with(file(path).read_only(true))
+            .await?;
+        Self::reading(pool).await
+    }
+}
+
+/// What every connection to a file has in common.
+fn file(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(SQLITE_BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("cache_size", SQLITE_CACHE)
+        .pragma("temp_store", "memory")
+        .statement_cache_capacity(STATEMENT_CACHE)
+        .log_statements(log::LevelFilter::Trace)
+        .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
 }
 
 impl SqlStore<Postgres> {
@@ -85,20 +107,36 @@ impl SqlStore<Postgres> {
     /// # Errors
     /// When the URL is not valid, the server cannot be reached, or its schema is not one that this version knows.
     pub async fn open_url(url: &str, max_connections: u32) -> Result<Self, OpenError> {
-        let options = PgConnectOptions::from_str(url)?
-            .application_name("device-ota")
-            .statement_cache_capacity(STATEMENT_CACHE)
-            .log_statements(log::LevelFilter::Trace)
-            .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT);
-        let pool = pool_options::<Postgres>(max_connections.clamp(1, POSTGRES_MAX_CONNECTIONS))
-            .after_connect(|conn, _| {
-                Box::pin(async move { Postgres::batch(conn, POSTGRES_SESSION.to_owned()).await })
-            })
-            .connect_with(options)
-            .await?;
+        let pool = server(url, max_connections, POSTGRES_SESSION).await?;
         Postgres::migrate(&mut *pool.acquire().await?).await?;
         Ok(Self::over(pool.clone(), pool, JoinSet::new()))
     }
+
+    /// Connects to the PostgreSQL database that `url` names to read alone: nothing is made, brought up to date or changed.
+    ///
+    /// # Errors
+    /// When the URL is not valid, the server cannot be reached, or the schema is not the one of this version.
+    pub async fn read_url(url: &str) -> Result<Self, OpenError> {
+        Self::reading(server(url, 1, POSTGRES_READER).await?).await
+    }
+}
+
+async fn server(
+    url: &str,
+    max_connections: u32,
+    session: &'static str,
+) -> Result<Pool<Postgres>, OpenError> {
+    let options = PgConnectOptions::from_str(url)?
+        .application_name("device-ota")
+        .statement_cache_capacity(STATEMENT_CACHE)
+        .log_statements(log::LevelFilter::Trace)
+        .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT);
+    let pool = pool_options::<Postgres>(max_connections.clamp(1, POSTGRES_MAX_CONNECTIONS))
+        .after_connect(move |conn, _| {
+            Box::pin(async move { Postgres::batch(conn, session.to_owned()).await })
+        })
+        .connect_with(options);
+    Ok(pool.await?)
 }
 
 /// Brings the write-ahead log into the database file again and again, until the pool is closed. It waits for nobody and
@@ -134,6 +172,12 @@ fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
 }
 
 impl<D: Dialect> SqlStore<D> {
+    /// A store that only reads, if the schema is the one that this version knows.
+    async fn reading(pool: Pool<D>) -> Result<Self, OpenError> {
+        migrations::check::<D>(&mut *pool.acquire().await?).await?;
+        Ok(Self::over(pool.clone(), pool, JoinSet::new()))
+    }
+
     fn over(writer: Pool<D>, reader: Pool<D>, tasks: JoinSet<()>) -> Self {
         let updates = Combiner::start(reader.clone(), updates::by_id());
         let credentials = Combiner::start(reader.clone(), devices::credentials_by_id());
@@ -156,7 +200,7 @@ impl<D: Dialect> SqlStore<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::SqliteDatabase;
+    use crate::testing::{PostgresDatabase, SqliteDatabase, run_sql};
 
     /// How long a test waits for what happens by itself within a second or two.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -195,5 +239,59 @@ mod tests {
             }
         };
         tokio::time::timeout(PATIENCE, ends).await.expect("ends");
+    }
+
+    /// Schemas of other versions, and none at all, are told apart.
+    async fn refuses<S>(url: &str, read: impl AsyncFn() -> Result<S, OpenError>) {
+        let refused = async |sql: &str| {
+            run_sql(url, sql).await.expect("runs");
+            read().await.err().expect("is refused")
+        };
+        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'x', TRUE, '', 0)";
+        assert!(matches!(refused(newer).await, OpenError::Newer));
+        let older = "DELETE FROM _sqlx_migrations WHERE version IN (1, 9999)";
+        assert!(matches!(refused(older).await, OpenError::Older));
+        assert!(
+            matches!(refused("SELECT 1").await, OpenError::Older),
+            "it stays as it is"
+        );
+        let foreign = "DROP TABLE _sqlx_migrations";
+        assert!(matches!(refused(foreign).await, OpenError::Foreign));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_and_not_written() {
+        let database = SqliteDatabase::new();
+        let missing = SqlStore::read_file(&database.path()).await;
+        assert!(matches!(missing, Err(OpenError::Missing)));
+        assert!(!database.path().exists());
+        let writes = database.open().await;
+        let reads = SqlStore::read_file(&database.path()).await.expect("opens");
+        let mut conn = reads.writer.acquire().await.expect("a connection");
+        let written = Sqlite::batch(&mut conn, "DELETE FROM outbox".to_owned()).await;
+        assert!(written.is_err());
+        drop(conn);
+        reads.close().await;
+        writes.close().await;
+        refuses(&database.url(), async || {
+            SqlStore::read_file(&database.path()).await
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_server_is_read_and_not_written() {
+        let database = PostgresDatabase::create().await;
+        let reads = SqlStore::read_url(database.url()).await.expect("opens");
+        let mut conn = reads.writer.acquire().await.expect("a connection");
+        let written = Postgres::batch(&mut conn, "DELETE FROM outbox".to_owned()).await;
+        assert!(written.is_err());
+        drop(conn);
+        reads.close().await;
+        refuses(database.url(), async || {
+            SqlStore::read_url(database.url()).await
+        })
+        .await;
     }
 }

@@ -20,6 +20,7 @@ matrix!(what_the_service_decides_is_told_too: sqlite_gateway, postgres_gateway);
 matrix!(records_are_found_by_what_they_say: sqlite_gateway, postgres_gateway);
 matrix!(whoever_changes_the_trail_is_found_out: sqlite_gateway, postgres_gateway);
 matrix!(a_kill_leaves_the_chain_whole: sqlite_gateway, postgres_gateway);
+matrix!(a_trail_is_verified_without_a_touch: sqlite_gateway, postgres_gateway);
 
 /// Where images are: the paths of both requirement documents.
 const FAMILIES: [&str; 2] = ["/api/v1/ota", "/api/v1"];
@@ -656,6 +657,33 @@ async fn whoever_changes_the_trail_is_found_out(options: Options) {
     assert!(said.contains("records 6 to 6 are missing"), "{said}");
     let said = broken("DELETE FROM audit_log WHERE number = 2").await;
     assert!(said.contains("record 2 is missing"), "{said}");
+}
+
+async fn a_trail_is_verified_without_a_touch(options: Options) {
+    let mut service = Service::start(options).await;
+    service.admin().register(&[device_json("one")]).await;
+    // Also what a power cut has left behind is read as it is.
+    service.kill();
+    assert!(verify(&service, &[]).0);
+    // As a version would leave it whose last migration is not there yet.
+    let older =
+        "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)";
+    service.tamper(older).await.unwrap();
+    for _ in 0..2 {
+        let (whole, said) = verify(&service, &[]);
+        assert!(!whole && said.contains("of an older version"), "{said}");
+    }
+    let nowhere = service.scratch().join("nowhere");
+    let mut command = service.command(&nowhere);
+    command.env(
+        "DEVICE_OTA_DATABASE_URL",
+        format!("sqlite://{}/x.db", nowhere.display()),
+    );
+    let output = command.args(["audit", "verify"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("x.db: there is no database"), "{said}");
+    assert!(!nowhere.exists(), "nothing is made");
 }
 
 async fn a_kill_leaves_the_chain_whole(options: Options) {
