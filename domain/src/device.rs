@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::change::{given, set};
 use crate::ids::DeviceId;
 use crate::ring::Ring;
 
@@ -57,6 +58,48 @@ pub struct Registration {
     pub ring: Option<Ring>,
 }
 
+/// What may be changed of a registration. What is left out stays as it is, `null` clears.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceChange {
+    /// The path's, if at all.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = DeviceId)]
+    pub device_id: Option<DeviceId>,
+    /// Kind of device.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
+    pub device_type: Option<Option<String>>,
+    /// Model; decides which firmware fits.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = String, min_length = 1, max_length = 128)]
+    pub device_model: Option<String>,
+    /// Maker.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
+    pub manufacturer: Option<Option<String>>,
+    /// Hardware revision.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
+    pub hw_revision: Option<Option<String>>,
+    /// Version it is known to run.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
+    pub firmware_version: Option<Option<String>>,
+    /// Groups it belongs to, all of them.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Vec<String>>, max_items = 32)]
+    pub groups: Option<Option<Vec<String>>>,
+    /// Free key–value pairs, all of them.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub tags: Option<Option<BTreeMap<String, String>>>,
+    /// The ring it is pinned to.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Ring>)]
+    pub ring: Option<Option<Ring>>,
+}
+
 /// Why a registration was refused; names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationError {
@@ -72,6 +115,23 @@ pub enum RegistrationError {
 }
 
 impl Registration {
+    /// What is registered after a change, not checked; lists that are cleared are empty. Its identity stays.
+    #[must_use]
+    pub fn change(mut self, change: DeviceChange) -> Self {
+        set(&mut self.device_type, change.device_type);
+        set(&mut self.device_model, change.device_model);
+        set(&mut self.manufacturer, change.manufacturer);
+        set(&mut self.hw_revision, change.hw_revision);
+        set(&mut self.firmware_version, change.firmware_version);
+        set(
+            &mut self.groups,
+            change.groups.map(Option::unwrap_or_default),
+        );
+        set(&mut self.tags, change.tags.map(Option::unwrap_or_default));
+        set(&mut self.ring, change.ring);
+        self
+    }
+
     /// Checks the bounds on every text and list.
     pub fn check(&self) -> Result<(), RegistrationError> {
         let optional =

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::campaign::Tally;
+use crate::change::{given, set};
 use crate::device::{RegistrationError, text_ok};
 use crate::ids::FirmwareId;
 
@@ -259,13 +260,6 @@ pub struct FirmwareChange {
     pub min_free_storage_bytes: Option<Option<i64>>,
 }
 
-/// A field that is there, `null` or not.
-fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
-    field: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(field).map(Some)
-}
-
 /// Why an image is not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} {version} for {device_model} was deprecated; upload it under a new version")]
@@ -318,12 +312,6 @@ impl Firmware {
         );
         firmware.updated_at = now;
         Ok(firmware)
-    }
-}
-
-fn set<T>(field: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *field = value;
     }
 }
 

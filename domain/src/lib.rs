@@ -13,6 +13,7 @@
 pub mod api_key;
 pub mod audit;
 pub mod campaign;
+mod change;
 pub mod device;
 pub mod event;
 pub mod filter;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::Group;
-use device_ota_domain::device::{Device, Registration};
+use device_ota_domain::device::{Device, DeviceChange, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::{DeviceId, Update, ring};
 use jiff::Timestamp;
@@ -189,15 +189,20 @@ impl Engine {
         Ok(self.store.devices(filter, page).await?)
     }
 
-    /// Replaces what is registered of a device. Campaigns that have started keep the devices they have, but for one whose
-    /// model is another now: what waits for it is for the old one, and is cancelled.
-    pub async fn save_device(&self, device: Registration, by: &Caller) -> Result<Device> {
-        device.check()?;
-        let id = &device.device_id;
+    /// Changes what is registered of a device: laid over what is there at the moment, so that two changes at once both hold.
+    /// Campaigns that have started keep the devices they have, but for one whose model is another now: what waits for it is
+    /// for the old one, and is cancelled.
+    pub async fn change_device(
+        &self,
+        id: &DeviceId,
+        change: DeviceChange,
+        by: &Caller,
+    ) -> Result<Device> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let known = tx.device(id).await?;
-        let known = known.ok_or_else(|| Error::not_found("device", &id))?;
+        let known = locked(tx.as_mut(), id).await?;
+        let device = known.registration.clone().change(change);
+        device.check()?;
         if known.registration == device {
             return Ok(known);
         }
@@ -206,10 +211,8 @@ impl Engine {
             waiting = tx.open_updates(known.key).await?;
             waiting.retain(|update| update.group() == Group::Pending);
         }
-        if !tx.save_device(&device).await? {
-            return Err(Error::not_found("device", &id));
-        }
-        let ended = abandon(tx.as_mut(), waiting, now).await?;
+        tx.save_device(&device).await?;
+        let ended = abandon(tx.as_mut(), waiting, now, by).await?;
         let states = (
             Some(facts::device(&known.registration)),
             Some(facts::device(&device)),
@@ -227,14 +230,11 @@ impl Engine {
     pub async fn delete_device(self: &Arc<Self>, id: &DeviceId, by: &Caller) -> Result<usize> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        let known = tx.device(id).await?;
-        let known = known.ok_or_else(|| Error::not_found("device", &id))?;
-        // Updates before the device, as ingest locks them.
+        let known = locked(tx.as_mut(), id).await?;
+        // Updates before what the device has said of itself, as ingest locks them.
         let open = tx.open_updates(known.key).await?;
-        if !tx.delete_device(id, now).await? {
-            return Err(Error::not_found("device", &id));
-        }
-        let ended = abandon(tx.as_mut(), open, now).await?;
+        tx.delete_device(id, now).await?;
+        let ended = abandon(tx.as_mut(), open, now, by).await?;
         let states = (Some(facts::device(&known.registration)), None);
         tx.append_audit(by.did(Act::DeviceDeleted, now, id, states))
             .await?;
@@ -259,7 +259,7 @@ impl Engine {
             }
             let mut tx = self.store.begin().await?;
             let left = tx.updates(&left).await?;
-            abandon(tx.as_mut(), left, now).await?;
+            abandon(tx.as_mut(), left, now, &Caller::service()).await?;
             self.commit(tx).await?;
             self.wake();
         }
@@ -291,13 +291,27 @@ impl Engine {
     }
 }
 
-/// Ends updates whose device will not take them; answers those that were still open.
-async fn abandon(tx: &mut dyn Tx, updates: Vec<Update>, now: Timestamp) -> Result<Vec<Update>> {
+/// The device to change or to ask for something, locked.
+pub(crate) async fn locked(tx: &mut dyn Tx, id: &DeviceId) -> Result<Device> {
+    let found = tx.device(id).await?;
+    found.ok_or_else(|| Error::not_found("device", &id))
+}
+
+/// Ends updates whose device will not take them, each with its record; answers those that were still open.
+async fn abandon(
+    tx: &mut dyn Tx,
+    updates: Vec<Update>,
+    now: Timestamp,
+    by: &Caller,
+) -> Result<Vec<Update>> {
     let mut changes = Changes::default();
     let mut ended = Vec::new();
     for update in updates {
-        let before = update.standing();
+        let (before, was) = (update.standing(), facts::update(&update));
         if let Some(update) = update.abandon(now) {
+            let states = (Some(was), Some(facts::update(&update)));
+            tx.append_audit(by.did(Act::UpdateCancelled, now, &update.id, states))
+                .await?;
             changes.record(&before, update.clone(), now);
             ended.push(update);
         }

@@ -18,7 +18,7 @@ use crate::campaigns::tell;
 use crate::changes::Changes;
 use crate::firmware::held;
 use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
-use crate::{Caller, Engine, Error, Result};
+use crate::{Caller, Engine, Error, Result, devices};
 
 pub use single::UpdateRequest;
 
@@ -109,7 +109,6 @@ impl Engine {
         // for another.
         let known = self.store.update(id).await?;
         let known = known.ok_or_else(|| Error::not_found("update", &id))?;
-        self.device(&known.device_id).await?; // one that was deleted would never take it
         let mut tx = self.store.begin().await?;
         if let Some(firmware) = known
             .firmware
@@ -122,6 +121,7 @@ impl Engine {
             Some(campaign) => tx.campaign(campaign).await?,
             None => None,
         };
+        devices::locked(tx.as_mut(), &known.device_id).await?; // one that was deleted would never take it
         let update = locked(tx.as_mut(), id).await?;
         let (before, failed_at, was) =
             (update.standing(), update.ended_at(), facts::update(&update));

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::audit::facts;
 use crate::ports::clock::random;
 use crate::ports::poster::Poster;
+use crate::ports::store::Tx;
 use crate::ports::webhooks::LaidAside;
 use crate::{Caller, Engine, Error, Result};
 use sign::Secret;
@@ -113,7 +114,9 @@ impl Webhooks {
         by: &Caller,
     ) -> Result<Webhook> {
         let secret = self.check(&draft)?;
-        let (before, now) = (self.get(id).await?, self.engine.clock.now());
+        let now = self.engine.clock.now();
+        let mut tx = self.engine.store.begin().await?;
+        let before = locked(tx.as_mut(), id).await?;
         let known = facts::webhook(&before);
         let after = Webhook {
             url: draft.url,
@@ -124,11 +127,8 @@ impl Webhooks {
             updated_at: now,
             ..before
         };
-        let mut tx = self.engine.store.begin().await?;
         let secret = secret.as_ref().map(Secret::as_str);
-        if !tx.save_webhook(&after, secret).await? {
-            return Err(Error::not_found("webhook", id));
-        }
+        tx.save_webhook(&after, secret).await?;
         let mut changed = facts::webhook(&after);
         if let (Some(_), Some(changed)) = (secret, changed.as_object_mut()) {
             changed.insert("secret".to_owned(), "replaced".into());
@@ -143,11 +143,9 @@ impl Webhooks {
 
     /// Deletes a webhook and what was laid aside for it.
     pub async fn delete(&self, id: &WebhookId, by: &Caller) -> Result<Webhook> {
-        let webhook = self.get(id).await?;
         let mut tx = self.engine.store.begin().await?;
-        if !tx.delete_webhook(id).await? {
-            return Err(Error::not_found("webhook", id));
-        }
+        let webhook = locked(tx.as_mut(), id).await?;
+        tx.delete_webhook(id).await?;
         let states = (Some(facts::webhook(&webhook)), None);
         let now = self.engine.clock.now();
         tx.append_audit(by.did(Act::WebhookDeleted, now, id, states))
@@ -229,6 +227,12 @@ impl Webhooks {
             .transpose();
         secret.map_err(|error| wrong(format!("secret: {error}")))
     }
+}
+
+/// The webhook to change, locked.
+async fn locked(tx: &mut dyn Tx, id: &WebhookId) -> Result<Webhook> {
+    let found = tx.webhook(id).await?;
+    found.ok_or_else(|| Error::not_found("webhook", id))
 }
 
 fn status(paused: bool) -> WebhookStatus {

@@ -49,7 +49,7 @@ statements! {
     DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
     DEVICES_BY_ID = select_device!("WHERE d.device_id {any:$1} ORDER BY d.device_id");
     DEVICES = select_device!("WHERE ", filtered!(), " ORDER BY d.device_id LIMIT $5 OFFSET $6");
-    HOLD = "SELECT device_key FROM devices WHERE device_key = $1 AND deleted_at IS NULL {for_update}";
+    LOCK_DEVICE = "SELECT device_key FROM devices WHERE device_id = $1 AND deleted_at IS NULL {for_update}";
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1} AND deleted_at IS NULL";
     // A device that was deleted and comes back is a new one under its old number.
     INSERT_DEVICES[Text, Text, Text, Text, Text, Text, Text, Text, Text, Int, Text, Int] =
@@ -120,6 +120,20 @@ pub(crate) async fn device<D: Dialect>(
         read_device,
     )
     .await
+}
+
+/// One device, locked until the transaction ends. What it says is not locked: devices talk all the time.
+pub(crate) async fn locked<D: Dialect>(
+    conn: &mut D::Connection,
+    id: &DeviceId,
+) -> Result<Option<Device>, DbError> {
+    let args = Args::<D>::new().text(id.as_str());
+    let found = sql::fetch_optional(conn, &LOCK_DEVICE, args, |_| Ok(())).await?;
+    match found {
+        // A statement of its own, so that it sees what was written while the lock was waited for.
+        Some(()) => device::<D>(conn, id).await,
+        None => Ok(None),
+    }
 }
 
 /// Devices by their numbers.
@@ -301,16 +315,6 @@ async fn insert_devices<D: Dialect>(
         Ok((row.string("device_id")?, row.int("device_key")?))
     });
     Ok(rows.await?.into_iter().collect())
-}
-
-/// Locks a device; false when it is not registered.
-pub(crate) async fn hold<D: Dialect>(
-    conn: &mut D::Connection,
-    device: DeviceKey,
-) -> Result<bool, DbError> {
-    let args = Args::<D>::new().int(device.0);
-    let found = sql::fetch_optional(conn, &HOLD, args, |_| Ok(())).await?;
-    Ok(found.is_some())
 }
 
 /// Replaces a device's verifier; false when there is no such device.

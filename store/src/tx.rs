@@ -93,14 +93,7 @@ impl<D: Dialect> Tx for SqlTx<D> {
         Ok(devices::register::<D>(&mut *self.inner, devices).await?)
     }
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>> {
-        Ok(devices::device::<D>(&mut *self.inner, device).await?)
-    }
-    async fn hold_device(&mut self, device: DeviceKey) -> Result<Option<Vec<Update>>> {
-        if !devices::hold::<D>(&mut *self.inner, device).await? {
-            return Ok(None);
-        }
-        let open = dispatch::open::<D>(&mut *self.inner, device).await?;
-        Ok(Some(open))
+        Ok(devices::locked::<D>(&mut *self.inner, device).await?)
     }
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
         Ok(devices::set_verifier::<D>(&mut *self.inner, device, verifier).await?)
@@ -243,6 +236,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
+        Ok(dispatch::open::<D>(&mut *self.inner, device).await?)
     }
     async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
         Ok(dispatch::open_locked::<D>(&mut *self.inner, device).await?)

@@ -37,6 +37,7 @@ macro_rules! select_dead_letter {
 
 statements! {
     WEBHOOK = select_webhook!("WHERE w.webhook_id = $1");
+    WEBHOOK_LOCKED = select_webhook!("WHERE w.webhook_id = $1 {for_update}");
     WEBHOOKS = select_webhook!("ORDER BY w.number DESC LIMIT $1 OFFSET $2");
     DUE_WEBHOOKS = select_webhook!(
         "WHERE w.status = 'active' AND (w.due_at IS NULL OR w.due_at <= $1) \
@@ -159,6 +160,10 @@ impl<D: Dialect> Webhooks for SqlStore<D> {
 
 #[async_trait]
 impl<D: Dialect> WebhookChanges for SqlTx<D> {
+    async fn webhook(&mut self, webhook: &WebhookId) -> port::Result<Option<Webhook>> {
+        let args = Args::<D>::new().text(webhook.as_str());
+        Ok(sql::fetch_optional(self.connection(), &WEBHOOK_LOCKED, args, read_webhook).await?)
+    }
     async fn insert_webhook(
         &mut self,
         webhook: &Webhook,

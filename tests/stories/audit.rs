@@ -368,9 +368,9 @@ async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
         .tells(&admin, &retry, &id, None, &["update.retried"])
         .await;
     let delete = format!("DELETE {DEVICE}");
-    let (_, told) = trail
-        .tells(&admin, &delete, "two", None, &["device.deleted"])
-        .await;
+    // Its update and its rollback wait, and end with it.
+    let acts = ["device.deleted", "update.cancelled", "update.cancelled"];
+    let (_, told) = trail.tells(&admin, &delete, "two", None, &acts).await;
     assert_eq!(told[0]["before"]["device_model"], "SF-100");
     assert_eq!(told[0]["after"], Value::Null);
     secrets

@@ -8,6 +8,8 @@ use crate::harness::{Admin, Options, Service, device_json, image, image_metadata
 matrix!(exactly_one_takes_each_step: sqlite_gateway, postgres_gateway);
 matrix!(one_image_uploaded_by_many_is_one_record: sqlite_gateway, postgres_gateway);
 matrix!(start_and_cancel_at_once_leave_one_truth: sqlite_gateway, postgres_gateway);
+matrix!(what_several_change_of_one_device_all_holds: sqlite_gateway, postgres_gateway);
+matrix!(each_change_of_a_webhook_is_told_from_the_one_before: sqlite_gateway, postgres_gateway);
 
 /// Administrators at a time.
 const MANY: usize = 8;
@@ -110,4 +112,82 @@ async fn one_image_uploaded_by_many_is_one_record(options: Options) {
     let mut statuses = [one.status, other.status];
     statuses.sort_unstable();
     assert_eq!(statuses, [201, 409]);
+}
+
+/// What the trail tells of an act, oldest first: the states before and after.
+async fn told(admin: &Admin, act: &str) -> Vec<(Value, Value)> {
+    let path = format!("/api/v1/ota/audit?action={act}&limit=200");
+    let list = admin.get(&path).await.expect(200);
+    let records = list["audit"].as_array().unwrap();
+    let states = |record: &Value| (record["before"].clone(), record["after"].clone());
+    records.iter().rev().map(states).collect()
+}
+
+async fn what_several_change_of_one_device_all_holds(options: Options) {
+    const ROUNDS: usize = 10;
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    service.register(device_json("frame-1")).await;
+    let path = "/api/v1/ota/devices/frame-1";
+    let mut state = admin.get(path).await.expect(200);
+    for round in 0..ROUNDS {
+        let text = json!(format!("{round}"));
+        let changes = json!({
+            "device_type": text, "manufacturer": text, "hw_revision": text, "firmware_version": text,
+            "groups": [text], "tags": { "round": text },
+        });
+        let fields = changes.as_object().unwrap().iter();
+        let each = fields.map(|(field, value)| admin.put(path, json!({ field: value })));
+        for answer in join_all(each).await {
+            answer.expect(200);
+        }
+        let device = admin.get(path).await.expect(200);
+        for (field, value) in changes.as_object().unwrap() {
+            assert_eq!(
+                &device[field], value,
+                "{field} of round {round}: {device:#}"
+            );
+        }
+    }
+    let records = told(&admin, "device.changed").await;
+    assert_eq!(records.len(), 6 * ROUNDS);
+    for (before, after) in records {
+        for (field, was) in before.as_object().unwrap() {
+            assert_eq!(
+                &state[field], was,
+                "{field}: each record begins where the last ended"
+            );
+            state[field] = after[field].clone();
+        }
+    }
+}
+
+async fn each_change_of_a_webhook_is_told_from_the_one_before(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let spec = |n: usize| json!({ "url": format!("https://{n}.invalid/"), "status": "paused" });
+    let path = "/api/v1/ota/webhooks";
+    let made = admin.post(path, spec(0)).await.expect(201);
+    let path = format!("{path}/{}", made["webhook_id"].as_str().unwrap());
+    for round in 0..5 {
+        let each = (1..=MANY).map(|n| admin.put(&path, spec(round * MANY + n)));
+        for answer in join_all(each).await {
+            answer.expect(200);
+        }
+    }
+    let mut url = spec(0)["url"].clone();
+    for (before, after) in told(&admin, "webhook.changed").await {
+        assert_eq!(before["url"], url);
+        url = after["url"].clone();
+    }
+    // Of several that delete it, one does, and it is told once.
+    let each = join_all((0..MANY).map(|_| admin.delete(&path))).await;
+    let mut statuses: Vec<_> = each.iter().map(|answer| answer.status).collect();
+    statuses.sort_unstable();
+    let mut one = vec![200];
+    one.extend([404; MANY - 1]);
+    assert_eq!(statuses, one);
+    let deleted = told(&admin, "webhook.deleted").await;
+    assert_eq!(deleted.len(), 1);
+    assert_eq!(deleted[0].0["url"], url);
 }

@@ -1,7 +1,7 @@
 //! Ids, rings, formats, pages, registrations, upload metadata: what they take and what they refuse.
 
 use device_ota_domain::campaign::{Group, Priority, Tally};
-use device_ota_domain::device::Registration;
+use device_ota_domain::device::{DeviceChange, Registration};
 use device_ota_domain::firmware::{Format, UploadMetadata};
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::ring::{BUCKETS, Ring, bucket, turned};
@@ -411,4 +411,37 @@ fn of_an_image_what_is_not_signed_changes_and_only_while_it_is_in_use() {
         refused.unwrap_err().to_string(),
         "Smart Frame Firmware 2.1.0 for SF-100 was deprecated; upload it under a new version"
     );
+}
+
+#[test]
+fn a_change_of_a_device_leaves_what_it_does_not_name_and_clears_what_is_null() {
+    let known =
+        r#"{"device_id":"a","device_model":"m","hw_revision":"B","groups":["g"],"ring":"early"}"#;
+    let known: Registration = serde_json::from_str(known).unwrap();
+    let change = |given: &str| {
+        let change: Result<DeviceChange, _> = serde_json::from_str(given);
+        change.map(|change| known.clone().change(change))
+    };
+    let changed = change(r#"{"ring":null,"groups":null,"tags":{"floor":"2"}}"#).unwrap();
+    assert_eq!(
+        (changed.ring, changed.groups.len(), changed.tags.len()),
+        (None, 0, 1)
+    );
+    assert_eq!(changed.hw_revision.as_deref(), Some("B"));
+    assert_eq!(change("{}").unwrap(), known);
+    assert_eq!(change(r#"{"device_id":"a"}"#).unwrap(), known);
+    let other = change(r#"{"device_model":"n","hw_revision":null}"#).unwrap();
+    assert_eq!(
+        (other.device_model.as_str(), other.hw_revision),
+        ("n", None)
+    );
+    for (wrong, says) in [
+        (r#"{"ring":"red"}"#, "unknown variant `red`"),
+        (r#"{"colour":"red"}"#, "unknown field `colour`"),
+        (r#"{"device_model":null}"#, "invalid type: null"),
+        (r#"{"device_id":null}"#, "invalid type: null"),
+    ] {
+        let complaint = change(wrong).unwrap_err().to_string();
+        assert!(complaint.starts_with(says), "{complaint}");
+    }
 }

@@ -353,11 +353,9 @@ pub trait Tx: Send + WebhookChanges {
 
     /// Registers devices; one answer for each, in order.
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>>;
-    /// One device.
+    /// One device, locked until the transaction ends: nobody else changes what is registered of it, deletes it, or asks for an
+    /// update of it alone. To be locked before its updates, and after images and campaigns.
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>>;
-    /// Locks a device against other [`Tx::hold_device`], changes and deletion until the transaction ends, and answers what it has
-    /// open, which is not locked; `None` when it is not registered.
-    async fn hold_device(&mut self, device: DeviceKey) -> Result<Option<Vec<Update>>>;
     /// Replaces a device's verifier; false when there is no such device.
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
     /// Writes what is registered of a device, its groups included; false when there is no such device.
@@ -466,7 +464,9 @@ pub trait Tx: Send + WebhookChanges {
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
-    /// The updates and rollbacks of this device that have not ended, locked.
+    /// The updates and rollbacks of this device that have not ended, as they are at the moment: not locked.
+    async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
+    /// The same, locked.
     async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
     /// Updates, or rollbacks, of the campaign in flight whose cancel has not been asked for and still helps, locked.
     async fn cancellable(

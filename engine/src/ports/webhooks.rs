@@ -51,6 +51,8 @@ pub trait Webhooks: Send + Sync + 'static {
 /// Changes of webhooks within a transaction.
 #[async_trait]
 pub trait WebhookChanges: Send {
+    /// One webhook, locked until the transaction ends.
+    async fn webhook(&mut self, webhook: &WebhookId) -> Result<Option<Webhook>>;
     /// Inserts a webhook, unless there are as many as `most`; false then.
     async fn insert_webhook(&mut self, webhook: &Webhook, secret: &str, most: u32) -> Result<bool>;
     /// Writes what an admin may change of it, and its secret when one is given; false when it is gone.

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::UpdateView;
 use crate::audit::facts;
+use crate::devices::locked;
 use crate::firmware::held;
 use crate::ports::clock::random;
 use crate::ports::store::{RollbackFilter, Tx};
@@ -64,15 +65,14 @@ impl Engine {
         request: UpdateRequest,
         by: &Caller,
     ) -> Result<UpdateView> {
-        let device = self.device(id).await?;
-        let firmware = self.firmware_in_use(&request.firmware_id).await?;
+        let mut tx = self.store.begin().await?;
+        let firmware = held(tx.as_mut(), &request.firmware_id).await?;
+        let device = locked(tx.as_mut(), id).await?;
         match fits(&firmware.metadata, &device) {
             Err(Exclusion::AlreadyInstalled) if request.force_update => {}
             judged => judged.map_err(|why| misfit(why, &device, &firmware))?,
         }
         let update = self.single(&device, &firmware, Action::Update, &request)?;
-        let mut tx = self.store.begin().await?;
-        held(tx.as_mut(), &firmware.id).await?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, None).await?;
         tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])
@@ -109,8 +109,15 @@ impl Engine {
             max_retries: three(),
             timeout_minutes: hour(),
         };
-        let update = self.single(&device, &firmware, Action::Rollback, &request)?;
         let mut tx = self.store.begin().await?;
+        let known = locked(tx.as_mut(), id).await?;
+        if known.registration != device.registration {
+            return Err(Error::conflict(
+                "changed_meanwhile",
+                format!("device {id} was changed in this very moment; look at it, then ask again"),
+            ));
+        }
+        let update = self.single(&known, &firmware, Action::Rollback, &request)?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
             .await?;
@@ -230,12 +237,11 @@ impl Engine {
     }
 }
 
-/// Locks the device until the transaction ends, and refuses what it was asked for before and has not ended: two requests at
-/// once are one update. 404 when the device was deleted meanwhile.
+/// Refuses what the update's device, which is locked, was asked for before and has not ended: two requests at once are one
+/// update.
 pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
     let (id, device) = (&update.id, &update.device_id);
-    let open = tx.hold_device(update.device).await?;
-    let open = open.ok_or_else(|| Error::not_found("device", &device))?;
+    let open = tx.peek_open(update.device).await?;
     let Some(firmware) = &update.firmware else {
         return Ok(());
     };

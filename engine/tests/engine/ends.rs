@@ -1,5 +1,6 @@
 //! Every rollback comes to an end, and a campaign can be told at each point what to do next.
 
+use device_ota_domain::audit::Act;
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::Rollback;
@@ -7,6 +8,7 @@ use device_ota_domain::update::{Action, UpdateState};
 use device_ota_domain::{CampaignId, CampaignState, Update, UpdateId};
 use device_ota_engine::Uploaded;
 use device_ota_engine::inbound::DeviceRef;
+use device_ota_engine::ports::audit::AuditFilter;
 use device_ota_engine::ports::store::RollbackFilter;
 use device_ota_protocol::objects::{Action as WireAction, Assignment, CommandKind};
 use device_ota_protocol::topics::Up;
@@ -368,19 +370,41 @@ async fn a_device_that_became_another_model_is_not_offered_the_old_ones_image() 
         .update_device(&device.id, request, &tester())
         .await
         .unwrap();
-    let mut registration = engine.device(&device.id).await.unwrap().registration;
-    registration.tags.insert("floor".into(), "2".into());
-    let same_model = registration.clone();
-    engine.save_device(same_model, &tester()).await.unwrap();
+    let change = async |change: &str| {
+        let change = serde_json::from_str(change).unwrap();
+        engine.change_device(&device.id, change, &tester()).await
+    };
+    change(r#"{"tags":{"floor":"2"}}"#).await.unwrap();
     let id = waits.update.id.as_str();
     assert_eq!(fixture.status(id).await, "scheduled");
-    registration.device_model = "N".into();
-    engine.save_device(registration, &tester()).await.unwrap();
+    change(r#"{"device_model":"N"}"#).await.unwrap();
     assert_eq!(fixture.status(id).await, "cancelled");
+    let told = cancels(&fixture, &waits.update).await;
+    assert_eq!(told, ["tester"], "an end that somebody caused has a record");
     fixture.online(&device).await;
     engine.dispatch_all().await.unwrap();
     assert!(fixture.nothing_sent());
     fixture.stop().await;
+}
+
+/// Who, by the audit trail, cancelled this update while it waited.
+async fn cancels(fixture: &Fixture, update: &Update) -> Vec<String> {
+    let filter = AuditFilter {
+        action: Some(Act::UpdateCancelled),
+        entity_id: Some(update.id.to_string()),
+        ..AuditFilter::default()
+    };
+    let found = fixture.engine.audit(&filter, Page::default()).await;
+    let told = found.unwrap().into_iter().map(|record| {
+        let status = |state: &Option<String>| {
+            let state: serde_json::Value = serde_json::from_str(state.as_ref().unwrap()).unwrap();
+            state["status"].clone()
+        };
+        assert_eq!(status(&record.before), "scheduled");
+        assert_eq!(status(&record.after), "cancelled");
+        record.subject
+    });
+    told.collect()
 }
 
 /// On PostgreSQL, a transaction that does not see the deletion may still make an update.
@@ -413,5 +437,7 @@ async fn what_was_made_for_a_device_in_the_moment_of_its_deletion_ends() {
     };
     let deadline = std::time::Duration::from_secs(30);
     tokio::time::timeout(deadline, settled).await.unwrap();
+    assert_eq!(cancels(&fixture, &made.update).await, ["tester"]);
+    assert_eq!(cancels(&fixture, &late).await, ["ota_service"]);
     fixture.stop().await;
 }

@@ -345,14 +345,12 @@ async fn what_a_device_ran_is_found_however_long_ago(store: &dyn Store) {
     assert_eq!(ran("3.0.0").await, None, "it never arrived there");
 
     // Another device under the old id has run nothing yet.
+    let device_id: device_ota_domain::DeviceId = id.parse().unwrap();
     let mut tx = store.begin().await.unwrap();
-    assert_eq!(tx.hold_device(device.key).await.unwrap(), Some(vec![]));
-    assert!(
-        tx.delete_device(&id.parse().unwrap(), at(50))
-            .await
-            .unwrap()
-    );
-    assert_eq!(tx.hold_device(device.key).await.unwrap(), None);
+    assert_eq!(tx.device(&device_id).await.unwrap().as_ref(), Some(&device));
+    assert_eq!(tx.peek_open(device.key).await.unwrap(), []);
+    assert!(tx.delete_device(&device_id, at(50)).await.unwrap());
+    assert_eq!(tx.device(&device_id).await.unwrap(), None);
     let successor = NewDevice {
         at: at(55),
         ..new_device(&id, 7)

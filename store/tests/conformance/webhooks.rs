@@ -124,6 +124,8 @@ async fn what_was_changed_is_not_overwritten(store: &dyn Store) {
     let hook = webhook(1);
     insert(store, &hook).await;
     let mut tx = store.begin().await.unwrap();
+    assert_eq!(tx.webhook(&hook.id).await.unwrap().as_ref(), Some(&hook));
+    assert_eq!(tx.webhook(&webhook(2).id).await.unwrap(), None);
     let paused = Webhook {
         url: "https://example.com/new".into(),
         status: WebhookStatus::Paused,
