@@ -250,7 +250,7 @@ pub struct FirmwareChange {
     /// Not for everybody.
     #[serde(default)]
     pub is_beta: Option<bool>,
-    /// A device with less battery waits; of campaigns that are created from now on.
+    /// A device with less battery waits: at once where it is updated by itself, and in campaigns that are created from now on.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u8>, maximum = 100)]
     pub min_battery_percent: Option<Option<u8>>,

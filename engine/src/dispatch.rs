@@ -20,7 +20,7 @@ use crate::campaigns::{decided, tell};
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, InFlight, RollbackTerms, Tx};
+use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, Tx};
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
@@ -120,19 +120,12 @@ impl Engine {
     async fn dispatch_singles(&self) -> Result<()> {
         for action in [UpdateAction::Rollback, UpdateAction::Update] {
             let now = self.clock.now();
-            let query = ClaimQuery {
-                campaign: None,
-                action,
-                up_to_stage: u16::MAX,
-                limit: SINGLE_CLAIM,
-                now,
-                requires: device_ota_domain::campaign::Requires::default(),
-            };
             if !self.store.has_due_singles(now).await? {
                 return Ok(());
             }
             let mut tx = self.store.begin().await?;
-            let (due, _) = claim(self, tx.as_mut(), &query).await?;
+            let found = tx.claimable_singles(action, now, SINGLE_CLAIM).await?;
+            let due = claim(self, tx.as_mut(), action, found, now).await?;
             self.commit(tx).await?;
             self.send_due(due).await;
         }
@@ -331,16 +324,17 @@ impl Pass<'_> {
 
     async fn claim(&mut self, action: UpdateAction, up_to_stage: u16, count: u32) -> Result<()> {
         let query = ClaimQuery {
-            campaign: Some(self.campaign.id.clone()),
+            campaign: self.campaign.id.clone(),
             action,
             up_to_stage,
             limit: count.min(MAX_CLAIM),
             now: self.now,
             requires: self.campaign.spec.requires,
         };
-        let (due, claimed) = claim(self.engine, self.tx, &query).await?;
+        let found = self.tx.claimable(&query).await?;
+        self.more |= found.len() == query.limit as usize;
+        let due = claim(self.engine, self.tx, action, found, self.now).await?;
         self.due.extend(due);
-        self.more |= claimed == query.limit as usize;
         Ok(())
     }
 
@@ -392,24 +386,24 @@ impl Pass<'_> {
 async fn claim(
     engine: &Engine,
     tx: &mut dyn Tx,
-    query: &ClaimQuery,
-) -> std::result::Result<(Vec<Due>, usize), StoreError> {
-    let claimable = tx.claimable(query).await?;
-    let claimed = claimable.len();
-    if claimed == 0 {
-        return Ok((Vec::new(), 0));
+    action: UpdateAction,
+    found: Vec<Claimable>,
+    now: Timestamp,
+) -> std::result::Result<Vec<Due>, StoreError> {
+    if found.is_empty() {
+        return Ok(Vec::new());
     }
     let mut changes = Changes::default();
-    let mut updates = Vec::with_capacity(claimed);
-    for found in claimable {
+    let mut updates = Vec::with_capacity(found.len());
+    for found in found {
         let before = found.update.standing();
         let terms = OfferTerms {
-            now: query.now,
+            now,
             lease: engine.settings.lease,
             running: found.running,
         };
         if let Some(update) = found.update.offer(&terms) {
-            changes.record(&before, update.clone(), query.now);
+            changes.record(&before, update.clone(), now);
             updates.push(update);
         }
     }
@@ -418,8 +412,8 @@ async fn claim(
     let grounds = tx.draw_seqs(&devices).await?;
     engine
         .metrics
-        .add("updates_claimed", query.action.name(), updates.len() as u64);
-    Ok((pair(updates, grounds), claimed))
+        .add("updates_claimed", action.name(), updates.len() as u64);
+    Ok(pair(updates, grounds))
 }
 
 pub(crate) fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {

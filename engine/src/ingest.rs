@@ -304,7 +304,7 @@ async fn answer(engine: Arc<Engine>, outbox: Arc<Outbox>) {
             let (offer, why) = if reply.offer {
                 (true, None)
             } else {
-                match engine.prospect(key, &reply.device, &reply.version).await {
+                match engine.prospect(key, &reply.version).await {
                     Ok(Prospect::Offer) => (true, None),
                     Ok(Prospect::Nothing(why)) => (false, Some(why)),
                     Err(_) => (false, None), // it asks again

@@ -3,24 +3,20 @@
 
 use std::collections::{HashMap, HashSet};
 
-use device_ota_domain::campaign::Group;
+use device_ota_domain::campaign::{Group, Requires};
 use device_ota_domain::device::{Device, DeviceKey};
-use device_ota_domain::page::Page;
 use device_ota_domain::planner::{self, Action, Plan};
 use device_ota_domain::update::UpdateState;
 use device_ota_domain::why::{self, Why};
-use device_ota_domain::{Campaign, CampaignId, DeviceId, Update};
+use device_ota_domain::{Campaign, CampaignId, FirmwareId, Update};
 use jiff::Timestamp;
 
-use crate::ports::store::UpdateFilter;
+use crate::offers::firmware_requires;
 use crate::updates::UpdateView;
 use crate::{Engine, Result};
 
-/// As many of the newest updates that wait as a device that asks is told of.
-const NEWEST: Page = Page {
-    limit: 8,
-    offset: 0,
-};
+/// As many of its updates as a device that asks is told of: what is in flight, and the newest that wait.
+const NEWEST: u32 = 9;
 
 /// What a device that asked is told.
 pub(crate) enum Prospect {
@@ -37,26 +33,19 @@ struct Surroundings {
     devices: HashMap<DeviceKey, Device>,
     in_flight: HashMap<DeviceKey, Update>,
     plans: HashMap<CampaignId, Plan>,
+    /// What images of updates outside of campaigns ask for.
+    images: HashMap<FirmwareId, Requires>,
 }
 
 impl Engine {
-    /// What to tell a device that runs `version`, asked, and had nothing in flight when it did.
-    pub(crate) async fn prospect(
-        &self,
-        key: DeviceKey,
-        device: &DeviceId,
-        version: &str,
-    ) -> Result<Prospect> {
-        let live = self.store.in_flight(key).await?;
-        if live.is_some_and(|update| update.to_version != version) {
+    /// What to tell a device that runs `version`, asked, and had nothing in flight when it did. One read where there is
+    /// nothing for it.
+    pub(crate) async fn prospect(&self, key: DeviceKey, version: &str) -> Result<Prospect> {
+        let open = self.store.newest_open(key, NEWEST).await?.into_iter();
+        let (live, waiting): (Vec<_>, Vec<_>) = open.partition(|u| u.group() == Group::InFlight);
+        if live.iter().any(|update| update.to_version != version) {
             return Ok(Prospect::Offer); // the dispatcher was faster than this answer
         }
-        let filter = UpdateFilter {
-            device: Some(device.clone()),
-            group: Some(Group::Pending),
-            ..UpdateFilter::default()
-        };
-        let waiting = self.store.updates(&filter, NEWEST).await?;
         let views = self.explained(waiting).await?;
         if views.iter().any(|view| view.why == Some(Why::Turn)) {
             return Ok(Prospect::Offer);
@@ -74,7 +63,7 @@ impl Engine {
         let mut views = Vec::with_capacity(updates.len());
         for update in updates {
             let why = match update.state {
-                UpdateState::Pending { due_at, .. } => self.why(&around, &update, due_at).await?,
+                UpdateState::Pending { due_at, .. } => self.why(&around, &update, due_at),
                 _ => None,
             };
             views.push(UpdateView { update, why });
@@ -97,7 +86,16 @@ impl Engine {
         }
         let now = self.clock.now();
         let free = waiting().filter(|u| around.held_by_campaign(u, now).is_none());
-        let keys: HashSet<_> = free.map(|u| u.device).collect();
+        let free: Vec<_> = free.collect();
+        let singles = free.iter().filter(|u| u.campaign.is_none());
+        let images: HashSet<_> = singles.filter_map(|u| u.firmware.as_ref()).collect();
+        // Read anew, as whoever claims them does: an admin may have changed them.
+        for id in images {
+            if let Some(image) = self.store.firmware(id).await? {
+                around.images.insert(id.clone(), firmware_requires(&image));
+            }
+        }
+        let keys: HashSet<_> = free.iter().map(|u| u.device).collect();
         let keys: Vec<_> = keys.into_iter().collect();
         if keys.is_empty() {
             return Ok(around);
@@ -109,55 +107,40 @@ impl Engine {
         Ok(around)
     }
 
-    async fn why(
-        &self,
-        around: &Surroundings,
-        update: &Update,
-        due_at: Timestamp,
-    ) -> Result<Option<Why>> {
-        if let Some(why) = around.held_by_campaign(update, self.clock.now()) {
-            return Ok(Some(why));
+    fn why(&self, around: &Surroundings, update: &Update, due_at: Timestamp) -> Option<Why> {
+        let now = self.clock.now();
+        if let Some(why) = around.held_by_campaign(update, now) {
+            return Some(why);
         }
-        let Some(device) = around.devices.get(&update.device) else {
-            return Ok(None);
-        };
-        let campaign = around.campaign(update);
-        if let Some(why) = self.held_by_device(device, campaign, update).await? {
-            return Ok(Some(why));
+        let device = around.devices.get(&update.device)?;
+        let held = why::held_by_device(device, around.requires(update));
+        if let Some(why) = held.into_iter().next() {
+            return Some(why);
         }
-        Ok(Some(match around.in_flight.get(&update.device) {
+        Some(match around.in_flight.get(&update.device) {
             Some(other) if other.id != update.id => Why::OtherUpdate {
                 update: other.id.clone(),
                 campaign: other.campaign.clone(),
             },
-            _ if due_at > self.clock.now() => Why::BackOff { until: due_at },
+            _ if due_at > now => Why::BackOff { until: due_at },
             _ if around.is_full(update) => Why::NoSlot,
             _ => Why::Turn,
-        }))
-    }
-
-    async fn held_by_device(
-        &self,
-        device: &Device,
-        campaign: Option<&Campaign>,
-        update: &Update,
-    ) -> Result<Option<Why>> {
-        let firmware = match &update.firmware {
-            Some(id) => self.cached_firmware(id).await?,
-            None => None,
-        };
-        let requires = match (campaign, &firmware) {
-            (Some(campaign), _) => campaign.spec.requires,
-            (None, Some(firmware)) => crate::offers::firmware_requires(firmware),
-            (None, None) => return Ok(None),
-        };
-        Ok(why::held_by_device(device, requires).into_iter().next())
+        })
     }
 }
 
 impl Surroundings {
     fn campaign(&self, update: &Update) -> Option<&Campaign> {
         self.campaigns.get(update.campaign.as_ref()?)
+    }
+
+    /// What the update's campaign asks of a device, or outside of campaigns its image.
+    fn requires(&self, update: &Update) -> Requires {
+        let image = update.firmware.as_ref().and_then(|id| self.images.get(id));
+        self.campaign(update)
+            .map(|campaign| campaign.spec.requires)
+            .or_else(|| image.copied())
+            .unwrap_or_default()
     }
 
     /// Whether the update's campaign has no slot for it.

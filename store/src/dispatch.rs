@@ -13,32 +13,57 @@ use crate::error::DbError;
 use crate::sql::{self, Args, statements};
 use crate::updates::{read_update, select_update};
 
-/// What may be offered, of a campaign or of single devices. What a device never said does not hold it back.
-macro_rules! claimable {
-    ($campaign:literal) => {
+/// An update that waits, called `u`, with what its device runs, called `l` when last heard.
+macro_rules! waiting {
+    ($($rest:expr),+ $(,)?) => {
         select_update!(
             ", COALESCE(l.version, (SELECT d.firmware_version FROM devices d WHERE d.device_key = u.device_key)) \
-             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
-             WHERE u.state = 'pending' AND ",
-            $campaign,
-            " AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 AND l.online = 1 \
-             AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
-             AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) \
-             AND (l.reported_model IS NULL OR l.reported_model = \
-                 (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
-             AND NOT EXISTS (SELECT 1 FROM device_updates o \
-                 WHERE o.device_key = u.device_key AND o.state = 'in_flight') \
-             ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE u.state = 'pending' AND ",
+            $($rest),+
         )
     };
 }
 
+/// What a device must be for any offer: there, of the model that it is registered as, and without another update in flight.
+macro_rules! takes_offers {
+    () => {
+        "l.online = 1 AND (l.reported_model IS NULL OR l.reported_model = \
+             (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
+         AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')"
+    };
+}
+
+/// What a device must have for an update of it alone: what the image asks for by now. What it never said does not hold it back.
+macro_rules! fits_image {
+    () => {
+        "NOT EXISTS (SELECT 1 FROM firmware f WHERE f.firmware_id = u.firmware_id \
+             AND (l.battery_percent < f.min_battery_percent OR l.free_storage_bytes < f.min_free_storage_bytes))"
+    };
+}
+
 statements! {
-    CLAIMABLE = claimable!("u.campaign_id = $1");
-    CLAIMABLE_SINGLE = claimable!("u.campaign_id IS NULL AND CAST($1 AS TEXT) IS NULL");
-    DUE_SINGLE = "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
-         WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') \
-         AND u.due_at <= $1 AND l.online = 1 LIMIT 1";
+    CLAIMABLE = waiting!(
+        "u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
+         AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
+         AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
+        takes_offers!(),
+        " ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+    );
+    CLAIMABLE_SINGLE = waiting!(
+        "u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
+        takes_offers!(),
+        " AND ",
+        fits_image!(),
+        " ORDER BY u.priority DESC, u.due_at, u.number LIMIT $3 {skip_locked}"
+    );
+    DUE_SINGLE = concat!(
+        "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+         WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') AND u.due_at <= $1 AND ",
+        takes_offers!(),
+        " AND ",
+        fits_image!(),
+        " LIMIT 1"
+    );
     IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
     IN_FLIGHT_OF = select_update!(" FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight'");
     IN_FLIGHT_LOCKED = select_update!(
@@ -47,6 +72,10 @@ statements! {
     );
     OPEN = select_update!(
         " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') ORDER BY u.number"
+    );
+    NEWEST_OPEN = select_update!(
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
+         ORDER BY u.state, u.number DESC LIMIT $2"
     );
     OPEN_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
@@ -78,40 +107,54 @@ pub(crate) async fn rebooting<D: Dialect>(
     sql::fetch_all(conn, &REBOOTING, Args::new(), read).await
 }
 
-/// Pending updates that may be offered, locked; at most one a device.
+/// Pending updates of a campaign that may be offered, locked.
 pub(crate) async fn claimable<D: Dialect>(
     conn: &mut D::Connection,
     query: &ClaimQuery,
 ) -> Result<Vec<Claimable>, DbError> {
-    let args = bind_claim::<D>(query, query.campaign.as_ref().map(CampaignId::as_str));
-    let statement = if query.campaign.is_some() {
-        &CLAIMABLE
-    } else {
-        &CLAIMABLE_SINGLE
-    };
-    let mut rows = sql::fetch_all(conn, statement, args, |row| {
-        Ok(Claimable {
-            update: read_update(row)?,
-            running: row.string_opt("running")?,
-        })
-    })
-    .await?;
-    // A single device may have several updates that wait; only the first may take its one place in flight.
+    sql::fetch_all(conn, &CLAIMABLE, bind_claim::<D>(query), read_claimable).await
+}
+
+/// Those of single devices, at most one a device.
+pub(crate) async fn claimable_singles<D: Dialect>(
+    conn: &mut D::Connection,
+    action: Action,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<Claimable>, DbError> {
+    let args = bind_single_claim::<D>(action, now, limit);
+    let mut rows = sql::fetch_all(conn, &CLAIMABLE_SINGLE, args, read_claimable).await?;
+    // A device may have several updates that wait; only the first may take its one place in flight.
     let mut devices = HashSet::with_capacity(rows.len());
     rows.retain(|row| devices.insert(row.update.device));
     Ok(rows)
 }
 
-/// Binds a claim of a campaign's updates, or of those of none.
-pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery, campaign: Option<&str>) -> Args<D> {
+fn read_claimable<D: Dialect>(row: &sql::Record<'_, D>) -> Result<Claimable, DbError> {
+    Ok(Claimable {
+        update: read_update(row)?,
+        running: row.string_opt("running")?,
+    })
+}
+
+/// Binds a claim of a campaign's updates.
+pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery) -> Args<D> {
     Args::new()
-        .text(campaign)
+        .text(query.campaign.as_str())
         .text(query.action.name())
         .int(i64::from(query.up_to_stage))
         .time(query.now)
         .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
         .int(query.requires.min_free_storage_bytes.unwrap_or(0))
         .int(i64::from(query.limit))
+}
+
+/// Binds a claim of updates of single devices.
+pub(crate) fn bind_single_claim<D: Dialect>(action: Action, now: Timestamp, limit: u32) -> Args<D> {
+    Args::new()
+        .text(action.name())
+        .time(now)
+        .int(i64::from(limit))
 }
 
 /// What the device has open.
@@ -121,6 +164,16 @@ pub(crate) async fn open<D: Dialect>(
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new().int(device.0);
     sql::fetch_all(conn, &OPEN, args, read_update).await
+}
+
+/// What the device has open: first what is in flight, then what waits, newest first.
+pub(crate) async fn newest_open<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+    limit: u32,
+) -> Result<Vec<Update>, DbError> {
+    let args = Args::<D>::new().int(device.0).int(i64::from(limit));
+    sql::fetch_all(conn, &NEWEST_OPEN, args, read_update).await
 }
 
 /// What the device has open, locked.

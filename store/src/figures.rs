@@ -299,16 +299,16 @@ mod tests {
          UNION ALL SELECT 2, 'completed', 1 UNION ALL SELECT 3, 'failed', 1 UNION ALL SELECT 4, 'cancelled', 1) s \
          ON s.k = n / 4 % 5";
 
-    /// The migration's own statements fill the figures of rows that were there before it.
-    async fn filled<D: Dialect>(store: &SqlStore<D>, migration: &str, numbers: &str) {
-        let (_, fill) = migration
-            .split_once("INSERT INTO update_figures")
-            .expect("the migration fills the figures");
+    /// What versions of old may have left: attempts added up, and figures that say so.
+    const DRIFTED: &str = "UPDATE device_updates SET bytes_earlier = number * 17; \
+         INSERT INTO update_figures VALUES ('', 'update', '', '', 'failed', '', 1, 2, 3); \
+         INSERT INTO update_ends VALUES (7777, 'update', 'failed', 1, 2, 3)";
+
+    /// The migration's own statements, from this one on, make the figures those of the rows that were there before it.
+    async fn filled<D: Dialect>(store: &SqlStore<D>, before: String, migration: &str, from: &str) {
+        let (_, fill) = migration.split_once(from).expect("the statement is there");
         let mut conn = store.writer.acquire().await.expect("a connection");
-        for sql in [
-            UPDATES.replace("{numbers}", numbers),
-            format!("INSERT INTO update_figures{fill}"),
-        ] {
+        for sql in [before, format!("{from}{fill}")] {
             D::batch(&mut conn, sql).await.expect("runs");
         }
         let kept = ledger::<D>(&mut conn).await.expect("reads");
@@ -317,22 +317,44 @@ mod tests {
         assert_eq!(updates, 200);
     }
 
+    macro_rules! migrations {
+        ($store:expr, $database:literal, $numbers:expr) => {
+            let rows = UPDATES.replace("{numbers}", $numbers);
+            let statistics = include_str!(concat!(
+                "../../migrations/",
+                $database,
+                "/0015_statistics.sql"
+            ));
+            filled($store, rows, statistics, "INSERT INTO update_figures").await;
+            let claims = include_str!(concat!(
+                "../../migrations/",
+                $database,
+                "/0020_single_claims.sql"
+            ));
+            filled(
+                $store,
+                DRIFTED.to_owned(),
+                claims,
+                "UPDATE device_updates SET bytes_earlier",
+            )
+            .await;
+        };
+    }
+
     #[tokio::test]
-    async fn the_migration_counts_what_is_there_on_sqlite() {
+    async fn the_migrations_count_what_is_there_on_sqlite() {
         let database = SqliteDatabase::new();
         let store = database.open().await;
-        let migration = include_str!("../../migrations/sqlite/0015_statistics.sql");
         let numbers = "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 200) SELECT n FROM s) g";
-        filled(&store, migration, numbers).await;
+        migrations!(&store, "sqlite", numbers);
         store.close().await;
     }
 
     #[tokio::test]
-    async fn the_migration_counts_what_is_there_on_postgres() {
+    async fn the_migrations_count_what_is_there_on_postgres() {
         let database = PostgresDatabase::create().await;
         let store = database.open().await;
-        let migration = include_str!("../../migrations/postgres/0015_statistics.sql");
-        filled(&store, migration, "generate_series(1, 200) AS g(n)").await;
+        migrations!(&store, "postgres", "generate_series(1, 200) AS g(n)");
         store.close().await;
     }
 }

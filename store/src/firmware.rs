@@ -55,10 +55,10 @@ statements! {
     OBJECT_IS_USED = "SELECT firmware_id FROM firmware WHERE sha256 = $1 LIMIT 1";
     INSERT_FIRMWARE = "INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta, \
          is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, download_count, \
-         deprecated_at, created_at, updated_at, created_by) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
-    SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5 \
-         WHERE firmware_id = $1";
+         deprecated_at, created_at, updated_at, created_by, min_battery_percent, min_free_storage_bytes) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
+    SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5, \
+         min_battery_percent = $6, min_free_storage_bytes = $7 WHERE firmware_id = $1";
     OPEN_SINGLES = "SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
          AND state = 'pending' AND firmware_id = $1 UNION ALL \
          SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
@@ -151,7 +151,9 @@ pub(crate) async fn insert<D: Dialect>(
         .time(firmware.deprecated_at)
         .time(firmware.created_at)
         .time(firmware.updated_at)
-        .text(firmware.created_by.as_str());
+        .text(firmware.created_by.as_str())
+        .int(said.min_battery_percent.map(i64::from))
+        .int(said.min_free_storage_bytes);
     sql::execute::<D>(conn, &INSERT_FIRMWARE, args)
         .await
         .map(drop)
@@ -185,13 +187,16 @@ pub(crate) async fn save<D: Dialect>(
     conn: &mut D::Connection,
     firmware: &Firmware,
 ) -> Result<(), DbError> {
-    let metadata = to_json(&firmware.metadata)?;
+    let said = &firmware.metadata;
+    let metadata = to_json(said)?;
     let args = Args::new()
         .text(firmware.id.as_str())
         .text(metadata.as_str())
-        .flag(firmware.metadata.is_beta)
+        .flag(said.is_beta)
         .time(firmware.deprecated_at)
-        .time(firmware.updated_at);
+        .time(firmware.updated_at)
+        .int(said.min_battery_percent.map(i64::from))
+        .int(said.min_free_storage_bytes);
     sql::execute::<D>(conn, &SAVE_FIRMWARE, args)
         .await
         .map(drop)
@@ -257,4 +262,61 @@ fn read_firmware<D: Dialect>(row: &Record<'_, D>) -> Result<Firmware, DbError> {
         updated_at: row.time("updated_at")?,
         created_by: row.string("created_by")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SqlStore;
+    use crate::sql::Statement;
+    use crate::testing::{PostgresDatabase, SqliteDatabase};
+
+    const IMAGES: &str = r#"INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta,
+        is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, created_at, updated_at,
+        created_by) VALUES
+        ('1', 'n', '1', 'm', '', 0, 0, '{"min_battery_percent":30,"min_free_storage_bytes":null}', '', 1, '', '', '', '', 0, 0, ''),
+        ('2', 'n', '2', 'm', '', 0, 0, '{"min_free_storage_bytes":5000000000}', '', 1, '', '', '', '', 0, 0, '')"#;
+
+    static ASKS: Statement = Statement::new(
+        "ASKS",
+        &[],
+        "SELECT min_battery_percent, min_free_storage_bytes FROM firmware ORDER BY firmware_id",
+    );
+
+    /// The migration's own statement takes out of the metadata what images ask for.
+    async fn taken_out<D: Dialect>(store: &SqlStore<D>, migration: &str) {
+        let statements = migration.split(';');
+        let mut statements = statements.filter(|sql| sql.trim().starts_with("UPDATE firmware"));
+        let take_out = statements.next().expect("the statement is there");
+        let mut conn = store.writer.acquire().await.expect("a connection");
+        for sql in [IMAGES, take_out] {
+            D::batch(&mut conn, sql.to_owned()).await.expect("runs");
+        }
+        let asks = sql::fetch_all::<D, _>(&mut conn, &ASKS, Args::new(), |row| {
+            Ok((
+                row.int_opt("min_battery_percent")?,
+                row.int_opt("min_free_storage_bytes")?,
+            ))
+        });
+        let asks = asks.await.expect("reads");
+        assert_eq!(asks, [(Some(30), None), (None, Some(5_000_000_000))]);
+    }
+
+    #[tokio::test]
+    async fn the_migration_knows_what_images_ask_for_on_sqlite() {
+        let database = SqliteDatabase::new();
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/sqlite/0020_single_claims.sql");
+        taken_out(&store, migration).await;
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_migration_knows_what_images_ask_for_on_postgres() {
+        let database = PostgresDatabase::create().await;
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/postgres/0020_single_claims.sql");
+        taken_out(&store, migration).await;
+        store.close().await;
+    }
 }

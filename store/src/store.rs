@@ -138,6 +138,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>> {
         Ok(dispatch::in_flight::<D>(&mut *self.read().await?, device).await?)
     }
+    async fn newest_open(&self, device: DeviceKey, limit: u32) -> Result<Vec<Update>> {
+        Ok(dispatch::newest_open::<D>(&mut *self.read().await?, device, limit).await?)
+    }
     async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::in_flight_of::<D>(&mut *self.read().await?, devices).await?)
     }

@@ -231,6 +231,14 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
         Ok(dispatch::claimable::<D>(&mut *self.inner, query).await?)
     }
+    async fn claimable_singles(
+        &mut self,
+        action: Action,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Claimable>> {
+        Ok(dispatch::claimable_singles::<D>(&mut *self.inner, action, now, limit).await?)
+    }
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>> {
         Ok(updates::locked::<D>(&mut *self.inner, ids).await?)
     }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::bus::Subscriber;
 use crate::harness::{
     Admin, Credentials, Device, MqttVersion, Offer, Options, Service, Trust, device_json,
+    eventually,
 };
 
 matrix!(one_device_is_updated_withdrawn_tried_again_and_taken_back: sqlite_gateway, postgres_mosquitto);
@@ -99,6 +100,7 @@ async fn one_device_is_updated_withdrawn_tried_again_and_taken_back(options: Opt
     let credentials = bench.service.register(device_json("frame-1")).await;
     withdrawn_while_it_waits(&mut bench).await;
     let mut device = bench.device(&credentials).await;
+    withdrawn_while_its_battery_is_low(&mut bench, &mut device).await;
     withdrawn_while_it_downloads(&mut bench, &mut device).await;
     fails_and_is_tried_again(&mut bench, &mut device).await;
     taken_back(&mut bench, &mut device).await;
@@ -119,6 +121,40 @@ async fn withdrawn_while_it_waits(bench: &mut Bench) {
             "{body:#}"
         );
     }
+}
+
+async fn withdrawn_while_its_battery_is_low(bench: &mut Bench, device: &mut Device) {
+    let image = format!("/api/v1/ota/firmware/{}", bench.new);
+    let asks = async |percent: Value| {
+        let change = json!({ "min_battery_percent": percent });
+        bench.admin.put(&image, change).await.expect(200);
+    };
+    asks(json!(30)).await;
+    let heartbeat = |percent: u8| json!({ "version": "2.0.0", "battery": { "percent": percent } });
+    device.report("heartbeat", &heartbeat(12)).await;
+    // A broker acknowledges before the service has heard.
+    eventually("the service has heard of the battery", async || {
+        let device = bench.admin.get("/api/v1/ota/devices/frame-1").await;
+        let device = device.expect(200);
+        let heard = device["battery_percent"] == 12.0;
+        heard.then_some(()).ok_or_else(|| device.to_string())
+    })
+    .await;
+    let update = bench.update().await;
+    let path = format!("/api/v1/ota/updates/{update}");
+    let shown = bench.admin.get(&path).await.expect(200);
+    assert_eq!(
+        (&shown["status"], &shown["why"]["detail"]),
+        (
+            &json!("scheduled"),
+            &json!("the device's battery is at 12 % and must be at 30 %")
+        )
+    );
+    assert_eq!(bench.ask(&update, "cancel").await.0, 200);
+    asks(Value::Null).await;
+    device.report("heartbeat", &heartbeat(90)).await;
+    bench.hears("update.scheduled", &update).await;
+    bench.hears("update.cancelled", &update).await;
 }
 
 async fn withdrawn_while_it_downloads(bench: &mut Bench, device: &mut Device) {
@@ -195,12 +231,13 @@ async fn history_is_told(admin: &Admin, newest: &str) {
     let history = admin.get(path).await.expect(200);
     let updates = history["updates"].as_array().unwrap();
     let statuses: Vec<_> = updates.iter().map(|update| &update["status"]).collect();
-    assert_eq!(statuses, ["completed", "cancelled", "cancelled"]);
+    let withdrawn = "cancelled";
+    assert_eq!(statuses, ["completed", withdrawn, withdrawn, withdrawn]);
     assert_eq!(updates[0]["update_id"], newest);
     assert_eq!(updates[0]["to_version"], "2.1.0");
     let took = updates[0]["duration_seconds"].as_f64();
     assert!(took.is_some_and(|seconds| seconds >= 0.0), "{history:#}");
-    assert_eq!(updates[2]["duration_seconds"], Value::Null);
+    assert_eq!(updates[3]["duration_seconds"], Value::Null);
     assert_eq!(history["success_rate"], 100.0);
 }
 

@@ -132,11 +132,11 @@ pub struct RollbackFilter {
     pub device: Option<DeviceId>,
 }
 
-/// Which updates may be offered now.
+/// Which updates of a campaign may be offered now.
 #[derive(Debug, Clone)]
 pub struct ClaimQuery {
-    /// Whose; `None`: those of single devices.
-    pub campaign: Option<CampaignId>,
+    /// Whose.
+    pub campaign: CampaignId,
     /// Forward or back.
     pub action: Action,
     /// Highest stage.
@@ -319,12 +319,14 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>>;
     /// The device's update in flight: at most one.
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>>;
+    /// What the device has open: first what is in flight, then what waits, newest first.
+    async fn newest_open(&self, device: DeviceKey, limit: u32) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, in no particular order.
     async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
     /// cancel has not been answered since; oldest first.
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
-    /// Whether any pending update outside of campaigns is due, of a device that is online.
+    /// Whether any pending update or rollback outside of campaigns may be offered.
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
     /// Updates whose lease, deadline or loss has come due.
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
@@ -456,10 +458,18 @@ pub trait Tx: Send + WebhookChanges {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()>;
-    /// Pending updates that may be offered: due, in an open stage, of devices that are online, fit by their last
+    /// Pending updates of a campaign that may be offered: due, in an open stage, of devices that are online, fit by their last
     /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
     /// lock; lowest stage first, then oldest due.
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>>;
+    /// The same outside of campaigns, at most one a device: of devices that are fit for what the image asks by now; the highest
+    /// priority first, then oldest due.
+    async fn claimable_singles(
+        &mut self,
+        action: Action,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Claimable>>;
     /// Updates by id, locked; unknown ids are left out.
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.

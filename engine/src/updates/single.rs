@@ -32,7 +32,7 @@ const NEWEST: Page = Page {
 pub struct UpdateRequest {
     /// What to install.
     pub firmware_id: FirmwareId,
-    /// Default `normal`.
+    /// Of updates of single devices that are due, the higher one is offered first. Default `normal`.
     #[serde(default)]
     pub priority: Priority,
     /// Also when the device already runs that version.

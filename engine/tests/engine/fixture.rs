@@ -380,6 +380,17 @@ impl Fixture {
         assignment
     }
 
+    /// The answer to the check of this nonce.
+    pub(crate) async fn reply_to(&mut self, nonce: &str) -> serde_json::Value {
+        loop {
+            let (_, payload) = self.next(Down::Reply).await;
+            let reply: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+            if reply["nonce"] == nonce {
+                return reply;
+            }
+        }
+    }
+
     pub(crate) async fn command(&mut self) -> Command {
         let (_, payload) = self.next(Down::Command).await;
         let envelope = serde_json::from_slice(&payload).unwrap();

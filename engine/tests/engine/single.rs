@@ -3,6 +3,7 @@
 use device_ota_domain::{FirmwareId, Update};
 use device_ota_engine::ports::store::UpdateFilter;
 use device_ota_engine::{DryRunQuery, Error, UpdateRequest, UpdateView, Uploaded};
+use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
 use crate::fixture::{Fixture, tester};
@@ -168,13 +169,50 @@ async fn one_device_and_a_campaign_are_judged_alike() {
 }
 
 #[tokio::test]
+async fn a_device_waits_until_it_is_fit_for_the_image_and_is_told_why() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.online(&device).await;
+    let engine = fixture.engine.clone();
+    let two = of(fixture.upload("2.0.0", b"two").await);
+    let asks = async |percent: &str| {
+        let change = format!(r#"{{"min_battery_percent":{percent}}}"#);
+        let change = serde_json::from_str(&change).unwrap();
+        let changed = engine.change_firmware(&two, change, &tester()).await;
+        changed.unwrap();
+        engine.dispatch_all().await.unwrap();
+    };
+    asks("30").await;
+    let heartbeat = r#"{"version":"1.0.0","battery":{"percent":12}}"#;
+    fixture.publish(&device, Up::Heartbeat, heartbeat).await;
+    let single = ask(&fixture, "d1", &two, "").await.unwrap();
+    let why = async || {
+        let view = engine.update(&single.update.id).await.unwrap();
+        view.why.map(|why| why.to_string())
+    };
+    let low = "the device's battery is at 12 % and must be at 30 %";
+    assert_eq!(why().await.as_deref(), Some(low));
+    engine.dispatch_all().await.unwrap();
+    assert!(fixture.nothing_sent());
+    let check = r#"{"version":"1.0.0","nonce":"n2","reason":"poll"}"#;
+    fixture.publish(&device, Up::Check, check).await;
+    let reply = fixture.reply_to("n2").await;
+    assert_eq!(reply["reason"], low, "{reply:#}");
+    // What the image asks for by now is what holds.
+    asks("20").await;
+    let low = "the device's battery is at 12 % and must be at 20 %";
+    assert_eq!(why().await.as_deref(), Some(low));
+    asks("null").await;
+    assert_eq!(fixture.offer().await.update_id, single.update.id.as_str());
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_device_goes_back_to_what_it_was_registered_with_though_it_never_said_so() {
     let fixture = Fixture::new().await;
     let device = fixture.device("d1").await;
     let check = r#"{"version":"1.5.0","nonce":"n","reason":"boot"}"#;
-    fixture
-        .publish(&device, device_ota_protocol::topics::Up::Check, check)
-        .await;
+    fixture.publish(&device, Up::Check, check).await;
     fixture.upload("1.0.0", b"one").await;
     let back = async |version: &str| {
         fixture

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use device_ota_domain::campaign::{Campaign, Requires};
+use device_ota_domain::campaign::{Campaign, Priority, Requires};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Update, UpdateState};
+use device_ota_domain::why::held_by_device;
 use device_ota_engine::ports::StoreError;
 use device_ota_engine::ports::store::{ClaimQuery, Store, Touch};
 use device_ota_store::testing::PostgresDatabase;
@@ -18,6 +19,8 @@ crate::stories!(
     a_second_live_update_is_impossible,
     an_update_that_is_not_due_waits,
     single_devices_have_claims_of_their_own,
+    single_devices_wait_until_they_are_fit_for_the_image,
+    the_most_urgent_of_single_devices_comes_first,
     the_running_version_comes_along,
 );
 
@@ -199,14 +202,128 @@ async fn single_devices_have_claims_of_their_own(store: &dyn Store) {
     let (campaign, keys) = running(store, 3).await;
     let waiting = [1, 2].map(|n| single(n, keys[0], &name(0), &format!("{n}.0.0")));
     insert(store, &waiting).await;
-    let query = ClaimQuery {
-        campaign: None,
-        ..all_due(&campaign, at(5))
-    };
-    let claimed = claim(store, &query).await;
+    let claimed = claim_singles(store, at(5), 100).await;
     assert_eq!(claimed.len(), 1, "one at a time for one device");
     assert_eq!(claimed[0].id, waiting[0].id);
+    assert!(!store.has_due_singles(at(5)).await.unwrap());
     assert_eq!(claim(store, &all_due(&campaign, at(5))).await.len(), 2);
+}
+
+/// Whatever images ask for and devices have said, the database claims those whom the domain does not hold back.
+async fn single_devices_wait_until_they_are_fit_for_the_image(store: &dyn Store) {
+    let asks = [
+        (None, None),
+        (Some(20), None),
+        (None, Some(1_000)),
+        (Some(20), Some(1_000)),
+    ];
+    let mut images = Vec::new();
+    for ((min_battery_percent, min_free_storage_bytes), n) in asks.into_iter().zip(2..) {
+        let mut image = image("frame", &format!("{n}.0.0"), n);
+        image.metadata.min_battery_percent = min_battery_percent;
+        image.metadata.min_free_storage_bytes = min_free_storage_bytes;
+        upload(store, &image).await;
+        images.push(image);
+    }
+    let batteries = [None, Some(19.9), Some(20.0), Some(100.0)];
+    let storages = [None, Some(0), Some(999), Some(1_000)];
+    let said = batteries.into_iter().flat_map(|b| storages.map(|s| (b, s)));
+    let cases: Vec<_> = said
+        .flat_map(|said| [0, 1, 2, 3].map(|i| (said, i)))
+        .collect();
+    let keys = fleet(store, cases.len()).await;
+    let touches = keys
+        .iter()
+        .zip(&cases)
+        .map(|(key, ((battery, storage), _))| Touch {
+            device: *key,
+            battery_percent: *battery,
+            free_storage_bytes: *storage,
+            ..Touch::default()
+        });
+    touch(store, &touches.collect::<Vec<_>>()).await;
+    let singles = keys
+        .iter()
+        .zip(&cases)
+        .zip(0..)
+        .map(|((key, (_, image)), n)| Update {
+            firmware: Some(images[*image].id.clone()),
+            ..single(u8::try_from(n).unwrap(), *key, &name(n), "2.0.0")
+        });
+    insert(store, &singles.collect::<Vec<_>>()).await;
+    let held = async || {
+        let devices = store.devices_by_key(&keys).await.unwrap();
+        let mut held = BTreeSet::new();
+        for device in devices {
+            let n = keys.iter().position(|key| *key == device.key).unwrap();
+            let asked = &images[cases[n].1].metadata;
+            let requires = Requires {
+                min_battery_percent: asked.min_battery_percent,
+                min_free_storage_bytes: asked.min_free_storage_bytes,
+            };
+            if !held_by_device(&device, requires).is_empty() {
+                held.insert(name(n));
+            }
+        }
+        held
+    };
+    let held = held().await;
+    assert!(!held.is_empty() && held.len() < cases.len());
+    let claimed = ids(&claim_singles(store, at(5), 1_000).await);
+    let all: BTreeSet<_> = (0..cases.len()).map(name).collect();
+    assert_eq!(claimed, &all - &held);
+    assert!(
+        !store.has_due_singles(at(5)).await.unwrap(),
+        "nobody else is fit"
+    );
+
+    // What an image asks for by now is what holds.
+    let mut tx = store.begin().await.unwrap();
+    for image in &mut images {
+        image.metadata.min_battery_percent = None;
+        image.metadata.min_free_storage_bytes = None;
+        tx.save_firmware(image).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    assert!(store.has_due_singles(at(5)).await.unwrap());
+    assert_eq!(ids(&claim_singles(store, at(5), 1_000).await), held);
+}
+
+async fn the_most_urgent_of_single_devices_comes_first(store: &dyn Store) {
+    let keys = fleet(store, 5).await;
+    // The device, how urgent it is, and since when it is due.
+    let waiting = [
+        (0, Priority::Low, 1),
+        (1, Priority::Normal, 1),
+        (2, Priority::Critical, 4),
+        (3, Priority::High, 3),
+        (4, Priority::High, 2),
+        (0, Priority::Normal, 3),
+    ];
+    let singles = waiting
+        .into_iter()
+        .zip(1..)
+        .map(|((device, priority, due), n)| Update {
+            priority,
+            state: UpdateState::Pending {
+                due_at: at(due),
+                lost_at: None,
+                last_failure: None,
+            },
+            ..single(n, keys[device], &name(device), "2.0.0")
+        });
+    let singles: Vec<_> = singles.collect();
+    insert(store, &singles).await;
+    let mut order = Vec::new();
+    for limit in [2, 1, 100] {
+        order.extend(claim_singles(store, at(5), limit).await);
+    }
+    let order: Vec<_> = order.iter().map(|update| &update.id).collect();
+    let expected = [2, 4, 3, 1, 5].map(|n: usize| &singles[n].id);
+    assert_eq!(
+        order, expected,
+        "of two for one device, the more urgent one"
+    );
 }
 
 async fn the_running_version_comes_along(store: &dyn Store) {

@@ -3,7 +3,7 @@
 use device_ota_domain::firmware::{Firmware, FirmwareFilter};
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::StoreError;
-use device_ota_engine::ports::store::{ClaimQuery, Store};
+use device_ota_engine::ports::store::Store;
 
 use crate::fixture::*;
 
@@ -200,12 +200,7 @@ async fn whoever_offers_an_image_is_found(store: &dyn Store) {
         tx.insert_update(&update, None).await.unwrap();
     }
     tx.commit().await.unwrap();
-    let query = ClaimQuery {
-        campaign: None,
-        limit: 1,
-        ..all_due(&begun, at(5))
-    };
-    let flying = claim(store, &query).await.remove(0);
+    let flying = claim_singles(store, at(5), 1).await.remove(0);
     let mut tx = store.begin().await.unwrap();
     let offering = tx.campaigns_offering(&firmware.id).await.unwrap();
     assert_eq!(offering.len(), 1, "the other one has not begun");

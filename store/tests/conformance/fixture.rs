@@ -13,7 +13,7 @@ use device_ota_domain::statistics::{Ledger, Standing};
 use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
-    Aim, ClaimQuery, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
+    Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -206,7 +206,7 @@ pub(crate) async fn start(
 /// A claim of everything that is due at `now`.
 pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
     ClaimQuery {
-        campaign: Some(campaign.id.clone()),
+        campaign: campaign.id.clone(),
         action: Action::Update,
         up_to_stage: u16::MAX,
         limit: 100_000,
@@ -225,13 +225,26 @@ pub(crate) async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> 
 
 /// The same inside a transaction.
 pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
-    let claimable = tx.claimable(query).await.expect("claims");
+    let found = tx.claimable(query).await.expect("claims");
+    offer(tx, found, query.now).await
+}
+
+/// The same of updates of single devices.
+pub(crate) async fn claim_singles(store: &dyn Store, now: Timestamp, limit: u32) -> Vec<Update> {
+    let mut tx = store.begin().await.expect("begins");
+    let found = tx.claimable_singles(Action::Update, now, limit).await;
+    let claimed = offer(tx.as_mut(), found.expect("claims"), now).await;
+    tx.commit().await.expect("commits");
+    claimed
+}
+
+async fn offer(tx: &mut dyn Tx, claimable: Vec<Claimable>, now: Timestamp) -> Vec<Update> {
     let offered: Vec<(Standing, Update)> = claimable
         .into_iter()
         .map(|found| {
             let before = found.update.standing();
             let terms = OfferTerms {
-                now: query.now,
+                now,
                 lease: SignedDuration::from_secs(60),
                 running: found.running,
             };

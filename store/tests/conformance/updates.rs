@@ -229,8 +229,16 @@ async fn updates_are_locked_by_name_and_by_device(store: &dyn Store) {
         .updates(&[waiting.id.clone(), unknown, flying.id.clone()])
         .await
         .unwrap();
-    assert_eq!(found, [flying, waiting]);
+    assert_eq!(found, [flying.clone(), waiting]);
     assert_eq!(tx.updates(&[]).await.unwrap(), []);
+    drop(tx);
+    let later = [3, 4].map(|n| single(n, keys[0], &name(0), &format!("{n}.0.0")));
+    insert(store, &later).await;
+    let [first, second] = later;
+    let newest = async |limit| store.newest_open(keys[0], limit).await.unwrap();
+    assert_eq!(newest(2).await, [flying.clone(), second.clone()]);
+    assert_eq!(newest(9).await, [flying, second, first]);
+    assert_eq!(store.newest_open(keys[2], 9).await.unwrap(), []);
 }
 
 async fn only_updates_that_can_still_stop_are_cancellable(store: &dyn Store) {
