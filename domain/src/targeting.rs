@@ -1,15 +1,16 @@
 //! Whom a campaign means, judged one device at a time. The store answers the same for a whole fleet at a stroke; the tests
 //! hold the two together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::campaign::{CampaignSpec, Stage, Takes, Targets};
+use crate::campaign::{CampaignSpec, Takes, Targets};
 use crate::device::{Device, DeviceKey};
 use crate::firmware::UploadMetadata;
+use crate::ids::DeviceId;
 use crate::ring::turned;
 
 /// Why a device is none of a campaign's. Of several reasons, the first in this order is told.
@@ -93,11 +94,21 @@ pub fn judge(
     device: &Device,
     now: Timestamp,
 ) -> Result<Place, Exclusion> {
-    let position = position(spec, device);
-    if !spec.targets.mean(&image.device_model, device, now) {
-        return Err(Exclusion::NotMeant);
+    if spec.targets.mean(&image.device_model, device, now) {
+        judge_meant(spec, image, device)
+    } else {
+        Err(Exclusion::NotMeant)
     }
+}
+
+/// The same of a device that the campaign's targets are known to mean.
+pub fn judge_meant(
+    spec: &CampaignSpec,
+    image: &UploadMetadata,
+    device: &Device,
+) -> Result<Place, Exclusion> {
     fits(image, device)?;
+    let position = position(spec, device);
     if position >= spec.rollout_buckets {
         Err(Exclusion::OutsideRollout)
     } else {
@@ -124,21 +135,42 @@ pub fn fits(image: &UploadMetadata, device: &Device) -> Result<(), Exclusion> {
     }
 }
 
-impl CampaignSpec {
+/// A campaign's stages, to ask for many devices: lists of devices may be long.
+#[derive(Debug)]
+pub struct Stages<'c> {
+    spec: &'c CampaignSpec,
+    cuts: &'c Cuts,
+    /// The devices that each stage names.
+    named: Vec<HashSet<&'c DeviceId>>,
+}
+
+impl<'c> Stages<'c> {
+    /// Of this campaign, with the ends of those that take a number of devices.
+    pub fn new(spec: &'c CampaignSpec, cuts: &'c Cuts) -> Self {
+        let named = spec.stages.iter().map(|stage| match &stage.takes {
+            Takes::Devices(ids) => ids.iter().collect(),
+            Takes::Share | Takes::First(_) | Takes::Filter(_) => HashSet::new(),
+        });
+        Self {
+            spec,
+            cuts,
+            named: named.collect(),
+        }
+    }
+
     /// The first stage that takes a device which the campaign means.
-    pub fn stage_of(&self, device: &Device, now: Timestamp, cuts: &Cuts) -> Option<u16> {
+    pub fn stage_of(&self, device: &Device, now: Timestamp) -> Option<u16> {
         let place = Place {
-            position: position(self, device),
+            position: position(self.spec, device),
             device: device.key,
         };
-        let taken = |stage: &Stage, number: u16| match &stage.takes {
+        let mut numbered = (0..).zip(self.spec.stages.iter().zip(&self.named));
+        let found = numbered.find(|(number, (stage, named))| match &stage.takes {
             Takes::Share => place.position < stage.end_bucket,
-            Takes::First(_) => cuts.get(&number).is_none_or(|last| place <= *last),
-            Takes::Devices(ids) => ids.contains(&device.registration.device_id),
+            Takes::First(_) => self.cuts.get(number).is_none_or(|last| place <= *last),
+            Takes::Devices(_) => named.contains(&device.registration.device_id),
             Takes::Filter(filter) => filter.matches(device, now),
-        };
-        let mut numbered = (0..).zip(&self.stages);
-        let found = numbered.find(|(number, stage)| taken(stage, *number));
+        });
         found.map(|(number, _)| number)
     }
 }

@@ -10,6 +10,7 @@ use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
+use device_ota_domain::targeting::Cuts;
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
@@ -113,10 +114,11 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn targets(
         &self,
         aim: Aim<'_>,
+        cuts: &Cuts,
         stage: Option<u16>,
         page: Page,
     ) -> Result<Vec<TargetDevice>> {
-        Ok(targets::targets::<D>(&mut *self.read().await?, aim, stage, page).await?)
+        Ok(targets::targets::<D>(&mut *self.read().await?, aim, cuts, stage, page).await?)
     }
     async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>> {
         Ok(targets::left_out::<D>(&mut *self.read().await?, aim, page).await?)

@@ -307,12 +307,12 @@ async fn unknown<D: Dialect>(
 pub(crate) async fn targets<D: Dialect>(
     conn: &mut D::Connection,
     aim: Aim<'_>,
+    cuts: &Cuts,
     stage: Option<u16>,
     page: Page,
 ) -> Result<Vec<TargetDevice>, DbError> {
-    let cuts = cuts::<D>(conn, aim).await?;
     let args = bind_aim(aim).int(stage.map_or(-1, i64::from)).page(page);
-    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, AIM + 3).await?;
+    let mut meant = meant::<D>(conn, aim, Some(cuts), args, AIM + 3).await?;
     let (given, args) = meant.split();
     let devices = sql::fetch_given(conn, &TARGETS, given, args, read_device).await?;
     let keys: Vec<i64> = devices.iter().map(|device| device.key.0).collect();

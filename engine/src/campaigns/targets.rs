@@ -2,7 +2,7 @@
 
 use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, CampaignState};
 use device_ota_domain::page::{MAX_LIMIT, Page};
-use device_ota_domain::targeting::{Exclusion, judge};
+use device_ota_domain::targeting::{Exclusion, Stages, judge_meant};
 use device_ota_domain::{CampaignId, Device, DeviceId, Firmware};
 
 use super::proposal::Proposal;
@@ -63,17 +63,19 @@ impl Engine {
             firmware: &firmware,
             now: self.clock.now(),
         };
-        let verdict = |device: &Device| judge(&spec, &firmware.metadata, device, aim.now);
+        // All of the named are meant.
+        let verdict = |device: &Device| judge_meant(&spec, &firmware.metadata, device);
         let stage = query.stage.as_deref().map(|name| stage_of(&spec, name));
         let summary = self.store.target_summary(aim).await?;
         let targets = self
             .store
-            .targets(aim, stage.transpose()?, query.page)
+            .targets(aim, &summary.cuts, stage.transpose()?, query.page)
             .await?;
+        let stages = Stages::new(&spec, &summary.cuts);
         let targets = targets
             .into_iter()
             .filter_map(|target| {
-                let stage = spec.stage_of(&target.device, aim.now, &summary.cuts)?;
+                let stage = stages.stage_of(&target.device, aim.now)?;
                 Some((target, stage))
             })
             .collect();

@@ -298,10 +298,11 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts>;
     /// How many devices of each stage a campaign would mean if it started now, and how many it would leave out.
     async fn target_summary(&self, aim: Aim<'_>) -> Result<TargetSummary>;
-    /// The devices that it would mean, of one stage or of all, in id order.
+    /// The devices that it would mean, of one stage or of all, in id order; stages end at the `cuts` of the summary.
     async fn targets(
         &self,
         aim: Aim<'_>,
+        cuts: &Cuts,
         stage: Option<u16>,
         page: Page,
     ) -> Result<Vec<TargetDevice>>;

@@ -7,7 +7,7 @@ use device_ota_domain::campaign::{Campaign, CampaignSpec, Takes};
 use device_ota_domain::device::Device;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::{Ring, Shares};
-use device_ota_domain::targeting::{Cuts, Exclusion, Place, judge};
+use device_ota_domain::targeting::{Cuts, Exclusion, Place, Stages, judge};
 use device_ota_engine::ports::store::{Aim, NewDevice, Store, Touch, UpdateFilter};
 use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
@@ -295,10 +295,11 @@ async fn agrees(
     let mut of_stages = vec![Vec::new(); spec.stages.len()];
     let mut left_out: BTreeMap<Exclusion, u64> = BTreeMap::new();
     let mut expected = Vec::new();
+    let taken = Stages::new(spec, &summary.cuts);
     for device in fleet {
         match judge(spec, &firmware.metadata, device, at(NOW)) {
             Ok(_) => {
-                let stage = spec.stage_of(device, at(NOW), &summary.cuts);
+                let stage = taken.stage_of(device, at(NOW));
                 let stage = usize::from(stage.expect("a stage"));
                 stages[stage] += 1;
                 of_stages[stage].push(device.registration.device_id.to_string());
@@ -319,9 +320,10 @@ async fn agrees(
     if !unknown.is_empty() {
         left_out.insert(Exclusion::UnknownDevice, unknown.len() as u64);
     }
+    let cuts = &summary.cuts;
     let found = async |stage: Option<u16>| {
         let page = Page::new(200, 0).expect("a page");
-        let found = store.targets(aim, stage, page).await.unwrap();
+        let found = store.targets(aim, cuts, stage, page).await.unwrap();
         let ids = found
             .iter()
             .map(|t| t.device.registration.device_id.to_string());
@@ -429,8 +431,9 @@ async fn targets_are_paged_by_stage_and_say_what_they_wait_for(store: &dyn Store
         firmware: &firmware,
         now: Timestamp::UNIX_EPOCH,
     };
+    let cuts = Cuts::new();
     let names = async |stage: Option<u16>, page: Page| {
-        let found = store.targets(aim, stage, page).await.unwrap();
+        let found = store.targets(aim, &cuts, stage, page).await.unwrap();
         found
             .iter()
             .map(|t| t.device.registration.device_id.to_string())
@@ -446,7 +449,8 @@ async fn targets_are_paged_by_stage_and_say_what_they_wait_for(store: &dyn Store
     );
     assert_eq!(names(None, Page::new(200, 0).unwrap()).await.len(), 100);
     assert!(names(Some(4), Page::default()).await.is_empty());
-    let early = store.targets(aim, Some(1), Page::default()).await.unwrap();
+    let early = store.targets(aim, &cuts, Some(1), Page::default()).await;
+    let early = early.unwrap();
     let waits: Vec<_> = early.iter().filter_map(|t| t.waits_for.clone()).collect();
     assert_eq!(waits.as_slice(), std::slice::from_ref(&other.id));
     let filter = UpdateFilter {
