@@ -67,7 +67,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     fleet::STATEMENTS,
     history::STATEMENTS,
     materialise::STATEMENTS,
-    migrations::STATEMENTS,
+    open::STATEMENTS,
     outbox::STATEMENTS,
     presence::STATEMENTS,
     rings::STATEMENTS,

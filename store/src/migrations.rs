@@ -5,15 +5,6 @@ use std::borrow::Cow;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-use crate::OpenError;
-use crate::dialect::Dialect;
-use crate::error::DbError;
-use crate::sql::{self, Args, statements};
-
-statements! {
-    APPLIED = "SELECT version FROM _sqlx_migrations WHERE success";
-}
-
 /// One step of the schema on both databases.
 struct Step {
     number: i64,
@@ -59,23 +50,6 @@ pub(crate) fn sqlite() -> Migrator {
 /// The steps for PostgreSQL.
 pub(crate) fn postgres() -> Migrator {
     migrator(|step| step.postgres)
-}
-
-/// Whether the schema is the one that this version knows; nothing is changed.
-pub(crate) async fn check<D: Dialect>(conn: &mut D::Connection) -> Result<(), OpenError> {
-    let applied = sql::fetch_all::<D, _>(conn, &APPLIED, Args::new(), |row| row.int("version"));
-    let applied = applied.await.map_err(|error| match error {
-        DbError::Sql(error) if error.as_database_error().is_none() => error.into(),
-        _ => OpenError::Foreign,
-    })?;
-    let known = |version: &i64| STEPS.iter().any(|step| step.number == *version);
-    if !applied.iter().all(known) {
-        Err(OpenError::Newer)
-    } else if applied.len() < STEPS.len() {
-        Err(OpenError::Older)
-    } else {
-        Ok(())
-    }
 }
 
 fn migrator(text: impl Fn(&Step) -> &'static str) -> Migrator {

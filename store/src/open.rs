@@ -15,7 +15,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::combine::Combiner;
 use crate::dialect::Dialect;
-use crate::{OpenError, SqlStore, devices, migrations, updates};
+use crate::error::DbError;
+use crate::sql::{self, Args, statements};
+use crate::{OpenError, SqlStore, devices, updates};
 
 /// Connections to PostgreSQL a process may hold (the requirements allow 50).
 pub const POSTGRES_MAX_CONNECTIONS: u32 = 50;
@@ -42,6 +44,10 @@ const POSTGRES_SESSION: &str = "SET random_page_cost = 1.1; SET jit = off";
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 /// Statements slower than this are logged.
 const SLOW_STATEMENT: Duration = Duration::from_secs(1);
+
+statements! {
+    APPLIED = "SELECT version FROM _sqlx_migrations WHERE success";
+}
 
 impl SqlStore<Sqlite> {
     /// Opens (and creates, when missing) the database file at `path` and brings its schema up to date.
@@ -161,6 +167,24 @@ async fn checkpoint(pool: Pool<Sqlite>) {
     }
 }
 
+/// Whether the schema is the one that this version knows; nothing is changed.
+async fn check<D: Dialect>(conn: &mut D::Connection) -> Result<(), OpenError> {
+    let applied = sql::fetch_all::<D, _>(conn, &APPLIED, Args::new(), |row| row.int("version"));
+    let applied = applied.await.map_err(|error| match error {
+        DbError::Sql(error) if error.as_database_error().is_none() => error.into(),
+        _ => OpenError::Foreign,
+    })?;
+    let migrator = D::migrator();
+    let known: Vec<i64> = migrator.iter().map(|step| step.version).collect();
+    if !applied.iter().all(|version| known.contains(version)) {
+        Err(OpenError::Newer)
+    } else if applied.len() < known.len() {
+        Err(OpenError::Older)
+    } else {
+        Ok(())
+    }
+}
+
 fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
     PoolOptions::new()
         .max_connections(max_connections)
@@ -174,7 +198,7 @@ fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
 impl<D: Dialect> SqlStore<D> {
     /// A store that only reads, if the schema is the one that this version knows.
     async fn reading(pool: Pool<D>) -> Result<Self, OpenError> {
-        migrations::check::<D>(&mut *pool.acquire().await?).await?;
+        check::<D>(&mut *pool.acquire().await?).await?;
         Ok(Self::over(pool.clone(), pool, JoinSet::new()))
     }
 
