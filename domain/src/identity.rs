@@ -187,6 +187,9 @@ pub enum SubjectError {
     /// It cannot be shown.
     #[error("subject must be 1 to {MAX_SUBJECT_BYTES} bytes without control characters")]
     Form,
+    /// It does not look like what it is.
+    #[error("subject must hold no invisible characters, and no space at its ends")]
+    Unseen,
     /// Records show it for somebody else.
     #[error("subject must not be one of {}: records show them for the service and its own keys", RESERVED_SUBJECTS.join(", "))]
     Reserved,
@@ -199,18 +202,68 @@ pub enum SubjectError {
 /// assert!(check_subject("user-17").is_ok() && check_subject("a b@c").is_ok());
 /// assert!(check_subject("").is_err() && check_subject("a\nb").is_err());
 /// assert!(check_subject("ota_service").is_err() && check_subject("Admin").is_err() && check_subject("admins").is_ok());
+/// assert!(check_subject("admin ").is_err() && check_subject("ad\u{200b}min").is_err());
+/// assert!(check_subject("device-ota\u{a0} KEYS").is_err() && check_subject("Zoë").is_ok());
 /// ```
 pub fn check_subject(subject: &str) -> Result<(), SubjectError> {
     let fits = (1..=MAX_SUBJECT_BYTES).contains(&subject.len());
     if !fits || subject.chars().any(char::is_control) {
-        Err(SubjectError::Form)
-    } else if RESERVED_SUBJECTS
+        return Err(SubjectError::Form);
+    }
+    if subject.chars().any(is_invisible) || subject.trim() != subject {
+        return Err(SubjectError::Unseen);
+    }
+    // In any case of letters and with any kind of space: people read records.
+    let plain = subject.split_whitespace().collect::<Vec<_>>().join(" ");
+    let reserved = RESERVED_SUBJECTS
         .iter()
-        .any(|reserved| reserved.eq_ignore_ascii_case(subject))
-    {
-        // In any case of letters: people read records.
+        .any(|reserved| reserved.eq_ignore_ascii_case(&plain));
+    if reserved {
         Err(SubjectError::Reserved)
     } else {
         Ok(())
+    }
+}
+
+/// Characters that show nothing, or change how their neighbours are shown: soft hyphen and joiners, directions, fillers,
+/// selectors of variants, tags (Unicode's *default ignorable* ones).
+const fn is_invisible(character: char) -> bool {
+    matches!(character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_looks_like_somebody_else() {
+        for reserved in RESERVED_SUBJECTS {
+            assert_eq!(check_subject(reserved), Err(SubjectError::Reserved));
+            for space in [' ', '\u{a0}', '\u{2003}', '\u{3000}'] {
+                for looks_alike in [format!("{reserved}{space}"), format!("{space}{reserved}")] {
+                    let told = check_subject(&looks_alike);
+                    assert_eq!(told, Err(SubjectError::Unseen), "{looks_alike:?}");
+                }
+            }
+            for unseen in [
+                '\u{ad}', '\u{200b}', '\u{200f}', '\u{202e}', '\u{2060}', '\u{2069}', '\u{feff}',
+            ] {
+                for looks_alike in [
+                    format!("{reserved}{unseen}"),
+                    reserved.replacen('m', &format!("m{unseen}"), 1) + &unseen.to_string(),
+                ] {
+                    let told = check_subject(&looks_alike);
+                    assert_eq!(told, Err(SubjectError::Unseen), "{looks_alike:?}");
+                }
+            }
+        }
+        for fine in ["José Núñez", "用户 17", "a-b_c@d.example", "deploy bot"] {
+            assert_eq!(check_subject(fine), Ok(()), "{fine}");
+        }
     }
 }

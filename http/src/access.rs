@@ -10,6 +10,7 @@ mod tokens;
 use std::sync::Arc;
 
 use device_ota_domain::audit::Authentication;
+use device_ota_domain::identity::check_subject;
 use device_ota_domain::{DeviceId, Role, Roles};
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_engine::ports::auth::Credential;
@@ -19,8 +20,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::errors::ApiError;
-pub(crate) use presented::credentials;
-use presented::{Presented, is_internal_call, presented};
+pub(crate) use presented::{Presented, presented};
+use presented::{is_internal_call, may_be_a_page};
 use tokens::{Checked, Tokens};
 pub use tokens::{MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 
@@ -126,6 +127,12 @@ impl Access {
     ) -> Result<Principal, ApiError> {
         match presented(headers)? {
             Presented::Nothing if self.internal && is_internal_call(headers) => {
+                if may_be_a_page(headers) {
+                    return Err(ApiError::unauthorized(
+                        "X-Internal-Call is taken with a Host that is an IP address or localhost, and without an Origin, \
+                         alone: pages in browsers have no place here",
+                    ));
+                }
                 Ok(Principal::person(
                     INTERNAL,
                     internal_roles(method, path),
@@ -164,16 +171,21 @@ impl Access {
         if let Some(engine) = &self.engine
             && let Some(known) = engine.api_keys().find(key).await?
         {
-            return if known.opens(engine.clock().now()) {
-                let authentication = Authentication::ApiKey(known.id);
-                Ok(Principal::person(
-                    known.subject,
-                    known.roles,
-                    authentication,
-                ))
-            } else {
-                Err(ApiError::unauthorized("the key has expired or was revoked"))
-            };
+            if !known.opens(engine.clock().now()) {
+                return Err(ApiError::unauthorized("the key has expired or was revoked"));
+            }
+            // It may be older than the rules of names.
+            if check_subject(&known.subject).is_err() {
+                return Err(ApiError::unauthorized(
+                    "the key's subject is nobody that can be known here; make another key",
+                ));
+            }
+            let authentication = Authentication::ApiKey(known.id);
+            return Ok(Principal::person(
+                known.subject,
+                known.roles,
+                authentication,
+            ));
         }
         self.ask(Credential::ApiKey(key)).await
     }

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use warp::Reply as _;
 use warp::reply::Response;
 
-use crate::access::{self, Access, Principal};
+use crate::access::{self, Access, Presented, Principal};
 use crate::cors::{self, Cors};
 use crate::errors::ApiError;
 use crate::limits::{Class, LINKS, Limiter, RateLimits, is_counted};
@@ -136,25 +136,28 @@ where
 
     /// Who it is, once for each of their limits.
     async fn visitor(&self, line: &Line, headers: &HeaderMap) -> Result<Visitor, ApiError> {
-        let shown = self.limiter.shown(access::credentials(headers));
-        self.limiter.may_sign_in(line.peer, shown)?;
+        let guesses = &self.limiter.guesses;
+        // What cannot be read cannot be right: it is refused unseen, and guesses nothing.
+        let shown = match access::presented(headers)? {
+            Presented::Nothing => None,
+            credential => Some(guesses.shown(&credential)),
+        };
+        if let Some(shown) = shown {
+            guesses.may_sign_in(line.peer, shown)?;
+        }
         let principal = self
             .access
             .authenticate(&line.method, &line.path, headers)
             .await;
         let principal = principal.inspect_err(|error| {
-            // Who shows none guesses nothing.
             if let Some(shown) = shown
                 && error.is_unauthorized()
             {
-                self.limiter.failed(line.peer, shown);
+                guesses.failed(line.peer, shown);
             }
         })?;
-        if let Some(shown) = shown {
-            self.limiter.proved(shown);
-        }
         let class = Class::of(&line.method, &line.path);
-        Ok(match principal {
+        let visitor = match principal {
             Principal::Person {
                 subject,
                 roles,
@@ -175,7 +178,12 @@ where
                 self.limiter.check_subject(&subject, class)?;
                 Visitor::Device(device)
             }
-        })
+        };
+        // Not before the limit of its subject: one who is over it fills no memory with credentials.
+        if let Some(shown) = shown {
+            guesses.proved(shown);
+        }
+        Ok(visitor)
     }
 
     /// The client's own id when it is fit for a log, else one that no other request has.

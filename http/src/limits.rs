@@ -1,21 +1,21 @@
 //! How often somebody may call: one address and all of them together before anybody is asked who they are, then
-//! each subject by what it asks for. An address whose credentials keep failing waits before the next is looked at, but for
-//! those that were good before.
+//! each subject by what it asks for; and addresses that guess ([`guesses`]).
 
+mod guesses;
 mod keyed;
+mod remembered;
 
-use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{PoisonError, RwLock};
 
 use device_ota_engine::Rate;
-use governor::clock::{Clock as _, DefaultClock, QuantaInstant, Reference as _};
+use governor::clock::{Clock as _, DefaultClock, QuantaInstant};
 use governor::{DefaultDirectRateLimiter, NotUntil, RateLimiter};
-use http::{HeaderValue, Method};
+use http::Method;
 
 use crate::errors::ApiError;
-use keyed::{Keyed, MAX_KEYS, quota};
+use guesses::Guesses;
+use keyed::{Keyed, quota};
 
 /// What follows this in a path is a secret as good as a key: the log shows the path up to here.
 pub(crate) const LINKS: &str = "/api/v1/ota/objects/";
@@ -88,19 +88,11 @@ impl Class {
     }
 }
 
-/// A credential, as it is remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shown(u64);
-
 /// Counts requests.
 pub(crate) struct Limiter {
     per_address: Option<Keyed<IpAddr>>,
     global: Option<DefaultDirectRateLimiter>,
-    failures: Option<Keyed<IpAddr>>,
-    /// Until when the credentials of an address are not looked at.
-    held: RwLock<HashMap<IpAddr, QuantaInstant>>,
-    /// Credentials that were good, by their hashes.
-    proven: RwLock<HashSet<u64>>,
+    pub(crate) guesses: Guesses,
     read: Option<Keyed<u64>>,
     write: Option<Keyed<u64>>,
     upload: Option<Keyed<u64>>,
@@ -116,9 +108,7 @@ impl Limiter {
         Self {
             per_address: limits.per_address.and_then(Keyed::new),
             global: limits.global.and_then(quota).map(RateLimiter::direct),
-            failures: limits.failures.and_then(Keyed::new),
-            held: RwLock::default(),
-            proven: RwLock::default(),
+            guesses: Guesses::new(limits.failures),
             read: limits.read.and_then(Keyed::new),
             write: limits.write.and_then(Keyed::new),
             upload: limits.upload.and_then(Keyed::new),
@@ -159,76 +149,6 @@ impl Limiter {
         }
     }
 
-    /// What this credential, as it is shown in these headers, is remembered by. `None` where nothing is shown.
-    pub(crate) fn shown<'h>(
-        &self,
-        credential: impl Iterator<Item = &'h HeaderValue>,
-    ) -> Option<Shown> {
-        let texts: Vec<&[u8]> = credential.map(HeaderValue::as_bytes).collect();
-        (!texts.is_empty()).then(|| Shown(self.hasher.hash_one(texts)))
-    }
-
-    /// 429 while an address has to wait because of credentials that were not valid. Whoever shows one that was good before
-    /// does not guess.
-    pub(crate) fn may_sign_in(
-        &self,
-        address: IpAddr,
-        shown: Option<Shown>,
-    ) -> Result<(), ApiError> {
-        if self.failures.is_none() {
-            return Ok(());
-        }
-        let proven = |Shown(hash)| {
-            let proven = self.proven.read().unwrap_or_else(PoisonError::into_inner);
-            proven.contains(&hash)
-        };
-        if shown.is_some_and(proven) {
-            return Ok(());
-        }
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        match held.get(&network(address)) {
-            Some(until) if now < *until => Err(wait(until.duration_since(now).into())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Remembers a credential that was good.
-    pub(crate) fn proved(&self, Shown(hash): Shown) {
-        if self.failures.is_none() {
-            return;
-        }
-        let known = self.proven.read().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&hash) {
-            return;
-        }
-        drop(known);
-        let mut proven = self.proven.write().unwrap_or_else(PoisonError::into_inner);
-        if proven.len() >= MAX_KEYS {
-            proven.clear();
-        }
-        proven.insert(hash);
-    }
-
-    /// Counts a credential of this address that was not valid, or is no longer.
-    pub(crate) fn failed(&self, address: IpAddr, Shown(hash): Shown) {
-        let mut proven = self.proven.write().unwrap_or_else(PoisonError::into_inner);
-        proven.remove(&hash);
-        drop(proven);
-        let address = network(address);
-        let refused = match &self.failures {
-            Some(limiter) => limiter.check(&address).err(),
-            None => None,
-        };
-        if let Some(until) = refused {
-            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-            if held.len() >= MAX_KEYS {
-                held.clear();
-            }
-            held.insert(address, until.earliest_possible());
-        }
-    }
-
     fn refuse(&self, until: &NotUntil<QuantaInstant>) -> ApiError {
         wait(until.wait_time_from(self.clock.now()))
     }
@@ -253,9 +173,10 @@ mod tests {
     use std::num::NonZeroU32;
     use std::time::Duration;
 
+    use super::keyed::MAX_KEYS;
     use super::*;
 
-    fn rate(count: u32) -> Rate {
+    pub(super) fn rate(count: u32) -> Rate {
         Rate {
             count: NonZeroU32::new(count).unwrap(),
             per: Duration::from_hours(1),
@@ -350,33 +271,6 @@ mod tests {
         );
         assert!(allowed("a", Class::Write) && !allowed("a", Class::Write));
         assert!(allowed("b", Class::Read) && allowed("a", Class::Upload));
-    }
-
-    #[test]
-    fn who_keeps_failing_waits_and_its_neighbour_does_not() {
-        let limiter = Limiter::new(RateLimits {
-            failures: Some(rate(2)),
-            ..RateLimits::default()
-        });
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let shown = |text: &'static str| limiter.shown([HeaderValue::from_static(text)].iter());
-        let wrong = shown("wrong");
-        for _ in 0..3 {
-            assert!(limiter.may_sign_in(address("192.0.2.1"), wrong).is_ok());
-            limiter.failed(address("192.0.2.1"), wrong.unwrap());
-        }
-        assert!(limiter.may_sign_in(address("192.0.2.1"), wrong).is_err());
-        assert!(limiter.may_sign_in(address("192.0.2.1"), None).is_err());
-        assert!(limiter.may_sign_in(address("192.0.2.2"), wrong).is_ok());
-        let right = shown("right");
-        assert!(limiter.may_sign_in(address("192.0.2.1"), right).is_err());
-        limiter.proved(right.unwrap());
-        assert!(limiter.may_sign_in(address("192.0.2.1"), right).is_ok());
-        limiter.failed(address("192.0.2.2"), right.unwrap());
-        assert!(
-            limiter.may_sign_in(address("192.0.2.1"), right).is_err(),
-            "it is good no longer"
-        );
     }
 
     #[test]

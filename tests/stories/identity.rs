@@ -13,6 +13,7 @@ use crate::harness::{Admin, Answer, Options, Service, device_json, eventually};
 
 matrix!(a_key_opens_what_its_roles_allow: sqlite_gateway, postgres_gateway);
 matrix!(keys_are_made_and_revoked_beside_the_running_service: sqlite_gateway, postgres_gateway);
+matrix!(a_key_from_before_opens_for_nobody_who_looks_like_another: sqlite_gateway, postgres_gateway);
 matrix!(a_token_says_who_it_is: sqlite_gateway);
 matrix!(another_service_is_asked_for_whom_it_knows: sqlite_gateway);
 matrix!(a_call_from_within_the_house_is_one_on_its_own_listener: sqlite_gateway);
@@ -128,6 +129,11 @@ async fn wrong_keys_are_refused(admin: &Admin) {
             json!({"name": "ota_service", "roles": ["viewer"]}),
             "subject",
         ),
+        (json!({"name": "admin ", "roles": ["viewer"]}), "subject"),
+        (
+            json!({"name": "n", "subject": "ad\u{200b}min", "roles": ["viewer"]}),
+            "subject",
+        ),
         (
             json!({"name": "n", "roles": ["viewer"], "expires_at": "2001-01-01T00:00:00Z"}),
             "expires_at",
@@ -180,6 +186,20 @@ async fn keys_are_made_and_revoked_beside_the_running_service(options: Options) 
     .await;
 }
 
+async fn a_key_from_before_opens_for_nobody_who_looks_like_another(options: Options) {
+    let service = Service::start(options).await;
+    let (_, plain) = key(&service, "plain", "viewer").await;
+    let (_, look_alike) = key(&service, "look-alike", "viewer").await;
+    service
+        .tamper("UPDATE api_keys SET subject = 'admin ' WHERE name = 'look-alike'")
+        .await
+        .unwrap();
+    let refused = look_alike.get(CAMPAIGNS).await.refused(401);
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("make another key"), "{detail}");
+    plain.get(CAMPAIGNS).await.expect(200);
+}
+
 fn token(claims: &Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::default(), claims, &key).unwrap()
@@ -212,6 +232,8 @@ async fn a_token_says_who_it_is(options: Options) {
         ("aud", json!("other")),
         ("iss", json!(null)),
         ("sub", json!(7)),
+        ("sub", json!("admin\u{a0}")),
+        ("sub", json!("\u{202e}nimda")),
     ] {
         let mut claims = claims(json!(["operator"]));
         claims[field] = wrong;
@@ -313,10 +335,23 @@ async fn another_service_is_asked_for_whom_it_knows(options: Options) {
 
 /// Sends a request without any credential but a header.
 async fn internal(admin: &Admin, method: reqwest::Method, path: &str) -> Answer {
+    internal_with(admin, method, path, &[]).await
+}
+
+/// The same with more headers.
+async fn internal_with(
+    admin: &Admin,
+    method: reqwest::Method,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Answer {
     let request = admin
         .client()
         .request(method, admin.url(path))
         .header("X-Internal-Call", "true");
+    let request = headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    });
     let response = request.send().await.unwrap();
     Answer {
         status: response.status().as_u16(),
@@ -326,7 +361,10 @@ async fn internal(admin: &Admin, method: reqwest::Method, path: &str) -> Answer 
 
 async fn a_call_from_within_the_house_is_one_on_its_own_listener(options: Options) {
     use reqwest::Method;
-    let service = Service::start(options.with("INTERNAL_ADDR", "127.0.0.1:0")).await;
+    let options = options
+        .with("INTERNAL_ADDR", "127.0.0.1:0")
+        .with("RATE_LIMIT_AUTH_FAILURES", "3/hour");
+    let service = Service::start(options).await;
     let public = service.admin();
     internal(&public, Method::GET, CAMPAIGNS).await.refused(401);
     let inside = Admin::new(service.ready().internal.as_deref().unwrap(), service.key());
@@ -338,6 +376,26 @@ async fn a_call_from_within_the_house_is_one_on_its_own_listener(options: Option
     let device = internal(&inside, Method::POST, "/api/v1/ota/devices/none/update").await;
     device.refused(415);
     inside.get(KEYS).await.expect(200);
+
+    // A page in a browser on this machine, whose name leads here.
+    for page in [
+        ("Host", "rebound.example.com"),
+        ("Origin", "http://127.0.0.1"),
+    ] {
+        let refused = internal_with(&inside, Method::GET, CAMPAIGNS, &[page]).await;
+        let refused = refused.refused(401);
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("localhost"), "{detail}");
+    }
+
+    // Who guesses keys there holds up nobody who shows none.
+    let guesser = Admin::new(service.ready().internal.as_deref().unwrap(), "guess");
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        statuses.push(guesser.get(CAMPAIGNS).await.status);
+    }
+    assert_eq!(statuses, [401, 401, 401, 401, 429]);
+    internal(&inside, Method::GET, CAMPAIGNS).await.expect(200);
 }
 
 async fn a_device_is_known_by_its_secret_and_may_run_nothing(options: Options) {

@@ -80,6 +80,12 @@ async fn who_guesses_waits(options: Options) {
     );
     // Whoever was known before is no guesser, for as long as their credential is good.
     assert_eq!(statuses(&neighbour, CAMPAIGNS, 2).await, [200, 200]);
+    let spelt_otherwise = neighbour
+        .client()
+        .get(&url)
+        .header("X-API-Key", made["secret"].as_str().unwrap());
+    assert_eq!(spelt_otherwise.send().await.unwrap().status(), 200);
+    assert_eq!(reqwest::get(&url).await.unwrap().status(), 401);
     let key = format!("{KEYS}/{}", made["key_id"].as_str().unwrap());
     service.admin().delete(&key).await.expect(200);
     assert_eq!(statuses(&neighbour, CAMPAIGNS, 2).await, [401, 429]);

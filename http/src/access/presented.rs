@@ -1,10 +1,12 @@
 //! What a request presents as its credential: one thing, or nothing.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use device_ota_domain::DeviceId;
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN};
 
 use crate::errors::ApiError;
 
@@ -13,9 +15,9 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// `X-Internal-Call` (PRD, *Authentication*).
 const INTERNAL_CALL: HeaderName = HeaderName::from_static("x-internal-call");
 
-/// A credential as it came.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Presented<'h> {
+/// A credential as it came. Equal ones hash alike, however they are spelt.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Presented<'h> {
     /// None.
     Nothing,
     /// An API key.
@@ -27,7 +29,7 @@ pub(super) enum Presented<'h> {
 }
 
 /// The one credential of a request; 400 when there are several, whether or not they agree.
-pub(super) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, ApiError> {
+pub(crate) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, ApiError> {
     let mut keys = headers.get_all(API_KEY).iter();
     let mut others = headers.get_all(AUTHORIZATION).iter();
     let more = |rest: bool| {
@@ -51,16 +53,31 @@ pub(super) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, ApiError> 
     }
 }
 
-/// The headers that may hold a credential, as they came.
-pub(crate) fn credentials(headers: &HeaderMap) -> impl Iterator<Item = &HeaderValue> {
-    let keys = headers.get_all(API_KEY).iter();
-    keys.chain(headers.get_all(AUTHORIZATION).iter())
-}
-
 /// Whether the request says that it comes from within the house.
 pub(super) fn is_internal_call(headers: &HeaderMap) -> bool {
     let said = headers.get(INTERNAL_CALL);
     said.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
+}
+
+/// Whether a page in a browser may have sent this. Its name may lead to any address, also to one of this machine (DNS
+/// rebinding), but it stands in `Host` then; and what is not a plain read names its `Origin`.
+pub(super) fn may_be_a_page(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_here = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => is_address_or_localhost(text(host)),
+        _ => false,
+    };
+    headers.contains_key(ORIGIN) || !is_here
+}
+
+/// Of the `Host` header: an address or `localhost`, with or without a port.
+fn is_address_or_localhost(host: &str) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        let v6 = rest.split_once(']').map(|(v6, _)| v6.parse::<Ipv6Addr>());
+        return matches!(v6, Some(Ok(_)));
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok()
 }
 
 /// A header's text. What is no ASCII is no key of anybody, and neither is the empty text.

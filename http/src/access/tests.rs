@@ -63,19 +63,40 @@ async fn two_keys_at_once_are_refused_even_when_both_are_right() {
 
 #[tokio::test]
 async fn an_internal_call_is_one_on_the_internal_listener_alone() {
-    let header = ("x-internal-call", "true");
-    assert_eq!(status_on(access().internal(), &[header]).await, 200);
-    assert_eq!(status_on(access().internal(), &[]).await, 401);
-    assert_eq!(
-        status_on(access().internal(), &[("x-internal-call", "no")]).await,
-        401
-    );
+    let (header, host) = (("x-internal-call", "true"), ("host", "127.0.0.1:8217"));
+    assert_eq!(status_on(access().internal(), &[header, host]).await, 200);
+    assert_eq!(status_on(access(), &[header, host]).await, 401);
+    assert_eq!(status_on(access().internal(), &[host]).await, 401);
+    let no = ("x-internal-call", "no");
+    assert_eq!(status_on(access().internal(), &[no, host]).await, 401);
     let key = ("x-api-key", "wrong");
     assert_eq!(
-        status_on(access().internal(), &[header, key]).await,
+        status_on(access().internal(), &[header, host, key]).await,
         401,
         "a credential is looked at first"
     );
+}
+
+#[tokio::test]
+async fn a_page_in_a_browser_makes_no_internal_call() {
+    let header = ("x-internal-call", "true");
+    for host in ["localhost", "LOCALHOST:8217", "127.0.0.1", "[::1]:8217"] {
+        let host = ("host", host);
+        assert_eq!(status_on(access().internal(), &[header, host]).await, 200);
+        let page = [header, host, ("origin", "http://localhost:8217")];
+        assert_eq!(status_on(access().internal(), &page).await, 401);
+    }
+    for name in [
+        "rebound.example.com:8217",
+        "localhost.example.com",
+        "127.0.0.1.example.com",
+        "[::1",
+        "",
+    ] {
+        let page = [header, ("host", name)];
+        assert_eq!(status_on(access().internal(), &page).await, 401, "{name}");
+    }
+    assert_eq!(status_on(access().internal(), &[header]).await, 401);
 }
 
 #[test]
