@@ -125,6 +125,8 @@ pub(crate) struct Config {
     pub rate_limit_update_check: Option<Rate>,
     /// Limits of the API.
     pub rate_limits: RateLimits,
+    /// Connections of one address at most.
+    pub http_connections_per_address: usize,
     /// Web pages that may call it.
     pub cors: Cors,
     /// Tokens.

@@ -8,13 +8,14 @@ use anyhow::Context as _;
 use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Clock, Entropy, EventSink, Store};
 use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
-use device_ota_http::{Api, Component, Http};
+use device_ota_http::{Api, Component, Http, Seats};
 use device_ota_mqtt::Bus;
 use device_ota_objects::LocalFolder;
 use device_ota_platform::HttpPoster;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, Database, LogFormat};
 use crate::data_dir::DataDir;
@@ -36,11 +37,19 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     outcome
 }
 
+/// What of the log is written.
+pub(crate) fn log_filter(config: &Config) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(&config.log).with_context(|| {
+        format!(
+            "LOG: {:?} is not a filter such as info,device_ota_mqtt=debug",
+            config.log
+        )
+    })
+}
+
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&config.log).context("LOG is not a log filter")?;
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(config)?)
         .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => log.json().init(),
@@ -132,6 +141,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         webhooks: Arc::new(webhooks),
         access: access::access(config, &admin_key, engine.clone(), clock)?,
         limits: config.rate_limits,
+        seats: Seats::new(config.http_connections_per_address),
         cors: config.cors.clone(),
         version: env!("CARGO_PKG_VERSION"),
         run_id,

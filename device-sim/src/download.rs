@@ -8,7 +8,7 @@ use device_ota_protocol::agent::Download;
 use device_ota_protocol::digest::Digest;
 use device_ota_protocol::messages::ErrorCode;
 use reqwest::StatusCode;
-use reqwest::header::RANGE;
+use reqwest::header::{RANGE, RETRY_AFTER};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -19,6 +19,8 @@ const MAX_TRIES: u32 = 15;
 /// Pauses between tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause because the server asks for one.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Longest wait for the next bytes.
 const STALLED: Duration = Duration::from_secs(30);
 /// Progress events a download: each costs the device a look at its state machine.
@@ -156,6 +158,8 @@ pub async fn fetch(
                 tracing::debug!(update.id = job.update_id, why, "download interrupted");
                 sleep(pause(tries)).await;
             }
+            // No failure: the attempt's own deadline bounds it.
+            Err(Broken::Busy(wait)) => sleep(wait).await,
         }
     };
     // The device may have lost interest.
@@ -166,6 +170,8 @@ pub async fn fetch(
 enum Broken {
     /// Worth another try.
     Off(String),
+    /// The server has no time yet, and says when it may have.
+    Busy(Duration),
     /// Not to be mended by trying again.
     For(Event),
 }
@@ -260,8 +266,20 @@ async fn open(
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE => {
             Err(Broken::For(Event::Expired))
         }
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            Err(Broken::Busy(retry_after(&response)))
+        }
         status => Err(Broken::Off(format!("the server answered {status}"))),
     }
+}
+
+/// How long the server wants to be left alone, within reason.
+fn retry_after(response: &reqwest::Response) -> Duration {
+    let said = response.headers().get(RETRY_AFTER);
+    let seconds = said.and_then(|text| text.to_str().ok()?.parse().ok());
+    seconds.map_or(LONGEST_PAUSE, |seconds| {
+        Duration::from_secs(seconds).min(LONGEST_WAIT)
+    })
 }
 
 /// Keeps to a number of bytes a second.
@@ -392,6 +410,36 @@ mod tests {
         lock(&flash).begin(Digest::of(IMAGE), 0);
         lock(&flash).write(b"some of it");
         let (end, _) = outcome(job(url, 10), means(None), flash).await;
+        assert_eq!(end, ready());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_busy_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/image", listener.local_addr().unwrap());
+        let busy = 2 * MAX_TRIES;
+        tokio::spawn(async move {
+            for served in 0.. {
+                let (socket, _) = listener.accept().await.unwrap();
+                let mut socket = BufReader::new(socket);
+                let mut line = String::new();
+                while socket.read_line(&mut line).await.unwrap() > 2 {
+                    line.clear();
+                }
+                let (status, body) = if served < busy {
+                    ("503 Service Unavailable\r\nRetry-After: 0", &[][..])
+                } else {
+                    ("200 OK", IMAGE)
+                };
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+                );
+                socket.write_all(head.as_bytes()).await.unwrap();
+                socket.write_all(body).await.unwrap();
+            }
+        });
+        let (end, _) = outcome(job(url, 0), means(None), SharedFlash::default()).await;
         assert_eq!(end, ready());
     }
 

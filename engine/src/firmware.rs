@@ -1,5 +1,6 @@
 //! Firmware: uploads that leave all or nothing, and the registry of images.
 
+mod checksums;
 pub(crate) mod life;
 
 use std::sync::Arc;
@@ -15,14 +16,11 @@ use device_ota_domain::page::Page;
 use device_ota_protocol::digest::Digest;
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::objects::{self, Kind, Release};
-use tokio::sync::mpsc;
 
 use crate::audit::facts;
 use crate::ports::{ObjectWriter, StoreError, Tx};
 use crate::{Caller, Engine, Error, Result};
-
-/// Pieces that wait for the hasher; with pieces of the socket's size this bounds memory to a few MiB.
-const HASH_QUEUE: usize = 32;
+use checksums::{Hasher, Sums};
 
 /// An upload under way. Dropped before [`Upload::finish`], it leaves nothing behind.
 pub struct Upload {
@@ -42,43 +40,6 @@ pub enum Uploaded {
     Existing(Firmware),
 }
 
-/// Both checksums, calculated beside the writing.
-struct Hasher {
-    pieces: mpsc::Sender<Bytes>,
-    sums: tokio::task::JoinHandle<Sums>,
-}
-
-struct Sums {
-    md5: String,
-    sha256: [u8; 32],
-}
-
-impl Hasher {
-    fn start() -> Self {
-        let (pieces, mut queue) = mpsc::channel::<Bytes>(HASH_QUEUE);
-        let sums = tokio::task::spawn_blocking(move || {
-            use sha2::Digest as _;
-            let (mut md5, mut sha256) = (md5::Md5::new(), sha2::Sha256::new());
-            while let Some(piece) = queue.blocking_recv() {
-                md5.update(&piece);
-                sha256.update(&piece);
-            }
-            Sums {
-                md5: hex::encode(md5.finalize()),
-                sha256: sha256.finalize().into(),
-            }
-        });
-        Self { pieces, sums }
-    }
-
-    async fn finish(self) -> Result<Sums> {
-        drop(self.pieces);
-        self.sums
-            .await
-            .map_err(|error| Error::Internal(Box::new(error)))
-    }
-}
-
 impl Engine {
     /// Begins an upload; 400 when the file's suffix is none of PRD FR-1's.
     pub async fn begin_upload(self: &Arc<Self>, file_name: &str) -> Result<Upload> {
@@ -94,7 +55,7 @@ impl Engine {
             format,
             size: 0,
             writer,
-            hasher: Hasher::start(),
+            hasher: Hasher::new(),
         })
     }
 
@@ -141,10 +102,9 @@ impl Upload {
                 format!("the image is larger than {MAX_IMAGE_BYTES} bytes, the most that is taken"),
             ));
         }
-        let hashing = async { self.hasher.pieces.send(bytes.clone()).await };
-        let (hashed, written) =
-            futures_util::future::join(hashing, self.writer.write(bytes.clone())).await;
-        hashed.map_err(|error| Error::Internal(Box::new(error)))?;
+        let hashing = self.hasher.write(bytes.clone());
+        let (hashed, written) = futures_util::future::join(hashing, self.writer.write(bytes)).await;
+        hashed?;
         Ok(written?)
     }
 

@@ -1,5 +1,6 @@
 //! The bytes behind time-limited links: what devices fetch, whole or in ranges, without any header.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use device_ota_engine::Download;
@@ -17,6 +18,7 @@ use warp::reply::Response;
 use crate::errors::ApiError;
 use crate::range::{Wanted, wanted};
 use crate::request::{Call, Segment, call};
+use crate::seats::places::Place;
 use crate::shared::{Answer, Routes, Shared, reply, streamed};
 
 /// What the document says of these routes.
@@ -35,6 +37,9 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 /// The bytes behind a link
+///
+/// There are 512 downloads at once, and half as many of one address as it may have connections (128 unless a setting
+/// says otherwise); beyond that the answer is 503 `downloads_busy`, and `Retry-After` says when to come back.
 #[utoipa::path(get, path = "/api/v1/ota/objects/{token}", tag = "firmware",
     params(
         ("token" = String, Path, description = "As the link has it"),
@@ -63,12 +68,9 @@ async fn fetch(token: Segment, call: Call) -> Answer {
     let mut response = if call.visit.head {
         Response::default()
     } else {
-        stream(
-            call.shared
-                .engine
-                .read_download(&download, range.clone())
-                .await?,
-        )
+        let seat = call.shared.seats.download(call.visit.network)?;
+        let engine = &call.shared.engine;
+        stream(engine.read_download(&download, range.clone()).await?, seat)
     };
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -114,7 +116,11 @@ fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
-fn stream(object: ObjectStream) -> Response {
+/// The seat is held until the last byte is on its way, or the client gone.
+fn stream(object: ObjectStream, seat: Place<IpAddr>) -> Response {
     // By then the status has been sent, and all that is left is to break the connection off.
-    streamed(object.inspect_err(|error| tracing::warn!(%error, "a download broke off")))
+    streamed(object.inspect_err(move |error| {
+        let _held = &seat;
+        tracing::warn!(%error, "a download broke off");
+    }))
 }

@@ -90,13 +90,9 @@ impl ApiError {
         Error::NotFound { what, id: shown }.into()
     }
 
-    /// 408: the client stopped sending.
-    pub(crate) fn too_slow() -> Self {
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            "the request's body did not arrive in time",
-        )
+    /// 408: the client stopped sending, or sends too slowly.
+    pub(crate) fn too_slow(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", detail)
     }
 
     /// 413.

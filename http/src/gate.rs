@@ -21,7 +21,7 @@ use warp::reply::Response;
 use crate::access::{self, Access, Presented, Principal};
 use crate::cors::{self, Cors};
 use crate::errors::ApiError;
-use crate::limits::{Class, LINKS, Limiter, RateLimits, is_counted};
+use crate::limits::{Class, LINKS, Limiter, RateLimits, is_counted, network};
 use crate::openapi;
 use crate::request::linger::Lingering;
 use crate::request::{Visit, Visitor};
@@ -130,7 +130,12 @@ where
         if head {
             *request.method_mut() = Method::GET;
         }
-        request.extensions_mut().insert(Visit { visitor, head });
+        let network = network(line.peer);
+        request.extensions_mut().insert(Visit {
+            visitor,
+            network,
+            head,
+        });
         Ok(())
     }
 

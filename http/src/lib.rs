@@ -57,6 +57,7 @@ mod request;
 mod rings;
 mod rollbacks;
 mod routes;
+mod seats;
 mod server;
 mod shared;
 mod statistics;
@@ -73,6 +74,7 @@ use device_ota_engine::{Engine, Webhooks};
 pub use access::{Access, MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 pub use cors::Cors;
 pub use limits::RateLimits;
+pub use seats::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS, Seats};
 pub use server::Http;
 pub use shared::Component;
 
@@ -87,6 +89,8 @@ pub struct Api {
     pub access: Access,
     /// How often they may.
     pub limits: RateLimits,
+    /// How much may be under way at once.
+    pub seats: Seats,
     /// Which web pages may call it from a browser.
     pub cors: Cors,
     /// The service's version, as health shows it.

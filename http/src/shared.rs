@@ -20,6 +20,7 @@ use crate::Api;
 use crate::access::Access;
 use crate::dto::firmware::FirmwareRef;
 use crate::errors::ApiError;
+use crate::seats::Seats;
 
 /// A part of the service beside the engine, such as the device gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) version: &'static str,
     pub(crate) listening: SocketAddr,
     pub(crate) components: Arc<dyn Fn() -> Vec<Component> + Send + Sync>,
+    pub(crate) seats: Seats,
     /// For answers that last: whoever gets one is looked at again now and then.
     pub(crate) access: Access,
     /// Ends them with the service.
@@ -66,6 +68,7 @@ impl Shared {
             version: api.version,
             listening,
             components: Arc::clone(&api.components),
+            seats: api.seats.clone(),
             access: api.access.clone(),
             shutdown,
             known_firmware: Mutex::default(),

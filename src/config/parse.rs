@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use device_ota_http::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS};
 use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
@@ -71,6 +72,12 @@ impl Config {
                 "10/minute",
             )?,
             rate_limits: identity::rate_limits(raw)?,
+            http_connections_per_address: number(
+                "HTTP_CONNECTIONS_PER_ADDRESS",
+                raw.http_connections_per_address.as_deref(),
+                CONNECTIONS_OF_ADDRESS,
+                1..=MAX_CONNECTIONS,
+            )?,
             cors: identity::cors(raw)?,
             tokens: identity::tokens(raw)?,
             auth_service_url: identity::auth_service_url(raw)?,

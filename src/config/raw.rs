@@ -34,6 +34,8 @@ macro_rules! settings {
 settings! {
     /// Where the admin API listens [default: 127.0.0.1:8216]
     http_addr "http-addr" "http_addr",
+    /// HTTP connections of one address at most, up to 2048; behind a proxy all clients have one [default: 256]
+    http_connections_per_address "http-connections-per-address" "http_connections_per_address",
     /// Where calls from within the house are taken, a loopback address [default: off]
     internal_addr "internal-addr" "internal_addr",
     /// Where the service keeps database, keys and images [default: ./data]
@@ -256,6 +258,11 @@ mod tests {
             ),
             ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
             ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
+            (
+                "DEVICE_OTA_HTTP_CONNECTIONS_PER_ADDRESS",
+                "2049",
+                "HTTP_CONNECTIONS_PER_ADDRESS: ",
+            ),
             (
                 "DEVICE_OTA_MQTT_BUS_ADDR",
                 "0.0.0.0:1884",

@@ -22,6 +22,7 @@ mod approval;
 mod audit;
 mod bus;
 mod by_hand;
+mod crowded;
 mod disk_full;
 mod events;
 mod firmware;

@@ -44,7 +44,8 @@ pub(crate) async fn read_whole(
         return Err(ApiError::too_large(limit));
     }
     let read = tokio::time::timeout(WHOLE_BODY_TIME, collect(body, limit)).await;
-    read.unwrap_or_else(|_| Err(ApiError::too_slow()))
+    let late = "the request's body did not arrive in time";
+    read.unwrap_or_else(|_| Err(ApiError::too_slow(late)))
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {

@@ -6,6 +6,7 @@ pub(crate) mod linger;
 mod query;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub(crate) use query::Query;
 pub(crate) struct Visit {
     /// Who.
     pub(crate) visitor: Visitor,
+    /// Where it comes from, as limits count it: an IPv6 address by its network.
+    pub(crate) network: IpAddr,
     /// The client wants the headers alone.
     pub(crate) head: bool,
 }

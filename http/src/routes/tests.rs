@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::access::is_open;
 use crate::openapi::tests::table;
-use crate::{Access, Api, Cors, Http, RateLimits};
+use crate::{Access, Api, Cors, Http, RateLimits, Seats};
 
 /// Noon of a day, for ever; every random byte the same; no device connected.
 struct World;
@@ -111,6 +111,7 @@ async fn serve_to(roles: Roles) -> Served {
         access: Access::key_of("someone", roles, Sha256::digest(b"key").into())
             .known_to(engine.clone()),
         limits: RateLimits::default(),
+        seats: Seats::default(),
         cors: Cors::default(),
         version: "0.0.0",
         run_id: "run".to_owned(),

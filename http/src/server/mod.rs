@@ -3,7 +3,6 @@
 //! HTTP/1 alone is spoken here: a connection has one request at a time, so that its deadlines bound all that a client can hold.
 //! Without TLS nothing but an attacker's tool begins with HTTP/2, and each of its streams would be a place of its own.
 
-mod places;
 mod stall;
 
 use std::convert::Infallible;
@@ -31,22 +30,21 @@ use warp::reply::Response;
 use crate::gate::Gate;
 use crate::limits::network;
 use crate::request::linger::Lingering;
+use crate::seats::MAX_CONNECTIONS;
+use crate::seats::places::Places;
 use crate::shared::Shared;
 use crate::{Api, routes};
-use places::Places;
 use stall::Stall;
 
-/// Most connections at a time. The rest wait in the kernel's queue; the process needs its file handles for devices.
-const MAX_CONNECTIONS: usize = 2_048;
-/// Most connections of one address at a time, an IPv6 address counting as its /64 network: the others always find room.
-/// Half, because behind a proxy all clients have one address.
-const MAX_OF_ADDRESS: usize = MAX_CONNECTIONS / 2;
-/// With less room than this, connections end after their present answer instead of waiting for a next request.
-const SCARCE_ROOM: usize = MAX_CONNECTIONS / 4;
+/// With less room than this part of all, connections end after their present answer instead of waiting for a next
+/// request, and new ones have less time for their head.
+const SCARCE_PART: usize = 4;
 /// Connections that the kernel keeps waiting for us.
 const BACKLOG: u32 = 1_024;
 /// Longest that a client may take for the head of a request, and stay idle between two.
 const HEAD_TIME: Duration = Duration::from_secs(30);
+/// The same of a connection that came when room was scarce.
+const HASTY_HEAD_TIME: Duration = Duration::from_secs(5);
 /// Longest that a client may take nothing of an answer.
 const STALL_TIME: Duration = Duration::from_mins(1);
 /// Pause after the system refused to accept, e.g. because it is out of file handles.
@@ -93,23 +91,33 @@ impl Http {
         let gate = Gate::new(
             service, api.access, api.limits, api.cors, metrics, api.run_id,
         );
-        let places = Places::new(MAX_OF_ADDRESS);
-        serve_gate(self.listener, gate, places, shutdown).await;
+        let bounds = Bounds {
+            connections: MAX_CONNECTIONS,
+            of_address: api.seats.connections_of_address,
+        };
+        serve_gate(self.listener, gate, bounds, shutdown).await;
     }
+}
+
+/// How many connections there may be.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    connections: usize,
+    of_address: usize,
 }
 
 /// What every connection needs.
 struct Server<S> {
     gate: Gate<S>,
-    builder: Builder,
     room: Arc<Semaphore>,
+    scarce: usize,
     shutdown: CancellationToken,
 }
 
 async fn serve_gate<S>(
     listener: TcpListener,
     gate: Gate<S>,
-    places: Arc<Places>,
+    bounds: Bounds,
     shutdown: CancellationToken,
 ) where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
@@ -117,11 +125,11 @@ async fn serve_gate<S>(
         + Sync
         + 'static,
 {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(bounds.connections, bounds.of_address);
     let server = Arc::new(Server {
         gate,
-        builder: builder(),
-        room,
+        room: Arc::new(Semaphore::new(bounds.connections)),
+        scarce: bounds.connections / SCARCE_PART,
         shutdown,
     });
     let connections = TaskTracker::new();
@@ -138,17 +146,19 @@ async fn serve_gate<S>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(place) = places.take(network(peer.ip())) else {
+                let Ok(place) = places.take(network(peer.ip())) else {
                     debug!(client.address = %peer, "the address has as many connections as it may");
                     continue;
                 };
-                let serving = cut.clone().run_until_cancelled_owned(connection(
-                    Arc::clone(&server),
-                    stream,
-                    peer,
-                ));
+                let head_time = if server.is_scarce() {
+                    HASTY_HEAD_TIME
+                } else {
+                    HEAD_TIME
+                };
+                let serving = connection(Arc::clone(&server), stream, peer, head_time);
+                let serving = cut.clone().run_until_cancelled_owned(serving);
                 connections.spawn(async move {
-                    let _held = (permit, place);
+                    let _held = (place, permit);
                     serving.await;
                 });
             }
@@ -170,19 +180,23 @@ async fn serve_gate<S>(
     }
 }
 
-fn builder() -> Builder {
+fn builder(head_time: Duration) -> Builder {
     let mut builder = Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(head_time)
         .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(true);
     builder
 }
 
 /// Serves one connection to its end.
-async fn connection<S>(server: Arc<Server<S>>, stream: TcpStream, peer: SocketAddr)
-where
+async fn connection<S>(
+    server: Arc<Server<S>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    head_time: Duration,
+) where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
         + Send
         + Sync
@@ -196,11 +210,8 @@ where
         let server = Arc::clone(&answering);
         async move { Ok::<_, Infallible>(server.answer(peer, request).await) }
     });
-    let mut serving = pin!(
-        server
-            .builder
-            .serve_connection(TokioIo::new(Stall::new(stream, STALL_TIME)), service)
-    );
+    let stream = TokioIo::new(Stall::new(stream, STALL_TIME));
+    let mut serving = pin!(builder(head_time).serve_connection(stream, service));
     let mut ending = false;
     loop {
         tokio::select! {
@@ -218,13 +229,20 @@ where
     }
 }
 
+impl<S> Server<S> {
+    /// Whether there is little room left.
+    fn is_scarce(&self) -> bool {
+        self.room.available_permits() < self.scarce
+    }
+}
+
 impl<S> Server<S>
 where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible>,
 {
     async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response {
         let mut response = self.gate.answer(peer.ip(), request).await;
-        if self.room.available_permits() < SCARCE_ROOM {
+        if self.is_scarce() {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -21,11 +21,14 @@ struct Served {
 
 /// `GET /health` answers, `GET /health/ready` does not, `POST /api/v1/ota/firmware` answers without reading.
 fn serve() -> Served {
-    serve_with(MAX_OF_ADDRESS)
+    serve_with(Bounds {
+        connections: 100,
+        of_address: 100,
+    })
 }
 
-/// The same, with as many places for one address.
-fn serve_with(places: usize) -> Served {
+/// The same, with as many connections.
+fn serve_with(bounds: Bounds) -> Served {
     let health = warp::get()
         .and(warp::path!("health"))
         .map(|| "fine".into_response());
@@ -54,12 +57,7 @@ fn serve_with(places: usize) -> Served {
     );
     let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let (addr, shutdown) = (http.local_addr(), CancellationToken::new());
-    let task = tokio::spawn(serve_gate(
-        http.listener,
-        gate,
-        Places::new(places),
-        shutdown.clone(),
-    ));
+    let task = tokio::spawn(serve_gate(http.listener, gate, bounds, shutdown.clone()));
     Served {
         addr,
         shutdown,
@@ -97,7 +95,10 @@ impl Served {
 
 #[tokio::test]
 async fn an_address_has_no_more_connections_than_its_places() {
-    let served = serve_with(2);
+    let served = serve_with(Bounds {
+        connections: 100,
+        of_address: 2,
+    });
     let idle = [served.connect().await, served.connect().await];
     let mut refused = served.connect().await;
     // Whether it is closed before or after the request is sent, nothing is answered.
@@ -259,6 +260,31 @@ async fn a_client_that_does_not_speak_is_hung_up_on() {
         let ended = timeout(HEAD_TIME * 3, stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "after {said:?}");
     }
+    served.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_speak_is_hung_up_on_sooner_when_room_is_scarce() {
+    let served = serve_with(Bounds {
+        connections: 4,
+        of_address: 4,
+    });
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut busy = served.connect().await;
+        busy.write_all(b"GET /health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        held.push(busy);
+    }
+    let began = tokio::time::Instant::now();
+    let mut last = served.connect().await;
+    last.read_to_end(&mut Vec::new()).await.unwrap();
+    assert!(
+        began.elapsed() < HEAD_TIME / 2,
+        "after {:?}",
+        began.elapsed()
+    );
     served.end().await;
 }
 
