@@ -213,15 +213,15 @@ struct VerdictRequest {
 
 /// Approve a campaign
 ///
-/// By somebody who has neither written nor changed it. A later change voids it. With `If-Match`, only what the approver has
-/// seen is approved.
+/// By somebody who has neither written nor changed it. A later change voids it. `If-Match` names what the approver has seen;
+/// it may be left out as long as the campaign is as it was created.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/approve", tag = "campaigns",
     request_body = Option<VerdictRequest>,
     params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
     responses(
         (status = 200, description = "The campaign, approved", body = CampaignDto),
         (status = 403, description = "The caller wrote the campaign, or is no approver"),
-        (status = 409, description = "It asks for no approval, has begun, or was changed meanwhile"),
+        (status = 409, description = "It asks for no approval, has begun, or was changed meanwhile; or `If-Match` is missing for one that was changed or judged before"),
     ),
 )]
 async fn approve(id: Segment, call: Call, body: Body) -> Answer {

@@ -45,6 +45,14 @@ async fn put(admin: &Admin, campaign: &str, revision: Option<&str>, draft: &Valu
     admin.send(request).await
 }
 
+/// Approves what was seen.
+async fn approve_at(approver: &Admin, campaign: &str, revision: &Value) -> Answer {
+    let path = approver.url(&format!("{CAMPAIGNS}/{campaign}/approve"));
+    let request = approver.client().post(path);
+    let seen = format!("\"{revision}\"");
+    approver.send(request.header("If-Match", seen)).await
+}
+
 async fn a_campaign_that_asks_for_an_approval_does_not_start_without(options: Options) {
     let (service, admin, firmware) = set_up(options).await;
     let draft = json!({"name": "audited", "firmware_id": firmware, "requires_approval": true});
@@ -99,7 +107,9 @@ async fn a_campaign_that_asks_for_an_approval_does_not_start_without(options: Op
         (&json!("rejected"), &Value::Null)
     );
     admin.act(&id, "start").await.refused(409);
-    approver.act(&id, "approve").await.expect(200);
+    approve_at(&approver, &id, &rejected["revision"])
+        .await
+        .expect(200);
     let started = operator.act(&id, "start").await.expect(200);
     assert_eq!(
         (&started["status"], &started["approved_by"]),
@@ -234,6 +244,17 @@ async fn a_verdict_is_on_what_was_seen(options: Options) {
         let refused = says(verdict, &seen).await.refused(409);
         assert_eq!(refused["code"], "changed_meanwhile");
         says(verdict, "soon").await.refused(400);
+    }
+    // Who names no revision may have seen what it was before.
+    for any in [None, Some("*")] {
+        let path = approver.url(&format!("{CAMPAIGNS}/{id}/approve"));
+        let request = approver.client().post(path);
+        let request = match any {
+            Some(any) => request.header("If-Match", any),
+            None => request,
+        };
+        let refused = approver.send(request).await.refused(409);
+        assert_eq!(refused["code"], "revision_required");
     }
     let campaign = admin.campaign(&id).await;
     assert_eq!(campaign["approval"]["status"], "pending");

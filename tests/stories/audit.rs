@@ -418,10 +418,14 @@ async fn of_proposals(trail: &mut Trail, firmware: &str) {
         );
         assert_eq!(state["firmware_id"], Value::Null, "it stayed the same");
     }
-    let verdict = Some(json!({ "comment": "looked at" }));
     let approve = format!("POST {CAMPAIGN}/approve");
+    let path = approver.url(&CAMPAIGN.replace("{campaign_id}", &id));
+    let request = approver.client().post(format!("{path}/approve"));
+    let request = request
+        .header("If-Match", "\"1\"")
+        .json(&json!({ "comment": "looked at" }));
     let (_, told) = trail
-        .tells(&approver, &approve, &id, verdict, &["campaign.approved"])
+        .sends(&approver, &approve, request, &["campaign.approved"])
         .await;
     assert_eq!(told[0]["subject"], "security");
     assert_eq!(told[0]["authentication"], format!("api_key:{key}"));

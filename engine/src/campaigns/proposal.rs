@@ -13,6 +13,9 @@ use crate::ports::clock::random;
 use crate::ports::store::Aim;
 use crate::{Caller, Engine, Error, Result};
 
+/// The revision of a campaign that is as it was created.
+const FIRST_REVISION: i64 = 0;
+
 /// A draft that has been checked.
 pub(super) struct Proposal {
     pub(super) spec: CampaignSpec,
@@ -70,7 +73,7 @@ impl Engine {
             state: CampaignState::Created,
             approval: Approval::of_new(proposal.requires_approval, by.subject()),
             target_count,
-            revision: 0,
+            revision: FIRST_REVISION,
             created_at: now,
             updated_at: now,
             created_by: by.subject().to_owned(),
@@ -107,7 +110,8 @@ impl Engine {
             .await
     }
 
-    /// Agrees to a campaign as it is at the revision `expected`: 409 when it is another by now. 403 to whoever wrote it.
+    /// Agrees to a campaign as it is at the revision `expected`: 409 when it is another by now, and when none is named
+    /// of a campaign that is no longer as it was created: nobody knows then what was looked at. 403 to whoever wrote it.
     pub async fn approve_campaign(
         &self,
         id: &CampaignId,
@@ -167,7 +171,14 @@ impl Engine {
             comment,
         };
         campaign.approval = if event_type == EventType::CampaignApproved {
-            campaign.approval.approve(verdict)?
+            let approved = campaign.approval.approve(verdict)?;
+            if expected.is_none() && campaign.revision != FIRST_REVISION {
+                return Err(Error::conflict(
+                    "revision_required",
+                    "the campaign is no longer as it was created; read it, and send its revision as If-Match",
+                ));
+            }
+            approved
         } else {
             campaign.approval.reject(verdict)?
         };

@@ -24,10 +24,25 @@ fn code<T>(result: Result<T, Error>) -> &'static str {
 }
 
 async fn approve(fixture: &Fixture, id: &CampaignId, by: &str) -> Result<CampaignView, Error> {
+    approve_at(fixture, id, None, by).await
+}
+
+/// Reads the campaign, and approves what is there.
+async fn approve_seen(fixture: &Fixture, id: &CampaignId, by: &str) -> Result<CampaignView, Error> {
+    let seen = fixture.engine.campaign(id).await?.campaign.revision;
+    approve_at(fixture, id, Some(seen), by).await
+}
+
+async fn approve_at(
+    fixture: &Fixture,
+    id: &CampaignId,
+    seen: Option<i64>,
+    by: &str,
+) -> Result<CampaignView, Error> {
     let comment = Some("looked at".to_owned());
-    fixture
-        .engine
-        .approve_campaign(id, comment, None, &caller(by))
+    let engine = &fixture.engine;
+    engine
+        .approve_campaign(id, comment, seen, &caller(by))
         .await
 }
 
@@ -65,7 +80,12 @@ async fn somebody_else_approves_and_a_change_voids_it() {
     );
     assert_eq!(code(approve(&fixture, &id, "second").await), "four_eyes");
     assert_eq!(code(approve(&fixture, &id, "author").await), "four_eyes");
-    approve(&fixture, &id, "third").await.unwrap();
+    // Who names no revision may have seen what it was before.
+    assert_eq!(
+        code(approve(&fixture, &id, "third").await),
+        "revision_required"
+    );
+    approve_seen(&fixture, &id, "third").await.unwrap();
     let rejected = engine
         .reject_campaign(&id, None, None, &caller("fourth"))
         .await
@@ -82,7 +102,7 @@ async fn somebody_else_approves_and_a_change_voids_it() {
         refused.to_string().ends_with("it was rejected"),
         "{refused}"
     );
-    approve(&fixture, &id, "third").await.unwrap();
+    approve_seen(&fixture, &id, "third").await.unwrap();
     engine.start_campaign(&id, &caller("author")).await.unwrap();
     assert_eq!(code(approve(&fixture, &id, "third").await), "wrong_state");
     let kept = engine.campaign(&id).await.unwrap().campaign.approval;
