@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::harness::{
     Admin, Device, MqttVersion, Offer, Options, Service, Trust, device_json, eventually, image,
@@ -246,12 +247,18 @@ async fn every_change_leaves_a_record_with_it(options: Options) {
 async fn of_webhooks(trail: &mut Trail) -> String {
     let admin = trail.admin.clone();
     let hooks = "/api/v1/ota/webhooks";
-    let mut spec = json!({ "url": "https://hooks.invalid/ota", "status": "paused" });
+    let mut spec =
+        json!({ "url": "https://hooks.invalid/T0/known-to-the-receiver", "status": "paused" });
     let post = format!("POST {hooks}");
     let (made, told) = trail
         .tells(&admin, &post, "", Some(spec.clone()), &["webhook.created"])
         .await;
     assert_eq!(told[0]["entity_id"], made["webhook_id"]);
+    let url = spec["url"].as_str().unwrap();
+    assert_eq!(told[0]["after"]["origin"], "https://hooks.invalid");
+    let sha256 = hex::encode(Sha256::digest(url));
+    assert_eq!(told[0]["after"]["url_sha256"], sha256.as_str());
+    assert!(!told[0].to_string().contains("known-to-the-receiver"));
     let id = text(&made, "webhook_id");
     spec["event_types"] = json!(["campaign.*"]);
     let put = format!("PUT {hooks}/{{webhook_id}}");

@@ -6,6 +6,7 @@ use device_ota_domain::ring::{Ring, Shares};
 use device_ota_domain::webhook::Webhook;
 use device_ota_domain::{Campaign, Firmware, Update, UpdateState};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// What an image is, and by which bytes it is known.
 pub(crate) fn firmware(firmware: &Firmware) -> Value {
@@ -91,10 +92,39 @@ pub(crate) fn key(key: &ApiKey) -> Value {
     })
 }
 
-/// Who is told of what.
+/// Who is told of what. The path of an address may be a secret of its receiver, so of the whole there is only the hash: it
+/// tells whether two addresses were the same.
 pub(crate) fn webhook(webhook: &Webhook) -> Value {
     json!({
-        "url": webhook.url, "event_types": webhook.event_types, "campaign_id": webhook.campaign,
-        "status": webhook.status.name(),
+        "origin": origin(&webhook.url), "url_sha256": hex::encode(Sha256::digest(&webhook.url)),
+        "event_types": webhook.event_types, "campaign_id": webhook.campaign, "status": webhook.status.name(),
     })
+}
+
+/// `https://host:port` of an address; nothing where that is not plain to see.
+fn origin(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split(['/', '\\', '?', '#']).next()?;
+    (!host.contains('@')).then(|| format!("{scheme}://{host}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_holds_nothing_that_may_be_a_secret() {
+        for (url, shown) in [
+            (
+                "https://hooks.example.com/T0/secret",
+                Some("https://hooks.example.com"),
+            ),
+            ("http://[::1]:8080?token=secret", Some("http://[::1]:8080")),
+            ("https:\\\\host\\secret", None),
+            ("https://user:secret@host/", None),
+            ("https:host/secret", None),
+        ] {
+            assert_eq!(origin(url).as_deref(), shown, "{url}");
+        }
+    }
 }
