@@ -20,14 +20,22 @@ pub(crate) fn access(
 ) -> anyhow::Result<Access> {
     let access = Access::admin_key(sha2::Sha256::digest(admin_key).into()).known_to(engine);
     let access = tokens(config, access)?;
-    let Some(url) = &config.auth_service_url else {
+    let Some(service) = auth_service(config)? else {
         return Ok(access);
     };
-    let service = HttpAuthService::new(&url.0).context("AUTH_SERVICE_URL")?;
     Ok(access.elsewhere(Introspection::new(Arc::new(service), clock)))
 }
 
-fn tokens(config: &Config, access: Access) -> anyhow::Result<Access> {
+/// The service that knows other credentials, if the settings name one.
+pub(crate) fn auth_service(config: &Config) -> anyhow::Result<Option<HttpAuthService>> {
+    let url = config.auth_service_url.as_ref();
+    url.map(|url| HttpAuthService::new(&url.0))
+        .transpose()
+        .context("AUTH_SERVICE_URL")
+}
+
+/// With the tokens that the settings name, if they name any.
+pub(crate) fn tokens(config: &Config, access: Access) -> anyhow::Result<Access> {
     let settings = &config.tokens;
     let read = |path: &std::path::PathBuf| {
         std::fs::read_to_string(path)

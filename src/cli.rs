@@ -5,6 +5,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::api_keys::{self, KeysCommand};
 use crate::audit::{self, AuditCommand};
+use crate::check;
 use crate::config::{Config, RawConfig};
 use crate::serve;
 
@@ -28,8 +29,19 @@ enum Command {
     /// Verify the audit trail, on the database itself; the service may run meanwhile.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Say whether the configuration can be used, and what it comes to.
+    /// Say what the configuration comes to, and what of it cannot be used: settings, key files, what earlier starts made.
+    ///
+    /// Nothing is made or changed, no port is opened, and no other server is asked.
     CheckConfig,
+    /// `config check` is `check-config`.
+    #[command(subcommand, hide = true)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// The same as `check-config`.
+    Check,
 }
 
 impl Cli {
@@ -42,10 +54,7 @@ impl Cli {
             Command::Keys(command) => api_keys::run(&config, command),
             Command::Audit(command) => audit::run(&config, &command),
             Command::Serve => serve::run(config),
-            Command::CheckConfig => {
-                println!("{config:#?}");
-                Ok(())
-            }
+            Command::CheckConfig | Command::Config(ConfigCommand::Check) => check::run(&config),
         }
     }
 }

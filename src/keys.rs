@@ -68,10 +68,43 @@ pub(crate) fn downloads(data: &DataDir, entropy: &dyn Entropy) -> anyhow::Result
     let (text, _) = data.private("keys/downloads.key", || {
         Ok(hex::encode(random::<32>(entropy)))
     })?;
+    read_downloads(&text)
+}
+
+fn read_downloads(text: &str) -> anyhow::Result<[u8; 32]> {
     let mut key = [0; 32];
     hex::decode_to_slice(text.trim(), &mut key)
         .context("keys/downloads.key does not hold 64 hex digits")?;
     Ok(key)
+}
+
+/// Whether the keys that earlier starts made in this folder can still be used; what is missing, the next start makes.
+pub(crate) fn check_made(folder: &Path) -> anyhow::Result<()> {
+    let key = |name: &str| -> anyhow::Result<Option<Keypair>> {
+        let path = folder.join("keys").join(format!("{name}.pem"));
+        path.try_exists()?.then(|| read_key(&path)).transpose()
+    };
+    let (root, release, dispatch) = (key("root")?, key("release")?, key("dispatch")?);
+    let trust = folder.join("trust");
+    if trust.join("1.json").try_exists()? {
+        let chain = read_chain(&trust)?;
+        if let (Some(_), Some(release), Some(dispatch)) = (root, release, dispatch) {
+            Keyring::new(chain, Some(release), dispatch)
+                .context("the keys in the data folder do not fit its trust root")?;
+        }
+    }
+    Ok(())
+}
+
+/// The same of the key of download links.
+pub(crate) fn check_made_downloads(folder: &Path) -> anyhow::Result<()> {
+    let path = folder.join("keys/downloads.key");
+    if path.try_exists()? {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        read_downloads(&text)?;
+    }
+    Ok(())
 }
 
 fn read_key(path: &Path) -> anyhow::Result<Keypair> {

@@ -5,6 +5,7 @@ mod access;
 mod admin;
 mod api_keys;
 mod audit;
+mod check;
 mod cli;
 mod config;
 mod data_dir;

@@ -22,6 +22,7 @@ mod approval;
 mod audit;
 mod bus;
 mod by_hand;
+mod check_config;
 mod crowded;
 mod disk_full;
 mod events;

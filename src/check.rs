@@ -1,0 +1,100 @@
+//! `device-ota check-config`: what a start would say of its configuration, without a start. Reads and makes nothing: the
+//! service may run meanwhile.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use device_ota_http::Access;
+use device_ota_mqtt::LinkOptions;
+
+use crate::config::{Broker, Config, Database};
+use crate::{access, admin, keys, serve};
+
+/// Prints what the settings come to, and everything that is wrong with what they name.
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    println!("{config:#?}");
+    let wrong = wrong(config);
+    for error in &wrong {
+        eprintln!("{error:#}");
+    }
+    anyhow::ensure!(wrong.is_empty(), "this configuration cannot be used");
+    eprintln!("nothing is wrong with it; ports, database and other servers are not tried");
+    Ok(())
+}
+
+fn wrong(config: &Config) -> Vec<anyhow::Error> {
+    let folder = &config.data_dir;
+    let looks = [
+        serve::log_filter(config).map(drop),
+        signing_keys(config),
+        is_folder(folder).context("DATA_DIR"),
+        is_folder(&config.storage_path).context("STORAGE_BASE_PATH"),
+        database(config),
+        made(folder),
+        keys::check_made_downloads(folder).context("DATA_DIR"),
+        access::tokens(config, Access::admin_key([0; 32])).map(drop),
+        access::auth_service(config).map(drop),
+        broker(config),
+    ];
+    looks.into_iter().filter_map(Result::err).collect()
+}
+
+fn signing_keys(config: &Config) -> anyhow::Result<()> {
+    match &config.keys {
+        Some(given) => keys::given(given).map(drop),
+        None => keys::check_made(&config.data_dir).context("DATA_DIR"),
+    }
+}
+
+/// One that is missing, a start makes.
+fn is_folder(path: &Path) -> anyhow::Result<()> {
+    let found = path.try_exists();
+    let found = found.with_context(|| format!("{} cannot be looked at", path.display()))?;
+    anyhow::ensure!(
+        !found || path.is_dir(),
+        "{} is not a folder",
+        path.display()
+    );
+    Ok(())
+}
+
+/// A file that a start opens, or makes in a folder that is there.
+fn database(config: &Config) -> anyhow::Result<()> {
+    let Database::Sqlite(path) = &config.database else {
+        return Ok(());
+    };
+    let is_of_data = path.starts_with(&config.data_dir);
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    anyhow::ensure!(
+        !path.is_dir(),
+        "DATABASE_URL: {} is a folder",
+        path.display()
+    );
+    anyhow::ensure!(
+        is_of_data || folder.is_none_or(Path::is_dir),
+        "DATABASE_URL: the folder of {} is not there",
+        path.display()
+    );
+    Ok(())
+}
+
+fn made(folder: &Path) -> anyhow::Result<()> {
+    let path = folder.join(admin::FILE);
+    if path.try_exists()? {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("DATA_DIR: {} cannot be read", path.display()))?;
+        admin::read(&text, &path).context("DATA_DIR")?;
+    }
+    Ok(())
+}
+
+fn broker(config: &Config) -> anyhow::Result<()> {
+    let Broker::External { url, .. } = &config.broker else {
+        return Ok(());
+    };
+    LinkOptions::parse(&url.0, "")
+        .context("MQTT_BROKER")
+        .map(drop)
+}

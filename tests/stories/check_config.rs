@@ -1,0 +1,105 @@
+//! What is wrong with a configuration is told before a start, and nothing is touched.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::{Options, Service};
+
+matrix!(what_a_start_would_refuse_is_told_without_one: sqlite_gateway, postgres_mosquitto);
+
+/// Whether it can be used, and all that was said.
+fn check(
+    service: &Service,
+    folder: &Path,
+    settings: &[(&str, &str)],
+    words: &[&str],
+) -> (bool, String) {
+    let mut command: Command = service.command(folder);
+    for (name, value) in settings {
+        command.env(format!("DEVICE_OTA_{name}"), value);
+    }
+    let output = command.args(words).output().unwrap();
+    let said =
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    (output.status.success(), said)
+}
+
+async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
+    let service = Service::start(options).await;
+    let none = service.scratch().join("none");
+    for words in [&["check-config"][..], &["config", "check"]] {
+        let (usable, said) = check(&service, &none, &[], words);
+        assert!(usable, "{said}");
+        assert!(!none.exists(), "nothing is made");
+        // Also of one that is in use.
+        let (usable, said) = check(&service, &service.data_dir(), &[], words);
+        assert!(usable, "{said}");
+    }
+
+    let path = |name: &str| service.scratch().join(name).display().to_string();
+    let (missing, odd) = (path("missing/key.pem"), path("odd.pem"));
+    std::fs::write(&odd, "no key").unwrap();
+    let database = format!("sqlite:{missing}");
+    for (settings, names) in [
+        (vec![("LOG", "device_ota=loud")], "LOG: "),
+        (
+            vec![("MQTT_BROKER", "mqtt://ota:secret@broker:port")],
+            "MQTT_BROKER: ",
+        ),
+        (
+            vec![("MQTT_BROKER", "mqtt://ota:%ff@broker")],
+            "MQTT_BROKER: ",
+        ),
+        (
+            vec![("JWT_PUBLIC_KEY", missing.as_str())],
+            "JWT_PUBLIC_KEY: ",
+        ),
+        (vec![("JWT_PUBLIC_KEY", odd.as_str())], "JWT_PUBLIC_KEY: "),
+        (
+            vec![
+                ("TRUST_ROOT", missing.as_str()),
+                ("DISPATCH_KEY", odd.as_str()),
+            ],
+            "DISPATCH_KEY: ",
+        ),
+        (
+            vec![("STORAGE_BASE_PATH", odd.as_str())],
+            "STORAGE_BASE_PATH: ",
+        ),
+        (vec![("DATABASE_URL", database.as_str())], "DATABASE_URL: "),
+    ] {
+        let (usable, said) = check(&service, &none, &settings, &["check-config"]);
+        assert!(!usable, "{settings:?}: {said}");
+        let told = said.lines().any(|line| line.starts_with(names));
+        assert!(told, "{settings:?}: {said}");
+        assert!(!said.contains("secret@"), "{said}");
+        assert!(!none.exists(), "nothing is made");
+    }
+
+    // All of it at once.
+    let settings = [
+        ("LOG", "device_ota=loud"),
+        ("JWT_PUBLIC_KEY", missing.as_str()),
+    ];
+    let (_, said) = check(&service, &none, &settings, &["check-config"]);
+    assert!(
+        said.contains("LOG: ") && said.contains("JWT_PUBLIC_KEY: "),
+        "{said}"
+    );
+
+    // What an earlier start has made, and somebody has spoilt since.
+    let spoilt = service.scratch().join("spoilt");
+    std::fs::create_dir_all(spoilt.join("keys")).unwrap();
+    for (name, names) in [
+        ("admin.key", "admin.key"),
+        ("keys/root.pem", "root.pem"),
+        ("keys/downloads.key", "downloads.key"),
+    ] {
+        let file = spoilt.join(name);
+        std::fs::write(&file, "short").unwrap();
+        let (usable, said) = check(&service, &spoilt, &[], &["check-config"]);
+        assert!(!usable && said.contains(names), "{said}");
+        std::fs::remove_file(file).unwrap();
+    }
+}
