@@ -111,6 +111,8 @@ pub(crate) struct Config {
     pub keys: Option<GivenKeys>,
     /// Threshold of a campaign that names none, percent.
     pub failure_threshold_percent: f64,
+    /// Updates and rollbacks in flight in all; `None`: no limit.
+    pub max_concurrent_updates: Option<u32>,
     /// How long a silent device keeps its slot, seconds.
     pub lease_seconds: u32,
     /// How long a device may be away before that is told, seconds.

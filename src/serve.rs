@@ -300,6 +300,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
     Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,
+        max_in_flight: config.max_concurrent_updates.map(u64::from),
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
         offline_after: SignedDuration::from_secs(config.offline_after_seconds.into()),
         credentials_believed: believed(&config.database),

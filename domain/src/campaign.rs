@@ -3,10 +3,12 @@
 //! The *spec* is immutable once started. The *state* is an enum that carries its data; its transitions consume it
 //! and are the edges of the diagram in `docs/ARCHITECTURE.md`.
 
+mod abort;
 mod approval;
 mod counts;
 mod draft;
 mod error;
+mod rate;
 mod redraft;
 mod spec;
 mod stages;
@@ -14,10 +16,13 @@ mod state;
 
 use jiff::Timestamp;
 
+pub use abort::{Abort, AbortAction, AbortOn, FailureKind, Failures, MAX_ABORTS};
 pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
+pub(crate) use counts::percent;
 pub use counts::{Counts, Delta, Group, Tally};
 pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
 pub use error::SpecError;
+pub use rate::{Every, Growth, MAX_FACTOR, MAX_PER_MINUTE, Rate, RateDraft};
 pub use spec::{
     CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Priority, Requires, Schedule, Stage,
     Strategy, Takes, Targets,
@@ -48,6 +53,8 @@ pub struct Campaign {
     pub updated_at: Timestamp,
     /// Who created it.
     pub created_by: String,
+    /// When the next offer is due, by its rate; `None` before the first.
+    pub next_offer_at: Option<Timestamp>,
     /// When it was deleted; kept for the record, and left out of lists (PRD, FR-20).
     pub deleted_at: Option<Timestamp>,
 }

@@ -6,13 +6,15 @@
 
 mod advance;
 mod gate;
+mod stop;
 
 use jiff::Timestamp;
 
 pub use advance::{Advance, AdvanceError, advance};
 use gate::gate;
+use stop::stop as halt;
 
-use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, Period, Running, Tally};
+use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, Period, Running};
 use crate::rollback::RollbackTrigger;
 use crate::update::Action as UpdateAction;
 use crate::why::Why;
@@ -22,7 +24,8 @@ use crate::why::Why;
 pub enum Action {
     /// Open this stage.
     OpenStage(u16),
-    /// Claim up to `count` due devices of the stages up to `up_to_stage` and offer them their update.
+    /// Claim up to `count` due devices of the stages up to `up_to_stage` and offer them their update; but first, unless they
+    /// are to hold, those that hold theirs and are to activate it.
     Claim {
         /// Forward or back.
         action: UpdateAction,
@@ -30,6 +33,8 @@ pub enum Action {
         up_to_stage: u16,
         /// Devices at most.
         count: u32,
+        /// Whoever is offered it goes no further than `staged`.
+        hold: bool,
     },
     /// The failure threshold is passed: roll back.
     RollBack {
@@ -43,7 +48,12 @@ pub enum Action {
     },
     /// The schedule has ended, and wants what is left cancelled.
     Cancel,
-    /// Cancel every update, or every rollback, that waits.
+    /// There are too many failures for the campaign to go on: cancel what is left.
+    Abort {
+        /// For people and the log.
+        reason: String,
+    },
+    /// Cancel every update, or every rollback, that waits, also for its activation.
     CancelPending(UpdateAction),
     /// Ask the devices that have an update, or a rollback, in flight, and can still leave it, to do so.
     CancelInFlight(UpdateAction),
@@ -85,12 +95,12 @@ impl Plan {
 /// # fn campaign(state: CampaignState) -> Campaign { let json = r#"{"name":"a","firmware_id":"00000000000000000000000000000000"}"#;
 /// #   let spec = serde_json::from_str::<CampaignDraft>(json).unwrap().into_spec(10.0, 0, device_ota_domain::ring::Shares::default()).unwrap(); let t = jiff::Timestamp::UNIX_EPOCH;
 /// #   Campaign { id: CampaignId::from_entropy([0; 8]), spec, state, approval: Approval::NotRequired, target_count: 100, revision: 0,
-/// #   created_at: t, updated_at: t, created_by: "a".into(), deleted_at: None } }
+/// #   created_at: t, updated_at: t, created_by: "a".into(), next_offer_at: None, deleted_at: None } }
 /// let now = jiff::Timestamp::UNIX_EPOCH;
 /// let running = campaign(CampaignState::Created.start(now, now).unwrap());
 /// let canary_done = Counts {
 ///     stages: vec![Tally { completed: 5, ..Tally::default() }, Tally { pending: 20, ..Tally::default() }],
-///     rollbacks: Tally::default(),
+///     ..Counts::default()
 /// };
 /// assert_eq!(plan(now, &running, &canary_done).actions, [Action::OpenStage(1)]);
 /// ```
@@ -102,7 +112,7 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
             Period::Over(on_end) => over(on_end, counts),
             Period::Before(_) | Period::Open => Plan::wait(Why::Paused),
         },
-        CampaignState::RollingBack { .. } => back(campaign, counts),
+        CampaignState::RollingBack { .. } => back(now, campaign, counts),
         CampaignState::Cancelled { .. } => stop(counts),
         CampaignState::RolledBack { .. }
             if counts.rollbacks.total() < counts.updates().completed =>
@@ -116,43 +126,11 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
     }
 }
 
-/// The failure that stops the campaign, if its threshold is passed (PRD, E4-US1 AC2): by all results, and by those
-/// since the last resume, which accepted the ones before. Both, so that a resume never makes a campaign stop sooner.
-fn breach(campaign: &Campaign, running: &Running, all: &Tally) -> Option<String> {
-    let spec = &campaign.spec;
-    let since = Tally {
-        completed: all.completed.saturating_sub(running.accepted.completed),
-        failed: all.failed.saturating_sub(running.accepted.failed),
-        ..Tally::default()
-    };
-    let rate = since.failure_percent()?;
-    let threshold = spec.failure_threshold_percent;
-    let passed = since.settled() >= spec.failure_min_samples
-        && rate > threshold
-        && all.failure_percent().is_some_and(|rate| rate > threshold);
-    let resumed = if since.settled() < all.settled() {
-        " since it was resumed"
-    } else {
-        ""
-    };
-    passed.then(|| {
-        format!(
-            "failure rate {rate:.1} % of {} results{resumed} is above the threshold of {threshold} %",
-            since.settled(),
-        )
-    })
-}
-
 fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
     let spec = &campaign.spec;
     let all = counts.updates();
-    if let Some(reason) = breach(campaign, running, &all) {
-        return Plan::act(if spec.auto_rollback {
-            Action::RollBack { reason }
-        } else {
-            let reason = format!("{reason}; a resume accepts these results and counts afresh");
-            Action::Pause { reason }
-        });
+    if let Some(action) = halt(campaign, running, counts) {
+        return Plan::act(action);
     }
     match spec.schedule.period(now) {
         Period::Over(on_end) => return over(on_end, counts),
@@ -160,7 +138,7 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         Period::Before(at) => return Plan::wait(Why::Scheduled { at }),
         Period::Open => {}
     }
-    let last = u16::try_from(spec.stages.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    let last = spec.last_stage();
     let mut waits = Vec::new();
     if running.open_stage < last && !running.may_go_on() {
         let stage = spec.stages.get(usize::from(running.open_stage));
@@ -170,7 +148,7 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     } else if running.open_stage < last {
         match gate(now, campaign, running, counts) {
             Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
-            Err(Why::GateSuccess) if counts.up_to_stage(running.open_stage).open() == 0 => {
+            Err(Why::GateSuccess) if counts.up_to_stage(running.open_stage).unready() == 0 => {
                 let name = spec
                     .stages
                     .get(usize::from(running.open_stage))
@@ -187,8 +165,10 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         actions: Vec::new(),
         waits,
     };
-    if counts.up_to_stage(running.open_stage).pending > 0 {
-        plan.claim(campaign, counts, UpdateAction::Update, running.open_stage);
+    let (open, hold) = (running.open_stage, spec.holds_at(running.open_stage));
+    let here = counts.up_to_stage(open);
+    if here.pending > 0 || (here.staged > 0 && !hold) {
+        plan.claim(now, campaign, counts, UpdateAction::Update, open, hold);
     }
     plan.or_wait_for_answers()
 }
@@ -198,16 +178,16 @@ fn over(on_end: OnEnd, counts: &Counts) -> Plan {
     let all = counts.updates();
     match on_end {
         OnEnd::Cancel if all.open() > 0 => Plan::act(Action::Cancel),
-        OnEnd::Stop if all.pending > 0 => Plan::act(Action::CancelPending(UpdateAction::Update)),
+        OnEnd::Stop if all.waiting() > 0 => Plan::act(Action::CancelPending(UpdateAction::Update)),
         OnEnd::Stop if all.in_flight > 0 => Plan::wait(Why::Answers),
         OnEnd::Cancel | OnEnd::Stop => Plan::act(Action::Finish),
     }
 }
 
-fn back(campaign: &Campaign, counts: &Counts) -> Plan {
+fn back(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
     let all = counts.updates();
     let mut plan = Plan::default();
-    if all.pending > 0 {
+    if all.waiting() > 0 {
         plan.actions
             .push(Action::CancelPending(UpdateAction::Update));
     }
@@ -219,7 +199,14 @@ fn back(campaign: &Campaign, counts: &Counts) -> Plan {
         plan.actions.push(Action::MakeRollbacks);
     }
     if counts.rollbacks.pending > 0 {
-        plan.claim(campaign, counts, UpdateAction::Rollback, u16::MAX);
+        plan.claim(
+            now,
+            campaign,
+            counts,
+            UpdateAction::Rollback,
+            u16::MAX,
+            false,
+        );
     }
     if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed
     {
@@ -234,7 +221,7 @@ fn stop(counts: &Counts) -> Plan {
         (UpdateAction::Update, counts.updates()),
         (UpdateAction::Rollback, counts.rollbacks),
     ] {
-        if tally.pending > 0 {
+        if tally.waiting() > 0 {
             plan.actions.push(Action::CancelPending(action));
         }
         if tally.in_flight > 0 {
@@ -247,18 +234,20 @@ fn stop(counts: &Counts) -> Plan {
 impl Plan {
     fn claim(
         &mut self,
+        now: Timestamp,
         campaign: &Campaign,
         counts: &Counts,
         action: UpdateAction,
         up_to_stage: u16,
+        hold: bool,
     ) {
-        let count = free_slots(campaign, counts).min(u64::from(campaign.spec.batch_size));
-        match u32::try_from(count) {
-            Ok(0) | Err(_) => self.waits.push(Why::NoSlot),
+        match slots(now, campaign, counts, action) {
+            Err(why) => self.waits.push(why),
             Ok(count) => self.actions.push(Action::Claim {
                 action,
                 up_to_stage,
                 count,
+                hold,
             }),
         }
     }
@@ -272,9 +261,46 @@ impl Plan {
     }
 }
 
-/// How many more updates and rollbacks the campaign may have in flight.
+/// How many more updates and rollbacks the campaign may have in flight, by its own limit and by that of the whole service.
 pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
-    u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight())
+    let free = u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
+    free.min(counts.room.unwrap_or(u64::MAX))
+}
+
+/// How many devices may be claimed now: within the campaign's slots, the whole service's, a batch, and the rate, which is
+/// for updates alone: what is bad is taken back as soon as the slots let.
+fn slots(
+    now: Timestamp,
+    campaign: &Campaign,
+    counts: &Counts,
+    action: UpdateAction,
+) -> Result<u32, Why> {
+    let spec = &campaign.spec;
+    let free = free_slots(campaign, counts).min(u64::from(spec.batch_size));
+    if free == 0 {
+        return Err(match counts.room {
+            Some(0) => Why::NoRoom,
+            _ => Why::NoSlot,
+        });
+    }
+    let due = match spec.rate.filter(|_| action == UpdateAction::Update) {
+        Some(rate) => rate
+            .due(now, campaign.next_offer_at, &counts.updates())
+            .map_err(|next| Why::Rate { next })?,
+        None => u32::MAX,
+    };
+    Ok(u32::try_from(free).unwrap_or(u32::MAX).min(due))
+}
+
+/// When the campaign's next offer is due, after `offers` were made now; `None`: it has no rate.
+pub fn next_offer(
+    now: Timestamp,
+    campaign: &Campaign,
+    counts: &Counts,
+    offers: u32,
+) -> Option<Timestamp> {
+    let rate = campaign.spec.rate?;
+    Some(rate.next(now, campaign.next_offer_at, &counts.updates(), offers))
 }
 
 /// Why `RollBack` was decided: by the threshold, never by a person.

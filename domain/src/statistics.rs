@@ -109,7 +109,9 @@ impl Update {
     /// Where it stands, for the figures. Changes with its group and never otherwise.
     pub fn standing(&self) -> Standing {
         let (failure, ended_at) = match &self.state {
-            UpdateState::Pending { .. } | UpdateState::InFlight { .. } => (None, None),
+            UpdateState::Pending { .. }
+            | UpdateState::InFlight { .. }
+            | UpdateState::Staged { .. } => (None, None),
             UpdateState::Completed { at } | UpdateState::Cancelled { at } => (None, Some(*at)),
             UpdateState::Failed { at, failure } => (Some(failure.code.clone()), Some(*at)),
         };

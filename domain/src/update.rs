@@ -1,6 +1,7 @@
 //! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
 
 mod failure;
+mod order;
 mod phase;
 mod report;
 mod state;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use failure::{Failure, Retry, back_off};
+pub use order::{Order, Owed};
 pub use phase::Phase;
 pub use report::{Report, Reported};
 pub use state::{CancelError, Expiry, OfferTerms, Outcome, RetryError, UpdateState};
@@ -127,6 +129,7 @@ impl Update {
         match self.state {
             UpdateState::Pending { .. } => Group::Pending,
             UpdateState::InFlight { .. } => Group::InFlight,
+            UpdateState::Staged { .. } => Group::Staged,
             UpdateState::Completed { .. } => Group::Completed,
             UpdateState::Failed { .. } => Group::Failed,
             UpdateState::Cancelled { .. } => Group::Cancelled,
@@ -138,6 +141,7 @@ impl Update {
         match &self.state {
             UpdateState::Pending { .. } => "scheduled",
             UpdateState::InFlight { phase, .. } => phase.name(),
+            UpdateState::Staged { .. } => Phase::Staged.name(),
             UpdateState::Completed { .. } => "completed",
             UpdateState::Failed { .. } => "failed",
             UpdateState::Cancelled { .. } => "cancelled",
@@ -145,15 +149,16 @@ impl Update {
     }
 
     /// Whether to ask the device for this firmware would be to ask it once more: it has an offer of it, or an update outside of
-    /// campaigns waits. A campaign's that waits does not count, because it waits for its stage; nor does one that is being
-    /// withdrawn.
+    /// campaigns waits. A campaign's that waits does not count, because it waits for its stage or its activation; nor does one
+    /// that is being withdrawn.
     pub fn asks_for(&self, firmware: &FirmwareId) -> bool {
         let is_asked = match &self.state {
             UpdateState::Pending { .. } => self.campaign.is_none(),
             UpdateState::InFlight {
                 cancel_requested, ..
             } => !cancel_requested,
-            UpdateState::Completed { .. }
+            UpdateState::Staged { .. }
+            | UpdateState::Completed { .. }
             | UpdateState::Failed { .. }
             | UpdateState::Cancelled { .. } => false,
         };
@@ -171,7 +176,9 @@ impl Update {
             UpdateState::Completed { at }
             | UpdateState::Failed { at, .. }
             | UpdateState::Cancelled { at } => Some(at),
-            UpdateState::Pending { .. } | UpdateState::InFlight { .. } => None,
+            UpdateState::Pending { .. }
+            | UpdateState::InFlight { .. }
+            | UpdateState::Staged { .. } => None,
         }
     }
 }

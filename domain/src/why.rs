@@ -60,6 +60,13 @@ pub enum Why {
     },
     /// All slots are taken.
     NoSlot,
+    /// All slots of the whole service are taken.
+    NoRoom,
+    /// The campaign has offered as much as its rate lets.
+    Rate {
+        /// When the next offer is due.
+        next: Timestamp,
+    },
     /// Every device whose turn it is holds a slot and has not ended.
     Answers,
     /// The device is not connected.
@@ -159,6 +166,10 @@ impl std::fmt::Display for Why {
                 write!(f, "stage {stage} waits for a person to open it (advance)")
             }
             Self::NoSlot => f.write_str("all slots are taken"),
+            Self::NoRoom => f.write_str("all slots of the whole service are taken"),
+            Self::Rate { next } => {
+                write!(f, "the campaign's rate lets the next offer go out at {next}")
+            }
             Self::Answers => f.write_str("the devices that hold a slot have not ended"),
             Self::Offline { since: None } => f.write_str("the device is not connected"),
             Self::Offline { since: Some(at) } => {

@@ -74,7 +74,7 @@ impl Engine {
     }
 
     async fn view(&self, campaign: Campaign, firmware: Firmware) -> Result<CampaignView> {
-        let counts = self.store.counts(&campaign.id).await?;
+        let counts = self.counts(&campaign.id).await?;
         let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
         Ok(CampaignView {
             campaign,
@@ -297,6 +297,13 @@ pub(crate) fn decided(
         }
         Action::Pause { reason } => Some((state.pause(now, reason)?, &[EventType::CampaignPaused])),
         Action::Cancel => Some((state.cancel(now)?, &[EventType::CampaignCancelled])),
+        Action::Abort { reason } => {
+            let next = state.abort(now, reason)?;
+            Some((
+                next,
+                &[EventType::CampaignFailed, EventType::CampaignCancelled],
+            ))
+        }
         Action::Finish => {
             let next = state.finish(now)?;
             let events: &[EventType] = if matches!(next, CampaignState::Completed { .. }) {

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use device_ota_domain::audit::Act;
-use device_ota_domain::campaign::Group;
 use device_ota_domain::device::{Device, DeviceChange, Registration};
 use device_ota_domain::page::Page;
 use device_ota_domain::{DeviceId, Update, ring};
@@ -209,7 +208,7 @@ impl Engine {
         let mut waiting = Vec::new();
         if known.registration.device_model != device.device_model {
             waiting = tx.open_updates(known.key).await?;
-            waiting.retain(|update| update.group() == Group::Pending);
+            waiting.retain(|update| update.owed().is_some());
         }
         tx.save_device(&device).await?;
         let ended = abandon(tx.as_mut(), waiting, now, by).await?;

@@ -6,11 +6,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use device_ota_domain::campaign::{Campaign, Group};
+use device_ota_domain::campaign::{Campaign, Counts, Group};
 use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms};
+use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms, Owed};
 use device_ota_domain::{CampaignId, CampaignState, FirmwareId};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -88,21 +88,22 @@ impl Engine {
             return Ok(false);
         };
         let now = self.clock.now();
-        if planner::plan(now, &campaign, &self.store.counts(id).await?)
-            .actions
-            .is_empty()
-        {
+        let counts = self.counts(id).await?;
+        if planner::plan(now, &campaign, &counts).actions.is_empty() {
             return Ok(false);
         }
         let mut tx = self.store.begin().await?;
         let Some(campaign) = tx.campaign(id).await? else {
             return Ok(false);
         };
-        let plan = planner::plan(now, &campaign, &tx.counts(id).await?);
+        let mut counts = tx.counts(id).await?;
+        counts.room = self.room_in(tx.as_mut()).await?;
+        let plan = planner::plan(now, &campaign, &counts);
         let mut pass = Pass {
             engine: self,
             tx: tx.as_mut(),
             campaign,
+            counts,
             now,
             due: Vec::new(),
             more: false,
@@ -116,6 +117,32 @@ impl Engine {
         Ok(more)
     }
 
+    /// A campaign's counters, and the room that the whole service leaves it.
+    pub(crate) async fn counts(&self, id: &CampaignId) -> Result<Counts> {
+        let mut counts = self.store.counts(id).await?;
+        counts.room = self.room().await?;
+        Ok(counts)
+    }
+
+    /// Slots that the limit of the whole service leaves; `None`: it has none.
+    pub(crate) async fn room(&self) -> Result<Option<u64>> {
+        match self.settings.max_in_flight {
+            Some(limit) => {
+                let taken = self.store.all_in_flight().await?;
+                Ok(Some(limit.saturating_sub(taken)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The same room, kept until the transaction ends: nobody else gives it out meanwhile.
+    async fn room_in(&self, tx: &mut dyn Tx) -> std::result::Result<Option<u64>, StoreError> {
+        match self.settings.max_in_flight {
+            Some(limit) => Ok(Some(limit.saturating_sub(tx.hold_slots().await?))),
+            None => Ok(None),
+        }
+    }
+
     /// Updates outside of campaigns.
     async fn dispatch_singles(&self) -> Result<()> {
         for action in [UpdateAction::Rollback, UpdateAction::Update] {
@@ -124,8 +151,10 @@ impl Engine {
                 return Ok(());
             }
             let mut tx = self.store.begin().await?;
-            let found = tx.claimable_singles(action, now, SINGLE_CLAIM).await?;
-            let due = claim(self, tx.as_mut(), action, found, now).await?;
+            let room = self.room_in(tx.as_mut()).await?.unwrap_or(u64::MAX);
+            let limit = u32::try_from(room).unwrap_or(u32::MAX).min(SINGLE_CLAIM);
+            let found = tx.claimable_singles(action, now, limit).await?;
+            let due = claim(self, tx.as_mut(), action, found, (now, false)).await?;
             self.commit(tx).await?;
             self.send_due(due).await;
         }
@@ -207,7 +236,7 @@ impl Engine {
         let mut full = HashSet::new();
         for id in campaigns {
             if let Some(campaign) = self.store.campaign(&id).await?
-                && planner::free_slots(&campaign, &self.store.counts(&id).await?) == 0
+                && planner::free_slots(&campaign, &self.counts(&id).await?) == 0
             {
                 full.insert(id);
             }
@@ -269,6 +298,7 @@ struct Pass<'p> {
     engine: &'p Engine,
     tx: &'p mut dyn Tx,
     campaign: Campaign,
+    counts: Counts,
     now: Timestamp,
     due: Vec<Due>,
     more: bool,
@@ -303,7 +333,8 @@ impl Pass<'_> {
                 action,
                 up_to_stage,
                 count,
-            } => self.claim(action, up_to_stage, count).await,
+                hold,
+            } => self.claim(action, up_to_stage, count, hold).await,
             Action::CancelPending(action) => {
                 let cancelled = self
                     .tx
@@ -318,11 +349,18 @@ impl Pass<'_> {
             | Action::RollBack { .. }
             | Action::Pause { .. }
             | Action::Cancel
+            | Action::Abort { .. }
             | Action::Finish => Ok(()),
         }
     }
 
-    async fn claim(&mut self, action: UpdateAction, up_to_stage: u16, count: u32) -> Result<()> {
+    async fn claim(
+        &mut self,
+        action: UpdateAction,
+        up_to_stage: u16,
+        count: u32,
+        hold: bool,
+    ) -> Result<()> {
         let query = ClaimQuery {
             campaign: self.campaign.id.clone(),
             action,
@@ -330,10 +368,19 @@ impl Pass<'_> {
             limit: count.min(MAX_CLAIM),
             now: self.now,
             requires: self.campaign.spec.requires,
+            hold,
         };
         let found = self.tx.claimable(&query).await?;
-        self.more |= found.len() == query.limit as usize;
-        let due = claim(self.engine, self.tx, action, found, self.now).await?;
+        let claimed = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        self.more |= claimed == query.limit;
+        if action == UpdateAction::Update
+            && claimed > 0
+            && let Some(next) = planner::next_offer(self.now, &self.campaign, &self.counts, claimed)
+        {
+            self.tx.pace(&self.campaign.id, next).await?;
+        }
+        let terms = (self.now, query.hold);
+        let due = claim(self.engine, self.tx, action, found, terms).await?;
         self.due.extend(due);
         Ok(())
     }
@@ -382,31 +429,44 @@ impl Pass<'_> {
     }
 }
 
-/// Claims updates: in flight from here on, with a lease, the next attempt number and a fresh `seq`.
+/// Claims updates: in flight from here on, with a lease and a fresh `seq`, and with the next attempt number unless they are
+/// to activate what the last one brought. What their devices held for others is lost to these.
 async fn claim(
     engine: &Engine,
     tx: &mut dyn Tx,
     action: UpdateAction,
     found: Vec<Claimable>,
-    now: Timestamp,
+    (now, hold): (Timestamp, bool),
 ) -> std::result::Result<Vec<Due>, StoreError> {
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let mut changes = Changes::default();
+    let (mut displaced, mut changes) = (Changes::default(), Changes::default());
     let mut updates = Vec::with_capacity(found.len());
     for found in found {
+        if let Some(held) = found.displaces {
+            let before = held.standing();
+            if let Some(held) = held.displace(now) {
+                displaced.record(&before, held, now);
+            }
+        }
         let before = found.update.standing();
         let terms = OfferTerms {
             now,
             lease: engine.settings.lease,
             running: found.running,
+            hold,
         };
-        if let Some(update) = found.update.offer(&terms) {
+        let claimed = match found.update.owed() {
+            Some(Owed::Activation) => found.update.activate(now, terms.lease),
+            _ => found.update.offer(&terms),
+        };
+        if let Some(update) = claimed {
             changes.record(&before, update.clone(), now);
             updates.push(update);
         }
     }
+    displaced.write(tx).await?;
     changes.write(tx).await?;
     let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
     let grounds = tx.draw_seqs(&devices).await?;

@@ -164,10 +164,7 @@ impl From<RetryError> for Error {
 
 impl From<SpecError> for Error {
     fn from(error: SpecError) -> Self {
-        match error {
-            SpecError::Strategy(_) => Self::unprocessable("strategy_not_served", error.to_string()),
-            _ => Self::invalid("invalid_campaign", error.to_string()),
-        }
+        Self::invalid("invalid_campaign", error.to_string())
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use device_ota_domain::campaign::Requires;
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::update::UpdateState;
-use device_ota_domain::{CampaignId, DeviceId, Firmware, FirmwareId, Update};
+use device_ota_domain::update::{Order, UpdateState};
+use device_ota_domain::{CampaignId, DeviceId, Firmware, FirmwareId, Update, ring};
 use device_ota_protocol::messages::Reply;
 use device_ota_protocol::objects::{
     self, Assignment, Command, CommandKind, Mode, TimeStatement, Timeouts,
@@ -54,19 +54,20 @@ pub(crate) fn pair(updates: Vec<Update>, grounds: Vec<OfferGround>) -> Vec<Due> 
 }
 
 impl Engine {
-    /// Sends each its offer, or the cancel command that is due instead.
+    /// Sends each its offer, or the command that is due instead.
     pub(crate) async fn send_due(&self, due: Vec<Due>) {
         for Due { update, ground } in due {
-            let UpdateState::InFlight {
-                cancel_requested, ..
-            } = update.state
-            else {
-                continue;
-            };
-            let sent = if cancel_requested {
-                self.send_command(&update, &ground).await
-            } else {
-                self.send_offer(&update, &ground).await
+            let sent = match update.order() {
+                Some(Order::Offer) => self.send_offer(&update, &ground).await,
+                Some(Order::Cancel) => {
+                    self.send_command(&update, CommandKind::Cancel, &ground)
+                        .await
+                }
+                Some(Order::Activate) => {
+                    self.send_command(&update, CommandKind::Activate, &ground)
+                        .await
+                }
+                None => continue,
             };
             if let Err(error) = sent {
                 tracing::error!(update.id = %update.id, %error, "an offer could not be built; it is tried again");
@@ -108,7 +109,7 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Assignment, BuildError> {
         let (url, urls_expire_at) = self.device_url(&firmware.id, &ground.device_id, now);
-        let UpdateState::InFlight { deadline, .. } = update.state else {
+        let UpdateState::InFlight { deadline, hold, .. } = update.state else {
             return Err(BuildError::NotInFlight);
         };
         Ok(Assignment {
@@ -127,7 +128,7 @@ impl Engine {
             not_before: None,
             expires_at: deadline,
             nonce: ground.nonce.clone(),
-            mode: Mode::Install,
+            mode: if hold { Mode::Stage } else { Mode::Install },
             requires: objects::Requires {
                 min_battery_percent: requires.min_battery_percent,
                 min_free_storage_bytes: requires.min_free_storage_bytes.map(i64::unsigned_abs),
@@ -140,7 +141,12 @@ impl Engine {
         })
     }
 
-    async fn send_command(&self, update: &Update, ground: &OfferGround) -> Result<(), BuildError> {
+    async fn send_command(
+        &self,
+        update: &Update,
+        command: CommandKind,
+        ground: &OfferGround,
+    ) -> Result<(), BuildError> {
         let UpdateState::InFlight { deadline, .. } = update.state else {
             return Err(BuildError::NotInFlight);
         };
@@ -148,7 +154,7 @@ impl Engine {
             device_id: wire::device_id(&ground.device_id).ok_or(BuildError::DeviceId)?,
             update_id: update.id.to_string(),
             seq: ground.seq.unsigned_abs(),
-            command: CommandKind::Cancel,
+            command,
             expires_at: deadline,
         };
         let envelope = objects::seal(&command, self.keyring.dispatch())?.to_json();
@@ -165,7 +171,7 @@ impl Engine {
         offer: bool,
         why: Option<String>,
     ) {
-        let next = self.settings.next_check_seconds;
+        let next = spread(self.settings.next_check_seconds, device);
         let time = nonce.clone().and_then(|nonce| {
             let statement = TimeStatement {
                 now: self.clock.now(),
@@ -265,6 +271,12 @@ impl Engine {
         cache.insert(id.clone(), read);
         Ok(read)
     }
+}
+
+/// A time that is up to an eighth longer, by device and always the same: who came together does not come together again.
+fn spread(seconds: u64, device: &DeviceId) -> u64 {
+    let place = u64::from(ring::bucket(device.as_str()));
+    seconds.saturating_add(seconds.saturating_mul(place) / (8 * u64::from(ring::BUCKETS)))
 }
 
 /// What an image asks of a device.

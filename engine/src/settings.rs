@@ -11,6 +11,8 @@ pub struct Settings {
     pub failure_threshold_percent: f64,
     /// A device that is silent for longer loses its slot.
     pub lease: SignedDuration,
+    /// Updates and rollbacks in flight at the same time, of all campaigns and single devices; `None`: no limit.
+    pub max_in_flight: Option<u64>,
     /// A device that is away for longer is told of, once an absence.
     pub offline_after: SignedDuration,
     /// A rollback that is not done this long after it was made ends as failed.
@@ -36,6 +38,7 @@ impl Default for Settings {
             public_url: String::new(),
             failure_threshold_percent: 10.0,
             lease: SignedDuration::from_mins(5),
+            max_in_flight: None,
             offline_after: SignedDuration::from_mins(5),
             rollback_timeout: SignedDuration::from_hours(6),
             offer_again: SignedDuration::from_secs(30),

@@ -4,6 +4,7 @@
 mod single;
 
 use device_ota_domain::audit::Act;
+use device_ota_domain::campaign::FailureKind;
 use device_ota_domain::event::EventType;
 use device_ota_domain::firmware::Results;
 use device_ota_domain::page::Page;
@@ -125,6 +126,10 @@ impl Engine {
         let update = locked(tx.as_mut(), id).await?;
         let (before, failed_at, was) =
             (update.standing(), update.ended_at(), facts::update(&update));
+        let kind = match &update.state {
+            UpdateState::Failed { failure, .. } => FailureKind::of(&failure.code),
+            _ => FailureKind::Failed,
+        };
         if update.firmware.is_none() {
             return Err(Error::conflict(
                 "no_previous_firmware",
@@ -135,7 +140,7 @@ impl Engine {
         let update = update.retry(now, give_up_at)?;
         single::asked_once(tx.as_mut(), &update).await?;
         if let Some(campaign) = campaign {
-            let retried = (update.action, failed_at.unwrap_or(now));
+            let retried = (update.action, failed_at.unwrap_or(now), kind);
             open_for(tx.as_mut(), campaign, retried, now, by).await?;
         }
         let states = (Some(was), Some(facts::update(&update)));
@@ -152,11 +157,11 @@ impl Engine {
 }
 
 /// Makes sure that the campaign carries out what waits in it, which only a rollback may reopen it for. What is `retried`
-/// failed at the time given.
+/// failed at the time given, in that way.
 async fn open_for(
     tx: &mut dyn Tx,
     mut campaign: Campaign,
-    (action, failed_at): (Action, Timestamp),
+    (action, failed_at, kind): (Action, Timestamp, FailureKind),
     now: Timestamp,
     by: &Caller,
 ) -> Result<()> {
@@ -168,7 +173,7 @@ async fn open_for(
     }
     match (action, &campaign.state) {
         (Action::Update, CampaignState::InProgress(_) | CampaignState::Paused { .. }) => {
-            campaign.state = campaign.state.retried(failed_at);
+            campaign.state = campaign.state.retried(failed_at, kind);
             campaign.updated_at = now;
             Ok(tx.save_campaign(&campaign).await?)
         }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use device_ota_domain::campaign::{Group, Requires};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::planner::{self, Action, Plan};
-use device_ota_domain::update::UpdateState;
+use device_ota_domain::update::Owed;
 use device_ota_domain::why::{self, Why};
 use device_ota_domain::{Campaign, CampaignId, FirmwareId, Update};
 use jiff::Timestamp;
@@ -31,10 +31,12 @@ pub(crate) enum Prospect {
 struct Surroundings {
     campaigns: HashMap<CampaignId, Campaign>,
     devices: HashMap<DeviceKey, Device>,
-    in_flight: HashMap<DeviceKey, Update>,
+    busy_with: HashMap<DeviceKey, Update>,
     plans: HashMap<CampaignId, Plan>,
     /// What images of updates outside of campaigns ask for.
     images: HashMap<FirmwareId, Requires>,
+    /// All slots of the whole service are taken.
+    is_full: bool,
 }
 
 impl Engine {
@@ -62,9 +64,9 @@ impl Engine {
         let around = self.surroundings(&updates).await?;
         let mut views = Vec::with_capacity(updates.len());
         for update in updates {
-            let why = match update.state {
-                UpdateState::Pending { due_at, .. } => self.why(&around, &update, due_at),
-                _ => None,
+            let why = match update.owed() {
+                Some(owed) => self.why(&around, &update, owed),
+                None => None,
             };
             views.push(UpdateView { update, why });
         }
@@ -74,11 +76,11 @@ impl Engine {
     /// Devices are read only of updates that their campaigns do not hold back.
     async fn surroundings(&self, updates: &[Update]) -> Result<Surroundings> {
         let mut around = Surroundings::default();
-        let waiting = || updates.iter().filter(|u| u.group() == Group::Pending);
+        let waiting = || updates.iter().filter(|u| u.owed().is_some());
         let ids: HashSet<_> = waiting().filter_map(|u| u.campaign.as_ref()).collect();
         for id in ids {
             if let Some(campaign) = self.store.campaign(id).await? {
-                let counts = self.store.counts(id).await?;
+                let counts = self.counts(id).await?;
                 let plan = planner::plan(self.clock.now(), &campaign, &counts);
                 around.plans.insert(id.clone(), plan);
                 around.campaigns.insert(id.clone(), campaign);
@@ -100,14 +102,15 @@ impl Engine {
         if keys.is_empty() {
             return Ok(around);
         }
+        around.is_full = self.room().await? == Some(0);
         let devices = self.store.devices_by_key(&keys).await?;
         around.devices = devices.into_iter().map(|d| (d.key, d)).collect();
-        let live = self.store.in_flight_of(&keys).await?;
-        around.in_flight = live.into_iter().map(|u| (u.device, u)).collect();
+        let live = self.store.busy_with(&keys).await?;
+        around.busy_with = live.into_iter().map(|u| (u.device, u)).collect();
         Ok(around)
     }
 
-    fn why(&self, around: &Surroundings, update: &Update, due_at: Timestamp) -> Option<Why> {
+    fn why(&self, around: &Surroundings, update: &Update, owed: Owed) -> Option<Why> {
         let now = self.clock.now();
         if let Some(why) = around.held_by_campaign(update, now) {
             return Some(why);
@@ -117,14 +120,15 @@ impl Engine {
         if let Some(why) = held.into_iter().next() {
             return Some(why);
         }
-        Some(match around.in_flight.get(&update.device) {
-            Some(other) if other.id != update.id => Why::OtherUpdate {
-                update: other.id.clone(),
-                campaign: other.campaign.clone(),
-            },
-            _ if due_at > now => Why::BackOff { until: due_at },
-            _ if around.is_full(update) => Why::NoSlot,
-            _ => Why::Turn,
+        Some(match (around.busy_with.get(&update.device), owed) {
+            (Some(other), _) if other.id != update.id && !other.gives_way_to(update) => {
+                Why::OtherUpdate {
+                    update: other.id.clone(),
+                    campaign: other.campaign.clone(),
+                }
+            }
+            (_, Owed::Offer(until)) if until > now => Why::BackOff { until },
+            _ => around.pace(update).unwrap_or(Why::Turn),
         })
     }
 }
@@ -143,13 +147,16 @@ impl Surroundings {
             .unwrap_or_default()
     }
 
-    /// Whether the update's campaign has no slot for it.
-    fn is_full(&self, update: &Update) -> bool {
-        let plan = update.campaign.as_ref().and_then(|id| self.plans.get(id));
-        plan.is_some_and(|plan| {
-            let claims = |action: &Action| matches!(action, Action::Claim { .. });
-            plan.waits.contains(&Why::NoSlot) && !plan.actions.iter().any(claims)
-        })
+    /// Why the update's campaign, or the service, goes no faster.
+    fn pace(&self, update: &Update) -> Option<Why> {
+        let Some(campaign) = &update.campaign else {
+            return self.is_full.then_some(Why::NoRoom);
+        };
+        let plan = self.plans.get(campaign)?;
+        let claims = |action: &Action| matches!(action, Action::Claim { .. });
+        let claims = plan.actions.iter().any(claims);
+        let why = plan.waits.iter().find(|why| why.is_of_pace() && !claims);
+        why.cloned()
     }
 
     fn held_by_campaign(&self, update: &Update, now: Timestamp) -> Option<Why> {

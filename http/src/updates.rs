@@ -23,10 +23,11 @@ use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
 /// Groups of updates by name.
-pub(crate) const GROUPS: [(&str, Group); 6] = [
+pub(crate) const GROUPS: [(&str, Group); 7] = [
     ("pending", Group::Pending),
     ("in_flight", Group::InFlight),
     ("in_progress", Group::InFlight),
+    ("staged", Group::Staged),
     ("completed", Group::Completed),
     ("failed", Group::Failed),
     ("cancelled", Group::Cancelled),

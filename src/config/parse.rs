@@ -37,6 +37,10 @@ impl Config {
                 10.0,
                 0.0..=100.0,
             )?,
+            max_concurrent_updates: match raw.max_concurrent_updates.as_deref() {
+                None | Some("off") => None,
+                given => Some(number("MAX_CONCURRENT_UPDATES", given, 1, 1..=1_000_000)?),
+            },
             lease_seconds: number(
                 "LEASE_SECONDS",
                 raw.lease_seconds.as_deref(),

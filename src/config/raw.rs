@@ -68,6 +68,8 @@ settings! {
     trust_root "trust-root" "trust_root",
     /// Failure threshold of campaigns that name none, percent [default: 10.0]
     auto_rollback_failure_threshold "auto-rollback-failure-threshold" "auto_rollback_failure_threshold",
+    /// Updates and rollbacks at the same time, of all campaigns and devices together, or `off` [default: off]
+    max_concurrent_updates "max-concurrent-updates" "max_concurrent_updates",
     /// How long a silent device keeps its slot, seconds [default: 300]
     lease_seconds "lease-seconds" "lease_seconds",
     /// How long a device may be away before that is told, seconds [default: 300]

@@ -4,6 +4,7 @@ use device_ota_domain::campaign::Campaign;
 use device_ota_domain::page::Page;
 use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::CampaignFilter;
+use jiff::Timestamp;
 
 use crate::counts;
 use crate::dialect::Dialect;
@@ -14,7 +15,7 @@ macro_rules! select_campaign {
     ($rest:literal) => {
         concat!(
             "SELECT c.campaign_id, c.spec, c.state, c.approval, c.target_count, c.revision, c.created_at, c.updated_at, \
-             c.created_by, c.deleted_at FROM update_campaigns c ",
+             c.created_by, c.next_offer_at, c.deleted_at FROM update_campaigns c ",
             $rest
         )
     };
@@ -37,9 +38,9 @@ statements! {
     );
     CAMPAIGNS_TO_PLAN = select_campaign!(
         "WHERE c.status IN ('in_progress', 'paused', 'rolling_back') OR (c.status = 'cancelled' AND EXISTS ( \
-         SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight > 0)) \
+         SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight + s.staged > 0)) \
          OR (c.status = 'rolled_back' AND (SELECT SUM(CASE WHEN s.action = 'update' THEN s.completed \
-             ELSE -(s.pending + s.in_flight + s.completed + s.failed + s.cancelled) END) \
+             ELSE -(s.pending + s.in_flight + s.staged + s.completed + s.failed + s.cancelled) END) \
              FROM campaign_stages s WHERE s.campaign_id = c.campaign_id) > 0) \
          ORDER BY c.priority DESC, c.number"
     );
@@ -48,6 +49,7 @@ statements! {
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
     SAVE_CAMPAIGN = "UPDATE update_campaigns SET status = $3, state = $4, target_count = $5, updated_at = $6, \
          approval = $7, deleted_at = $8, revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
+    PACE = "UPDATE update_campaigns SET next_offer_at = $2 WHERE campaign_id = $1";
     REPLACE_SPEC = "UPDATE update_campaigns SET firmware_id = $2, priority = $3, spec = $4 WHERE campaign_id = $1";
 }
 
@@ -175,6 +177,16 @@ pub(crate) async fn save<D: Dialect>(
     }
 }
 
+/// Writes when the campaign's next offer is due.
+pub(crate) async fn pace<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    next_offer_at: Timestamp,
+) -> Result<(), DbError> {
+    let args = Args::new().text(campaign.as_str()).time(next_offer_at);
+    sql::execute::<D>(conn, &PACE, args).await.map(drop)
+}
+
 fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
     Ok(Campaign {
         id: row.parse("campaign_id")?,
@@ -186,6 +198,7 @@ fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,
         created_by: row.string("created_by")?,
+        next_offer_at: row.time_opt("next_offer_at")?,
         deleted_at: row.time_opt("deleted_at")?,
     })
 }

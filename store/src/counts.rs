@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::CampaignId;
-use device_ota_domain::campaign::{Campaign, Counts, Delta, Group, Tally};
+use device_ota_domain::campaign::{Campaign, Counts, Delta, FailureKind, Group, Tally};
 use device_ota_domain::update::Action;
 
 use crate::dialect::Dialect;
@@ -15,11 +15,13 @@ statements! {
     INSERT_STAGES[Text, Text, Int, Int, Int] =
         "INSERT INTO campaign_stages (campaign_id, action, stage, start_bucket, end_bucket) VALUES {rows}";
     DELETE_STAGES = "DELETE FROM campaign_stages WHERE campaign_id = $1";
-    COUNTS = "SELECT action, stage, pending, in_flight, completed, failed, cancelled FROM campaign_stages \
+    COUNTS = "SELECT action, stage, pending, in_flight, staged, completed, failed, cancelled FROM campaign_stages \
          WHERE campaign_id = $1 ORDER BY action, stage";
+    FAILURES = "SELECT failure_code, CAST(SUM(updates) AS BIGINT) AS updates FROM update_figures \
+         WHERE campaign_id = $1 AND action = 'update' AND state = 'failed' GROUP BY failure_code";
     COUNTS_BY_ROWS = counted!("WHERE campaign_id = $1 AND number > $2");
     ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
-         completed = completed + $6, failed = failed + $7, cancelled = cancelled + $8 \
+         staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9 \
          WHERE campaign_id = $1 AND action = $2 AND stage = $3";
 }
 
@@ -77,6 +79,14 @@ pub(crate) async fn counts<D: Dialect>(
             Action::Rollback => counts.rollbacks = counts.rollbacks.plus(&tally),
         }
     }
+    let args = Args::<D>::new().text(campaign.as_str());
+    let failures = sql::fetch_all(conn, &FAILURES, args, |row| {
+        let updates: i64 = row.int("updates")?;
+        Ok((FailureKind::of(row.text("failure_code")?), updates))
+    });
+    for (kind, updates) in failures.await? {
+        *counts.failures.of_mut(kind) += u64::try_from(updates).unwrap_or_default();
+    }
     Ok(counts)
 }
 
@@ -88,7 +98,7 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
     let kept = counts::<D>(conn, campaign).await?;
     let mut counted = Counts {
         stages: vec![Tally::default(); kept.stages.len()],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     };
     for rows in count_rows::<D>(conn, campaign, 0).await? {
         let stage = counted.stages.get_mut(usize::from(rows.stage));
@@ -100,6 +110,9 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
             }
         };
         *tally.of_mut(rows.share.group) += rows.devices();
+        if let (Action::Update, Some(code)) = (rows.share.action, &rows.share.failure) {
+            *counted.failures.of_mut(FailureKind::of(code)) += rows.devices();
+        }
     }
     Ok(counted)
 }
@@ -118,6 +131,7 @@ fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally),
     let tally = Tally {
         pending: row.uint("pending")?,
         in_flight: row.uint("in_flight")?,
+        staged: row.uint("staged")?,
         completed: row.uint("completed")?,
         failed: row.uint("failed")?,
         cancelled: row.uint("cancelled")?,

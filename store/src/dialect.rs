@@ -40,6 +40,9 @@ pub trait Dialect: Database {
     /// Makes the commits of transactions that hold this statement's lock follow each other; `None` where they do anyway.
     const COMMIT_ORDER: Option<&'static str>;
 
+    /// Lets one transaction at a time give out slots of the whole service; `None` where one writes at a time.
+    const HOLD_SLOTS: Option<&'static str>;
+
     /// Says that the transaction writes heartbeats; several may at the same time. `None` where one writes at a time.
     const HISTORY_WRITES: Option<&'static str>;
     /// Waits for all transactions that do, and holds those up that would begin to: while this is held, the numbers of
@@ -176,6 +179,7 @@ impl Dialect for Sqlite {
     const JSON_OBJECT: &'static str = "json_object";
     const COMMIT_ORDER: Option<&'static str> = None;
     const HISTORY_WRITES: Option<&'static str> = None;
+    const HOLD_SLOTS: Option<&'static str> = None;
     const HISTORY_SETTLED: Option<&'static str> = None;
 
     fn any_of(parameter: &str) -> String {
@@ -234,6 +238,8 @@ impl Dialect for Postgres {
         Some("SELECT pg_advisory_xact_lock(7306085894296925282)");
     const HISTORY_WRITES: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock_shared(7306085894296925283)");
+    const HOLD_SLOTS: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock(7306085894296925284)");
     const HISTORY_SETTLED: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925283)");
 

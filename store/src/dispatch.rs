@@ -1,6 +1,6 @@
 //! The look-ups that the dispatcher and the reaper live on: what may be offered, what is in flight, what ran out of time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
@@ -18,7 +18,7 @@ macro_rules! waiting {
     ($($rest:expr),+ $(,)?) => {
         select_update!(
             ", COALESCE(l.version, (SELECT d.firmware_version FROM devices d WHERE d.device_key = u.device_key)) \
-             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE u.state = 'pending' AND ",
+             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE ",
             $($rest),+
         )
     };
@@ -42,15 +42,30 @@ macro_rules! fits_image {
 }
 
 statements! {
+    // Of devices that hold the image of another update, only those that give way (`Update::gives_way_to`).
     CLAIMABLE = waiting!(
-        "u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
+        "u.state = 'pending' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
          AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
          AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
         takes_offers!(),
-        " ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+        " AND NOT EXISTS (SELECT 1 FROM device_updates h WHERE h.device_key = u.device_key \
+             AND h.state = 'staged' AND u.action = 'update' AND (h.priority > u.priority OR (h.priority = u.priority \
+             AND (h.created_at < u.created_at OR (h.created_at = u.created_at AND h.update_id < u.update_id))))) \
+         ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+    );
+    CLAIMABLE_STAGED = waiting!(
+        "u.state = 'staged' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.since <= $4 \
+         AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
+         AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
+        takes_offers!(),
+        " ORDER BY u.stage, u.since, u.number LIMIT $7 {skip_locked}"
+    );
+    HELD_LOCKED = select_update!(
+        " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'staged' \
+         ORDER BY u.device_key, u.number {for_update}"
     );
     CLAIMABLE_SINGLE = waiting!(
-        "u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
+        "u.state = 'pending' AND u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
         takes_offers!(),
         " AND ",
         fits_image!(),
@@ -64,21 +79,27 @@ statements! {
         fits_image!(),
         " LIMIT 1"
     );
+    ALL_IN_FLIGHT = "SELECT COUNT(*) AS updates FROM device_updates u WHERE u.state = 'in_flight'";
     IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
-    IN_FLIGHT_OF = select_update!(" FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight'");
+    // Two statements' worth of one look at each index.
+    BUSY_WITH = select_update!(
+        " FROM device_updates u WHERE u.number IN (SELECT i.number FROM device_updates i \
+             WHERE i.device_key {any_int:$1} AND i.state = 'in_flight' UNION ALL SELECT h.number FROM device_updates h \
+             WHERE h.device_key {any_int:$1} AND h.state = 'staged')"
+    );
     IN_FLIGHT_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'in_flight' \
          ORDER BY u.device_key, u.number {for_update}"
     );
     OPEN = select_update!(
-        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') ORDER BY u.number"
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight', 'staged') ORDER BY u.number"
     );
     NEWEST_OPEN = select_update!(
-        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight', 'staged') \
          ORDER BY u.state, u.number DESC LIMIT $2"
     );
     OPEN_LOCKED = select_update!(
-        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight') \
+        " FROM device_updates u WHERE u.device_key = $1 AND u.state IN ('pending', 'in_flight', 'staged') \
          ORDER BY u.number {for_update}"
     );
     CANCELLABLE = select_update!(
@@ -92,7 +113,7 @@ statements! {
     );
     REBOOTING = "SELECT u.device_key FROM device_updates u WHERE u.state = 'in_flight' AND u.phase = 'rebooting'";
     LEFT_BEHIND = "SELECT u.update_id FROM devices d JOIN device_updates u ON u.device_key = d.device_key \
-         WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight') ORDER BY d.deleted_at LIMIT $2";
+         WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight', 'staged') ORDER BY d.deleted_at LIMIT $2";
     EXPIRED = select_update!(
         ", l.last_seen FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
@@ -107,12 +128,42 @@ pub(crate) async fn rebooting<D: Dialect>(
     sql::fetch_all(conn, &REBOOTING, Args::new(), read).await
 }
 
-/// Pending updates of a campaign that may be offered, locked.
+/// Updates of a campaign that may be offered or activated, locked.
 pub(crate) async fn claimable<D: Dialect>(
     conn: &mut D::Connection,
     query: &ClaimQuery,
 ) -> Result<Vec<Claimable>, DbError> {
-    sql::fetch_all(conn, &CLAIMABLE, bind_claim::<D>(query), read_claimable).await
+    let mut staged = Vec::new();
+    if !query.hold && query.action == Action::Update {
+        let args = bind_claim::<D>(query);
+        staged = sql::fetch_all(conn, &CLAIMABLE_STAGED, args, read_claimable).await?;
+    }
+    let taken = u32::try_from(staged.len()).unwrap_or(u32::MAX);
+    let rest = ClaimQuery {
+        limit: query.limit.saturating_sub(taken),
+        ..query.clone()
+    };
+    if rest.limit > 0 {
+        let args = bind_claim::<D>(&rest);
+        let rows = sql::fetch_all(conn, &CLAIMABLE, args, read_claimable).await?;
+        staged.extend(displacing::<D>(conn, rows).await?);
+    }
+    Ok(staged)
+}
+
+/// The same, each with the update whose image its device holds, locked.
+async fn displacing<D: Dialect>(
+    conn: &mut D::Connection,
+    mut rows: Vec<Claimable>,
+) -> Result<Vec<Claimable>, DbError> {
+    let keys: Vec<i64> = rows.iter().map(|row| row.update.device.0).collect();
+    let args = Args::<D>::new().ints(&keys);
+    let held = sql::fetch_all(conn, &HELD_LOCKED, args, read_update).await?;
+    let mut held: HashMap<DeviceKey, Update> = held.into_iter().map(|u| (u.device, u)).collect();
+    for row in &mut rows {
+        row.displaces = held.remove(&row.update.device);
+    }
+    Ok(rows)
 }
 
 /// Those of single devices, at most one a device.
@@ -127,13 +178,14 @@ pub(crate) async fn claimable_singles<D: Dialect>(
     // A device may have several updates that wait; only the first may take its one place in flight.
     let mut devices = HashSet::with_capacity(rows.len());
     rows.retain(|row| devices.insert(row.update.device));
-    Ok(rows)
+    displacing::<D>(conn, rows).await
 }
 
 fn read_claimable<D: Dialect>(row: &sql::Record<'_, D>) -> Result<Claimable, DbError> {
     Ok(Claimable {
         update: read_update(row)?,
         running: row.string_opt("running")?,
+        displaces: None,
     })
 }
 
@@ -195,6 +247,21 @@ pub(crate) async fn has_due_singles<D: Dialect>(
     Ok(due.is_some())
 }
 
+/// How many updates and rollbacks are in flight.
+pub(crate) async fn all_in_flight<D: Dialect>(conn: &mut D::Connection) -> Result<u64, DbError> {
+    let read = |row: &sql::Record<'_, D>| row.uint("updates");
+    let found = sql::fetch_optional(conn, &ALL_IN_FLIGHT, Args::new(), read);
+    Ok(found.await?.unwrap_or_default())
+}
+
+/// The same, and nobody else gets an answer before the transaction ends.
+pub(crate) async fn hold_slots<D: Dialect>(conn: &mut D::Connection) -> Result<u64, DbError> {
+    if let Some(lock) = D::HOLD_SLOTS {
+        D::batch(conn, lock.to_owned()).await?;
+    }
+    all_in_flight::<D>(conn).await
+}
+
 /// The device's update in flight.
 pub(crate) async fn in_flight<D: Dialect>(
     conn: &mut D::Connection,
@@ -209,14 +276,14 @@ pub(crate) async fn in_flight<D: Dialect>(
     .await
 }
 
-/// The updates in flight of these devices.
-pub(crate) async fn in_flight_of<D: Dialect>(
+/// The updates that these devices are given to.
+pub(crate) async fn busy_with<D: Dialect>(
     conn: &mut D::Connection,
     devices: &[DeviceKey],
 ) -> Result<Vec<Update>, DbError> {
     let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
     let args = Args::<D>::new().ints(&keys);
-    sql::fetch_all(conn, &IN_FLIGHT_OF, args, read_update).await
+    sql::fetch_all(conn, &BUSY_WITH, args, read_update).await
 }
 
 /// The updates in flight of these devices, locked.

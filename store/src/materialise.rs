@@ -83,8 +83,8 @@ statements! {
          ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
     CANCEL_PENDING = concat!(
         "UPDATE device_updates SET state = 'cancelled', ended_at = $2, updated_at = $2, check_at = NULL \
-         WHERE state = 'pending' AND number IN (SELECT u.number FROM device_updates u WHERE u.campaign_id = $1 \
-             AND u.number > $4 AND u.action = $3 AND u.state = 'pending' ORDER BY u.number LIMIT $5) RETURNING ",
+         WHERE state = $6 AND number IN (SELECT u.number FROM device_updates u WHERE u.campaign_id = $1 \
+             AND u.number > $4 AND u.action = $3 AND u.state = $6 ORDER BY u.number LIMIT $5) RETURNING ",
         moved!()
     );
     // A rollback that was born cancelled, or whose device has moved on since, has nothing to take back.
@@ -182,7 +182,7 @@ async fn count_born<D: Dialect>(
     counts::add::<D>(conn, &born).await
 }
 
-/// Cancels every pending update, or every pending rollback, of the campaign; answers the rows' numbers.
+/// Cancels every pending or staged update, or every pending rollback, of the campaign; answers the rows' numbers.
 pub(crate) async fn cancel_pending<D: Dialect>(
     conn: &mut D::Connection,
     ledger: &mut Ledger,
@@ -190,14 +190,29 @@ pub(crate) async fn cancel_pending<D: Dialect>(
     action: Action,
     at: Timestamp,
 ) -> Result<Vec<i64>, DbError> {
-    let mut stroke = Moves::new(campaign, action, Group::Pending, Group::Cancelled, at);
+    let mut numbers = Vec::new();
+    for from in [Group::Pending, Group::Staged] {
+        numbers.extend(cancel_all::<D>(conn, ledger, (campaign, action), from, at).await?);
+    }
+    Ok(numbers)
+}
+
+async fn cancel_all<D: Dialect>(
+    conn: &mut D::Connection,
+    ledger: &mut Ledger,
+    (campaign, action): (&CampaignId, Action),
+    from: Group,
+    at: Timestamp,
+) -> Result<Vec<i64>, DbError> {
+    let mut stroke = Moves::new(campaign, action, from, Group::Cancelled, at);
     loop {
         let args = Args::<D>::new()
             .text(campaign.as_str())
             .time(at)
             .text(action.name())
             .int(stroke.last)
-            .int(i64::from(PAGE));
+            .int(i64::from(PAGE))
+            .text(from.name());
         let rows = sql::fetch_all(conn, &CANCEL_PENDING, args, read_moved).await?;
         if rows.is_empty() {
             return stroke.finish::<D>(conn).await;

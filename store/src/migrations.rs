@@ -39,6 +39,8 @@ const STEPS: &[Step] = &steps![
     (15, "statistics", "0015_statistics.sql"),
     (16, "absence", "0016_absence.sql"),
     (17, "deleted devices", "0017_deleted_devices.sql"),
+    (18, "staged", "0018_staged.sql"),
+    (19, "pace", "0019_pace.sql"),
     (20, "single claims", "0020_single_claims.sql"),
 ];
 

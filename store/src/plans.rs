@@ -54,17 +54,23 @@ fn fleet(series: &str) -> String {
     )
 }
 
-/// The hot statements, each with values as in daily life.
-fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
-    let now = Timestamp::from_microsecond(1_000).expect("a time");
-    let claim = ClaimQuery {
+/// A claim as in daily life.
+fn claim() -> ClaimQuery {
+    ClaimQuery {
         campaign: "camp_0000000000000001".parse().expect("an id"),
         action: Action::Update,
         up_to_stage: 1,
         limit: 100,
-        now,
+        now: Timestamp::from_microsecond(1_000).expect("a time"),
         requires: Requires::default(),
-    };
+        hold: false,
+    }
+}
+
+/// The hot statements, each with values as in daily life.
+fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    let now = Timestamp::from_microsecond(1_000).expect("a time");
+    let claim = claim();
     let page = Page::default();
     vec![
         (&devices::CREDENTIALS, Args::new().text("d77")),
@@ -83,7 +89,6 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&dispatch::NEWEST_OPEN, Args::new().int(77).int(9)),
         (&dispatch::DUE_SINGLE, Args::new().time(now)),
         (&dispatch::IN_FLIGHT, Args::new().int(77)),
-        (&dispatch::IN_FLIGHT_OF, Args::new().ints(&[7, 77])),
         (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
         (
             &dispatch::CANCELLABLE,
@@ -153,10 +158,21 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     ]
 }
 
+/// Those of devices that hold an image.
+fn of_held<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    let claim = claim();
+    vec![
+        (&dispatch::CLAIMABLE_STAGED, dispatch::bind_claim(&claim)),
+        (&dispatch::HELD_LOCKED, Args::new().ints(&[7, 77, 777])),
+        (&dispatch::BUSY_WITH, Args::new().ints(&[7, 77])),
+    ]
+}
+
 /// Those of statistics.
 fn of_figures<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     vec![
         (&figures::FIGURES_OF_CAMPAIGN, Args::new().text("camp_1")),
+        (&counts::FAILURES, Args::new().text("camp_1")),
         (&figures::ENDS_SINCE, Args::new().int(7)),
     ]
 }
@@ -180,7 +196,7 @@ async fn plans<D: Dialect>(
 ) -> Vec<(&'static str, String)> {
     let mut conn = store.writer.acquire().await.expect("a connection");
     let mut plans = Vec::new();
-    let hot = hot::<D>().into_iter().chain(of_figures());
+    let hot = hot::<D>().into_iter().chain(of_held()).chain(of_figures());
     for (statement, args) in hot.chain(hot_events()) {
         let text = format!("{explain} {}", statement.text::<D>().as_str());
         let args = args.finish().expect("arguments encode");

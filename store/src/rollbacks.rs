@@ -106,7 +106,7 @@ fn read_rollback<D: Dialect>(row: &Record<'_, D>) -> Result<Rollback, DbError> {
 const fn status(group: Group) -> &'static str {
     match group {
         Group::Pending => "pending",
-        Group::InFlight => "in_progress",
+        Group::InFlight | Group::Staged => "in_progress",
         Group::Completed => "completed",
         Group::Failed => "failed",
         Group::Cancelled => "cancelled",

@@ -14,7 +14,7 @@ statements! {
          WHERE status IN ('created', 'in_progress', 'paused', 'rolling_back') AND deleted_at IS NULL \
          GROUP BY status ORDER BY status";
     UPDATES_NOW = "SELECT s.action, CAST(SUM(s.pending) AS BIGINT) AS pending, \
-         CAST(SUM(s.in_flight) AS BIGINT) AS in_flight, CAST(SUM(s.completed) AS BIGINT) AS completed, \
+         CAST(SUM(s.in_flight) AS BIGINT) AS in_flight, CAST(SUM(s.staged) AS BIGINT) AS staged, CAST(SUM(s.completed) AS BIGINT) AS completed, \
          CAST(SUM(s.failed) AS BIGINT) AS failed, CAST(SUM(s.cancelled) AS BIGINT) AS cancelled \
          FROM update_campaigns c JOIN campaign_stages s ON s.campaign_id = c.campaign_id \
          WHERE c.status IN ('in_progress', 'paused', 'rolling_back') GROUP BY s.action ORDER BY s.action";
@@ -26,7 +26,14 @@ statements! {
 const OPEN: [&str; 4] = ["created", "in_progress", "paused", "rolling_back"];
 
 /// The groups of a campaign's counters, as columns are named.
-const STATES: [&str; 5] = ["pending", "in_flight", "completed", "failed", "cancelled"];
+const STATES: [&str; 6] = [
+    "pending",
+    "in_flight",
+    "staged",
+    "completed",
+    "failed",
+    "cancelled",
+];
 
 /// Reads all of it; of receivers, those of these names and the webhooks.
 pub(crate) async fn read<D: Dialect>(

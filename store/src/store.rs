@@ -105,6 +105,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts> {
         Ok(counts::counts::<D>(&mut *self.read().await?, campaign).await?)
     }
+    async fn all_in_flight(&self) -> Result<u64> {
+        Ok(dispatch::all_in_flight::<D>(&mut *self.read().await?).await?)
+    }
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts> {
         Ok(counts::counts_by_rows::<D>(&mut *self.read().await?, campaign).await?)
     }
@@ -143,8 +146,8 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn newest_open(&self, device: DeviceKey, limit: u32) -> Result<Vec<Update>> {
         Ok(dispatch::newest_open::<D>(&mut *self.read().await?, device, limit).await?)
     }
-    async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
-        Ok(dispatch::in_flight_of::<D>(&mut *self.read().await?, devices).await?)
+    async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
+        Ok(dispatch::busy_with::<D>(&mut *self.read().await?, devices).await?)
     }
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>> {
         Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, limit).await?)

@@ -83,7 +83,7 @@ statements! {
         " = 'target') ORDER BY e.value LIMIT $11 OFFSET $12"
     );
     OPEN_ELSEWHERE = "SELECT o.device_key, o.campaign_id FROM device_updates o WHERE o.device_key {any_int:$1} \
-         AND o.state IN ('pending', 'in_flight') AND o.campaign_id IS NOT NULL ORDER BY o.number";
+         AND o.state IN ('pending', 'in_flight', 'staged') AND o.campaign_id IS NOT NULL ORDER BY o.number";
 }
 
 /// Binds `$1` to `$9`.

@@ -173,6 +173,12 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()> {
         Ok(campaigns::save::<D>(&mut *self.inner, campaign).await?)
     }
+    async fn pace(&mut self, campaign: &CampaignId, next_offer_at: Timestamp) -> Result<()> {
+        Ok(campaigns::pace::<D>(&mut *self.inner, campaign, next_offer_at).await?)
+    }
+    async fn hold_slots(&mut self) -> Result<u64> {
+        Ok(dispatch::hold_slots::<D>(&mut *self.inner).await?)
+    }
     async fn counts(&mut self, campaign: &CampaignId) -> Result<Counts> {
         Ok(counts::counts::<D>(&mut *self.inner, campaign).await?)
     }

@@ -21,7 +21,7 @@ macro_rules! select_update {
             "SELECT u.update_id, u.device_key, u.device_id, u.device_type, u.campaign_id, u.action, u.firmware_id, u.from_version, \
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
              u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
-             u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, \
+             u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, u.hold, \
              u.give_up_at, u.ended_at, u.started_at, u.created_at, u.updated_at",
             $($rest),+
         )
@@ -69,28 +69,28 @@ statements! {
     INSERT_UPDATE[
         Text, Int, Text, Text, Text, Text, Text, Int, Int, Int, Int,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Int,
     ] = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
          stage, priority, timeout_seconds, created_at, \
          from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
          bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, give_up_at, ended_at, check_at, nudge_at) VALUES {rows}";
+         cancel_requested, hold, give_up_at, ended_at, check_at, nudge_at) VALUES {rows}";
     SAVE_UPDATES[
         Text,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Int,
     ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
          bytes_total, bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, give_up_at, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
+         cancel_requested, hold, give_up_at, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
          UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
          last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
          bytes_done = v.bytes_done, bytes_total = v.bytes_total, bytes_earlier = v.bytes_earlier, speed_bps = v.speed_bps, \
          started_at = v.started_at, updated_at = v.updated_at, \
          state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
-         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, give_up_at = v.give_up_at, \
+         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, hold = v.hold, give_up_at = v.give_up_at, \
          ended_at = v.ended_at, check_at = v.check_at, nudge_at = v.nudge_at \
          FROM v WHERE device_updates.update_id = v.update_id";
 }
@@ -251,6 +251,7 @@ struct StateColumns<'u> {
     lease_until: Option<Timestamp>,
     deadline: Option<Timestamp>,
     cancel_requested: bool,
+    hold: bool,
     give_up_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
     check_at: Option<Timestamp>,
@@ -279,6 +280,7 @@ impl<'u> StateColumns<'u> {
                 lease_until,
                 deadline,
                 cancel_requested,
+                hold,
             } => Self {
                 state,
                 phase: Some(*phase),
@@ -286,9 +288,14 @@ impl<'u> StateColumns<'u> {
                 lease_until: Some(*lease_until),
                 deadline: Some(*deadline),
                 cancel_requested: *cancel_requested,
+                hold: *hold,
                 check_at: Some(*lease_until.min(deadline)),
-                nudge_at: (*phase == Phase::Offered || *cancel_requested)
-                    .then_some(update.updated_at),
+                nudge_at: update.is_unanswered().then_some(update.updated_at),
+                ..Self::default()
+            },
+            UpdateState::Staged { since } => Self {
+                state,
+                since: Some(*since),
                 ..Self::default()
             },
             UpdateState::Completed { at } | UpdateState::Cancelled { at } => Self {
@@ -329,6 +336,7 @@ impl<'u> StateColumns<'u> {
             .time(self.lease_until)
             .time(self.deadline)
             .flag(self.cancel_requested)
+            .flag(self.hold)
             .time(self.give_up_at)
             .time(self.ended_at)
             .time(self.check_at)
@@ -398,6 +406,10 @@ fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
             lease_until: row.time("lease_until")?,
             deadline: row.time("deadline")?,
             cancel_requested: row.flag("cancel_requested")?,
+            hold: row.flag("hold")?,
+        },
+        "staged" => UpdateState::Staged {
+            since: row.time("since")?,
         },
         "completed" => UpdateState::Completed {
             at: row.time("ended_at")?,

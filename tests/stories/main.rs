@@ -18,8 +18,10 @@
 #[macro_use]
 mod harness;
 
+mod aborts;
 mod approval;
 mod audit;
+mod blue_green;
 mod bus;
 mod by_hand;
 mod check_config;
@@ -36,6 +38,7 @@ mod identity;
 mod kill;
 mod limits;
 mod metrics;
+mod pace;
 mod registration;
 mod rings;
 mod rollback;

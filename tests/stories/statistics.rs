@@ -120,6 +120,7 @@ async fn nothing_is_counted_yet(admin: &Admin) {
             "pending": 0,
             "total": 0
           },
+          "staged_updates": 0,
           "success_rate": 0.0,
           "total_campaigns": 0,
           "total_data_transferred": 0,
@@ -161,6 +162,7 @@ async fn updates_have_ended(admin: &Admin, campaign: &str) {
             "pending": 0,
             "total": 0
           },
+          "staged_updates": 0,
           "status": "in_progress",
           "success_rate": 50.0,
           "total_data_transferred": 400000,

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::abort::Failures;
 use crate::ids::CampaignId;
 use crate::update::Action;
 
-/// The five groups that a campaign counts (PRD, FR-8).
+/// The groups that a campaign counts (PRD, FR-8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
@@ -13,6 +14,8 @@ pub enum Group {
     Pending,
     /// Holds a slot.
     InFlight,
+    /// Holds the image in its idle slot, and no slot of the campaign's.
+    Staged,
     /// Runs the offered version.
     Completed,
     /// Ended without it.
@@ -23,9 +26,10 @@ pub enum Group {
 
 impl Group {
     /// All, in the order of their names' columns.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Pending,
         Self::InFlight,
+        Self::Staged,
         Self::Completed,
         Self::Failed,
         Self::Cancelled,
@@ -41,6 +45,7 @@ impl Group {
         match self {
             Self::Pending => "pending",
             Self::InFlight => "in_flight",
+            Self::Staged => "staged",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -55,6 +60,8 @@ pub struct Tally {
     pub pending: u64,
     /// See [`Group::InFlight`].
     pub in_flight: u64,
+    /// See [`Group::Staged`].
+    pub staged: u64,
     /// See [`Group::Completed`].
     pub completed: u64,
     /// See [`Group::Failed`].
@@ -78,7 +85,27 @@ impl Tally {
 
     /// Devices that have not ended.
     pub fn open(&self) -> u64 {
+        self.unready().saturating_add(self.staged)
+    }
+
+    /// Devices that have not come as far as they get by themselves.
+    pub fn unready(&self) -> u64 {
         self.pending.saturating_add(self.in_flight)
+    }
+
+    /// Devices that wait: for an offer, or for their activation.
+    pub fn waiting(&self) -> u64 {
+        self.pending.saturating_add(self.staged)
+    }
+
+    /// The same with those that are staged taken for completed: so far, they have done all that they were asked.
+    #[must_use]
+    pub fn so_far(self) -> Self {
+        Self {
+            completed: self.completed.saturating_add(self.staged),
+            staged: 0,
+            ..self
+        }
     }
 
     /// `failed / (completed + failed)` in percent; `None` before the first result.
@@ -96,6 +123,7 @@ impl Tally {
         match group {
             Group::Pending => self.pending,
             Group::InFlight => self.in_flight,
+            Group::Staged => self.staged,
             Group::Completed => self.completed,
             Group::Failed => self.failed,
             Group::Cancelled => self.cancelled,
@@ -107,6 +135,7 @@ impl Tally {
         match group {
             Group::Pending => &mut self.pending,
             Group::InFlight => &mut self.in_flight,
+            Group::Staged => &mut self.staged,
             Group::Completed => &mut self.completed,
             Group::Failed => &mut self.failed,
             Group::Cancelled => &mut self.cancelled,
@@ -119,6 +148,7 @@ impl Tally {
         Self {
             pending: self.pending.saturating_add(other.pending),
             in_flight: self.in_flight.saturating_add(other.in_flight),
+            staged: self.staged.saturating_add(other.staged),
             completed: self.completed.saturating_add(other.completed),
             failed: self.failed.saturating_add(other.failed),
             cancelled: self.cancelled.saturating_add(other.cancelled),
@@ -126,7 +156,8 @@ impl Tally {
     }
 }
 
-fn percent(part: u64, whole: u64) -> Option<f64> {
+/// `part` of `whole` in percent; `None` of nothing.
+pub(crate) fn percent(part: u64, whole: u64) -> Option<f64> {
     #[expect(
         clippy::cast_precision_loss,
         reason = "device counts are far below 2^52"
@@ -141,6 +172,10 @@ pub struct Counts {
     pub stages: Vec<Tally>,
     /// Its rollbacks, all stages together.
     pub rollbacks: Tally,
+    /// Its failed updates, all stages together.
+    pub failures: Failures,
+    /// Slots that the limit of the whole service leaves; `None`: there is none.
+    pub room: Option<u64>,
 }
 
 impl Counts {

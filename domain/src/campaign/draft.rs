@@ -3,11 +3,15 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::abort::{self, Abort};
 use super::error::SpecError;
+use super::rate::RateDraft;
 use super::spec::{
     CampaignSpec, MAX_TARGET_DEVICES, Priority, Requires, Schedule, Strategy, Targets,
 };
-use super::stages::{MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given};
+use super::stages::{
+    MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
+};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
@@ -64,6 +68,9 @@ pub struct CampaignDraft {
     #[serde(default = "hundred_devices")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub batch_size: u32,
+    /// Offers in a minute. Default: as many as the slots let.
+    #[serde(default)]
+    pub rate: Option<RateDraft>,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
     #[schema(minimum = 0.0167, maximum = 43_200)]
@@ -78,6 +85,10 @@ pub struct CampaignDraft {
     /// Default 1.
     #[serde(default = "one")]
     pub failure_min_samples: u64,
+    /// Shares of failures of one kind, or of all, that stop it beside the threshold. Default: none.
+    #[serde(default)]
+    #[schema(max_items = 16)]
+    pub abort: Vec<Abort>,
     /// Default 3.
     #[serde(default = "three")]
     #[schema(maximum = 100)]
@@ -85,7 +96,8 @@ pub struct CampaignDraft {
     /// Default: from the start on, with no end. The strategy `scheduled` must say `start_at`.
     #[serde(default)]
     pub schedule: Schedule,
-    /// Default: the four rings with `staged` and `canary`, everybody with `immediate` and `scheduled`.
+    /// Default: the four rings with `staged` and `canary`, everybody with the others. With `blue_green` they prepare, and a
+    /// last stage follows them, `activate`, which takes nobody: when it opens, everybody flips.
     #[serde(default)]
     #[schema(max_items = 64)]
     pub stages: Vec<StageDraft>,
@@ -145,14 +157,15 @@ impl CampaignDraft {
         )?;
         let gate = default_gate(threshold);
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
-            (Strategy::BlueGreen, _) => {
-                return Err(SpecError::Strategy(self.deployment_strategy.name()));
-            }
             (Strategy::Immediate | Strategy::Scheduled, true) => everybody(gate),
             (Strategy::Immediate, false) => {
                 return Err(SpecError::Stages("immediate has none; use staged"));
             }
             (Strategy::Staged | Strategy::Canary, true) => by_rings(rings, gate),
+            (Strategy::BlueGreen, true) => with_activation(everybody(gate), gate),
+            (Strategy::BlueGreen, false) => {
+                with_activation(given(&self.stages, rings, gate)?, gate)
+            }
             (Strategy::Scheduled | Strategy::Staged | Strategy::Canary, false) => {
                 given(&self.stages, rings, gate)?
             }
@@ -171,10 +184,12 @@ impl CampaignDraft {
             rollout_buckets: buckets(self.rollout_percentage),
             max_concurrent_updates: self.max_concurrent_updates,
             batch_size: self.batch_size,
+            rate: self.rate.map(RateDraft::checked).transpose()?,
             timeout_seconds: seconds(self.timeout_minutes),
             auto_rollback: self.auto_rollback,
             failure_threshold_percent: threshold,
             failure_min_samples: self.failure_min_samples,
+            abort: self.abort,
             max_retries: self.max_retries,
             stages,
             requires: self.requires,
@@ -204,6 +219,7 @@ impl CampaignDraft {
 
     fn check(&self) -> Result<(), SpecError> {
         self.check_schedule()?;
+        abort::check(&self.abort)?;
         text_ok("name", &self.name)?;
         range(
             self.description

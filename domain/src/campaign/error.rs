@@ -22,11 +22,9 @@ pub enum SpecError {
     /// Stages do not rise to 100 %, or name nothing.
     #[error("stages: {0}")]
     Stages(&'static str),
-    /// A strategy that is not served.
-    #[error(
-        "deployment_strategy {0} is not served by this version; use immediate, scheduled, staged or canary"
-    )]
-    Strategy(&'static str),
+    /// A rate that is none.
+    #[error("rate: {0}")]
+    Rate(&'static str),
     /// A schedule that cannot be kept.
     #[error("schedule: {0}")]
     Schedule(&'static str),

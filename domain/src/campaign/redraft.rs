@@ -1,6 +1,7 @@
 //! The way back from a checked spec to the draft that it comes of.
 
 use super::draft::CampaignDraft;
+use super::rate::Rate;
 use super::spec::{CampaignSpec, Strategy};
 use super::stages::{by_rings, default_gate, drafts_of, everybody};
 use crate::filter::Filter;
@@ -10,10 +11,10 @@ impl CampaignSpec {
     /// The same settings of the service make the same spec of it.
     pub fn to_draft(&self, requires_approval: bool) -> CampaignDraft {
         let gate = default_gate(self.failure_threshold_percent);
-        let goes_without_saying = match self.strategy {
-            Strategy::Immediate => true,
-            Strategy::Scheduled => self.stages == everybody(gate),
-            _ => self.stages == by_rings(self.rings, gate),
+        let (said, unsaid) = match (self.strategy, self.stages.as_slice()) {
+            (Strategy::Immediate | Strategy::Scheduled, all) => (all, everybody(gate)),
+            (Strategy::BlueGreen, [prepare @ .., _]) => (prepare, everybody(gate)),
+            (_, all) => (all, by_rings(self.rings, gate)),
         };
         CampaignDraft {
             name: self.name.clone(),
@@ -27,17 +28,19 @@ impl CampaignSpec {
             rollout_percentage: f64::from(self.rollout_buckets) / 100.0,
             max_concurrent_updates: self.max_concurrent_updates,
             batch_size: self.batch_size,
+            rate: self.rate.map(Rate::to_draft),
             timeout_minutes: std::time::Duration::from_secs(self.timeout_seconds).as_secs_f64()
                 / 60.0,
             auto_rollback: self.auto_rollback,
             failure_threshold_percent: Some(self.failure_threshold_percent),
             failure_min_samples: self.failure_min_samples,
+            abort: self.abort.clone(),
             max_retries: self.max_retries,
             schedule: self.schedule,
-            stages: if goes_without_saying {
+            stages: if said == unsaid || self.strategy == Strategy::Immediate {
                 Vec::new()
             } else {
-                drafts_of(&self.stages)
+                drafts_of(said)
             },
             requires: self.requires,
             requires_approval,

@@ -4,11 +4,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::abort::{Abort, AbortAction, AbortOn};
+use super::rate::Rate;
 use crate::filter::Filter;
 use crate::ids::{DeviceId, FirmwareId};
 use crate::ring::Shares;
 
-/// How the fleet is divided (PRD, FR-6). `blue_green` is recognised and refused until it is served.
+/// How the fleet is divided (PRD, FR-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
@@ -20,7 +22,8 @@ pub enum Strategy {
     Staged,
     /// A small first group, then the rest.
     Canary,
-    /// Everybody prepares, then all flip.
+    /// Everybody prepares, stage by stage: downloads, verifies, installs into the idle slot and holds there. Then, when the last
+    /// stage opens, all flip.
     BlueGreen,
 }
 
@@ -217,6 +220,34 @@ pub enum Period {
     Over(OnEnd),
 }
 
+impl CampaignSpec {
+    /// Devices that are offered it go no further than `staged` while no stage beyond this one is open.
+    pub fn holds_at(&self, open_stage: u16) -> bool {
+        self.strategy == Strategy::BlueGreen && open_stage < self.last_stage()
+    }
+
+    /// All that stops it; first the threshold.
+    pub fn criteria(&self) -> impl Iterator<Item = Abort> {
+        let threshold = Abort {
+            on: AbortOn::Any,
+            percent: self.failure_threshold_percent,
+            min_samples: self.failure_min_samples,
+            action: if self.auto_rollback {
+                AbortAction::Rollback
+            } else {
+                AbortAction::Pause
+            },
+        };
+        std::iter::once(threshold).chain(self.abort.iter().copied())
+    }
+
+    /// The number of the last stage. With `blue_green` that is the one that takes nobody, and whose opening activates
+    /// what the devices of the others hold.
+    pub fn last_stage(&self) -> u16 {
+        u16::try_from(self.stages.len().saturating_sub(1)).unwrap_or(u16::MAX)
+    }
+}
+
 impl Schedule {
     /// Where `now` lies. The start belongs to the open time, the end does not.
     ///
@@ -260,6 +291,9 @@ pub struct CampaignSpec {
     pub max_concurrent_updates: u32,
     /// Devices claimed in one pass.
     pub batch_size: u32,
+    /// Offers in a minute; `None`: as many as the slots let.
+    #[serde(default)]
+    pub rate: Option<Rate>,
     /// Longest that one attempt may take.
     pub timeout_seconds: u64,
     /// Roll back when the threshold is passed; otherwise pause.
@@ -268,6 +302,9 @@ pub struct CampaignSpec {
     pub failure_threshold_percent: f64,
     /// Results before the threshold is looked at.
     pub failure_min_samples: u64,
+    /// What stops it beside the threshold.
+    #[serde(default)]
+    pub abort: Vec<Abort>,
     /// Retries a device, after failures that may pass.
     pub max_retries: u32,
     /// At least one; the last ends at 10,000.

@@ -16,6 +16,9 @@ pub const MAX_STAGE_COUNT: u64 = 10_000_000;
 /// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
 pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
 
+/// The name of the stage whose opening activates, with `blue_green`.
+const ACTIVATE: &str = "activate";
+
 /// A stage as an admin sends it: one of `ring`, `percent`, `count`, `devices` and `filter`, with an optional gate. It takes, of the
 /// devices that the campaign means, those that no stage before it takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -234,6 +237,18 @@ impl StageDraft {
         }
         Ok(("named devices".to_owned(), Takes::Devices(devices)))
     }
+}
+
+/// The stages of `blue_green`: those that prepare, and one that takes nobody and whose opening activates what all of them
+/// hold.
+pub(super) fn with_activation(mut stages: Vec<Stage>, gate: Gate) -> Vec<Stage> {
+    stages.push(Stage {
+        name: unlike(&stages, ACTIVATE.into()),
+        end_bucket: BUCKETS,
+        takes: Takes::Share,
+        gate,
+    });
+    stages
 }
 
 /// The name, numbered when another stage has it.

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Counts;
+use super::abort::{FailureKind, Failures};
 use crate::rollback::RollbackTrigger;
 
 /// A campaign that has started and not ended: which stages are open.
@@ -37,11 +38,34 @@ pub struct Accepted {
     pub completed: u64,
     /// Failed updates by then; likewise.
     pub failed: u64,
+    /// How many of those had been rejected, and had taken too long.
+    #[serde(default)]
+    pub rejected: u64,
+    /// Likewise.
+    #[serde(default)]
+    pub timed_out: u64,
     /// The stage that had ended by then: it need not have had successes enough for the next one to open.
     pub stage: Option<u16>,
     /// When; `None` where nothing was accepted, or the time was not kept.
     #[serde(default)]
     pub at: Option<Timestamp>,
+}
+
+impl Accepted {
+    /// Results by then.
+    pub(crate) fn settled(&self) -> u64 {
+        self.completed.saturating_add(self.failed)
+    }
+
+    /// Failures by then.
+    pub(crate) fn failures(&self) -> Failures {
+        let others = self.rejected.saturating_add(self.timed_out);
+        Failures {
+            failed: self.failed.saturating_sub(others),
+            rejected: self.rejected,
+            timed_out: self.timed_out,
+        }
+    }
 }
 
 /// The state. The serde form (`{"status": …, …}`) is what the store keeps.
@@ -94,13 +118,16 @@ pub enum CampaignState {
         /// When the last one ended.
         ended_at: Timestamp,
     },
-    /// Stopped by an admin.
+    /// Stopped by an admin, by its schedule or by a criterion.
     Cancelled {
         /// When the campaign started; `None` when it never did, or where it was not kept.
         #[serde(default)]
         started_at: Option<Timestamp>,
         /// When.
         ended_at: Timestamp,
+        /// The criterion that stopped it; `None` when it was none.
+        #[serde(default)]
+        reason: Option<String>,
     },
 }
 
@@ -209,10 +236,12 @@ impl CampaignState {
         match self {
             Self::Paused { running, .. } => {
                 let all = counts.updates();
-                let has_ended = counts.up_to_stage(running.open_stage).open() == 0;
+                let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
                 let accepted = Accepted {
                     completed: all.completed,
                     failed: all.failed,
+                    rejected: counts.failures.rejected,
+                    timed_out: counts.failures.timed_out,
                     stage: has_ended.then_some(running.open_stage),
                     at: Some(now),
                 };
@@ -225,14 +254,23 @@ impl CampaignState {
         }
     }
 
-    /// Admin: an update that had failed at `failed_at` is tried once more. It has no result now, so a resume that had
-    /// accepted its failure no longer has, and the next failure in its place is a new one.
+    /// Admin: an update that had failed at `failed_at`, in this way, is tried once more. It has no result now, so a resume
+    /// that had accepted its failure no longer has, and the next failure in its place is a new one.
     #[must_use]
-    pub fn retried(mut self, failed_at: Timestamp) -> Self {
+    pub fn retried(mut self, failed_at: Timestamp, kind: FailureKind) -> Self {
         if let Self::InProgress(running) | Self::Paused { running, .. } = &mut self
             && running.accepted.at.is_some_and(|at| failed_at <= at)
         {
-            running.accepted.failed = running.accepted.failed.saturating_sub(1);
+            let accepted = &mut running.accepted;
+            accepted.failed = accepted.failed.saturating_sub(1);
+            let of_kind = match kind {
+                FailureKind::Failed => None,
+                FailureKind::Rejected => Some(&mut accepted.rejected),
+                FailureKind::TimedOut => Some(&mut accepted.timed_out),
+            };
+            if let Some(of_kind) = of_kind {
+                *of_kind = of_kind.saturating_sub(1);
+            }
         }
         self
     }
@@ -246,8 +284,21 @@ impl CampaignState {
             | Self::RollingBack { .. } => Ok(Self::Cancelled {
                 started_at: self.started_at(),
                 ended_at: now,
+                reason: None,
             }),
             other => Err(other.refuse("cancelled", "")),
+        }
+    }
+
+    /// The planner: a criterion stops it for good.
+    pub fn abort(self, now: Timestamp, reason: impl Into<String>) -> Transition {
+        match self {
+            Self::InProgress(running) => Ok(Self::Cancelled {
+                started_at: Some(running.started_at),
+                ended_at: now,
+                reason: Some(reason.into()),
+            }),
+            other => Err(other.refuse("aborted", "; only one in progress can")),
         }
     }
 

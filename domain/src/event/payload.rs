@@ -65,6 +65,7 @@ impl Event {
                 trigger, reason, ..
             } => (Some(trigger.name()), Some(reason.as_str())),
             CampaignState::Paused { reason, .. } => (None, Some(reason.as_str())),
+            CampaignState::Cancelled { reason, .. } => (None, reason.as_deref()),
             CampaignState::Created => (None, comment(event_type, campaign)),
             _ => (None, None),
         };
@@ -128,7 +129,12 @@ impl Event {
             (UpdateState::Failed { .. }, Action::Rollback) => EventType::RollbackFailed,
             (UpdateState::Cancelled { .. }, Action::Update) => EventType::UpdateCancelled,
             (UpdateState::Cancelled { .. }, Action::Rollback) => EventType::RollbackCancelled,
-            (UpdateState::Pending { .. } | UpdateState::InFlight { .. }, _) => return None,
+            (
+                UpdateState::Pending { .. }
+                | UpdateState::InFlight { .. }
+                | UpdateState::Staged { .. },
+                _,
+            ) => return None,
         };
         let error = match &update.state {
             UpdateState::Failed { failure, .. } => {

@@ -17,6 +17,8 @@ pub(super) fn gate(
     else {
         return Ok(()); // a stage that has no devices and no tally holds nobody up
     };
+    // A device that holds what it was offered has done all that its stage asks for.
+    let tally = tally.so_far();
     let devices = tally.settled().saturating_add(tally.open());
     if devices == 0 {
         return Ok(());

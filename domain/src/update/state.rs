@@ -42,6 +42,13 @@ pub enum UpdateState {
         deadline: Timestamp,
         /// A cancel was asked for and not answered.
         cancel_requested: bool,
+        /// It was offered to go no further than `staged`.
+        hold: bool,
+    },
+    /// Its device holds the image in its idle slot and waits for `activate`; it holds no slot of the campaign's.
+    Staged {
+        /// Since when.
+        since: Timestamp,
     },
     /// Runs the offered version.
     Completed {
@@ -71,6 +78,8 @@ pub struct OfferTerms {
     pub lease: SignedDuration,
     /// What the device runs.
     pub running: Option<String>,
+    /// It shall go no further than `staged` by itself.
+    pub hold: bool,
 }
 
 /// What a report did.
@@ -143,6 +152,42 @@ impl Update {
             lease_until: later(now, terms.lease),
             deadline: later(now, seconds(self.timeout_seconds)),
             cancel_requested: false,
+            hold: terms.hold,
+        };
+        self.updated_at = now;
+        Some(self)
+    }
+
+    /// Staged → in flight, to be told to activate what it holds: the same attempt, with a time of its own. `None` when it
+    /// is not staged.
+    pub fn activate(mut self, now: Timestamp, lease: SignedDuration) -> Option<Self> {
+        let UpdateState::Staged { .. } = self.state else {
+            return None;
+        };
+        self.state = UpdateState::InFlight {
+            phase: Phase::Staged,
+            since: now,
+            lease_until: later(now, lease),
+            deadline: later(now, seconds(self.timeout_seconds)),
+            cancel_requested: false,
+            hold: true,
+        };
+        // What it has downloaded stays so, whatever becomes of the attempt.
+        self.progress.bytes_earlier = self.progress.downloaded();
+        self.updated_at = now;
+        Some(self)
+    }
+
+    /// Its device is given to another update, and what it holds is lost with it: it waits for an offer once more. `None`
+    /// when it is not staged.
+    pub fn displace(mut self, now: Timestamp) -> Option<Self> {
+        let UpdateState::Staged { .. } = self.state else {
+            return None;
+        };
+        self.state = UpdateState::Pending {
+            due_at: now,
+            lost_at: None,
+            last_failure: None,
         };
         self.updated_at = now;
         Some(self)
@@ -221,11 +266,15 @@ impl Update {
             phase,
             since,
             lease_until,
+            cancel_requested,
+            hold,
             ..
         } = &mut self.state
         else {
             return Outcome::Ignored(Box::new(self), "no_slot"); // fell silent, lost its slot; waits for a new one
         };
+        let arrives = *hold && to == Phase::Staged && *phase < to;
+        let holds = arrives.then_some(*cancel_requested);
         if to < *phase {
             return Outcome::Ignored(Box::new(self), "backwards");
         }
@@ -241,6 +290,14 @@ impl Update {
         let most = self.progress.bytes_total;
         self.progress.bytes_done = self.progress.bytes_done.max(said.min(most));
         self.progress.speed_bps = report.speed_bps.unwrap_or(self.progress.speed_bps);
+        if let Some(cancel_requested) = holds {
+            // What lies in the idle slot of a device that was asked to stop is never started.
+            self.state = if cancel_requested {
+                UpdateState::Cancelled { at: now }
+            } else {
+                UpdateState::Staged { since: now }
+            };
+        }
         self.last_seq = report.seq;
         self.updated_at = now;
         Outcome::Changed(Box::new(self))
@@ -281,8 +338,11 @@ impl Update {
             .is_some_and(|seen| later(seen, at.lease) > at.now);
         match self.state.clone() {
             UpdateState::InFlight {
-                deadline, phase, ..
-            } if deadline <= at.now && (heard || phase > Phase::Offered) => {
+                deadline,
+                phase,
+                hold,
+                ..
+            } if deadline <= at.now && (heard || is_work(phase, hold)) => {
                 self = if heard {
                     self.time_out(at.now)
                 } else {
@@ -305,6 +365,7 @@ impl Update {
                 lease_until,
                 deadline,
                 cancel_requested,
+                hold,
             } if lease_until.min(deadline) <= at.now => {
                 self.state = if heard {
                     let lease_until = later(at.now, at.lease);
@@ -314,11 +375,15 @@ impl Update {
                         lease_until,
                         deadline,
                         cancel_requested,
+                        hold,
                     }
                 } else if cancel_requested {
                     UpdateState::Cancelled { at: at.now }
+                } else if phase == Phase::Staged && hold {
+                    // It was told to activate what it holds, and is not there: it holds it when it returns.
+                    UpdateState::Staged { since }
                 } else {
-                    let lost_at = (phase > Phase::Offered).then_some(deadline);
+                    let lost_at = is_work(phase, hold).then_some(deadline);
                     UpdateState::Pending {
                         due_at: at.now,
                         lost_at,
@@ -348,11 +413,13 @@ impl Update {
         Some(self)
     }
 
-    /// Withdraws it: at once when it only waits, by a command when the device has it. `Ok` with
+    /// Withdraws it: at once when it only waits, also for its activation, by a command when the device is at it. `Ok` with
     /// `cancel_requested` set means that the device must be told.
     pub fn cancel(mut self, now: Timestamp) -> Result<Self, CancelError> {
         match &mut self.state {
-            UpdateState::Pending { .. } => self.state = UpdateState::Cancelled { at: now },
+            UpdateState::Pending { .. } | UpdateState::Staged { .. } => {
+                self.state = UpdateState::Cancelled { at: now };
+            }
             UpdateState::InFlight {
                 phase,
                 cancel_requested,
@@ -391,9 +458,9 @@ impl Update {
 
     /// Its device was deleted: whatever is open ends. `None` when it has ended.
     pub fn abandon(mut self, now: Timestamp) -> Option<Self> {
-        let (UpdateState::Pending { .. } | UpdateState::InFlight { .. }) = self.state else {
+        if self.is_terminal() {
             return None;
-        };
+        }
         self.state = UpdateState::Cancelled { at: now };
         self.updated_at = now;
         Some(self)
@@ -491,6 +558,11 @@ impl Update {
             }
         )
     }
+}
+
+/// Its device is at it, and may be lost over it: it has more than an offer or an image that it was told to hold.
+fn is_work(phase: Phase, hold: bool) -> bool {
+    phase > Phase::Offered && !(hold && phase == Phase::Staged)
 }
 
 fn lost() -> Failure {

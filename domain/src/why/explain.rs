@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 
 use super::Why;
-use crate::campaign::{ApprovalError, Campaign, CampaignState, Period, Requires};
+use crate::campaign::{ApprovalError, Campaign, CampaignState, Period, Requires, Strategy};
 use crate::device::Device;
 use crate::firmware::UploadMetadata;
 use crate::targeting::{Exclusion, judge};
-use crate::update::{Action, Update, UpdateState};
+use crate::update::{Action, Owed, Update, UpdateState};
 
 /// What there is to know of a device and a campaign.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,8 @@ pub struct Case<'c> {
     pub device: Option<&'c Device>,
     /// The campaign's updates and rollbacks of this device, newest first.
     pub updates: &'c [Update],
-    /// What the device has in flight, whoever asked for it.
-    pub in_flight: Option<&'c Update>,
+    /// What the device is given to, whoever asked for it: an update in flight, or one whose image it holds.
+    pub busy_with: Option<&'c Update>,
 }
 
 /// Every reason, the most decisive first; never none.
@@ -73,11 +73,11 @@ fn of_update(case: &Case<'_>, update: &Update) -> Vec<Why> {
             phase: *phase,
             attempt: update.attempt,
         }],
-        UpdateState::Pending { due_at, .. } => pending(case, update, *due_at),
+        UpdateState::Pending { .. } | UpdateState::Staged { .. } => waiting(case, update),
     }
 }
 
-fn pending(case: &Case<'_>, update: &Update, due_at: Timestamp) -> Vec<Why> {
+fn waiting(case: &Case<'_>, update: &Update) -> Vec<Why> {
     let mut reasons = Vec::new();
     if let Some(why) = held_by_campaign(case.campaign, update, case.now) {
         let closed = matches!(why, Why::StageClosed { .. });
@@ -89,20 +89,30 @@ fn pending(case: &Case<'_>, update: &Update, due_at: Timestamp) -> Vec<Why> {
     }
     let device = case.device.into_iter();
     reasons.extend(device.flat_map(|d| held_by_device(d, case.campaign.spec.requires)));
-    if let Some(other) = case.in_flight.filter(|other| other.id != update.id) {
+    let busy_with = case.busy_with.filter(|other| other.id != update.id);
+    if let Some(other) = busy_with.filter(|other| !other.gives_way_to(update)) {
         reasons.push(Why::OtherUpdate {
             update: other.id.clone(),
             campaign: other.campaign.clone(),
         });
     }
-    if due_at > case.now {
+    if let Some(Owed::Offer(due_at)) = update.owed()
+        && due_at > case.now
+    {
         reasons.push(Why::BackOff { until: due_at });
     }
     if reasons.is_empty() {
-        let full = case.waits.contains(&Why::NoSlot);
-        reasons.push(if full { Why::NoSlot } else { Why::Turn });
+        let full = case.waits.iter().find(|why| why.is_of_pace());
+        reasons.push(full.cloned().unwrap_or(Why::Turn));
     }
     reasons
+}
+
+impl Why {
+    /// How fast the campaign goes, or the service: who waits for nothing else waits for that.
+    pub const fn is_of_pace(&self) -> bool {
+        matches!(self, Self::NoSlot | Self::NoRoom | Self::Rate { .. })
+    }
 }
 
 /// What the campaign's state says against an update that waits.
@@ -114,8 +124,9 @@ pub fn held_by_campaign(campaign: &Campaign, update: &Update, now: Timestamp) ->
         CampaignState::InProgress(running) => match period {
             Period::Before(at) => Some(Why::Scheduled { at }),
             Period::Over(_) => Some(Why::Ended),
-            Period::Open if update.stage > running.open_stage => {
-                let stage = campaign.spec.stages.get(usize::from(update.stage));
+            Period::Open if awaited(campaign, update) > running.open_stage => {
+                let stage = usize::from(awaited(campaign, update));
+                let stage = campaign.spec.stages.get(stage);
                 Some(Why::StageClosed {
                     stage: stage.map_or_else(String::new, |s| s.name.clone()),
                 })
@@ -124,6 +135,16 @@ pub fn held_by_campaign(campaign: &Campaign, update: &Update, now: Timestamp) ->
         },
         CampaignState::RollingBack { .. } if update.action == Action::Rollback => None,
         _ => Some(Why::Ended),
+    }
+}
+
+/// The stage that an update waits for: its device's, or, once the device holds what it was offered, the one that activates.
+fn awaited(campaign: &Campaign, update: &Update) -> u16 {
+    match update.owed() {
+        Some(Owed::Activation) if campaign.spec.strategy == Strategy::BlueGreen => {
+            campaign.spec.last_stage()
+        }
+        _ => update.stage,
     }
 }
 

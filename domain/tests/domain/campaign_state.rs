@@ -1,7 +1,7 @@
 //! Each transition of a campaign, and each refusal.
 
 use device_ota_domain::campaign::{
-    Accepted, CampaignState, Counts, Running, Tally, TransitionError,
+    Accepted, CampaignState, Counts, FailureKind, Failures, Running, Tally, TransitionError,
 };
 use device_ota_domain::rollback::RollbackTrigger;
 
@@ -18,6 +18,8 @@ const RUNNING: fn(u16) -> Running = |open_stage| Running {
 const ACCEPTED: Accepted = Accepted {
     completed: 0,
     failed: 0,
+    rejected: 0,
+    timed_out: 0,
     stage: None,
     at: None,
 };
@@ -54,6 +56,7 @@ fn all() -> [CampaignState; 7] {
         Cancelled {
             started_at: Some(at(1)),
             ended_at: at(7),
+            reason: None,
         },
     ]
 }
@@ -114,6 +117,7 @@ fn pause_and_resume_come_back_to_the_same_place() {
                 failed: 4,
                 stage,
                 at: Some(at(9)),
+                ..ACCEPTED
             },
             ..RUNNING(1)
         })
@@ -132,11 +136,11 @@ fn a_failure_that_is_retried_is_no_longer_accepted() {
     };
     assert_eq!(accepts(&resumed), 4);
     assert_eq!(
-        accepts(&resumed.clone().retried(at(10))),
+        accepts(&resumed.clone().retried(at(10), FailureKind::Failed)),
         4,
         "failed after the resume"
     );
-    assert_eq!(accepts(&resumed.retried(at(9))), 3);
+    assert_eq!(accepts(&resumed.retried(at(9), FailureKind::Rejected)), 3);
 }
 
 /// Three stages, two of them with results; so many devices of the second one wait.
@@ -149,7 +153,7 @@ fn counts(pending: u64) -> Counts {
     };
     Counts {
         stages: vec![tally(5, 3, 0), tally(2, 1, pending), tally(0, 0, 9)],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     }
 }
 
@@ -164,12 +168,55 @@ fn cancel() {
     let cancelled = |started_at| CampaignState::Cancelled {
         started_at,
         ended_at: at(9),
+        reason: None,
     };
     let [created, others @ ..] = next.as_slice() else {
         panic!("{next:?}");
     };
     assert_eq!(*created, cancelled(None));
     assert!(others.iter().all(|s| *s == cancelled(Some(at(1)))));
+}
+
+#[test]
+fn abort_says_why() {
+    let hint = "; only one in progress can";
+    let next = takes(&["in_progress"], "aborted", hint, |s| {
+        s.abort(at(9), "too many")
+    });
+    let aborted = CampaignState::Cancelled {
+        started_at: Some(at(1)),
+        ended_at: at(9),
+        reason: Some("too many".into()),
+    };
+    assert_eq!(next, [aborted]);
+    // What an earlier version wrote has no reason.
+    let older = r#"{"status": "cancelled", "ended_at": "2026-01-01T00:00:00Z"}"#;
+    let older: CampaignState = serde_json::from_str(older).unwrap();
+    assert!(matches!(
+        older,
+        CampaignState::Cancelled { reason: None, .. }
+    ));
+}
+
+#[test]
+fn a_retry_takes_the_failure_of_its_kind_back() {
+    let mut now = counts(1);
+    now.failures = Failures {
+        failed: 1,
+        rejected: 2,
+        timed_out: 1,
+    };
+    let resumed = all()[2].clone().resume(at(9), &now).unwrap();
+    let accepts = |state: CampaignState| match state {
+        CampaignState::InProgress(Running { accepted: a, .. }) => {
+            (a.failed, a.rejected, a.timed_out)
+        }
+        other => panic!("{other:?}"),
+    };
+    let retried = |kind| accepts(resumed.clone().retried(at(9), kind));
+    assert_eq!(retried(FailureKind::Failed), (3, 2, 1));
+    assert_eq!(retried(FailureKind::Rejected), (3, 1, 1));
+    assert_eq!(retried(FailureKind::TimedOut), (3, 2, 0));
 }
 
 #[test]

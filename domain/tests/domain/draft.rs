@@ -176,16 +176,86 @@ fn stages_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn strategies_that_are_not_served_say_so() {
-    let text = "deployment_strategy blue_green is not served by this version; use immediate, scheduled, staged or \
-        canary";
-    refused(&json!({"deployment_strategy": "blue_green"}), text);
-    for strategy in [Strategy::Immediate, Strategy::Staged, Strategy::Canary] {
+fn every_strategy_has_its_stages() {
+    let names = |fields: serde_json::Value| -> Vec<String> {
+        let stages = spec(&fields).stages;
+        stages.into_iter().map(|stage| stage.name).collect()
+    };
+    let mut blue_green = json!({"deployment_strategy": "blue_green"});
+    assert_eq!(names(blue_green.clone()), ["all", "activate"]);
+    blue_green["stages"] = json!([{"percent": 10}]);
+    assert_eq!(names(blue_green.clone()), ["10%", "100%", "activate"]);
+    let spec_of = spec(&blue_green);
+    assert_eq!(
+        [0, 1, 2].map(|stage| spec_of.holds_at(stage)),
+        [true, true, false]
+    );
+    assert!(!spec(&json!({})).holds_at(0));
+    for strategy in [
+        Strategy::Immediate,
+        Strategy::Staged,
+        Strategy::Canary,
+        Strategy::BlueGreen,
+    ] {
         assert_eq!(
             spec(&json!({"deployment_strategy": strategy.name()})).strategy,
             strategy
         );
     }
+}
+
+#[test]
+fn what_stops_a_campaign_is_bounded() {
+    let abort = |percent: f64| json!({"on": "any", "percent": percent, "action": "pause"});
+    refused(
+        &json!({"abort": [abort(100.5)]}),
+        "abort.percent must be 0 to 100",
+    );
+    refused(
+        &json!({"abort": vec![abort(5.0); 17]}),
+        "abort must be at most 16",
+    );
+    let made = spec(&json!({"abort": [abort(5.0)], "auto_rollback": false}))
+        .criteria()
+        .collect::<Vec<_>>();
+    let limits: Vec<_> = made.iter().map(|a| (a.percent, a.min_samples)).collect();
+    assert_eq!(limits, [(20.0, 1), (5.0, 1)], "the threshold comes first");
+}
+
+#[test]
+fn a_rate_is_one_number_or_grows() {
+    let rate = |rate: Value| json!({"rate": rate});
+    let both = "rate: give per_minute, or all of base_per_minute, factor, every and max_per_minute";
+    let growing = json!({"base_per_minute": 5, "factor": 1.5, "every": {"notified": 10}, "max_per_minute": 50});
+    let with = |field: &str, value: Value| {
+        let mut changed = growing.clone();
+        changed[field] = value;
+        rate(changed)
+    };
+    refused(&rate(json!({})), both);
+    refused(&with("per_minute", json!(5)), both);
+    refused(&with("factor", json!(null)), both);
+    refused(
+        &rate(json!({"per_minute": 0})),
+        "rate: per_minute must be 1 to 1000000",
+    );
+    refused(
+        &with("factor", json!(1.0)),
+        "rate: factor must be above 1 and at most 5",
+    );
+    refused(
+        &with("every", json!({"succeeded": 0})),
+        "rate: every must be at least one device",
+    );
+    refused(
+        &with("max_per_minute", json!(4)),
+        "rate: base_per_minute and max_per_minute must be 1 to 1000000, and the second not below the first",
+    );
+    let spec = spec(&rate(growing.clone()));
+    assert_eq!(
+        serde_json::to_value(spec.to_draft(false)).unwrap()["rate"],
+        growing
+    );
 }
 
 #[test]
@@ -329,7 +399,7 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
         0..=1_000_u32,
         any::<bool>(),
     );
-    let strategy = prop_oneof!["immediate", "scheduled", "staged", "canary"];
+    let strategy = prop_oneof!["immediate", "scheduled", "staged", "canary", "blue_green"];
     (stages, numbers, strategy).prop_map(|(stages, (share, seconds, threshold, flag), strategy)| {
         let stages = if strategy == "immediate" { json!([]) } else { stages };
         json!({
@@ -340,7 +410,11 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
             "target_groups": ["lab"], "priority": "critical", "max_concurrent_updates": seconds, "batch_size": 7,
             "target_filters": {"not": {"field": "firmware_version", "op": "semver", "value": ">=2.0.0"}},
             "schedule": {"start_at": "2026-01-01T08:00:00Z", "end_at": null, "on_end": "cancel"},
-            "requires": {"min_battery_percent": 30}, "max_retries": 5, "failure_min_samples": 3,
+            "requires": {"min_battery_percent": 30}, "max_retries": 5,
+            "rate": if flag { json!({"per_minute": seconds}) } else {
+                json!({"base_per_minute": 1, "factor": 1.5, "every": {"succeeded": share}, "max_per_minute": seconds})
+            },
+            "abort": [{"on": "timed_out", "percent": 2.5, "min_samples": 7, "action": "rollback"}], "failure_min_samples": 3,
         })
     })
 }

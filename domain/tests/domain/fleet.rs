@@ -41,6 +41,8 @@ struct Trouble {
     rivals: bool,
     /// Campaigns may offer only from one time to another.
     schedules: bool,
+    /// Campaigns may let their devices prepare, and flip them together.
+    holds: bool,
 }
 
 /// The last lines of what happened.
@@ -158,10 +160,52 @@ fn two_campaigns_share_a_fleet() {
             admins: true,
             crashes: true,
             rivals: true,
-            schedules: false,
+            ..Trouble::default()
         },
         |_, _| {},
     );
+}
+
+#[test]
+fn a_fleet_that_behaves_prepares_and_flips() {
+    let holds = Trouble {
+        holds: true,
+        ..Trouble::default()
+    };
+    let mut flips = 0;
+    play_all(holds, |seed, world| {
+        assert!(
+            matches!(world.state(0), CampaignState::Completed { .. }),
+            "seed {seed}"
+        );
+        assert!(world.devices_run("2.0.0"), "seed {seed}");
+        flips += world.activations;
+    });
+    assert!(flips > 1_000 || std::env::var_os("DEVICE_OTA_SEED").is_some());
+}
+
+#[test]
+fn whatever_happens_to_devices_that_hold_breaks_no_rule() {
+    for rivals in [false, true] {
+        let trouble = Trouble {
+            faults: true,
+            noise: true,
+            admins: true,
+            crashes: true,
+            rivals,
+            holds: true,
+            schedules: rivals,
+        };
+        let (mut flips, mut displaced) = (0, 0);
+        play_all(trouble, |_, world| {
+            flips += world.activations;
+            displaced += world.displaced;
+        });
+        if std::env::var_os("DEVICE_OTA_SEED").is_none() {
+            assert!(flips > 500, "{flips} devices were told to flip");
+            assert!(!rivals || displaced > 50, "{displaced} gave way");
+        }
+    }
 }
 
 #[test]
@@ -174,6 +218,7 @@ fn a_schedule_is_kept_whatever_happens() {
             crashes: true,
             rivals: true,
             schedules: true,
+            ..Trouble::default()
         },
         |_, _| {},
     );

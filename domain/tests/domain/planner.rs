@@ -13,33 +13,40 @@ use serde_json::json;
 use crate::sample::{at, campaign, spec};
 
 /// A device's row as far as the planner cares: its stage and its group.
-type Row = (u16, Group);
+pub(crate) type Row = (u16, Group);
 
 fn group() -> impl Strategy<Value = Group> {
     prop::sample::select(vec![
         Group::Pending,
         Group::InFlight,
+        Group::Staged,
         Group::Completed,
         Group::Failed,
         Group::Cancelled,
     ])
 }
 
-fn count(rows: &[Row], stages: usize) -> Counts {
+pub(crate) fn count(rows: &[Row], stages: usize) -> Counts {
     let mut counts = Counts {
         stages: vec![Tally::default(); stages],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     };
     for (stage, group) in rows {
         *counts.stages[usize::from(*stage)].of_mut(*group) += 1;
     }
-    counts
+    failing(counts)
 }
 
 prop_compose! {
-    fn any_tally()(pending: u64, in_flight: u64, completed: u64, failed: u64, cancelled: u64) -> Tally {
-        Tally { pending, in_flight, completed, failed, cancelled }
+    fn any_tally()(pending: u64, in_flight: u64, staged: u64, completed: u64, failed: u64, cancelled: u64) -> Tally {
+        Tally { pending, in_flight, staged, completed, failed, cancelled }
     }
+}
+
+/// With all failures on the devices.
+pub(crate) fn failing(mut counts: Counts) -> Counts {
+    counts.failures.failed = counts.updates().failed;
+    counts
 }
 
 /// A few dozen at most, and often nobody: what ends a campaign are the zeros.
@@ -48,25 +55,25 @@ fn few() -> impl Strategy<Value = u64> {
 }
 
 prop_compose! {
-    fn small_tally()(n in [few(), few(), few(), few(), few()]) -> Tally {
-        Tally { pending: n[0], in_flight: n[1], completed: n[2], failed: n[3], cancelled: n[4] }
+    fn small_tally()(n in [few(), few(), few(), few(), few(), few()]) -> Tally {
+        Tally { pending: n[0], in_flight: n[1], completed: n[2], failed: n[3], cancelled: n[4], staged: n[5] }
     }
 }
 
 prop_compose! {
     /// Anything that the types hold, sensible or not.
     fn any_counts()(stages in prop::collection::vec(any_tally(), 0..6), rollbacks in any_tally()) -> Counts {
-        Counts { stages, rollbacks }
+        Counts { stages, rollbacks, ..Counts::default() }
     }
 }
 
 prop_compose! {
     fn small_counts()(stages in prop::collection::vec(prop_oneof![Just(Tally::default()), small_tally()], 4), rollbacks in small_tally()) -> Counts {
-        Counts { stages, rollbacks }
+        failing(Counts { stages, rollbacks, ..Counts::default() })
     }
 }
 
-fn running(open_stage: u16, opened: i64) -> Running {
+pub(crate) fn running(open_stage: u16, opened: i64) -> Running {
     Running {
         started_at: at(0),
         open_stage,
@@ -104,6 +111,7 @@ fn any_state() -> impl Strategy<Value = CampaignState> {
         5 => CampaignState::Cancelled {
             started_at: None,
             ended_at: at(0),
+            reason: None,
         },
         _ => CampaignState::InProgress(running(if which == 6 { stage % 4 } else { stage }, 0)),
     })
@@ -132,12 +140,13 @@ prop_compose! {
     }
 }
 
-fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
+pub(crate) fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
     let claim = |action: &Action| match action {
         Action::Claim {
             action,
             up_to_stage,
             count,
+            ..
         } => Some((*action, *up_to_stage, *count)),
         _ => None,
     };
@@ -147,7 +156,8 @@ fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
 /// The gate once more, in whole numbers and from the rows themselves.
 fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool {
     let of = |group| rows.iter().filter(|row| **row == (stage, group)).count();
-    let (completed, failed) = (of(Group::Completed), of(Group::Failed));
+    let completed = of(Group::Completed) + of(Group::Staged);
+    let failed = of(Group::Failed);
     let devices = completed + failed + of(Group::Pending) + of(Group::InFlight);
     if devices == 0 {
         return true;
@@ -217,7 +227,7 @@ proptest! {
         let now = at(i64::try_from(open_seconds).unwrap());
         let plan = plan(now, &campaign, &count(&rows, 4));
         let opens = plan.actions.iter().any(|action| matches!(action, Action::OpenStage(_)));
-        let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight));
+        let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight | Group::Staged));
         let may = open < 3 && promoted.is_none_or(|limit| open < limit);
         let counts = count(&rows, 4);
         let nobody = counts.stages[usize::from(open)].total() == counts.stages[usize::from(open)].cancelled;
@@ -276,7 +286,7 @@ proptest! {
         spec.auto_rollback = auto_rollback;
         let campaign = campaign(spec, CampaignState::InProgress(running(open, 0)));
         let plan = plan(at(0), &campaign, &counts);
-        let all = counts.updates();
+        let all = counts.updates().so_far();
         let breached =
             all.settled() >= samples.max(1) && all.failed * 100 > u64::from(threshold) * all.settled();
         let stops = match plan.actions.as_slice() {
@@ -307,10 +317,12 @@ proptest! {
         after.stages[0].pending += 1;
         after.stages[0].completed += completed;
         after.stages[0].failed += failed;
-        let all = after.updates();
+        let after = failing(after);
+        let all = after.updates().so_far();
         let above = |failed: u64, settled: u64| failed * 100 > u64::from(threshold) * settled;
-        let breached = completed + failed >= samples.max(1)
-            && above(failed, completed + failed)
+        let since = completed + failed + before.updates().staged;
+        let breached = since >= samples.max(1)
+            && above(failed, since)
             && above(all.failed, all.settled());
         let later = plan(at(3), &campaign, &after);
         prop_assert_eq!(stops(&later), breached, "{:?}", later);
@@ -350,7 +362,7 @@ fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
     };
     let counts = Counts {
         stages: vec![canary, rest],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     };
     let reason =
         "stage 5% ended with too few successes to open the next; a resume opens it all the same"
@@ -389,6 +401,7 @@ fn a_cancelled_rollback_stops_what_waits_and_asks_what_is_in_flight() {
     let counts = Counts {
         stages: vec![Tally::default()],
         rollbacks: open,
+        ..Counts::default()
     };
     let back = UpdateAction::Rollback;
     assert_eq!(
@@ -413,9 +426,9 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
             in_flight: 2,
             completed: 4,
             failed: 1,
-            cancelled: 0,
+            ..Tally::default()
         }],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     };
     let first = plan(at(5), &campaign, &counts).actions;
     assert_eq!(
@@ -431,13 +444,14 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
         completed: 4,
         failed: 1,
         cancelled: 3,
-        pending: 0,
+        ..Tally::default()
     };
     counts.rollbacks.pending = 4;
     let claim = Action::Claim {
         action: UpdateAction::Rollback,
         up_to_stage: u16::MAX,
         count: 2,
+        hold: false,
     };
     assert_eq!(
         plan(at(6), &campaign, &counts).actions,
@@ -514,7 +528,7 @@ fn a_person_is_told_what_a_stage_waits_for_and_forces_it_only_by_its_name() {
             },
             Tally::default(),
         ],
-        rollbacks: Tally::default(),
+        ..Counts::default()
     };
     let ask = |completed, stage, force| {
         let asked = Advance { stage, force };

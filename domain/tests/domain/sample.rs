@@ -44,6 +44,7 @@ pub(crate) fn campaign(spec: CampaignSpec, state: CampaignState) -> Campaign {
         created_at: at(0),
         updated_at: at(0),
         created_by: "tester".into(),
+        next_offer_at: None,
         deleted_at: None,
     }
 }
@@ -88,12 +89,24 @@ pub(crate) fn terms(now: Timestamp) -> OfferTerms {
         now,
         lease: LEASE,
         running: Some("1.0.0".into()),
+        hold: false,
     }
 }
 
 /// Offered at second 10.
 pub(crate) fn offered() -> Update {
     pending().offer(&terms(at(10))).unwrap()
+}
+
+/// Holds its image since second 20, by report number 1 of an attempt that began at second 10.
+pub(crate) fn staged() -> Update {
+    let terms = OfferTerms {
+        hold: true,
+        ..terms(at(10))
+    };
+    let offered = pending().offer(&terms).unwrap();
+    let report = says(1, Reported::In(Phase::Staged));
+    offered.report(&report, at(20), LEASE).into_update()
 }
 
 /// In this phase since second 20, by its report number 1.

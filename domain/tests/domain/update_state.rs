@@ -34,6 +34,7 @@ fn an_offer_takes_a_slot_and_a_new_attempt() {
             lease_until: at(130),
             deadline: at(3_610),
             cancel_requested: false,
+            hold: false,
         }
     );
     assert_eq!(update.status(), "offered");

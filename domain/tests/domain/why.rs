@@ -69,7 +69,7 @@ impl World {
             waits: &self.waits,
             device: self.device.as_ref(),
             updates: &self.updates,
-            in_flight: self.in_flight.as_ref(),
+            busy_with: self.in_flight.as_ref(),
         })
     }
 }

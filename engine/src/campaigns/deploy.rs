@@ -92,6 +92,7 @@ impl Engine {
             created_at: now,
             updated_at: now,
             created_by: by.subject().to_owned(),
+            next_offer_at: None,
             deleted_at: None,
         };
         tx.insert_campaign(&campaign).await?;

@@ -27,9 +27,9 @@ impl Engine {
             ..UpdateFilter::default()
         };
         let updates = self.store.updates(&filter, OF_ONE_DEVICE).await?;
-        let in_flight = match &found {
-            Some(device) => self.store.in_flight(device.key).await?,
-            None => None,
+        let busy_with = match &found {
+            Some(device) => self.store.busy_with(&[device.key]).await?,
+            None => Vec::new(),
         };
         Ok(explain(&Case {
             now: self.clock.now(),
@@ -38,7 +38,7 @@ impl Engine {
             waits: &view.waits,
             device: found.as_ref(),
             updates: &updates,
-            in_flight: in_flight.as_ref(),
+            busy_with: busy_with.first(),
         }))
     }
 }

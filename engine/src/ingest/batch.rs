@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::statistics::Standing;
-use device_ota_domain::update::{Outcome as Reported, UpdateState};
+use device_ota_domain::update::{Order, Outcome as Reported, UpdateState};
 use device_ota_domain::{Update, UpdateId};
-use device_ota_protocol::messages::{CheckReason, Progress, Report};
+use device_ota_protocol::messages::{CheckReason, Phase, Progress, Report};
 use jiff::{SignedDuration, Timestamp};
 
 use super::present::Present;
@@ -153,14 +153,11 @@ impl Batch {
                     let row = rows
                         .by_text(&progress.update_id)
                         .filter(|u| u.device == message.device.key);
-                    let told = row.filter(|u| {
-                        matches!(
-                            u.state,
-                            UpdateState::InFlight {
-                                cancel_requested: true,
-                                ..
-                            }
-                        )
+                    // It has not heard yet: that it shall stop, or start what it holds.
+                    let told = row.filter(|u| match u.order() {
+                        Some(Order::Cancel) => true,
+                        Some(Order::Activate) => progress.phase == Phase::Staged,
+                        _ => false,
                     });
                     pending.again.extend(told.map(|u| u.id.clone()));
                 }

@@ -147,6 +147,9 @@ pub struct ClaimQuery {
     pub now: Timestamp,
     /// What the device must have, by its last heartbeat; what it never said does not hold it back.
     pub requires: Requires,
+    /// Those that are found are to hold what they are offered. Otherwise those that hold it are found first, and are to
+    /// activate it.
+    pub hold: bool,
 }
 
 /// The terms of a campaign's rollbacks.
@@ -169,6 +172,8 @@ pub struct Claimable {
     pub update: Update,
     /// The device's running version.
     pub running: Option<String>,
+    /// The update whose image the device holds, which gives way to this one; locked.
+    pub displaces: Option<Update>,
 }
 
 /// What an assignment to a device is built on.
@@ -294,6 +299,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>>;
     /// A campaign's counters.
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts>;
+    /// Updates and rollbacks in flight, of all campaigns and single devices.
+    async fn all_in_flight(&self) -> Result<u64>;
     /// The same counted from the rows, for tests and `/health/detailed`.
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts>;
     /// How many devices of each stage a campaign would mean if it started now, and how many it would leave out.
@@ -320,10 +327,10 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn ran(&self, device: &Device, version: &str) -> Result<Option<Update>>;
     /// The device's update in flight: at most one.
     async fn in_flight(&self, device: DeviceKey) -> Result<Option<Update>>;
-    /// What the device has open: first what is in flight, then what waits, newest first.
+    /// What the device has open: first what is in flight, then what waits, then what it holds; newest first.
     async fn newest_open(&self, device: DeviceKey, limit: u32) -> Result<Vec<Update>>;
-    /// The updates in flight of these devices, in no particular order.
-    async fn in_flight_of(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// The updates that these devices are given to, in no particular order: those in flight, and those whose image they hold.
+    async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
     /// cancel has not been answered since; oldest first.
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
@@ -417,6 +424,11 @@ pub trait Tx: Send + WebhookChanges {
     /// Writes state, approval, `target_count`, `updated_at` and `deleted_at`, and raises the revision; `Conflict` when `campaign.revision`
     /// is no longer the row's.
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()>;
+    /// Writes when the campaign's next offer is due; its revision stays.
+    async fn pace(&mut self, campaign: &CampaignId, next_offer_at: Timestamp) -> Result<()>;
+    /// Updates and rollbacks in flight, of all campaigns and single devices; until the transaction ends no other one gets
+    /// an answer.
+    async fn hold_slots(&mut self) -> Result<u64>;
     /// The campaign's counters, within this transaction.
     async fn counts(&mut self, campaign: &CampaignId) -> Result<Counts>;
     /// Makes one pending update for every device that the campaign means (of the firmware's model, not already
@@ -436,8 +448,8 @@ pub trait Tx: Send + WebhookChanges {
         campaign: &Campaign,
         terms: &RollbackTerms<'_>,
     ) -> Result<u64>;
-    /// Cancels every pending update, or every pending rollback, of the campaign and moves the counters. Answers how
-    /// many.
+    /// Cancels every pending or staged update, or every pending rollback, of the campaign and moves the counters. Answers
+    /// how many.
     async fn cancel_pending(
         &mut self,
         campaign: &CampaignId,
@@ -459,9 +471,10 @@ pub trait Tx: Send + WebhookChanges {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()>;
-    /// Pending updates of a campaign that may be offered: due, in an open stage, of devices that are online, fit by their last
+    /// Updates of a campaign that may be offered or activated: due, in an open stage, of devices that are online, fit by their last
     /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
-    /// lock; lowest stage first, then oldest due.
+    /// lock; staged ones first, unless the query is to hold, then lowest stage first, then oldest due. A device that holds
+    /// the image of another update is found only for what that one gives way to (see [`Update::gives_way_to`]).
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>>;
     /// The same outside of campaigns, at most one a device: of devices that are fit for what the image asks by now; the highest
     /// priority first, then oldest due.

@@ -283,12 +283,18 @@ impl Fixture {
             .unwrap()
     }
 
-    /// Uploads `version` and starts an immediate campaign for it; `more` are further fields of the draft.
+    /// Uploads `version` and starts a campaign for it, an immediate one unless `more`, further fields of the draft, says
+    /// otherwise.
     pub(crate) async fn campaign(&self, version: &str, more: &str) -> CampaignId {
         let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) =
             self.upload(version, version.as_bytes()).await;
+        let strategy = if more.contains("deployment_strategy") {
+            ""
+        } else {
+            r#","deployment_strategy":"immediate""#
+        };
         let draft = format!(
-            r#"{{"name":"c","firmware_id":"{}","deployment_strategy":"immediate"{more}}}"#,
+            r#"{{"name":"c","firmware_id":"{}"{strategy}{more}}}"#,
             firmware.id
         );
         let view = self

@@ -1,8 +1,8 @@
 //! Campaigns and how far they are (PRD, E2; appendix 2).
 
 use device_ota_domain::campaign::{
-    Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Gate, Priority, Requires,
-    Running, Schedule, Stage, Strategy, Takes, Tally,
+    Abort, Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Failures, Gate, Priority,
+    Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -33,11 +33,13 @@ pub(crate) struct CampaignDto<'a> {
     rollout_percentage: f64,
     max_concurrent_updates: u32,
     batch_size: u32,
+    rate: Option<RateDraft>,
     timeout_minutes: f64,
     max_retries: u32,
     auto_rollback: bool,
     failure_threshold_percent: f64,
     failure_min_samples: u64,
+    abort: &'a [Abort],
     requires: Requires,
     schedule: Schedule,
     target_groups: &'a [String],
@@ -46,8 +48,12 @@ pub(crate) struct CampaignDto<'a> {
     total_devices: u64,
     pending_devices: u64,
     in_progress_devices: u64,
+    /// They hold the image in their idle slot and wait for the stage `activate` (strategy `blue_green`).
+    staged_devices: u64,
     completed_devices: u64,
     failed_devices: u64,
+    /// The failed ones by kind.
+    failures: Failures,
     cancelled_devices: u64,
     failure_rate_percent: f64,
     stages: Vec<StageDto<'a>>,
@@ -111,6 +117,7 @@ struct StageDto<'a> {
     devices: u64,
     pending: u64,
     in_progress: u64,
+    staged: u64,
     completed: u64,
     failed: u64,
     cancelled: u64,
@@ -155,12 +162,14 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             rollout_percentage: percent(spec.rollout_buckets),
             max_concurrent_updates: spec.max_concurrent_updates,
             batch_size: spec.batch_size,
+            rate: spec.rate.map(Rate::to_draft),
             timeout_minutes: std::time::Duration::from_secs(spec.timeout_seconds).as_secs_f64()
                 / 60.0,
             max_retries: spec.max_retries,
             auto_rollback: spec.auto_rollback,
             failure_threshold_percent: spec.failure_threshold_percent,
             failure_min_samples: spec.failure_min_samples,
+            abort: &spec.abort,
             requires: spec.requires,
             schedule: spec.schedule,
             target_groups: &spec.targets.groups,
@@ -169,8 +178,10 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             total_devices: tally.total(),
             pending_devices: tally.pending,
             in_progress_devices: tally.in_flight,
+            staged_devices: tally.staged,
             completed_devices: tally.completed,
             failed_devices: tally.failed,
+            failures: view.counts.failures,
             cancelled_devices: tally.cancelled,
             failure_rate_percent: round(tally.failure_percent().unwrap_or(0.0)),
             stages: stages(spec, &view.counts, open_stage(state)),
@@ -235,6 +246,7 @@ fn stages<'a>(spec: &'a CampaignSpec, counts: &Counts, open: Option<u16>) -> Vec
         devices: tally.total(),
         pending: tally.pending,
         in_progress: tally.in_flight,
+        staged: tally.staged,
         completed: tally.completed,
         failed: tally.failed,
         cancelled: tally.cancelled,
@@ -279,6 +291,7 @@ fn reason(state: &CampaignState) -> Option<&str> {
         CampaignState::Paused { reason, .. }
         | CampaignState::RollingBack { reason, .. }
         | CampaignState::RolledBack { reason, .. } => Some(reason),
+        CampaignState::Cancelled { reason, .. } => reason.as_deref(),
         _ => None,
     }
 }
@@ -343,6 +356,7 @@ mod tests {
             created_at: at,
             updated_at: at,
             created_by: "admin".to_owned(),
+            next_offer_at: None,
             deleted_at: None,
         };
         CampaignView {
@@ -354,15 +368,19 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a whole body")]
     fn before_its_start_every_device_it_means_is_pending() {
         let view = view(CampaignState::Created, Counts::default());
         let mut json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
         let fields = json.as_object_mut().unwrap();
-        for long in ["firmware", "approval", "requires", "rollback", "schedule"] {
+        for long in [
+            "firmware", "approval", "requires", "rollback", "schedule", "failures",
+        ] {
             fields.insert(long.to_owned(), "…".into());
         }
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap(), @r#"
         {
+          "abort": [],
           "approval": "…",
           "approved_by": null,
           "auto_rollback": true,
@@ -381,6 +399,7 @@ mod tests {
           "failure_min_samples": 1,
           "failure_rate_percent": 0.0,
           "failure_threshold_percent": 20.0,
+          "failures": "…",
           "firmware": "…",
           "in_progress_devices": 0,
           "max_concurrent_updates": 100,
@@ -388,6 +407,7 @@ mod tests {
           "name": "Security Patch Q4 2025",
           "pending_devices": 2,
           "priority": "high",
+          "rate": null,
           "requires": "…",
           "requires_approval": false,
           "revision": 0,
@@ -395,6 +415,7 @@ mod tests {
           "rollback_trigger": null,
           "rollout_percentage": 100.0,
           "schedule": "…",
+          "staged_devices": 0,
           "stages": [
             {
               "cancelled": 0,
@@ -412,7 +433,8 @@ mod tests {
               "name": "canary",
               "open": false,
               "pending": 0,
-              "percent": 5.0
+              "percent": 5.0,
+              "staged": 0
             },
             {
               "cancelled": 0,
@@ -430,7 +452,8 @@ mod tests {
               "name": "100%",
               "open": false,
               "pending": 0,
-              "percent": 100.0
+              "percent": 100.0,
+              "staged": 0
             }
           ],
           "started_at": null,
@@ -479,7 +502,7 @@ mod tests {
             state,
             Counts {
                 stages: vec![canary, rest],
-                rollbacks: Tally::default(),
+                ..Counts::default()
             },
         );
         let dto = CampaignDto::from(&view);

@@ -57,6 +57,8 @@ pub(crate) struct UpdatesDto<'a> {
     total_updates: u64,
     pending_updates: u64,
     in_progress_updates: u64,
+    /// Their devices hold the image and wait for its activation.
+    staged_updates: u64,
     completed_updates: u64,
     failed_updates: u64,
     cancelled_updates: u64,
@@ -106,6 +108,7 @@ impl<'a> From<&'a Totals> for UpdatesDto<'a> {
             total_updates: updates.total(),
             pending_updates: updates.pending,
             in_progress_updates: updates.in_flight,
+            staged_updates: updates.staged,
             completed_updates: updates.completed,
             failed_updates: updates.failed,
             cancelled_updates: updates.cancelled,

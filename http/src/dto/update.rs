@@ -145,7 +145,9 @@ fn ended_at(update: &Update) -> Option<Timestamp> {
         UpdateState::Completed { at }
         | UpdateState::Failed { at, .. }
         | UpdateState::Cancelled { at } => Some(at),
-        UpdateState::Pending { .. } | UpdateState::InFlight { .. } => None,
+        UpdateState::Pending { .. } | UpdateState::InFlight { .. } | UpdateState::Staged { .. } => {
+            None
+        }
     }
 }
 
@@ -175,6 +177,7 @@ fn overall_percent(update: &Update, download: f64) -> f64 {
     match update.state {
         UpdateState::Completed { .. } => 100.0,
         UpdateState::Pending { .. } => 0.0,
+        UpdateState::Staged { .. } => span(Phase::Staged).1,
         UpdateState::InFlight { phase, .. } => {
             let (from, to) = span(phase);
             let within = if phase == Phase::Downloading && download > 0.0 {
@@ -199,7 +202,7 @@ fn overall_percent(update: &Update, download: f64) -> f64 {
 fn download_percent(update: &Update) -> f64 {
     let progress = &update.progress;
     match update.state {
-        UpdateState::Completed { .. } => 100.0,
+        UpdateState::Completed { .. } | UpdateState::Staged { .. } => 100.0,
         UpdateState::Pending { .. } => 0.0,
         UpdateState::InFlight { phase, .. } if phase > Phase::Downloading => 100.0,
         UpdateState::InFlight {
@@ -270,6 +273,7 @@ mod tests {
             lease_until,
             deadline,
             cancel_requested: false,
+            hold: false,
         };
         Update {
             progress,

@@ -1,5 +1,5 @@
-//! Commands: `cancel` up to the point where the image is being installed, `activate` for one that
-//! is staged.
+//! Commands: `cancel` up to the point where the image is being installed and once it is staged,
+//! `activate` for one that is staged.
 
 use jiff::Timestamp;
 
@@ -60,7 +60,9 @@ impl Agent {
                 self.stop_download(fx);
                 self.finish(now, Phase::Cancelled, None, fx);
             }
-            Some(Stage::Deferred { .. }) => self.finish(now, Phase::Cancelled, None, fx),
+            Some(Stage::Deferred { .. } | Stage::Staged { .. }) => {
+                self.finish(now, Phase::Cancelled, None, fx);
+            }
             _ => self.repeat_report(fx),
         }
     }

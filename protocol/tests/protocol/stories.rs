@@ -213,6 +213,23 @@ fn a_staged_image_waits_for_its_command() {
 }
 
 #[test]
+fn a_staged_image_can_be_given_up() {
+    let (mut service, mut device) = online();
+    let release = Service::release("2.1.0", 1);
+    let mut assignment = service.assign(&release, Some(device.nonce()));
+    assignment.mode = Mode::Stage;
+    device.take(&service.offer(&release, &assignment));
+    let cancel = service.command(CommandKind::Cancel, "upd_1");
+    device.receive(Down::Command, &cancel);
+    assert_eq!(device.outcome(), (Phase::Cancelled, None));
+    // What is in the idle slot is never started for it any more.
+    let activate = service.command(CommandKind::Activate, "upd_1");
+    device.receive(Down::Command, &activate);
+    assert_eq!(device.outcome(), (Phase::Cancelled, None));
+    assert_eq!(device.agent.running_version(), "2.0.0");
+}
+
+#[test]
 fn a_download_can_be_cancelled_and_an_installation_cannot() {
     let (mut service, mut device) = downloading();
     let cancel = service.command(CommandKind::Cancel, "upd_1");

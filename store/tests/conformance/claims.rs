@@ -64,7 +64,7 @@ async fn claims_come_stage_by_stage_and_never_twice(store: &dyn Store) {
     assert_eq!(saved.as_ref(), Some(&first[0]));
     assert_eq!(store.in_flight(first[0].device).await.unwrap(), saved);
     let keys: Vec<_> = first.iter().map(|update| update.device).collect();
-    let live = store.in_flight_of(&keys[..2]).await.unwrap();
+    let live = store.busy_with(&keys[..2]).await.unwrap();
     assert_eq!(ids(&live), ids(&first[..2]));
     let devices = store.devices_by_key(&keys[..2]).await.unwrap();
     let named = devices.iter().map(|d| d.registration.device_id.to_string());
@@ -143,6 +143,7 @@ fn flying(since: i64) -> UpdateState {
         lease_until: at(since + 60),
         deadline: at(since + 600),
         cancel_requested: false,
+        hold: false,
     }
 }
 

@@ -57,7 +57,8 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
             let query = ClaimQuery {
                 limit,
                 action,
-                ..all_due(campaign, at(5))
+                hold: action == Action::Update && random.is_multiple_of(3),
+                ..all_due(campaign, at(9))
             };
             claim_in(tx.as_mut(), &query).await;
         }
@@ -98,7 +99,7 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
 
 /// Where a device in flight goes to.
 fn moved(mut update: Update, random: u32) -> Update {
-    update.state = match random / 64 % 4 {
+    update.state = match random / 64 % 5 {
         0 => UpdateState::Completed { at: at(7) },
         1 => UpdateState::Failed {
             at: at(7),
@@ -109,6 +110,7 @@ fn moved(mut update: Update, random: u32) -> Update {
             lost_at: None,
             last_failure: None,
         },
+        3 => UpdateState::Staged { since: at(7) },
         _ => UpdateState::Cancelled { at: at(7) },
     };
     update

@@ -59,7 +59,7 @@ async fn figures_equal_the_rows_after_anything(store: &dyn Store) {
             seen.extend(kept.shares.into_keys().map(|s| (s.action, s.group)));
         }
     }
-    assert_eq!(seen.len(), 10, "every group was there: {seen:?}");
+    assert_eq!(seen.len(), 11, "every group was there: {seen:?}");
     let figures = store.figures(None).await.unwrap();
     let updates = figures.iter().filter(|f| f.action == Action::Update);
     let total: i64 = updates.map(|f| f.amount.updates).sum();
@@ -82,6 +82,7 @@ async fn happens(store: &dyn Store, campaign: &Campaign, step: i64, random: u32)
             let query = ClaimQuery {
                 limit,
                 action,
+                hold: action == Action::Update && random.is_multiple_of(3),
                 ..all_due(campaign, now)
             };
             claim_in(tx.as_mut(), &query).await;
@@ -130,11 +131,12 @@ async fn happens(store: &dyn Store, campaign: &Campaign, step: i64, random: u32)
 fn report(update: Update, now: jiff::Timestamp, random: u32) -> (Standing, Update) {
     let before = update.standing();
     let failure = |retry| Failure::new(CODES[random as usize / 7 % 3], "", retry);
-    let said = match random / 64 % 6 {
-        0 | 1 => Reported::In(Phase::Downloading),
-        2 => Reported::Completed,
+    let said = match random / 64 % 8 {
+        0 => Reported::In(Phase::Downloading),
+        1 | 2 => Reported::Completed,
         3 => Reported::Failed(failure(Retry::Never)),
         4 => Reported::Failed(failure(Retry::Now)),
+        5 | 6 => Reported::In(Phase::Staged),
         _ => Reported::Cancelled,
     };
     let report = said_of(&update, said, u64::from(random) * 3);

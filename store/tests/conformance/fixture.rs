@@ -10,7 +10,7 @@ use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::{Ledger, Standing};
-use device_ota_domain::update::{Action, OfferTerms, Progress, Update, UpdateState};
+use device_ota_domain::update::{Action, OfferTerms, Owed, Progress, Update, UpdateState};
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
     Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
@@ -163,6 +163,7 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
         created_at: at(i64::from(n)),
         updated_at: at(i64::from(n)),
         created_by: "admin".into(),
+        next_offer_at: None,
         deleted_at: None,
     }
 }
@@ -212,6 +213,7 @@ pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
         limit: 100_000,
         now,
         requires: Requires::default(),
+        hold: false,
     }
 }
 
@@ -226,31 +228,44 @@ pub(crate) async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> 
 /// The same inside a transaction.
 pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
     let found = tx.claimable(query).await.expect("claims");
-    offer(tx, found, query.now).await
+    offer(tx, found, query.now, query.hold).await
 }
 
 /// The same of updates of single devices.
 pub(crate) async fn claim_singles(store: &dyn Store, now: Timestamp, limit: u32) -> Vec<Update> {
     let mut tx = store.begin().await.expect("begins");
     let found = tx.claimable_singles(Action::Update, now, limit).await;
-    let claimed = offer(tx.as_mut(), found.expect("claims"), now).await;
+    let claimed = offer(tx.as_mut(), found.expect("claims"), now, false).await;
     tx.commit().await.expect("commits");
     claimed
 }
 
-async fn offer(tx: &mut dyn Tx, claimable: Vec<Claimable>, now: Timestamp) -> Vec<Update> {
-    let offered: Vec<(Standing, Update)> = claimable
-        .into_iter()
-        .map(|found| {
-            let before = found.update.standing();
-            let terms = OfferTerms {
-                now,
-                lease: SignedDuration::from_secs(60),
-                running: found.running,
-            };
-            (before, found.update.offer(&terms).expect("was pending"))
-        })
-        .collect();
+async fn offer(
+    tx: &mut dyn Tx,
+    claimable: Vec<Claimable>,
+    now: Timestamp,
+    hold: bool,
+) -> Vec<Update> {
+    let (mut displaced, mut offered) = (Vec::new(), Vec::new());
+    for found in claimable {
+        if let Some(held) = found.displaces {
+            let before = held.standing();
+            displaced.push((before, held.displace(now).expect("was staged")));
+        }
+        let before = found.update.standing();
+        let terms = OfferTerms {
+            now,
+            lease: SignedDuration::from_secs(60),
+            running: found.running,
+            hold,
+        };
+        let claimed = match found.update.owed() {
+            Some(Owed::Activation) => found.update.activate(now, terms.lease),
+            _ => found.update.offer(&terms),
+        };
+        offered.push((before, claimed.expect("waited")));
+    }
+    save(tx, &displaced).await;
     save(tx, &offered).await;
     offered.into_iter().map(|(_, update)| update).collect()
 }

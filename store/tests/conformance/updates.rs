@@ -25,6 +25,7 @@ fn in_flight(phase: Phase) -> UpdateState {
         lease_until: at(70),
         deadline: at(600),
         cancel_requested: false,
+        hold: false,
     }
 }
 
@@ -52,6 +53,15 @@ async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
             failure: Failure::new("lost", "", Retry::Now),
         },
         UpdateState::Cancelled { at: at(22) },
+        UpdateState::Staged { since: at(23) },
+        UpdateState::InFlight {
+            phase: Phase::Downloading,
+            since: at(10),
+            lease_until: at(70),
+            deadline: at(600),
+            cancel_requested: false,
+            hold: true,
+        },
         UpdateState::Pending {
             due_at: at(3),
             lost_at: None,
@@ -129,6 +139,7 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
         lease_until: at(500),
         deadline: at(60),
         cancel_requested: false,
+        hold: false,
     };
     insert(
         store,
@@ -160,7 +171,7 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
 }
 
 async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
-    let keys = fleet(store, 5).await;
+    let keys = fleet(store, 6).await;
     let cancelling = |phase| match in_flight(phase) {
         UpdateState::InFlight {
             phase,
@@ -174,6 +185,7 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
             lease_until,
             deadline,
             cancel_requested: true,
+            hold: false,
         },
         other => other,
     };
@@ -190,6 +202,7 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
             update(2, cancelling(Phase::Downloading), 11),
             update(3, in_flight(Phase::Offered), 30),
             update(4, in_flight(Phase::Offered), 10),
+            update(5, in_flight(Phase::Staged), 9),
         ],
     )
     .await;
@@ -205,7 +218,7 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
     let found = store.unanswered(at(20), 10).await.unwrap();
     assert_eq!(
         found.iter().map(|u| u.device).collect::<Vec<_>>(),
-        [keys[2], keys[0]],
+        [keys[5], keys[2], keys[0]],
         "oldest first"
     );
     assert_eq!(store.unanswered(at(20), 1).await.unwrap().len(), 1);

@@ -2,12 +2,13 @@
 
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{
-    CampaignSpec, CampaignState, Counts, OnEnd, Schedule, Stage, Takes, Tally,
+    Abort, AbortAction, AbortOn, CampaignSpec, CampaignState, Counts, FailureKind, OnEnd, Schedule,
+    Stage, Takes, Tally,
 };
 use device_ota_domain::planner::{Advance, advance};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::Action as UpdateAction;
+use device_ota_domain::update::{Action as UpdateAction, Owed, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -33,7 +34,15 @@ impl World {
         let index = self.rollouts.len();
         // An attempt of a device that behaves takes less than four minutes.
         let shortest_minutes = if self.trouble.faults { 1 } else { 4 };
-        let spec = any_spec(&mut self.rng, self.agents.len(), shortest_minutes);
+        let holds = self.trouble.holds;
+        let mut spec = any_spec(&mut self.rng, self.agents.len(), shortest_minutes, holds);
+        if self.rng.random_bool(0.2) {
+            let rate = json!({"per_minute": self.rng.random_range(1..40)});
+            spec.rate = sample::spec(&json!({"rate": rate})).rate;
+        }
+        if self.trouble.faults && self.rng.random_bool(0.3) {
+            spec.abort = any_aborts(&mut self.rng);
+        }
         self.story
             .tell(|| format!("{to} to {} devices by {spec:?}", self.agents.len()));
         let stages = spec.stages.len();
@@ -41,12 +50,13 @@ impl World {
         campaign.id = CampaignId::from_entropy([u8::try_from(index).unwrap(); 8]);
         let counts = Counts {
             stages: vec![Tally::default(); stages],
-            rollbacks: Tally::default(),
+            ..Counts::default()
         };
         self.rollouts.push(Rollout {
             campaign,
             counts,
             to,
+            offers: Vec::new(),
         });
         let start = self.rng.random_range(0..600);
         if self.trouble.schedules {
@@ -184,6 +194,10 @@ impl World {
         let nowhere = update.to_version.is_empty();
         let end = (update.action == UpdateAction::Rollback).then(|| self.rollbacks_end_by());
         let failed_at = update.ended_at();
+        let kind = match &update.state {
+            UpdateState::Failed { failure, .. } => FailureKind::of(&failure.code),
+            _ => return Ok(()),
+        };
         let Ok(again) = update.retry(self.now, end) else {
             return Ok(());
         };
@@ -193,15 +207,15 @@ impl World {
         let state = self.state(index).clone();
         let state = match state.clone().reopen(self.now) {
             Ok(reopened) => reopened,
-            Err(_) => state.retried(failed_at.unwrap()),
+            Err(_) => state.retried(failed_at.unwrap(), kind),
         };
         self.rollouts[index].campaign.state = state;
         self.retry(row, again)
     }
 
     /// Nothing will ever happen by itself: a campaign that still waits for devices that are gone, and
-    /// with it the stages behind them, is cancelled by its admin. True
-    /// when there was one.
+    /// with it the stages behind them, is cancelled by its admin, and so is one that is paused and keeps devices from
+    /// another. True when there was one.
     pub(super) fn give_up_on_the_gone(&mut self) -> bool {
         let mut gave_up = false;
         for index in 0..self.rollouts.len() {
@@ -209,9 +223,14 @@ impl World {
                 .rows
                 .iter()
                 .filter(|row| row.rollout == index && !row.update.is_terminal());
-            if matches!(self.state(index), CampaignState::InProgress(_))
-                && open.any(|row| self.agents[row.agent].gone)
-            {
+            let waits_in_vain = match self.state(index) {
+                CampaignState::InProgress(_) => open.any(|row| self.agents[row.agent].gone),
+                CampaignState::Paused { .. } if self.rollouts.len() > 1 => {
+                    open.any(|row| row.update.owed() == Some(Owed::Activation))
+                }
+                _ => false,
+            };
+            if waits_in_vain {
                 let state = self.state(index).clone().cancel(self.now);
                 self.rollouts[index].campaign.state = state.unwrap();
                 gave_up = true;
@@ -247,7 +266,7 @@ fn stages_of(spec: &CampaignSpec, agents: &[Agent]) -> Vec<u16> {
         .collect()
 }
 
-fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> CampaignSpec {
+fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32, holds: bool) -> CampaignSpec {
     let gate = |rng: &mut StdRng| {
         json!({
             "min_success_percent": rng.random_range(0..=100),
@@ -265,10 +284,17 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
         _ => json!([{"ring": "canary", "gate": gate(rng)}, {"ring": "broad"}]),
     };
     let none = stages.as_array().is_some_and(Vec::is_empty);
+    let strategy = if holds && rng.random_bool(0.8) {
+        "blue_green"
+    } else if none && rng.random_bool(0.3) {
+        "immediate"
+    } else {
+        "staged"
+    };
     let threshold = [0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)];
     let fields = json!({
         "stages": stages,
-        "deployment_strategy": if none && rng.random_bool(0.3) { "immediate" } else { "staged" },
+        "deployment_strategy": strategy,
         "max_concurrent_updates": rng.random_range(1..devices + 3),
         "batch_size": rng.random_range(1..8),
         "timeout_minutes": rng.random_range(shortest_minutes..60),
@@ -281,6 +307,27 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32) -> Campaign
     sample::draft(&fields)
         .into_spec(20.0, entropy, device_ota_domain::ring::Shares::default())
         .unwrap()
+}
+
+fn any_aborts(rng: &mut StdRng) -> Vec<Abort> {
+    let on = [
+        AbortOn::Failed,
+        AbortOn::Rejected,
+        AbortOn::TimedOut,
+        AbortOn::Any,
+    ];
+    let actions = [
+        AbortAction::Pause,
+        AbortAction::Cancel,
+        AbortAction::Rollback,
+    ];
+    let mut abort = |_| Abort {
+        on: on[rng.random_range(0..4)],
+        percent: f64::from(rng.random_range(0..60)),
+        min_samples: rng.random_range(0..6),
+        action: actions[rng.random_range(0..3)],
+    };
+    (0..2).map(&mut abort).collect()
 }
 
 /// Opens before or after the start, and may end at any time after both.

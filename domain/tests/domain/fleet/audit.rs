@@ -1,13 +1,23 @@
 //! The rules: what must hold after every step, at every change of a row, and at the end.
 
 use device_ota_domain::Update;
-use device_ota_domain::campaign::{CampaignState, Counts, Group, Tally};
+use device_ota_domain::campaign::{CampaignState, Counts, FailureKind, Group, Tally};
 use device_ota_domain::update::{Action as UpdateAction, UpdateState};
 
 use super::world::World;
 
 fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(broken()) }
+}
+
+/// How an update failed that did; rollbacks are not counted so.
+fn kind(update: &Update) -> Option<FailureKind> {
+    match &update.state {
+        UpdateState::Failed { failure, .. } if update.action == UpdateAction::Update => {
+            Some(FailureKind::of(&failure.code))
+        }
+        _ => None,
+    }
 }
 
 impl World {
@@ -58,7 +68,7 @@ impl World {
 
     fn write(&mut self, row: usize, after: Update) -> Result<(), String> {
         let before = &self.rows[row].update;
-        let offered = before.group() != Group::InFlight && after.group() == Group::InFlight;
+        let offered = before.group() == Group::Pending && after.group() == Group::InFlight;
         let attempts = (before.attempt, after.attempt);
         rule(attempts.1 == attempts.0 + u32::from(offered), || {
             format!("row {row}: attempts {attempts:?}")
@@ -81,7 +91,15 @@ impl World {
             )
         });
         let rollout = self.rows[row].rollout;
+        let kinds = [&self.rows[row].update, &after].map(kind);
         self.rows[row].update = after;
+        let failures = &mut self.rollouts[rollout].counts.failures;
+        if let [Some(left), _] = kinds {
+            *failures.of_mut(left) -= 1;
+        }
+        if let [_, Some(joined)] = kinds {
+            *failures.of_mut(joined) += 1;
+        }
         self.unaudited = true;
         let left = self.tally(rollout, action, stage).of_mut(from);
         *left = left.checked_sub(1).ok_or("a counter fell below nothing")?;
@@ -96,16 +114,22 @@ impl World {
         rollout: usize,
         action: UpdateAction,
         up_to: u16,
+        hold: bool,
     ) -> Result<(), String> {
         let schedule = self.rollouts[rollout].campaign.spec.schedule;
         let may = match self.state(rollout) {
             CampaignState::InProgress(running) => {
                 action == UpdateAction::Update
                     && up_to <= running.open_stage
+                    && hold
+                        == self.rollouts[rollout]
+                            .campaign
+                            .spec
+                            .holds_at(running.open_stage)
                     && schedule.start_at.is_none_or(|start| start <= self.now)
                     && schedule.end_at.is_none_or(|end| self.now < end)
             }
-            CampaignState::RollingBack { .. } => action == UpdateAction::Rollback,
+            CampaignState::RollingBack { .. } => action == UpdateAction::Rollback && !hold,
             _ => false,
         };
         rule(may, || {
@@ -137,10 +161,8 @@ impl World {
             .filter(|group| *group != Group::Cancelled)
             .collect();
         let of = |group| groups.iter().filter(|g| **g == group).count();
-        let (completed, settled) = (
-            of(Group::Completed),
-            of(Group::Completed) + of(Group::Failed),
-        );
+        let completed = of(Group::Completed) + of(Group::Staged);
+        let settled = completed + of(Group::Failed);
         let gate = &self.rollouts[rollout].campaign.spec.stages[usize::from(stage - 1)].gate;
         #[expect(
             clippy::cast_possible_truncation,
@@ -177,11 +199,11 @@ impl World {
 
     /// After every step.
     pub(super) fn audit(&self) -> Result<(), String> {
-        let mut in_flight = vec![0_u32; self.agents.len()];
+        let mut given = vec![0_u32; self.agents.len()];
         for (index, rollout) in self.rollouts.iter().enumerate() {
             let mut counted = Counts {
                 stages: vec![Tally::default(); rollout.counts.stages.len()],
-                rollbacks: Tally::default(),
+                ..Counts::default()
             };
             for row in self.rows.iter().filter(|row| row.rollout == index) {
                 let group = row.update.group();
@@ -190,7 +212,10 @@ impl World {
                     UpdateAction::Rollback => &mut counted.rollbacks,
                 };
                 *tally.of_mut(group) += 1;
-                in_flight[row.agent] += u32::from(group == Group::InFlight);
+                if let Some(kind) = kind(&row.update) {
+                    *counted.failures.of_mut(kind) += 1;
+                }
+                given[row.agent] += u32::from(matches!(group, Group::InFlight | Group::Staged));
             }
             rule(counted == rollout.counts, || {
                 format!("counters {:?} but rows {counted:?}", rollout.counts)
@@ -200,9 +225,30 @@ impl World {
                 format!("{} in flight, at most {limit}", counted.in_flight())
             })?;
         }
-        rule(in_flight.iter().all(|n| *n <= 1), || {
-            format!("in flight by device: {in_flight:?}")
+        let all: u64 = self.rollouts.iter().map(|it| it.counts.in_flight()).sum();
+        rule(self.limit.is_none_or(|limit| all <= limit), || {
+            format!("{all} in flight of all, at most {:?}", self.limit)
+        })?;
+        self.rates_are_kept()?;
+        rule(given.iter().all(|n| *n <= 1), || {
+            format!("in flight or held by device: {given:?}")
         })
+    }
+
+    /// In no minute more offers than the rate lets, and what it makes up for.
+    fn rates_are_kept(&self) -> Result<(), String> {
+        for rollout in &self.rollouts {
+            let Some(rate) = rollout.campaign.spec.rate else {
+                continue;
+            };
+            let recent = rollout.offers.iter().rev();
+            let recent = recent.take_while(|(at, _)| self.now.duration_since(*at).as_secs() < 60);
+            let offers: u32 = recent.map(|(_, offers)| offers).sum();
+            rule(offers <= rate.per_minute + rate.per_minute / 30 + 2, || {
+                format!("{offers} offers in a minute, at most {}", rate.per_minute)
+            })?;
+        }
+        Ok(())
     }
 
     /// When nothing will ever happen again.
@@ -225,8 +271,7 @@ impl World {
                         && self.rollouts[rollout].counts.rollbacks.cancelled == 0
                 }
                 CampaignState::Paused { reason, .. } => {
-                    !reason.is_empty()
-                        && open.iter().all(|row| row.update.group() == Group::Pending)
+                    !reason.is_empty() && open.iter().all(|row| row.update.owed().is_some())
                 }
                 _ => false,
             };

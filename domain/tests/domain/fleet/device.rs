@@ -15,6 +15,8 @@ pub(super) struct Job {
     pub(super) attempt: u32,
     pub(super) seq: u64,
     pub(super) phase: Phase,
+    /// It was told to go no further than `staged`.
+    pub(super) hold: bool,
 }
 
 /// How a device goes wrong, for as many attempts as it has troubles left.
@@ -73,6 +75,15 @@ pub(super) enum Step {
     Runs(String),
 }
 
+/// The same of a device that is to hold.
+const HELD: [Phase; 5] = [
+    Phase::Accepted,
+    Phase::Downloading,
+    Phase::Verifying,
+    Phase::Installing,
+    Phase::Staged,
+];
+
 /// Phases in which a device that took the offer may go wrong.
 const WORK: [Phase; 5] = [
     Phase::Accepted,
@@ -113,20 +124,25 @@ impl Agent {
         }
     }
 
-    /// What it does with an offer of `to`: steps, each so many seconds after the one before.
-    pub(super) fn answer(&mut self, rng: &mut StdRng, to: &str) -> Vec<(i64, Step)> {
-        if self.runs == to {
-            return vec![(2, Step::Say(Reported::Completed, Some(to.into())))];
-        }
+    /// What goes wrong this time.
+    fn trouble(&mut self) -> Nature {
         let nature = if self.troubles_left > 0 {
             self.nature
         } else {
             Nature::Good
         };
         self.troubles_left = self.troubles_left.saturating_sub(1);
-        let mut steps = Vec::new();
+        nature
+    }
+
+    /// What it does with an offer of `to`: steps, each so many seconds after the one before.
+    pub(super) fn answer(&mut self, rng: &mut StdRng, to: &str, hold: bool) -> Vec<(i64, Step)> {
+        if self.runs == to {
+            return vec![(2, Step::Say(Reported::Completed, Some(to.into())))];
+        }
+        let nature = self.trouble();
         match nature {
-            Nature::Mute => return steps,
+            Nature::Mute => return Vec::new(),
             Nature::Absent(seconds) => return vec![(1, Step::Down(Some(seconds)))],
             Nature::Defers(retry_after_seconds) => {
                 let failure = Failure::new("low_battery", "", Retry::Backoff);
@@ -143,7 +159,28 @@ impl Agent {
             }
             _ => {}
         }
-        for phase in WORK {
+        let phases = if hold { &HELD[..] } else { &WORK[..] };
+        self.work(rng, to, nature, phases)
+    }
+
+    /// What it does when it is told to start what it holds.
+    pub(super) fn flip(&mut self, rng: &mut StdRng, to: &str) -> Vec<(i64, Step)> {
+        match self.trouble() {
+            Nature::Mute => Vec::new(),
+            Nature::Absent(seconds) => vec![(1, Step::Down(Some(seconds)))],
+            nature => self.work(rng, to, nature, &[Phase::Rebooting]),
+        }
+    }
+
+    fn work(
+        &self,
+        rng: &mut StdRng,
+        to: &str,
+        nature: Nature,
+        phases: &[Phase],
+    ) -> Vec<(i64, Step)> {
+        let mut steps = Vec::new();
+        for phase in phases.iter().copied() {
             steps.push((
                 rng.random_range(1..20),
                 Step::Say(Reported::In(phase), None),
@@ -166,6 +203,9 @@ impl Agent {
                 }
                 _ => {}
             }
+        }
+        if !phases.contains(&Phase::Rebooting) {
+            return steps; // it holds, and waits
         }
         let away = match nature {
             Nature::Silent(Phase::Rebooting, seconds) => seconds,

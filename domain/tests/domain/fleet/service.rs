@@ -5,7 +5,7 @@ use device_ota_domain::device::DeviceKey;
 use device_ota_domain::planner::{self, Action};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{
-    Action as UpdateAction, Expiry, Failure, OfferTerms, Retry, UpdateState,
+    Action as UpdateAction, Expiry, Failure, OfferTerms, Owed, Retry, UpdateState,
 };
 use device_ota_domain::{Update, UpdateId};
 use rand::RngExt;
@@ -19,18 +19,20 @@ const MAX_PASSES: usize = 200;
 const ROLLBACK_TIMEOUT: jiff::SignedDuration = jiff::SignedDuration::from_hours(3);
 
 impl World {
-    /// Time, then every campaign until it has nothing more to do.
+    /// Time, then every campaign until it has nothing more to do; and again, because one may have let go of what another
+    /// waits for.
     pub(super) fn pass(&mut self) -> Result<(), String> {
         self.expire()?;
-        for rollout in 0..self.rollouts.len() {
-            let mut passes = 0;
-            while self.plan_and_act(rollout)? {
-                passes += 1;
-                if passes > MAX_PASSES {
-                    return Err(format!(
-                        "the planner spins at {:?}",
-                        self.rollouts[rollout].counts
-                    ));
+        let (mut passes, mut changed) = (0, true);
+        while std::mem::take(&mut changed) {
+            for rollout in 0..self.rollouts.len() {
+                while self.plan_and_act(rollout)? {
+                    changed = self.rollouts.len() > 1;
+                    passes += 1;
+                    if passes > MAX_PASSES {
+                        let counts = &self.rollouts[rollout].counts;
+                        return Err(format!("the planner spins at {counts:?}"));
+                    }
                 }
             }
         }
@@ -63,8 +65,12 @@ impl World {
 
     /// True when something changed, so that the planner may have more to do at once.
     fn plan_and_act(&mut self, rollout: usize) -> Result<bool, String> {
-        let it = &self.rollouts[rollout];
+        let in_flight: u64 = self.rollouts.iter().map(|it| it.counts.in_flight()).sum();
+        let room = self.limit.map(|limit| limit - in_flight);
+        let it = &mut self.rollouts[rollout];
+        it.counts.room = room;
         let plan = planner::plan(self.now, &it.campaign, &it.counts);
+        it.counts.room = None;
         if plan.actions.is_empty() && plan.waits.is_empty() {
             return Err("a plan that neither acts nor says why".into());
         }
@@ -90,12 +96,14 @@ impl World {
                 action,
                 up_to_stage,
                 count,
-            } => self.claim(rollout, action, up_to_stage, count),
+                hold,
+            } => self.claim(rollout, action, up_to_stage, (count, hold)),
             Action::RollBack { reason } => self.change(rollout, |state, now| {
                 state.roll_back(now, RollbackTrigger::FailureThreshold, reason)
             }),
             Action::Pause { reason } => self.change(rollout, |state, now| state.pause(now, reason)),
             Action::Cancel => self.change(rollout, CampaignState::cancel),
+            Action::Abort { reason } => self.change(rollout, |state, now| state.abort(now, reason)),
             Action::Finish => self.change(rollout, CampaignState::finish),
             Action::CancelPending(action) => self.cancel_pending(rollout, action),
             Action::CancelInFlight(action) => self.cancel_in_flight(rollout, action),
@@ -125,9 +133,9 @@ impl World {
         rollout: usize,
         action: UpdateAction,
         up_to: u16,
-        count: u32,
+        (count, hold): (u32, bool),
     ) -> Result<bool, String> {
-        self.may_claim(rollout, action, up_to)?;
+        self.may_claim(rollout, action, up_to, hold)?;
         let mut busy = vec![false; self.agents.len()];
         for row in self
             .rows
@@ -143,39 +151,76 @@ impl World {
             .filter(|row| self.rows[*row].update.stage <= up_to)
             .filter_map(|row| match self.rows[row].update.state {
                 UpdateState::Pending { due_at, .. } if due_at <= self.now => {
-                    Some((self.rows[row].update.stage, due_at, row))
+                    Some((true, self.rows[row].update.stage, due_at, row))
+                }
+                UpdateState::Staged { since } if !hold => {
+                    Some((false, self.rows[row].update.stage, since, row))
                 }
                 _ => None,
             })
-            .filter(|(_, _, row)| {
+            .filter(|(_, _, _, row)| {
                 self.agents[self.rows[*row].agent].online && !busy[self.rows[*row].agent]
+            })
+            .filter(|(_, _, _, row)| {
+                let wants = &self.rows[*row].update;
+                self.held(*row)
+                    .is_none_or(|other| self.rows[other].update.gives_way_to(wants))
             })
             .collect();
         due.sort_unstable();
         due.truncate(usize::try_from(count).unwrap());
-        for (_, _, row) in &due {
+        if action == UpdateAction::Update && !due.is_empty() {
+            self.pace(rollout, due.len());
+        }
+        for (_, _, _, row) in &due {
+            if let Some(held) = self.held(*row) {
+                let gives_way = self.rows[held].update.clone().displace(self.now).unwrap();
+                self.displaced += 1;
+                self.apply(held, gives_way)?;
+            }
             let agent = &self.agents[self.rows[*row].agent];
             let running = agent.tells_version.then(|| agent.runs.clone());
             let terms = OfferTerms {
                 now: self.now,
                 lease: sample::LEASE,
                 running,
+                hold,
             };
-            let update = self.rows[*row]
-                .update
-                .clone()
-                .offer(&terms)
-                .ok_or("claimed what does not wait")?;
+            let update = self.rows[*row].update.clone();
+            let update = if update.owed() == Some(Owed::Activation) {
+                self.activations += 1;
+                update.activate(self.now, sample::LEASE)
+            } else {
+                update.offer(&terms)
+            };
+            let update = update.ok_or("claimed what does not wait")?;
             self.apply(*row, update)?;
             self.send(*row);
         }
         Ok(!due.is_empty())
     }
 
+    /// Notes the offers that are about to be made.
+    fn pace(&mut self, rollout: usize, offers: usize) {
+        let offers = u32::try_from(offers).unwrap();
+        let it = &mut self.rollouts[rollout];
+        let next = planner::next_offer(self.now, &it.campaign, &it.counts, offers);
+        it.campaign.next_offer_at = next;
+        it.offers.push((self.now, offers));
+    }
+
+    /// The row whose image the device of this one holds, if that is another.
+    fn held(&self, row: usize) -> Option<usize> {
+        let holds = |other: &Row| {
+            other.agent == self.rows[row].agent && other.update.group() == Group::Staged
+        };
+        self.rows.iter().position(holds).filter(|held| *held != row)
+    }
+
     fn cancel_pending(&mut self, rollout: usize, action: UpdateAction) -> Result<bool, String> {
         let mut changed = false;
         for row in self.rows_of(rollout, action) {
-            if self.rows[row].update.group() == Group::Pending {
+            if self.rows[row].update.owed().is_some() {
                 let update = self.rows[row]
                     .update
                     .clone()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
-use device_ota_domain::update::{Outcome, Phase, Report, Reported, UpdateState};
+use device_ota_domain::update::{Order, Outcome, Phase, Report, Reported, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -24,6 +24,8 @@ pub(super) struct Rollout {
     pub(super) campaign: Campaign,
     pub(super) counts: Counts,
     pub(super) to: &'static str,
+    /// How many offers and activations went out when.
+    pub(super) offers: Vec<(Timestamp, u32)>,
 }
 
 /// A row of the updates table.
@@ -44,6 +46,11 @@ pub(super) enum Event {
         row: usize,
         attempt: u32,
         seq: u64,
+        hold: bool,
+    },
+    Activate {
+        row: usize,
+        attempt: u32,
     },
     Cancel {
         row: usize,
@@ -79,6 +86,11 @@ pub(super) struct World {
     assignments: u64,
     /// Rows have changed since the last audit.
     pub(super) unaudited: bool,
+    /// Slots of the whole service.
+    pub(super) limit: Option<u64>,
+    /// How often a device was told to flip, and to give way to another update.
+    pub(super) activations: u64,
+    pub(super) displaced: u64,
 }
 
 impl World {
@@ -88,7 +100,9 @@ impl World {
         let agents = (0..devices)
             .map(|_| Agent::new(&mut rng, trouble))
             .collect();
+        let limit = rng.random_bool(0.2).then(|| rng.random_range(1..6));
         let mut world = Self {
+            limit,
             rng,
             now: sample::at(0),
             trouble,
@@ -100,6 +114,8 @@ impl World {
             planned: 0,
             assignments: 0,
             unaudited: false,
+            activations: 0,
+            displaced: 0,
         };
         let targets: &[&'static str] = if trouble.rivals {
             &["2.0.0", "3.0.0"]
@@ -184,11 +200,17 @@ impl World {
             let schedule = rollout.campaign.spec.schedule;
             [schedule.start_at, schedule.end_at].into_iter().flatten()
         });
+        let rates = self.rollouts.iter().filter_map(|rollout| {
+            let waits =
+                !rollout.campaign.state.is_active() || rollout.counts.updates().waiting() == 0;
+            rollout.campaign.next_offer_at.filter(|_| !waits)
+        });
         let open = self.rows.iter().filter(|row| !row.update.is_terminal());
         let ends = open.filter_map(|row| row.update.give_up_at);
         rows.flatten()
             .chain(ends)
             .chain(soaks)
+            .chain(rates)
             .chain(schedules)
             .filter(|at| *at > self.now)
             .min()
@@ -222,7 +244,13 @@ impl World {
             self.tell(|| format!("{event:?}"));
         }
         match event {
-            Event::Offer { row, attempt, seq } => self.offer_arrives(row, attempt, seq),
+            Event::Offer {
+                row,
+                attempt,
+                seq,
+                hold,
+            } => self.offer_arrives(row, attempt, seq, hold),
+            Event::Activate { row, attempt } => self.activate_arrives(row, attempt),
             Event::Cancel { row, attempt } => self.cancel_arrives(row, attempt),
             Event::SayAgain { row, attempt } => self.say_again(row, attempt),
             Event::Step {
@@ -246,32 +274,31 @@ impl World {
         if self.agents[self.rows[row].agent].online && !lost {
             self.assignments += 1;
             let seq = self.assignments;
-            match self.rows[row].update.state {
-                UpdateState::InFlight {
-                    cancel_requested: true,
-                    ..
-                } => self.after(1, Event::Cancel { row, attempt }),
-                _ => self.after(1, Event::Offer { row, attempt, seq }),
-            }
+            let update = &self.rows[row].update;
+            let hold = matches!(update.state, UpdateState::InFlight { hold: true, .. });
+            let event = match update.order() {
+                Some(Order::Cancel) => Event::Cancel { row, attempt },
+                Some(Order::Activate) => Event::Activate { row, attempt },
+                _ => Event::Offer {
+                    row,
+                    attempt,
+                    seq,
+                    hold,
+                },
+            };
+            self.after(1, event);
         }
         self.after(SAY_AGAIN, Event::SayAgain { row, attempt });
     }
 
     fn say_again(&mut self, row: usize, attempt: u32) {
         let update = &self.rows[row].update;
-        if let UpdateState::InFlight {
-            phase,
-            cancel_requested,
-            ..
-        } = update.state
-            && update.attempt == attempt
-            && (phase == Phase::Offered || cancel_requested)
-        {
+        if update.attempt == attempt && update.is_unanswered() {
             self.send(row);
         }
     }
 
-    fn offer_arrives(&mut self, row: usize, attempt: u32, seq: u64) {
+    fn offer_arrives(&mut self, row: usize, attempt: u32, seq: u64, hold: bool) {
         let index = self.rows[row].agent;
         let to = self.rows[row].update.to_version.clone();
         let agent = &mut self.agents[index];
@@ -292,10 +319,17 @@ impl World {
             attempt,
             seq: 0,
             phase: Phase::Offered,
+            hold,
         });
-        let script = agent.script;
+        let steps = agent.answer(&mut self.rng, &to, hold);
+        self.follow(index, steps);
+    }
+
+    /// A device takes these steps, unless it begins something else before.
+    fn follow(&mut self, index: usize, steps: Vec<(i64, Step)>) {
+        let script = self.agents[index].script;
         let mut at = 0;
-        for (delay, step) in agent.answer(&mut self.rng, &to) {
+        for (delay, step) in steps {
             at += delay;
             self.after(
                 at,
@@ -305,6 +339,20 @@ impl World {
                     step,
                 },
             );
+        }
+    }
+
+    fn activate_arrives(&mut self, row: usize, attempt: u32) {
+        let index = self.rows[row].agent;
+        let to = self.rows[row].update.to_version.clone();
+        let agent = &mut self.agents[index];
+        let holds = agent.job.as_ref().is_some_and(|job| {
+            job.row == row && job.attempt == attempt && job.hold && job.phase == Phase::Staged
+        });
+        if agent.online && holds {
+            agent.script += 1;
+            let steps = agent.flip(&mut self.rng, &to);
+            self.follow(index, steps);
         }
     }
 

@@ -1,0 +1,56 @@
+//! Too many failures.
+
+use super::Action;
+use crate::campaign::{Abort, AbortAction, AbortOn, Campaign, Counts, Running};
+
+/// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
+pub(super) fn stop(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<Action> {
+    let criteria = campaign.spec.criteria();
+    let breached = criteria.filter_map(|criterion| {
+        let reason = breach(&criterion, running, counts)?;
+        Some((criterion.action, reason))
+    });
+    // Of several that ask for the same, the first tells why.
+    let (action, reason) =
+        breached.reduce(|first, next| if next.0 > first.0 { next } else { first })?;
+    Some(match action {
+        AbortAction::Rollback => Action::RollBack { reason },
+        AbortAction::Cancel => Action::Abort { reason },
+        AbortAction::Pause => Action::Pause {
+            reason: format!("{reason}; a resume accepts these results and counts afresh"),
+        },
+    })
+}
+
+/// Why a criterion is breached, if it is: by all results, and by those since the last resume, which accepted the ones before.
+/// Both, so that a resume never makes a campaign stop sooner.
+fn breach(criterion: &Abort, running: &Running, counts: &Counts) -> Option<String> {
+    // What is staged is a success so far.
+    let all = counts.updates().so_far();
+    let accepted = &running.accepted;
+    let failures = counts.failures.since(accepted.failures());
+    let results = all.settled().saturating_sub(accepted.settled());
+    let share = |failed, results| crate::campaign::percent(failed, results);
+    let rate = share(failures.on(criterion.on), results)?;
+    let limit = criterion.percent;
+    let above = |rate: f64| rate > limit;
+    let passed = results >= criterion.min_samples
+        && above(rate)
+        && share(counts.failures.on(criterion.on), all.settled()).is_some_and(above);
+    let resumed = if results < all.settled() {
+        " since it was resumed"
+    } else {
+        ""
+    };
+    let limited = if criterion.on == AbortOn::Any {
+        "threshold"
+    } else {
+        "limit"
+    };
+    passed.then(|| {
+        format!(
+            "{} {rate:.1} % of {results} results{resumed} is above the {limited} of {limit} %",
+            criterion.on.rate(),
+        )
+    })
+}

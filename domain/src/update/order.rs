@@ -1,0 +1,80 @@
+//! What an update still has coming: from its campaign, and, once it has that, for its device to hear.
+
+use std::cmp::Reverse;
+
+use jiff::Timestamp;
+
+use super::phase::Phase;
+use super::state::UpdateState;
+use super::{Action, Update};
+
+/// What an update that waits is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owed {
+    /// An offer, not before this.
+    Offer(Timestamp),
+    /// The word to activate what its device holds.
+    Activation,
+}
+
+/// What a device is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Take this.
+    Offer,
+    /// Start what lies in the idle slot.
+    Activate,
+    /// Stop.
+    Cancel,
+}
+
+impl Update {
+    /// What it waits for; `None` when it is under way or has ended.
+    pub fn owed(&self) -> Option<Owed> {
+        match self.state {
+            UpdateState::Pending { due_at, .. } => Some(Owed::Offer(due_at)),
+            UpdateState::Staged { .. } => Some(Owed::Activation),
+            _ => None,
+        }
+    }
+
+    /// Whether its device, which holds its image, is taken from it for that one: for a way back, for what was asked of the
+    /// device alone, and for what is of a higher priority or, of the same, older. An order of all updates, so that of two
+    /// campaigns that want the same devices one always gets all of them in the end.
+    pub fn gives_way_to(&self, other: &Self) -> bool {
+        let before = |update: &Self| (Reverse(update.priority), update.created_at);
+        let order = before(other)
+            .cmp(&before(self))
+            .then_with(|| other.id.as_str().cmp(self.id.as_str()));
+        self.owed() == Some(Owed::Activation)
+            && (other.action == Action::Rollback || other.campaign.is_none() || order.is_lt())
+    }
+
+    /// What its device is to be told while it is in flight, again and again until it answers.
+    pub fn order(&self) -> Option<Order> {
+        match self.state {
+            UpdateState::InFlight {
+                cancel_requested: true,
+                ..
+            } => Some(Order::Cancel),
+            UpdateState::InFlight {
+                phase: Phase::Staged,
+                ..
+            } => Some(Order::Activate),
+            UpdateState::InFlight { .. } => Some(Order::Offer),
+            _ => None,
+        }
+    }
+
+    /// Its device has not answered what it was told last.
+    pub fn is_unanswered(&self) -> bool {
+        match self.state {
+            UpdateState::InFlight {
+                phase,
+                cancel_requested,
+                ..
+            } => cancel_requested || matches!(phase, Phase::Offered | Phase::Staged),
+            _ => false,
+        }
+    }
+}
