@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use device_ota_protocol::dsse::Envelope;
+use reqwest::multipart::Part;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -260,12 +261,17 @@ impl Api {
 
     /// Uploads an image, makes a staged campaign of it and starts it.
     pub async fn roll_out(&self, rollout: &Rollout) -> Result<Campaign, Error> {
+        let file = async |path: &Path| Part::file(path).await.map_err(Error::Image);
         if let Some((image, version)) = &rollout.base {
-            self.upload(rollout, image, version).await?;
+            let metadata = metadata(&rollout.device_model, &rollout.manufacturer, version);
+            self.upload(&metadata, file(image).await?).await?;
         }
-        let firmware = self
-            .upload(rollout, &rollout.image, &rollout.version)
-            .await?;
+        let metadata = metadata(
+            &rollout.device_model,
+            &rollout.manufacturer,
+            &rollout.version,
+        );
+        let firmware = self.upload(&metadata, file(&rollout.image).await?).await?;
         let body = json!({
             "name": format!("device-sim {} {}", rollout.device_model, rollout.version),
             "firmware_id": firmware.firmware_id,
@@ -276,27 +282,31 @@ impl Api {
             "max_concurrent_updates": rollout.max_concurrent_updates,
             "batch_size": rollout.max_concurrent_updates,
         });
-        let created: Campaign = self.post("/api/v1/ota/campaigns", Some(&body)).await?;
-        let path = format!("/api/v1/ota/campaigns/{}/start", created.campaign_id);
-        self.post(&path, None).await
+        let id = self.create_campaign(&body).await?;
+        self.act(&id, "start").await?;
+        self.campaign(&id).await
+    }
+
+    /// Makes a campaign of the fields that the API documents, and answers its name in the service.
+    pub async fn create_campaign(&self, fields: &Value) -> Result<String, Error> {
+        let created: Campaign = self.post("/api/v1/ota/campaigns", Some(fields)).await?;
+        Ok(created.campaign_id)
+    }
+
+    /// Starts, advances, pauses, resumes, cancels or rolls back a campaign: `act` is the path's last word.
+    pub async fn act(&self, campaign: &str, act: &str) -> Result<(), Error> {
+        let path = format!("/api/v1/ota/campaigns/{campaign}/{act}");
+        let _: Value = self.post(&path, None).await?;
+        Ok(())
+    }
+
+    /// A campaign with all that the service tells of it.
+    pub async fn campaign_in_full(&self, id: &str) -> Result<Value, Error> {
+        self.get(&format!("/api/v1/ota/campaigns/{id}")).await
     }
 
     /// Uploads an image; the same one again is found and not stored twice.
-    async fn upload(
-        &self,
-        rollout: &Rollout,
-        image: &Path,
-        version: &str,
-    ) -> Result<Firmware, Error> {
-        let metadata = json!({
-            "name": format!("device-sim {}", rollout.device_model),
-            "version": version,
-            "device_model": rollout.device_model,
-            "manufacturer": rollout.manufacturer,
-        });
-        let file = reqwest::multipart::Part::file(image)
-            .await
-            .map_err(Error::Image)?;
+    pub async fn upload(&self, metadata: &Value, file: Part) -> Result<Firmware, Error> {
         let form = reqwest::multipart::Form::new()
             .text("metadata", metadata.to_string())
             .part("file", file);
@@ -332,6 +342,16 @@ impl Api {
         })
         .await
     }
+}
+
+/// What is said of an image.
+pub fn metadata(device_model: &str, manufacturer: &str, version: &str) -> Value {
+    json!({
+        "name": format!("device-sim {device_model}"),
+        "version": version,
+        "device_model": device_model,
+        "manufacturer": manufacturer,
+    })
 }
 
 /// Tries until the service answers with something else than "not now".

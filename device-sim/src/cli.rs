@@ -1,17 +1,20 @@
 //! The command line: flags and environment variables become a [`FleetConfig`].
 
+mod service;
+
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
-use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
-use device_ota_protocol::topics::Prefix;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::api::Rollout;
 use crate::device::Habits;
 use crate::faults::{FailAt, FaultPlan, Share};
 use crate::fleet::{FleetConfig, Until, Versions};
+use crate::time::Time;
+
+pub use service::ScenarioArgs;
+use service::ServiceArgs;
 
 /// Headings that keep `--help` readable.
 const FLEET: &str = "Fleet";
@@ -21,31 +24,32 @@ const ENDING: &str = "Ending";
 
 /// A fleet of simulated devices. Registers itself with the admin key, connects, takes updates, and
 /// says at the end whether every device is where it should be: exit status 0 if so, 1 if not, 2 if
-/// the service broke a promise.
+/// the service broke a promise, 3 if nothing could be run.
 #[derive(Debug, Parser)]
-#[command(name = "device-sim", disable_version_flag = true)]
+#[command(
+    name = "device-sim",
+    disable_version_flag = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
-    /// The service's HTTP interface.
-    #[arg(long, default_value = "http://127.0.0.1:8216", env = "DEVICE_SIM_HTTP")]
-    http: String,
-    /// Where devices connect to.
-    #[arg(long, default_value = "127.0.0.1:1883", env = "DEVICE_SIM_MQTT")]
-    mqtt: String,
-    /// A file that holds the admin API key.
-    #[arg(long, default_value = "./data/admin.key")]
-    admin_key_file: PathBuf,
-    /// The admin API key itself.
-    #[arg(long, env = "DEVICE_SIM_ADMIN_KEY", hide_env_values = true)]
-    admin_key: Option<String>,
-    /// Levels before each device's topics.
-    #[arg(long, default_value = "ota/v1")]
-    topic_prefix: Prefix,
-    /// Print the summary as JSON on standard output.
-    #[arg(long)]
-    json: bool,
-    /// Print no progress.
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    fleet: FleetArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Play a story from a file: a fleet, its faults, a campaign, what its operator does, and how it has to end. Exit
+    /// status 0 if it ended so, 1 if not, 2 if the service broke a promise, 3 if it could not be played.
+    Scenario(ScenarioArgs),
+}
+
+/// A fleet, in flags.
+#[derive(Debug, Args)]
+struct FleetArgs {
+    #[command(flatten)]
+    service: ServiceArgs,
 
     /// How many devices.
     #[arg(long, default_value_t = 500, help_heading = FLEET)]
@@ -125,6 +129,12 @@ pub struct Cli {
     /// Never come up with the new image: the boot loader returns to the old one.
     #[arg(long, default_value_t, help_heading = FAULTS)]
     boot_loop: Share,
+    /// Take the update, and fall back to the old image after `--relapse-after`.
+    #[arg(long, default_value_t, help_heading = FAULTS)]
+    relapse: Share,
+    /// How long the new image runs where it does not last.
+    #[arg(long, default_value = "5s", help_heading = FAULTS)]
+    relapse_after: Time,
     /// Report `completed` without running the new image.
     #[arg(long, default_value_t, help_heading = FAULTS)]
     lie_version: Share,
@@ -194,31 +204,6 @@ enum MqttVersion {
     Mix,
 }
 
-/// A time like `500ms`, `30s`, `10m` or `2h`; a bare number is seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Time(Duration);
-
-impl FromStr for Time {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = text.strip_prefix(digits).unwrap_or_default();
-        let invalid = || format!("`{text}` is not a time like 500ms, 30s, 10m or 2h");
-        let number: f64 = digits.parse().map_err(|_| invalid())?;
-        let seconds = match unit {
-            "ms" => number / 1000.0,
-            "" | "s" => number,
-            "m" => number * 60.0,
-            "h" => number * 3600.0,
-            _ => return Err(invalid()),
-        };
-        Duration::try_from_secs_f64(seconds)
-            .map(Self)
-            .map_err(|_| invalid())
-    }
-}
-
 /// A phase and the share that fails there.
 #[derive(Debug, Clone, Copy)]
 struct Fail(FailAt, Share);
@@ -236,19 +221,40 @@ impl FromStr for Fail {
 }
 
 impl Cli {
+    fn service(&self) -> &ServiceArgs {
+        match &self.command {
+            Some(Command::Scenario(scenario)) => &scenario.service,
+            None => &self.fleet.service,
+        }
+    }
+
     /// Whether the summary is to be JSON.
     pub fn json(&self) -> bool {
-        self.json
+        self.service().json
     }
 
     /// Whether to print no progress.
     pub fn quiet(&self) -> bool {
-        self.quiet
+        self.service().quiet
+    }
+
+    /// The story that was asked for, if it is one.
+    pub fn scenario(&self) -> Option<&ScenarioArgs> {
+        match &self.command {
+            Some(Command::Scenario(scenario)) => Some(scenario),
+            None => None,
+        }
     }
 
     /// The fleet that was asked for.
     pub fn into_config(self) -> anyhow::Result<FleetConfig> {
-        let admin_key = self.read_admin_key()?;
+        self.fleet.into_config()
+    }
+}
+
+impl FleetArgs {
+    fn into_config(self) -> anyhow::Result<FleetConfig> {
+        let admin_key = self.service.read_admin_key()?;
         let rollout = self.rollout();
         let watched = self.campaign.is_some() || rollout.is_some();
         let until = self.until.clone().unwrap_or(if watched {
@@ -267,7 +273,7 @@ impl Cli {
             group: self.group,
             version: self.version_at_birth,
             image: self.image,
-            topics: self.topic_prefix,
+            topics: self.service.topic_prefix,
             seed: self.seed,
             state_dir: self.state_dir,
             mqtt_versions: match self.mqtt_version {
@@ -284,23 +290,8 @@ impl Cli {
             timeout: self.timeout.map(|time| time.0),
             expect: self.expect,
             expect_share: self.expect_share,
-            ..FleetConfig::new(&self.http, &self.mqtt, &admin_key)
+            ..FleetConfig::new(&self.service.http, &self.service.mqtt, &admin_key)
         })
-    }
-
-    fn read_admin_key(&self) -> anyhow::Result<String> {
-        if let Some(key) = &self.admin_key {
-            return Ok(key.clone());
-        }
-        let path = &self.admin_key_file;
-        let key = std::fs::read_to_string(path).with_context(|| {
-            format!(
-                "cannot read the admin key in {}: is the service running here? \
-                 (see --admin-key-file)",
-                path.display()
-            )
-        })?;
-        Ok(key.trim().to_owned())
     }
 
     fn rollout(&self) -> Option<Rollout> {
@@ -333,6 +324,7 @@ impl Cli {
             recover: self.recover.0,
             silent_for: self.silent_for.map(|time| time.0),
             offline_for: self.offline_for.0,
+            relapse_after: self.relapse_after.0,
             device_type: self.device_type.clone(),
         }
     }
@@ -346,6 +338,7 @@ impl Cli {
                 .collect(),
             silent: self.silent,
             boot_loop: self.boot_loop,
+            relapse: self.relapse,
             lie_version: self.lie_version,
             repeat: self.repeat,
             reorder: self.reorder,
@@ -363,6 +356,7 @@ impl Cli {
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_consistent() {

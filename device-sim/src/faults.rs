@@ -7,7 +7,7 @@ use std::str::FromStr;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A part of a fleet: `5%` or a number of devices.
 ///
@@ -77,6 +77,24 @@ impl FromStr for Share {
     }
 }
 
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "a share is a percentage like \"5%\", or a number of devices"
+        )]
+        enum Written {
+            Count(usize),
+            Text(String),
+        }
+        match Written::deserialize(from)? {
+            Written::Count(count) => Ok(Self::Count(count)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -87,7 +105,7 @@ impl fmt::Display for Share {
 }
 
 /// Where an update fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailAt {
     /// The bytes cannot be had.
@@ -125,6 +143,8 @@ pub enum Flaw {
     Silent,
     /// The new image never comes up, and the boot loader returns to the old one.
     BootLoop,
+    /// The new image runs well at first, and some time later the device is back on the old one.
+    Relapse,
     /// It says `completed` and still runs the old image, whose version it reports.
     LieOldVersion,
     /// It says `completed` with the new version and still runs the old image.
@@ -141,6 +161,7 @@ impl Flaw {
             Self::Fail(FailAt::Health) => "fail_health",
             Self::Silent => "silent",
             Self::BootLoop => "boot_loop",
+            Self::Relapse => "relapse",
             Self::LieOldVersion | Self::LieNewVersion => "lie_version",
         }
     }
@@ -207,6 +228,8 @@ pub struct FaultPlan {
     pub silent: Share,
     /// Never come up with the new image.
     pub boot_loop: Share,
+    /// Fall back some time after the update.
+    pub relapse: Share,
     /// Claim to be updated, every other one with the old version.
     pub lie_version: Share,
     /// Say every report twice.
@@ -228,7 +251,7 @@ pub struct FaultPlan {
 /// More flaws than devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{flawed} devices are to fail, go silent, boot-loop or lie, but there are only {devices}: \
+    "{flawed} devices are to fail, go silent, boot-loop, relapse or lie, but there are only {devices}: \
      a device has one of these"
 )]
 pub struct TooManyFlaws {
@@ -280,6 +303,8 @@ impl FaultPlan {
         flaws.extend(std::iter::repeat_n(Flaw::Silent, self.silent.of(devices)));
         let boot_loops = self.boot_loop.of(devices);
         flaws.extend(std::iter::repeat_n(Flaw::BootLoop, boot_loops));
+        let relapses = self.relapse.of(devices);
+        flaws.extend(std::iter::repeat_n(Flaw::Relapse, relapses));
         let lies = [Flaw::LieOldVersion, Flaw::LieNewVersion];
         let liars = self.lie_version.of(devices);
         flaws.extend(lies.into_iter().cycle().take(liars));
@@ -322,6 +347,7 @@ mod tests {
             ],
             silent: Share::Percent(2.0),
             boot_loop: Share::Percent(3.0),
+            relapse: Share::Count(5),
             lie_version: Share::Percent(4.0),
             repeat: Share::Percent(50.0),
             offline: Share::Count(11),
@@ -342,11 +368,12 @@ mod tests {
         assert_eq!(count("fail_health"), 3);
         assert_eq!(count("silent"), 4);
         assert_eq!(count("boot_loop"), 6);
+        assert_eq!(count("relapse"), 5);
         assert_eq!(count("lie_version"), 8);
         assert_eq!(count("repeat"), 100);
         assert_eq!(count("offline"), 11);
         let flawed = faults.iter().filter(|f| f.flaw.is_some()).count();
-        assert_eq!(flawed, 20 + 3 + 4 + 6 + 8);
+        assert_eq!(flawed, 20 + 3 + 4 + 6 + 5 + 8);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | speak MQTT as a light client | [`mqtt::Client`] |
 //! | say what is wrong with whom | [`faults::FaultPlan`] |
 //! | use the service as an administrator | [`api::Api`] |
+//! | play a story from a file, with its end | [`scenario::Scenario`] |
 //!
 //! A test runs a fleet like this:
 //!
@@ -41,3 +42,5 @@ pub mod fleet;
 mod memory;
 pub mod mqtt;
 pub mod report;
+pub mod scenario;
+pub mod time;

@@ -6,6 +6,7 @@ use clap::Parser as _;
 use device_sim::cli::Cli;
 use device_sim::fleet::{Fleet, Observer, Unwatched};
 use device_sim::report;
+use device_sim::scenario::Scenario;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -32,7 +33,6 @@ async fn main() -> ExitCode {
 async fn run() -> anyhow::Result<u8> {
     let cli = Cli::parse();
     let (json, quiet) = (cli.json(), cli.quiet());
-    let config = cli.into_config()?;
     let stop = CancellationToken::new();
     let stopper = stop.clone();
     tokio::spawn(async move {
@@ -45,12 +45,25 @@ async fn run() -> anyhow::Result<u8> {
     } else {
         report::progress()
     };
-    let summary = Fleet::run(config, observer.as_mut(), stop).await?;
-    drop(observer);
-    if json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
-    } else {
-        println!("{summary}");
+    if let Some(asked) = cli.scenario() {
+        let scenario = Scenario::read(asked.file())?;
+        let service = asked.service()?;
+        let outcome = scenario.play(&service, observer.as_mut(), stop).await?;
+        drop(observer);
+        print(&outcome, json)?;
+        return Ok(outcome.exit_code());
     }
+    let summary = Fleet::run(cli.into_config()?, observer.as_mut(), stop).await?;
+    drop(observer);
+    print(&summary, json)?;
     Ok(summary.exit_code())
+}
+
+fn print<T: std::fmt::Display + serde::Serialize>(what: &T, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(what)?);
+    } else {
+        println!("{what}");
+    }
+    Ok(())
 }

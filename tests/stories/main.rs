@@ -42,6 +42,7 @@ mod pace;
 mod registration;
 mod rings;
 mod rollback;
+mod scenarios;
 mod schedule;
 mod single;
 mod statistics;

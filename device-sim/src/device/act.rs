@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use device_ota_protocol::Slot;
 use device_ota_protocol::agent::{Ignored, Input, Output};
 use tokio::time::Instant;
 
@@ -26,10 +27,27 @@ impl Device {
                 self.leave = Some((Leave::Reboot(slot), Instant::now() + LAST_WORDS));
             }
             Output::CheckHealth => self.health_check_due = true,
-            Output::Confirm { slot } => self.loader.confirmed = slot,
+            Output::Confirm { slot } => self.confirm(slot),
             Output::Persist(state) => self.persisted = state,
             Output::Ignored(why) => self.ctx.board.count_ignored(name(why)),
         }
+    }
+
+    /// The boot loader keeps the new image; where that does not last, not for long.
+    fn confirm(&mut self, slot: Slot) {
+        self.loader.confirmed = slot;
+        if self.faults.flaw == Some(Flaw::Relapse) {
+            self.faults.flaw = None; // what it is brought back to lasts
+            self.timers.relapse = Some(Instant::now() + self.ctx.habits.relapse_after);
+        }
+    }
+
+    /// The new image does not start any more: the boot loader takes the other one.
+    pub(super) fn relapse(&mut self) {
+        self.timers.relapse = None;
+        self.fault_fired();
+        self.loader.confirmed = self.loader.confirmed.other();
+        self.leave = Some((Leave::Reboot(self.loader.confirmed), Instant::now()));
     }
 
     /// The slot is written.

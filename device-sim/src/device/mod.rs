@@ -57,6 +57,8 @@ pub struct Habits {
     pub silent_for: Option<Duration>,
     /// When devices that are offline at first come online.
     pub offline_for: Duration,
+    /// How long the new image runs where it does not last.
+    pub relapse_after: Duration,
     /// What kind of thing they say they are.
     pub device_type: String,
 }
@@ -124,6 +126,8 @@ struct Timers {
     heartbeat: Instant,
     tick: Instant,
     install: Option<Instant>,
+    /// When the new image gives up, where it does not last.
+    relapse: Option<Instant>,
     /// When battery and storage are well again.
     recover: Option<Instant>,
 }
@@ -199,6 +203,7 @@ impl Device {
                 heartbeat: now,
                 tick: now,
                 install: None,
+                relapse: None,
                 recover: unfit.then(|| now + ctx.habits.recover),
             },
             booted_at: now,
@@ -318,6 +323,7 @@ impl Device {
         totals.reboots.one();
         self.transfer = Transfer::None;
         self.timers.install = None;
+        self.timers.relapse = None;
         self.loader.trial = (slot != self.loader.confirmed).then_some(slot);
         if self.loader.trial.is_some() && !self.downloaded {
             totals.flips.one();

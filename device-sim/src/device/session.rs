@@ -152,6 +152,9 @@ impl Device {
         if self.timers.install.is_some_and(|at| now >= at) {
             self.install_done();
         }
+        if self.timers.relapse.is_some_and(|at| now >= at) {
+            self.relapse();
+        }
         if self.held_until().is_some_and(|at| now >= at) {
             self.release_held();
         }
@@ -172,6 +175,7 @@ impl Device {
         [
             timers.recover,
             timers.install,
+            timers.relapse,
             self.held_until(),
             chunks,
             leave,

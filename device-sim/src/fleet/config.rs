@@ -111,6 +111,7 @@ impl FleetConfig {
                 recover: Duration::from_secs(20),
                 silent_for: None,
                 offline_for: Duration::from_secs(15),
+                relapse_after: Duration::from_secs(5),
                 device_type: "smart_frame".to_owned(),
             },
             faults: FaultPlan::default(),

@@ -34,22 +34,23 @@ pub struct Options {
     pub database: DatabaseKind,
     /// The MQTT end.
     pub end: MqttEnd,
-    settings: Vec<(&'static str, String)>,
+    settings: Vec<(String, String)>,
     expected_errors: Vec<&'static str>,
 }
 
 impl Options {
     fn new(database: DatabaseKind, end: MqttEnd) -> Self {
         // One address and few devices do here what a fleet does elsewhere; the limits have a story of their own.
-        let settings = vec![
-            ("RATE_LIMIT_API", "off".to_owned()),
-            ("RATE_LIMIT_HEARTBEAT", "off".to_owned()),
-            ("RATE_LIMIT_UPDATE_CHECK", "off".to_owned()),
+        let settings = [
+            "RATE_LIMIT_API",
+            "RATE_LIMIT_HEARTBEAT",
+            "RATE_LIMIT_UPDATE_CHECK",
         ];
+        let settings = settings.map(|name| (name.to_owned(), "off".to_owned()));
         Self {
             database,
             end,
-            settings,
+            settings: settings.into(),
             expected_errors: Vec::new(),
         }
     }
@@ -71,15 +72,15 @@ impl Options {
     }
 
     /// With one setting, named as in the configuration without its prefix.
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.settings.retain(|(known, _)| *known != name);
-        self.settings.push((name, value.into()));
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.into()));
         self
     }
 
     /// Without a setting that the harness makes: the service's own default is what the story is about.
-    pub fn without(mut self, name: &'static str) -> Self {
-        self.settings.retain(|(known, _)| *known != name);
+    pub fn without(mut self, name: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
         self
     }
 
