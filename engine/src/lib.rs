@@ -247,6 +247,12 @@ impl Engine {
             .unwrap_or("a loop that panicked"))
     }
 
+    /// Takes reports until `shutdown` and does nothing else: for who makes the dispatcher's passes by hand, and wants
+    /// the same to happen each time.
+    pub async fn take_reports(self: Arc<Self>, work: Work, shutdown: CancellationToken) {
+        ingest::run(self, work.uplinks, shutdown).await;
+    }
+
     /// The way in for device messages.
     pub fn uplinks(&self) -> &Uplinks {
         &self.uplinks

@@ -65,6 +65,28 @@ impl SqliteDatabase {
             .await
             .expect("a fresh SQLite database opens")
     }
+
+    /// Opens the database for a test of crashes of the process, not of the machine: it does not wait for its disk, and
+    /// asks at each commit whether it may; what it may not is rolled back.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub async fn open_guarded(
+        &self,
+        may_commit: impl FnMut() -> bool + Send + 'static,
+    ) -> SqlStore<Sqlite> {
+        let store = self.open().await;
+        // The one connection that writes.
+        let mut writer = store.writer.acquire().await.expect("a connection");
+        Sqlite::batch(&mut writer, "PRAGMA synchronous = OFF".to_owned())
+            .await
+            .expect("a setting can be changed");
+        let mut handle = writer.lock_handle().await.expect("a connection");
+        handle.set_commit_hook(may_commit);
+        drop(handle);
+        drop(writer);
+        store
+    }
 }
 
 impl Default for SqliteDatabase {

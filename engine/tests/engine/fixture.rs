@@ -47,7 +47,7 @@ pub(crate) fn actor(subject: &str, roles: Roles) -> Actor {
 }
 
 /// Time as the test says.
-pub(crate) struct TestClock(AtomicI64);
+pub(crate) struct TestClock(pub(crate) AtomicI64);
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
@@ -56,7 +56,7 @@ impl Clock for TestClock {
 }
 
 /// Bytes that differ at each call and are the same in each run.
-struct Counting(AtomicU64);
+pub(crate) struct Counting(pub(crate) AtomicU64);
 
 impl Entropy for Counting {
     fn fill(&self, bytes: &mut [u8]) {
@@ -123,11 +123,11 @@ pub(crate) struct Fixture {
     running: Option<JoinHandle<Result<(), &'static str>>>,
 }
 
-fn keys() -> [Keypair; 3] {
+pub(crate) fn keys() -> [Keypair; 3] {
     [[1; 32], [2; 32], [3; 32]].map(Keypair::from_seed)
 }
 
-fn root() -> Root {
+pub(crate) fn root() -> Root {
     let [root_key, release, dispatch] = keys();
     let expires = "2046-01-01T00:00:00Z".parse().unwrap();
     Root::single(
@@ -182,7 +182,7 @@ impl Made {
 }
 
 /// An hour: nothing but the test's own calls and wakes makes a pass.
-const NEVER: std::time::Duration = std::time::Duration::from_hours(1);
+pub(crate) const NEVER: std::time::Duration = std::time::Duration::from_hours(1);
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
 
 impl Fixture {

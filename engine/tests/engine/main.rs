@@ -18,6 +18,7 @@ mod fixture;
 mod ingest;
 mod metrics;
 mod rollout;
+mod simulation;
 mod single;
 mod upload;
 mod webhooks;

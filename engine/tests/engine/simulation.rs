@@ -1,0 +1,229 @@
+//! The whole service simulated: the real engine on a real database, with devices that behave, misbehave and lie, a
+//! network that loses and repeats, admins that meddle, and a process that dies between any two things it does and starts
+//! anew on what is in the database. Everything follows from a seed.
+//!
+//! Each test plays many seeds. A seed that breaks a rule prints the end of its story; play it alone with
+//! `DEVICE_OTA_SEED=<seed> cargo nextest run -p device-ota-engine simulation::<test>`.
+
+mod admin;
+mod audit;
+mod device;
+mod ending;
+mod fate;
+mod life;
+mod network;
+mod template;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use tokio::runtime::Runtime;
+
+use template::Template;
+use world::World;
+
+/// Seeds that each test plays.
+const SEEDS: u64 = 45;
+/// A world that takes longer than this has come to a stop.
+const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+/// Lines of a story that are told.
+const STORY_LINES: usize = 80;
+
+/// What a world may hold.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent switches, all combinations make sense"
+)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Trouble {
+    /// Devices fail, fall silent, put off, reject, go back, forge.
+    faults: bool,
+    /// Messages are lost on the way, repeated, late, out of order.
+    noise: bool,
+    /// Admins pause, resume, cancel, retry and roll back.
+    admins: bool,
+    /// The process dies between any two things that it does.
+    crashes: bool,
+    /// Two campaigns want the same devices.
+    rivals: bool,
+    /// Campaigns may offer only from one time to another.
+    schedules: bool,
+}
+
+impl Trouble {
+    /// All of it.
+    const ALL: Self = Self {
+        faults: true,
+        noise: true,
+        admins: true,
+        crashes: true,
+        rivals: true,
+        schedules: true,
+    };
+
+    /// What is rolled out.
+    fn versions(self) -> &'static [&'static str] {
+        if self.rivals {
+            &["2.0.0", "3.0.0"]
+        } else {
+            &["2.0.0"]
+        }
+    }
+}
+
+/// The last lines of what happened.
+#[derive(Clone, Default)]
+struct Story(Rc<RefCell<VecDeque<String>>>, bool);
+
+impl Story {
+    fn tell(&self, line: impl FnOnce() -> String) {
+        if self.1 {
+            let mut lines = self.0.borrow_mut();
+            if lines.len() == STORY_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(line());
+        }
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn play(template: &Template, seed: u64, trouble: Trouble, story: Story) -> Result<World, String> {
+    runtime().block_on(async {
+        let mut world = World::new(template, seed, trouble, story).await;
+        let end = tokio::time::timeout(PATIENCE, world.run()).await;
+        end.map_err(|_| format!("nothing happens any more: {}", world.books()))??;
+        Ok(world)
+    })
+}
+
+/// As many as a test has time for, or those of `DEVICE_OTA_SEEDS`, such as `1000..3000`.
+fn many_seeds() -> std::ops::Range<u64> {
+    let Ok(seeds) = std::env::var("DEVICE_OTA_SEEDS") else {
+        return 0..SEEDS;
+    };
+    let (from, to) = seeds.split_once("..").unwrap();
+    from.parse().unwrap()..to.parse().unwrap()
+}
+
+/// Nobody has chosen the seeds.
+fn is_whole() -> bool {
+    let chosen = |name| std::env::var_os(name).is_some();
+    !chosen("DEVICE_OTA_SEED") && !chosen("DEVICE_OTA_SEEDS")
+}
+
+/// Plays every seed; hands each world that ended to `then`.
+fn play_all(trouble: Trouble, mut then: impl FnMut(&World)) {
+    let template = runtime().block_on(Template::make());
+    let chosen = std::env::var("DEVICE_OTA_SEED").ok();
+    let seeds = match &chosen {
+        Some(seed) => {
+            let seed = seed.parse().unwrap();
+            seed..seed + 1
+        }
+        None => many_seeds(),
+    };
+    for seed in seeds {
+        let quietly = || play(&template, seed, trouble, Story::default());
+        match catch_unwind(AssertUnwindSafe(quietly)) {
+            Ok(Ok(world)) if chosen.is_none() => then(&world),
+            _ => retell(&template, seed, trouble),
+        }
+    }
+}
+
+/// Plays a seed again, this time with its story, and fails if it breaks a rule.
+fn retell(template: &Template, seed: u64, trouble: Trouble) {
+    let story = Story(Rc::default(), true);
+    let told = story.clone();
+    let end = catch_unwind(AssertUnwindSafe(|| play(template, seed, trouble, story)));
+    println!("seed {seed}, to be replayed with DEVICE_OTA_SEED={seed}");
+    told.0.borrow().iter().for_each(|line| println!("{line}"));
+    match end {
+        Ok(Ok(_)) if std::env::var_os("DEVICE_OTA_SEED").is_some() => {}
+        Ok(Ok(_)) => panic!("seed {seed} broke a rule, and not when it was told again"),
+        Ok(Err(broken)) => panic!("seed {seed}: {broken}"),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+#[test]
+fn a_fleet_that_behaves_ends_on_the_new_version() {
+    let crashes = true;
+    play_all(
+        Trouble {
+            crashes,
+            ..Trouble::default()
+        },
+        |world| assert!(world.devices_run("2.0.0")),
+    );
+}
+
+#[test]
+fn a_fleet_that_fails_ends_with_a_stated_reason() {
+    let mut ends = std::collections::BTreeMap::<_, u32>::new();
+    play_all(
+        Trouble {
+            faults: true,
+            ..Trouble::default()
+        },
+        |world| *ends.entry(world.status(0)).or_default() += 1,
+    );
+    // The seeds are worth something only if they reach every end.
+    if is_whole() {
+        for end in ["completed", "rolled_back"] {
+            assert!(ends.get(end).is_some_and(|n| *n > 5), "{ends:?}");
+        }
+    }
+}
+
+#[test]
+fn noise_on_the_way_changes_no_rule() {
+    play_all(
+        Trouble {
+            faults: true,
+            noise: true,
+            ..Trouble::default()
+        },
+        |_| {},
+    );
+}
+
+#[test]
+fn a_process_that_dies_changes_no_rule() {
+    play_all(
+        Trouble {
+            faults: true,
+            crashes: true,
+            ..Trouble::default()
+        },
+        |_| {},
+    );
+}
+
+#[test]
+fn admins_and_crashes_change_no_rule() {
+    play_all(
+        Trouble {
+            faults: true,
+            admins: true,
+            crashes: true,
+            ..Trouble::default()
+        },
+        |_| {},
+    );
+}
+
+#[test]
+fn everything_at_once_changes_no_rule() {
+    play_all(Trouble::ALL, |_| {});
+}

@@ -1,0 +1,362 @@
+//! The rules: what must hold after every commit that the world sees, at every change of a row, and of every message.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+
+use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Group, Period, Tally};
+use device_ota_domain::page::Page;
+use device_ota_domain::update::{Action, UpdateState};
+use device_ota_domain::{CampaignId, Update, UpdateId};
+use device_ota_engine::ports::Store;
+use device_ota_engine::ports::store::UpdateFilter;
+use jiff::Timestamp;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::Value;
+
+use super::admin::Rollout;
+use super::device::{Device, Offered};
+use super::world::World;
+
+/// All rows of a world.
+const ALL: Page = Page {
+    limit: 200,
+    offset: 0,
+};
+
+fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(broken()) }
+}
+
+/// What the world last saw in the database, and what it has been told.
+#[derive(Default)]
+pub(super) struct Books {
+    pub(super) rows: BTreeMap<UpdateId, Update>,
+    pub(super) campaigns: HashMap<CampaignId, Campaign>,
+    /// Highest `seq` sent to each device.
+    seqs: HashMap<usize, u64>,
+    /// Failed updates that an admin has asked to retry.
+    retried: HashSet<UpdateId>,
+    /// Campaigns whose cancelled rollbacks an admin has asked for once more.
+    revived: HashSet<CampaignId>,
+}
+
+impl Books {
+    /// Reads the database and holds it to the rules. Answers what is new.
+    pub(super) async fn look(
+        &mut self,
+        store: &dyn Store,
+        rollouts: &[Rollout],
+        devices: &[Device],
+        now: Timestamp,
+    ) -> Result<Vec<String>, String> {
+        let rows = store.updates(&UpdateFilter::default(), ALL).await.unwrap();
+        let mut campaigns = HashMap::new();
+        for rollout in rollouts {
+            let campaign = store.campaign(&rollout.id).await.unwrap().unwrap();
+            let counts = store.counts(&rollout.id).await.unwrap();
+            counters_are_a_group_by(&rows, rollout, &counts)?;
+            let by_rows = store.counts_by_rows(&rollout.id).await.unwrap();
+            rule(counts == by_rows, || {
+                format!("counters {counts:?}, the database counts {by_rows:?}")
+            })?;
+            campaigns.insert(rollout.id.clone(), campaign);
+        }
+        let mut busy = BTreeSet::new();
+        for row in rows.iter().filter(|row| row.group() == Group::InFlight) {
+            rule(busy.insert(row.device), || {
+                format!("{} has two updates in flight", row.device_id)
+            })?;
+        }
+        let mut news = Vec::new();
+        for row in rows {
+            let before = self.rows.get(&row.id);
+            if before != Some(&row) {
+                if before.is_none_or(|before| before.status() != row.status()) {
+                    news.push(line_of(&row));
+                }
+                self.may_change(before, &row, devices)?;
+                self.may_be_offered(before, &row, &campaigns, now)?;
+                self.retried.remove(&row.id);
+                self.rows.insert(row.id.clone(), row);
+            }
+        }
+        for (id, campaign) in &campaigns {
+            if self
+                .campaigns
+                .get(id)
+                .is_none_or(|before| before.state != campaign.state)
+            {
+                news.push(format!("{id} is {:?}", campaign.state));
+            }
+        }
+        self.campaigns = campaigns;
+        Ok(news)
+    }
+
+    /// A row goes only the ways that there are.
+    fn may_change(
+        &self,
+        before: Option<&Update>,
+        row: &Update,
+        devices: &[Device],
+    ) -> Result<(), String> {
+        let what = || line_of(row);
+        rule(row.retries <= row.max_retries, || {
+            format!("{}: {} retries", what(), row.retries)
+        })?;
+        let claims = devices
+            .iter()
+            .find(|device| device.reference.key == row.device);
+        let claimed = claims.is_some_and(|device| {
+            let of_it = device
+                .claims
+                .iter()
+                .filter(|(update, _)| update == row.id.as_str());
+            of_it
+                .map(|(_, attempt)| *attempt)
+                .any(|attempt| attempt <= row.attempt)
+        });
+        rule(row.group() != Group::Completed || claimed, || {
+            format!("{}: its device has not said so", what())
+        })?;
+        let Some(before) = before else {
+            return Ok(());
+        };
+        let offered = row.group() == Group::InFlight && before.group() != Group::InFlight;
+        rule(row.attempt >= before.attempt + u32::from(offered), || {
+            format!("{}: it was at attempt {}", what(), before.attempt)
+        })?;
+        rule(
+            row.attempt > before.attempt || row.last_seq >= before.last_seq,
+            || {
+                format!(
+                    "{}: its seq fell from {} to {}",
+                    what(),
+                    before.last_seq,
+                    row.last_seq
+                )
+            },
+        )?;
+        let stays = match (before.group(), row.group()) {
+            // It had not ended, or its device has succeeded after all, by its own word.
+            (Group::Pending | Group::InFlight | Group::Staged, _)
+            | (Group::Failed | Group::Cancelled, Group::Completed) => true,
+            (Group::Failed, Group::Pending | Group::InFlight) => self.retried.contains(&row.id),
+            (Group::Cancelled, Group::Pending | Group::InFlight) => {
+                let revived = |id| self.revived.contains(id);
+                row.action == Action::Rollback && row.campaign.as_ref().is_some_and(revived)
+            }
+            _ => before.state == row.state || self.retried.contains(&row.id),
+        };
+        rule(stays, || {
+            format!("{}: it had ended as {:?}", what(), before.state)
+        })
+    }
+
+    /// Offers go out only from a running campaign's open stages and within its schedule, and rollbacks only from one that
+    /// rolls back.
+    fn may_be_offered(
+        &self,
+        before: Option<&Update>,
+        row: &Update,
+        campaigns: &HashMap<CampaignId, Campaign>,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let Some(id) = &row.campaign else {
+            return Ok(());
+        };
+        if row.attempt <= before.map_or(0, |before| before.attempt) {
+            return Ok(());
+        }
+        // As it was before the step or is after it: a step may both offer and end a campaign.
+        let states = [self.campaigns.get(id), campaigns.get(id)];
+        let may = states
+            .into_iter()
+            .flatten()
+            .any(|campaign| match &campaign.state {
+                CampaignState::InProgress(running) => {
+                    row.action == Action::Update
+                        && row.stage <= running.open_stage
+                        && campaign.spec.schedule.period(now) == Period::Open
+                }
+                CampaignState::RollingBack { .. } => row.action == Action::Rollback,
+                _ => false,
+            });
+        rule(may, || {
+            let states = states.map(|campaign| campaign.map(|campaign| &campaign.state));
+            format!("{}: offered while its campaign is {states:?}", line_of(row))
+        })
+    }
+
+    /// Each message to a device has a higher `seq` than the one before, and an offer is of an attempt that there is.
+    pub(super) fn offered(
+        &mut self,
+        device: usize,
+        offered: &Offered,
+        dead: bool,
+    ) -> Result<(), String> {
+        self.told(device, offered.seq)?;
+        let row = offered
+            .update
+            .parse::<UpdateId>()
+            .ok()
+            .and_then(|id| self.rows.get(&id));
+        if dead {
+            return Ok(()); // what was committed is not known yet
+        }
+        let row = row.ok_or_else(|| format!("{offered:?} is of no update"))?;
+        rule(row.device_id.as_str() == World::name(device), || {
+            format!("{offered:?} went to {}", World::name(device))
+        })?;
+        // It may have ended, or begun anew, since it was sent: within one step.
+        rule(
+            row.attempt >= offered.attempt && row.to_version == offered.version,
+            || format!("{offered:?} was sent, but {}", line_of(row)),
+        )
+    }
+
+    pub(super) fn told(&mut self, device: usize, seq: u64) -> Result<(), String> {
+        let highest = self.seqs.insert(device, seq).unwrap_or_default();
+        rule(seq > highest, || {
+            format!("{} was sent seq {seq} after {highest}", World::name(device))
+        })
+    }
+
+    /// What was acknowledged is in the database.
+    pub(super) async fn acknowledged(
+        &self,
+        store: &dyn Store,
+        device: &Device,
+        text: &str,
+    ) -> Result<(), String> {
+        let report: Value = serde_json::from_str(text).unwrap();
+        let (update, attempt) = (
+            report["update_id"].as_str().unwrap(),
+            report["attempt"].as_u64(),
+        );
+        let id = update.parse().unwrap();
+        let Some(row) = store.update(&id).await.unwrap() else {
+            return Err(format!("{update} is not in the database"));
+        };
+        let is_true = row.device == device.reference.key
+            && attempt <= Some(u64::from(row.attempt))
+            && report["phase"] == "completed"
+            && report["version"].as_str() == Some(&row.to_version);
+        let known = matches!(row.state, UpdateState::Completed { .. });
+        rule(!is_true || known, || {
+            format!("{text} was acknowledged, and {}", line_of(&row))
+        })
+    }
+
+    pub(super) fn may_retry(&mut self, update: &UpdateId) {
+        self.retried.insert(update.clone());
+    }
+
+    pub(super) fn may_revive(&mut self, campaign: &CampaignId) {
+        self.revived.insert(campaign.clone());
+    }
+
+    /// One of a campaign's rows; with an action, one of that kind that has failed.
+    pub(super) fn any_row(
+        &self,
+        rng: &mut StdRng,
+        campaign: &CampaignId,
+        failed: Option<Action>,
+    ) -> Option<UpdateId> {
+        let of_it = |row: &&Update| {
+            row.campaign.as_ref() == Some(campaign)
+                && failed.is_none_or(|action| row.action == action && row.group() == Group::Failed)
+        };
+        let rows: Vec<_> = self.rows.values().filter(of_it).collect();
+        (!rows.is_empty()).then(|| rows[rng.random_range(0..rows.len())].id.clone())
+    }
+
+    /// Updates of devices other than this one.
+    pub(super) fn updates_of_others(&self, device: usize) -> Vec<String> {
+        let name = World::name(device);
+        let others = self
+            .rows
+            .values()
+            .filter(|row| row.device_id.as_str() != name);
+        others.map(|row| row.id.to_string()).collect()
+    }
+
+    /// Whether a campaign waits for devices that never come back.
+    pub(super) fn waits_for_the_gone(&self, campaign: &CampaignId, devices: &[Device]) -> bool {
+        let gone = |row: &Update| {
+            let device = devices
+                .iter()
+                .find(|device| device.reference.key == row.device);
+            device.is_some_and(|device| device.gone)
+        };
+        let open = self.rows.values().filter(|row| !row.is_terminal());
+        open.filter(|row| row.campaign.as_ref() == Some(campaign))
+            .any(gone)
+    }
+
+    /// Every campaign and every update has ended.
+    pub(super) fn all_is_over(&self) -> bool {
+        let over = |campaign: &Campaign| !campaign.state.is_active();
+        self.campaigns.values().all(over) && self.rows.values().all(Update::is_terminal)
+    }
+}
+
+fn counters_are_a_group_by(
+    rows: &[Update],
+    rollout: &Rollout,
+    counts: &Counts,
+) -> Result<(), String> {
+    // The rest is compared with the database's own count.
+    let mut counted = Counts {
+        stages: vec![Tally::default(); counts.stages.len()],
+        rollbacks: Tally::default(),
+        ..counts.clone()
+    };
+    for row in rows
+        .iter()
+        .filter(|row| row.campaign.as_ref() == Some(&rollout.id))
+    {
+        let tally = match row.action {
+            Action::Update => &mut counted.stages[usize::from(row.stage)],
+            Action::Rollback => &mut counted.rollbacks,
+        };
+        *tally.of_mut(row.group()) += 1;
+    }
+    rule(counted == *counts, || {
+        format!("counters {counts:?}, but rows {counted:?}")
+    })?;
+    rule(counted.in_flight() <= rollout.limit, || {
+        format!(
+            "{} in flight, at most {}",
+            counted.in_flight(),
+            rollout.limit
+        )
+    })
+}
+
+/// A row in one line.
+pub(super) fn line_of(row: &Update) -> String {
+    let (id, action) = (&row.id, row.action.name());
+    let (device, attempt, stage) = (&row.device_id, row.attempt, row.stage);
+    let why = match &row.state {
+        UpdateState::Failed { failure, .. } => format!(" ({})", failure.code),
+        _ => String::new(),
+    };
+    format!(
+        "{action} {id} of {device} in stage {stage}, attempt {attempt}: {}{why}",
+        row.status()
+    )
+}
+
+impl fmt::Display for Books {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (id, campaign) in &self.campaigns {
+            writeln!(f, "{id} is {:?}", campaign.state)?;
+        }
+        for row in self.rows.values().filter(|row| !row.is_terminal()) {
+            writeln!(f, "{}", line_of(row))?;
+        }
+        Ok(())
+    }
+}
