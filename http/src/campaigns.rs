@@ -2,32 +2,25 @@
 
 use std::sync::Arc;
 
-use device_ota_domain::campaign::{CampaignDraft, Group, Priority};
-use device_ota_domain::update::Action;
+use device_ota_domain::campaign::{CampaignDraft, Priority};
 use device_ota_domain::{CampaignId, CampaignState, FirmwareId, Role};
 use device_ota_engine::ports::store::{CampaignFilter, RollbackFilter, UpdateFilter};
 use serde::Deserialize;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{IntoParams, OpenApi, ToSchema};
 use warp::Filter as _;
 
-use crate::dto::campaign::CampaignDto;
+use crate::dto::campaign::{self, CampaignDto};
 use crate::dto::{self, CampaignDeviceList, CampaignList, List, PageQuery, RollbackList};
 use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
 use crate::request::{Call, Segment, call};
 use crate::rollbacks::{self, checked_reason};
 use crate::shared::{Answer, Routes, Shared, reply};
-use crate::updates::{self, GROUPS};
+use crate::updates;
+use crate::updates::filter::{PRIORITIES, UpdatesQuery, filter_of};
 
 /// Most bytes of a new campaign: 200,000 named devices with ids of usual length.
 pub(crate) const MAX_CAMPAIGN_BYTES: usize = 16 * 1024 * 1024;
-/// Priorities by name.
-const PRIORITIES: [(&str, Priority); 4] = [
-    (Priority::Low.name(), Priority::Low),
-    (Priority::Normal.name(), Priority::Normal),
-    (Priority::High.name(), Priority::High),
-    (Priority::Critical.name(), Priority::Critical),
-];
 
 /// What an admin can do to a campaign without saying more.
 #[derive(Clone, Copy)]
@@ -117,13 +110,25 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     reads.or(writes).unify().map(reply).boxed()
 }
 
+/// Which campaigns (PRD, FR-18).
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `list` reads")]
+struct CampaignsQuery {
+    /// In this status.
+    #[param(schema_with = campaign::statuses)]
+    status: Option<String>,
+    /// Of this priority.
+    priority: Option<Priority>,
+    /// Of this image.
+    firmware_id: Option<FirmwareId>,
+}
+
 /// Campaigns, newest first
 #[utoipa::path(get, path = "/api/v1/ota/campaigns", tag = "campaigns",
     params(
         PageQuery,
-        ("status" = Option<String>, Query, description = "In this status", example = "in_progress"),
-        ("priority" = Option<Priority>, Query, description = "Of this priority"),
-        ("firmware_id" = Option<FirmwareId>, Query, description = "Of this image"),
+        CampaignsQuery,
     ),
     responses((status = 200, description = "A page of them", body = CampaignList)),
 )]
@@ -272,8 +277,7 @@ async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
 #[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}/devices", tag = "campaigns",
     params(
         PageQuery,
-        ("state" = Option<String>, Query, description = "In this state", pattern = "^(pending|in_flight|in_progress|completed|failed|cancelled)$"),
-        ("action" = Option<Action>, Query, description = "Forward or back"),
+        UpdatesQuery,
     ),
     responses((status = 200, description = "A page of them", body = CampaignDeviceList)),
 )]
@@ -282,15 +286,12 @@ async fn devices(id: Segment, call: Call) -> Answer {
     let id: CampaignId = id.id("campaign")?;
     let mut query = call.query()?;
     let page = query.page()?;
-    let group: Option<Group> = query.one_of("state", &GROUPS)?;
-    let action = query.one_of("action", &updates::ACTIONS)?;
+    let filter = filter_of(&mut query)?;
     let filters = query.done()?;
     call.shared.engine.campaign(&id).await?;
     let filter = UpdateFilter {
         campaign: Some(id),
-        group,
-        action,
-        ..UpdateFilter::default()
+        ..filter
     };
     updates::answer_list(&call, "devices", &filter, page, filters).await
 }

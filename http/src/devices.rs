@@ -12,13 +12,13 @@ use device_ota_engine::ports::store::UpdateFilter;
 use utoipa::OpenApi;
 use warp::Filter as _;
 
-use self::filter::{FleetQuery, filter_of};
+use self::filter::{FleetQuery, PresenceQuery, filter_of, presence_of};
 use crate::dto::device::DeviceDto;
 use crate::dto::{self, DeviceHistory, DeviceList, List, PageQuery};
 use crate::request::body::body;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
-use crate::updates;
+use crate::updates::{self, filter::UpdatesQuery};
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
@@ -103,7 +103,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 #[utoipa::path(get, path = "/api/v1/ota/devices", tag = "devices", params(
     PageQuery,
     FleetQuery,
-    ("online" = Option<bool>, Query, description = "Connected, or not"),
+    PresenceQuery,
 ), responses(
     (status = 200, description = "A page of them", body = DeviceList),
 ))]
@@ -112,7 +112,7 @@ async fn list(call: Call) -> Answer {
     let mut query = call.query()?;
     let page = query.page()?;
     let mut filter = filter_of(&mut query)?;
-    filter.online = query.flag("online")?;
+    filter.presence = presence_of(&mut query)?;
     let filters = query.done()?;
     let devices = call.shared.engine.devices(&filter, page).await?;
     let items = devices.iter().map(DeviceDto::from).collect();
@@ -136,20 +136,21 @@ async fn one(id: Segment, call: Call) -> Answer {
 }
 
 /// Every update and rollback of one device, newest first
-#[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}/updates", tag = "devices", params(PageQuery), responses(
-    (status = 200, description = "A page of them, and the device's success rate", body = DeviceHistory),
+#[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}/updates", tag = "devices", params(PageQuery, UpdatesQuery), responses(
+    (status = 200, description = "A page of them, and the device's success rate, whatever is filtered", body = DeviceHistory),
 ))]
 async fn history(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let id: DeviceId = id.id("device")?;
     let mut query = call.query()?;
     let page = query.page()?;
+    let filter = updates::filter::filter_of(&mut query)?;
     let filters = query.done()?;
     call.shared.engine.device(&id).await?;
     let results = call.shared.engine.results_of(&id).await?;
     let filter = UpdateFilter {
         device: Some(id),
-        ..UpdateFilter::default()
+        ..filter
     };
     let rate = dto::round(results.success_percent());
     updates::answer_history(&call, "updates", &filter, page, filters, Some(rate)).await

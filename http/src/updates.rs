@@ -1,11 +1,12 @@
 //! Updates: progress, cancel, retry (PRD, E3-US2 to E3-US4). Reading one is the most frequent request of all.
 
+pub(crate) mod filter;
+
 use std::sync::Arc;
 
 use device_ota_domain::Role;
-use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
-use device_ota_domain::update::{Action, Update};
+use device_ota_domain::update::Update;
 use device_ota_domain::{CampaignId, DeviceId};
 use device_ota_engine::UpdateView;
 use device_ota_engine::ports::store::UpdateFilter;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value};
 use utoipa::OpenApi;
 use warp::Filter as _;
 
+use self::filter::{UpdatesQuery, filter_of};
 use crate::dto::firmware::FirmwareRef;
 use crate::dto::update::UpdateDto;
 use crate::dto::{self, History, List, PageQuery, UpdateList};
@@ -21,22 +23,6 @@ use crate::request::body::{Body, body};
 use crate::request::json::no_body;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
-
-/// Groups of updates by name.
-pub(crate) const GROUPS: [(&str, Group); 7] = [
-    ("pending", Group::Pending),
-    ("in_flight", Group::InFlight),
-    ("in_progress", Group::InFlight),
-    ("staged", Group::Staged),
-    ("completed", Group::Completed),
-    ("failed", Group::Failed),
-    ("cancelled", Group::Cancelled),
-];
-/// Actions of updates by name.
-pub(crate) const ACTIONS: [(&str, Action); 2] = [
-    (Action::Update.name(), Action::Update),
-    (Action::Rollback.name(), Action::Rollback),
-];
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
@@ -90,8 +76,7 @@ async fn one(id: Segment, call: Call) -> Answer {
         PageQuery,
         ("campaign_id" = Option<CampaignId>, Query, description = "Of this campaign"),
         ("device_id" = Option<DeviceId>, Query, description = "Of this device"),
-        ("state" = Option<String>, Query, description = "In this state", pattern = "^(pending|in_flight|in_progress|completed|failed|cancelled)$"),
-        ("action" = Option<Action>, Query, description = "Forward or back"),
+        UpdatesQuery,
     ),
     responses((status = 200, description = "A page of them", body = UpdateList)),
 )]
@@ -102,8 +87,7 @@ async fn list(call: Call) -> Answer {
     let filter = UpdateFilter {
         campaign: query.id("campaign_id")?,
         device: query.id("device_id")?,
-        group: query.one_of("state", &GROUPS)?,
-        action: query.one_of("action", &ACTIONS)?,
+        ..filter_of(&mut query)?
     };
     let filters = query.done()?;
     answer_list(&call, "updates", &filter, page, filters).await

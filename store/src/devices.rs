@@ -1,13 +1,11 @@
-//! Devices as they were registered: look-ups, lists, registration and credentials.
+//! Devices as they were registered: look-ups, registration and credentials.
 
 use std::collections::HashMap;
 
 use device_ota_domain::DeviceId;
 use device_ota_domain::device::{Device, DeviceKey, Latest, Registration};
-use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_engine::ports::store::{Credentials, NewDevice, Registered};
-use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
 
 use crate::combine::Lookup;
@@ -28,16 +26,6 @@ macro_rules! select_device {
 }
 pub(crate) use select_device;
 
-/// What a [`DeviceFilter`] asks, of `devices d` and `device_latest l`; `$1` to `$4` are bound by [`bind_filter`].
-macro_rules! filtered {
-    () => {
-        "(CAST($1 AS TEXT) IS NULL OR d.device_model = $1) AND (CAST($2 AS TEXT) IS NULL OR d.device_key IN \
-             (SELECT g.device_key FROM device_groups g WHERE g.group_name = $2)) \
-         AND (CAST($3 AS TEXT) IS NULL OR d.ring = $3) AND (CAST($4 AS BIGINT) IS NULL OR l.online = $4)"
-    };
-}
-pub(crate) use filtered;
-
 statements! {
     CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id = $1 AND deleted_at IS NULL";
     MANY_CREDENTIALS = "SELECT device_key, verifier, device_id FROM devices WHERE device_id {any:$1} \
@@ -48,7 +36,6 @@ statements! {
     DEVICE = select_device!("WHERE d.device_id = $1");
     DEVICES_BY_KEY = select_device!("WHERE d.device_key {any_int:$1}");
     DEVICES_BY_ID = select_device!("WHERE d.device_id {any:$1} ORDER BY d.device_id");
-    DEVICES = select_device!("WHERE ", filtered!(), " ORDER BY d.device_id LIMIT $5 OFFSET $6");
     LOCK_DEVICE = "SELECT device_key FROM devices WHERE device_id = $1 AND deleted_at IS NULL {for_update}";
     KNOWN = "SELECT device_id FROM devices WHERE device_id {any:$1} AND deleted_at IS NULL";
     // A device that was deleted and comes back is a new one under its old number.
@@ -160,25 +147,7 @@ pub(crate) async fn by_ids<D: Dialect>(
     .await
 }
 
-/// Devices in id order.
-pub(crate) async fn devices<D: Dialect>(
-    conn: &mut D::Connection,
-    filter: &DeviceFilter,
-    page: Page,
-) -> Result<Vec<Device>, DbError> {
-    let args = bind_filter::<D>(filter).page(page);
-    sql::fetch_all(conn, &DEVICES, args, read_device).await
-}
-
-/// Binds `$1` to `$4` of [`filtered!`].
-pub(crate) fn bind_filter<D: Dialect>(filter: &DeviceFilter) -> Args<D> {
-    Args::new()
-        .text(filter.device_model.as_deref())
-        .text(filter.group.as_deref())
-        .text(filter.ring.map(Ring::name))
-        .flag(filter.online)
-}
-
+/// Reads a row of [`select_device!`].
 pub(crate) fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbError> {
     let ring = row.text_opt("ring")?;
     let ring = ring

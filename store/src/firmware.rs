@@ -59,18 +59,20 @@ statements! {
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
     SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5, \
          min_battery_percent = $6, min_free_storage_bytes = $7 WHERE firmware_id = $1";
+    // Among the open updates outside of campaigns, which are few; the image's index leads to all of its campaigns' updates too,
+    // and is not for an expression.
     OPEN_SINGLES = "SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
-         AND state = 'pending' AND firmware_id = $1 UNION ALL \
+         AND state = 'pending' AND firmware_id || '' = $1 UNION ALL \
          SELECT update_id FROM device_updates WHERE campaign_id IS NULL AND action = 'update' \
-         AND state = 'in_flight' AND firmware_id = $1 LIMIT $2";
+         AND state = 'in_flight' AND firmware_id || '' = $1 LIMIT $2";
     PENDING_SINGLES = select_update!(
         " FROM device_updates u WHERE u.campaign_id IS NULL AND u.action = 'update' AND u.state = 'pending' \
-         AND u.firmware_id = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
+         AND u.firmware_id || '' = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
     );
     CANCELLABLE_SINGLES = select_update!(
         " FROM device_updates u WHERE u.campaign_id IS NULL AND u.action = 'update' AND u.state = 'in_flight' \
          AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
-         AND u.firmware_id = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
+         AND u.firmware_id || '' = $1 ORDER BY u.device_key, u.number LIMIT $2 {for_update}"
     );
     COUNT_DOWNLOADS = "UPDATE firmware SET download_count = download_count + $2 WHERE firmware_id = $1";
 }

@@ -23,6 +23,7 @@ mod filter;
 mod firmware;
 mod fleet;
 mod history;
+mod lists;
 mod materialise;
 mod migrations;
 mod open;
@@ -66,6 +67,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     firmware::STATEMENTS,
     fleet::STATEMENTS,
     history::STATEMENTS,
+    lists::STATEMENTS,
     materialise::STATEMENTS,
     open::STATEMENTS,
     outbox::STATEMENTS,

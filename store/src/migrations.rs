@@ -42,6 +42,7 @@ const STEPS: &[Step] = &steps![
     (18, "staged", "0018_staged.sql"),
     (19, "pace", "0019_pace.sql"),
     (20, "single claims", "0020_single_claims.sql"),
+    (22, "lists", "0022_lists.sql"),
 ];
 
 /// The steps for SQLite.

@@ -26,8 +26,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, outbox, presence, rings,
-    rollbacks, targets, updates,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, lists, outbox, presence,
+    rings, rollbacks, targets, updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -66,7 +66,7 @@ impl<D: Dialect> Store for SqlStore<D> {
         Ok(devices::by_key::<D>(&mut *self.read().await?, devices).await?)
     }
     async fn devices(&self, filter: &DeviceFilter, page: Page) -> Result<Vec<Device>> {
-        Ok(devices::devices::<D>(&mut *self.read().await?, filter, page).await?)
+        Ok(lists::devices::<D>(&mut *self.read().await?, filter, page).await?)
     }
 
     async fn away(&self, before: Timestamp, limit: u32) -> Result<Vec<Absence>> {
@@ -132,7 +132,7 @@ impl<D: Dialect> Store for SqlStore<D> {
         found.map_err(DbError::shared)
     }
     async fn updates(&self, filter: &UpdateFilter, page: Page) -> Result<Vec<Update>> {
-        Ok(updates::list::<D>(&mut *self.read().await?, filter, page).await?)
+        Ok(lists::updates::<D>(&mut *self.read().await?, filter, page).await?)
     }
     async fn results_of(&self, device: &DeviceId) -> Result<Results> {
         Ok(updates::results_of::<D>(&mut *self.read().await?, device).await?)

@@ -1,12 +1,10 @@
-//! Updates: how one stands in a row, how rows are read, listed, locked by name and written back.
+//! Updates: how one stands in a row, how rows are read, locked by name and written back.
 
-use device_ota_domain::campaign::{Group, Priority};
+use device_ota_domain::campaign::Priority;
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::firmware::Results;
-use device_ota_domain::page::Page;
 use device_ota_domain::update::{Action, Failure, Phase, Progress, Retry, Update, UpdateState};
 use device_ota_domain::{DeviceId, UpdateId};
-use device_ota_engine::ports::store::UpdateFilter;
 use jiff::Timestamp;
 
 use crate::combine::Lookup;
@@ -29,31 +27,9 @@ macro_rules! select_update {
 }
 pub(crate) use select_update;
 
-/// A list of updates: what it is looked up by (`$5`), then the other filters.
-macro_rules! list_updates {
-    ($by:literal) => {
-        select_update!(
-            " FROM device_updates u WHERE ",
-            $by,
-            " AND (CAST($3 AS TEXT) IS NULL OR u.state = $3) AND (CAST($4 AS TEXT) IS NULL OR u.action = $4) \
-             ORDER BY u.number DESC LIMIT $1 OFFSET $2"
-        )
-    };
-}
-
 statements! {
     UPDATE = select_update!(" FROM device_updates u WHERE u.update_id = $1");
     UPDATES = select_update!(" FROM device_updates u WHERE u.update_id {any:$1}");
-    UPDATES_OF_DEVICE = list_updates!("u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $5) \
-         AND (CAST($6 AS TEXT) IS NULL OR u.campaign_id = $6)");
-    // Equality said as a range, so that the order is that of the campaign's index alone: PostgreSQL would else read all
-    // newer updates backwards to find an old campaign's.
-    UPDATES_OF_CAMPAIGN = select_update!(
-        " FROM device_updates u WHERE u.campaign_id >= $5 AND u.campaign_id <= $5 \
-         AND (CAST($3 AS TEXT) IS NULL OR u.state = $3) AND (CAST($4 AS TEXT) IS NULL OR u.action = $4) \
-         ORDER BY u.campaign_id DESC, u.number DESC LIMIT $1 OFFSET $2"
-    );
-    ALL_UPDATES = list_updates!("1 = 1");
     RESULTS = "SELECT CAST(COALESCE(SUM(CASE WHEN u.state = 'completed' THEN 1 ELSE 0 END), 0) AS BIGINT) AS completed, \
          CAST(COALESCE(SUM(CASE WHEN u.state = 'failed' THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed \
          FROM device_updates u WHERE u.device_key = (SELECT d.device_key FROM devices d WHERE d.device_id = $1) \
@@ -103,31 +79,6 @@ pub(crate) fn by_id<D: Dialect>() -> Lookup<D, Update> {
         key: "update_id",
         read: read_update,
     }
-}
-
-/// Updates, newest first.
-pub(crate) async fn list<D: Dialect>(
-    conn: &mut D::Connection,
-    filter: &UpdateFilter,
-    page: Page,
-) -> Result<Vec<Update>, DbError> {
-    let args = Args::<D>::new()
-        .page(page)
-        .text(filter.group.map(Group::name))
-        .text(filter.action.map(Action::name));
-    let campaign = filter
-        .campaign
-        .as_ref()
-        .map(device_ota_domain::CampaignId::as_str);
-    let (statement, args) = match (&filter.device, campaign) {
-        (Some(device), campaign) => (
-            &UPDATES_OF_DEVICE,
-            args.text(device.as_str()).text(campaign),
-        ),
-        (None, Some(campaign)) => (&UPDATES_OF_CAMPAIGN, args.text(campaign)),
-        (None, None) => (&ALL_UPDATES, args),
-    };
-    sql::fetch_all(conn, statement, args, read_update).await
 }
 
 /// How a device's updates ended.

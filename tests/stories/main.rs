@@ -37,6 +37,7 @@ mod gateway_rules;
 mod identity;
 mod kill;
 mod limits;
+mod lists;
 mod metrics;
 mod pace;
 mod registration;

@@ -19,7 +19,7 @@ use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::{Cuts, Exclusion};
-use device_ota_domain::update::{Action, Update};
+use device_ota_domain::update::{Action, Phase, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
@@ -117,10 +117,16 @@ pub struct UpdateFilter {
     pub campaign: Option<CampaignId>,
     /// Of this device.
     pub device: Option<DeviceId>,
+    /// With this image.
+    pub firmware: Option<FirmwareId>,
     /// In this group.
     pub group: Option<Group>,
+    /// In this phase: in flight, or staged and waiting.
+    pub phase: Option<Phase>,
     /// Forward or back.
     pub action: Option<Action>,
+    /// Of this priority.
+    pub priority: Option<Priority>,
 }
 
 /// Filters of the rollback log; newest first.

@@ -15,12 +15,40 @@ use super::error::Result;
 pub struct DeviceFilter {
     /// Of this model.
     pub device_model: Option<String>,
+    /// Of this kind.
+    pub device_type: Option<String>,
+    /// Of this maker.
+    pub manufacturer: Option<String>,
+    /// Runs this, by its own last word, else as registered.
+    pub firmware_version: Option<String>,
     /// In this group.
     pub group: Option<String>,
+    /// With this tag.
+    pub tag: Option<TagFilter>,
     /// Pinned to this ring.
     pub ring: Option<Ring>,
     /// Connected, or not.
-    pub online: Option<bool>,
+    pub presence: Option<Presence>,
+}
+
+/// A tag that devices have to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagFilter {
+    /// Its name.
+    pub key: String,
+    /// Its value; `None`: whatever it is.
+    pub value: Option<String>,
+}
+
+/// Whether a device is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Connected now.
+    Online,
+    /// Not connected now, or never.
+    Offline,
+    /// Never heard.
+    NeverSeen,
 }
 
 /// A heartbeat for the history.

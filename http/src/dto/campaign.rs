@@ -142,7 +142,7 @@ fn up_to_stage<'a>(spec: &'a CampaignSpec, state: &CampaignState) -> Option<&'a 
     Some(&spec.stages.get(last)?.name)
 }
 
-pub(super) fn statuses() -> Object {
+pub(crate) fn statuses() -> Object {
     names(CampaignState::STATUSES)
 }
 

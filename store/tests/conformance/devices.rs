@@ -16,7 +16,6 @@ crate::stories!(
     credentials_are_found_and_replaced,
     credentials_come_in_id_order,
     devices_come_in_pages,
-    devices_are_filtered_and_counted,
     what_is_registered_can_be_changed,
     a_deleted_device_is_gone_and_may_come_back,
     a_touch_changes_only_what_it_says,
@@ -142,82 +141,6 @@ async fn devices_come_in_pages(store: &dyn Store) {
         .map(|d| d.registration.device_id.as_str())
         .collect();
     assert_eq!(ids, [name(3), name(4)]);
-}
-
-async fn devices_are_filtered_and_counted(store: &dyn Store) {
-    let mut new: Vec<_> = (0..6).map(|n| new_device(&name(n), 0)).collect();
-    for device in &mut new[..4] {
-        device.registration.groups = vec!["hall".into()];
-    }
-    new[0].registration.ring = Some(Ring::Canary);
-    new[5].registration.device_model = "other".into();
-    let keys = register(store, &new).await;
-    online(store, &keys[..2]).await;
-    let told = Touch {
-        device: keys[0],
-        battery_percent: Some(9.0),
-        error_count: Some(2),
-        version: Some("9".into()),
-        ..Touch::default()
-    };
-    touch(store, &[told]).await;
-    let count = async |filter: DeviceFilter| {
-        let listed = store.devices(&filter, Page::default()).await.unwrap();
-        let groups = store.fleet(&filter, 20.0).await.unwrap();
-        assert_eq!(
-            u64::try_from(listed.len()).unwrap(),
-            groups.iter().map(|group| group.devices).sum::<u64>()
-        );
-        listed.len()
-    };
-    let all = DeviceFilter::default;
-    assert_eq!(count(all()).await, 6);
-    assert_eq!(
-        count(DeviceFilter {
-            device_model: Some("other".into()),
-            ..all()
-        })
-        .await,
-        1
-    );
-    assert_eq!(
-        count(DeviceFilter {
-            group: Some("hall".into()),
-            ..all()
-        })
-        .await,
-        4
-    );
-    assert_eq!(
-        count(DeviceFilter {
-            ring: Some(Ring::Canary),
-            ..all()
-        })
-        .await,
-        1
-    );
-    assert_eq!(
-        count(DeviceFilter {
-            online: Some(true),
-            ..all()
-        })
-        .await,
-        2
-    );
-    let both = DeviceFilter {
-        group: Some("hall".into()),
-        online: Some(false),
-        ..all()
-    };
-    assert_eq!(count(both).await, 2);
-    let groups = store.fleet(&all(), 20.0).await.unwrap();
-    let ill = groups
-        .iter()
-        .find(|group| group.version.as_deref() == Some("9"));
-    let ill = ill.unwrap();
-    assert_eq!((ill.devices, ill.low_battery, ill.with_errors), (1, 1, 1));
-    assert!(ill.online && ill.ring.as_deref() == Some("canary"));
-    assert_eq!(groups.iter().map(|group| group.never_seen).sum::<u64>(), 4);
 }
 
 async fn what_is_registered_can_be_changed(store: &dyn Store) {

@@ -20,6 +20,7 @@ mod figures;
 mod firmware;
 mod fixture;
 mod history;
+mod lists;
 mod pace;
 mod rings;
 mod rollbacks;
