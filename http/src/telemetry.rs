@@ -14,6 +14,7 @@ use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 
 use crate::devices::filter::{FleetQuery, filter_of};
+use crate::dto::heartbeat::{SentHeartbeat, Telemetry};
 use crate::dto::{self, HeartbeatList, List, PageQuery};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
@@ -56,15 +57,10 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .boxed()
 }
 
-/// What every heartbeat says, and what only this way needs; all fields of the device protocol are taken.
-#[derive(Deserialize, ToSchema)]
-#[schema(as = SentHeartbeat)]
-struct SentHeartbeat {
-    /// The device that signs in: nobody speaks for another.
+/// Whose heartbeat it is, which only this way has to say.
+#[derive(Deserialize)]
+struct SentBy {
     device_id: DeviceId,
-    /// The running firmware.
-    #[expect(dead_code, reason = "the engine reads it with the rest")]
-    version: String,
 }
 
 /// A heartbeat that is in the database.
@@ -89,7 +85,9 @@ async fn take(call: Call, body: Body) -> Answer {
     };
     call.no_query()?;
     let bytes = json_bytes(MAX_HEARTBEAT_BYTES, &call.headers, body).await?;
-    let sent: SentHeartbeat = parse(&bytes, "the body")?;
+    let sent: SentBy = parse(&bytes, "the body")?;
+    // The engine reads it once more; this names the field that is wrong.
+    parse::<Telemetry>(&bytes, "the body")?;
     if sent.device_id != device.id {
         let detail = "the body: device_id is not the device that signed in";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail));
