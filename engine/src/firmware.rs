@@ -95,13 +95,7 @@ impl Engine {
 impl Upload {
     /// Takes the next bytes; 400 as soon as the image is too large.
     pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        self.size += bytes.len() as u64;
-        if self.size > MAX_IMAGE_BYTES {
-            return Err(Error::invalid(
-                "image_too_large",
-                format!("the image is larger than {MAX_IMAGE_BYTES} bytes, the most that is taken"),
-            ));
-        }
+        self.size = grown(self.size, bytes.len())?;
         let hashing = self.hasher.write(bytes.clone());
         let (hashed, written) = futures_util::future::join(hashing, self.writer.write(bytes)).await;
         hashed?;
@@ -160,6 +154,18 @@ impl Upload {
             }
         }
     }
+}
+
+/// The size of an image with so many bytes more; 400 when it is too large (PRD, FR-1).
+fn grown(size: u64, more: usize) -> Result<u64> {
+    let size = size + more as u64;
+    if size > MAX_IMAGE_BYTES {
+        return Err(Error::invalid(
+            "image_too_large",
+            format!("the image is larger than {MAX_IMAGE_BYTES} bytes, the most that is taken"),
+        ));
+    }
+    Ok(size)
 }
 
 fn compare(field: &str, given: Option<&str>, found: &str) -> Result<()> {
@@ -324,5 +330,17 @@ fn release(
             Kind::Feature
         },
         issued_at: now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_may_have_every_byte_of_the_limit_and_not_one_more() {
+        let most = |more| grown(MAX_IMAGE_BYTES - 7, more).map_err(|error| error.code());
+        assert_eq!(most(7), Ok(MAX_IMAGE_BYTES));
+        assert_eq!(most(8), Err("image_too_large"));
     }
 }

@@ -23,21 +23,21 @@ const EVENTS: &str = "/api/v1/ota/events";
 
 /// One frame of a stream, in the words of the standard (WHATWG HTML, 9.2).
 #[derive(Debug)]
-struct Frame {
+pub struct Frame {
     id: i64,
-    event: String,
-    data: Value,
+    pub event: String,
+    pub data: Value,
 }
 
 /// A client of a stream.
-struct Listener {
+pub struct Listener {
     response: Response,
     text: String,
 }
 
 impl Listener {
     /// Opens a stream that must be given, and waits for its first sign of life.
-    async fn open(request: RequestBuilder) -> Self {
+    pub async fn open(request: RequestBuilder) -> Self {
         let response = request.send().await.expect("the service answers");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -70,7 +70,7 @@ impl Listener {
     }
 
     /// The next frame that is an event.
-    async fn frame(&mut self) -> Frame {
+    pub async fn frame(&mut self) -> Frame {
         loop {
             let block = self.block().await.expect("the stream goes on");
             let field = |name: &str| {
@@ -94,7 +94,7 @@ impl Listener {
     }
 }
 
-fn request(service: &Service, key: &str, query: &str) -> RequestBuilder {
+pub fn request(service: &Service, key: &str, query: &str) -> RequestBuilder {
     let admin = service.admin();
     admin
         .client()

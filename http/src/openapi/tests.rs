@@ -18,6 +18,18 @@ pub(crate) fn table() -> Vec<(&'static str, Vec<Method>)> {
         .collect()
 }
 
+/// What the document says of an operation; of `HEAD` what it says of `GET`.
+pub(crate) fn operation(method: &Method, path: &str) -> &'static Operation {
+    let method = if method == Method::HEAD {
+        &Method::GET
+    } else {
+        method
+    };
+    let item = DOCUMENT.paths.paths.get(path).unwrap();
+    let mut operations = operations(item).into_iter();
+    operations.find(|(known, _)| known == method).unwrap().1
+}
+
 #[test]
 fn a_path_knows_its_methods() {
     let allow = |path| served(path).map(|found| found.allow().to_str().unwrap().to_owned());

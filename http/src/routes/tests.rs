@@ -1,7 +1,15 @@
 //! The document against the real routes, over a real database and a real folder.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod limits;
+mod refusals;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use device_ota_domain::webhook::NotTaken;
@@ -26,12 +34,16 @@ use crate::access::is_open;
 use crate::openapi::tests::table;
 use crate::{Access, Api, Cors, Http, RateLimits, Seats};
 
-/// Noon of a day, for ever; every random byte the same; no device connected.
-struct World;
+/// Noon of a day, until somebody turns the clock; every random byte the same; no device connected.
+#[derive(Default)]
+struct World {
+    seconds_later: AtomicI64,
+}
 
 impl Clock for World {
     fn now(&self) -> Timestamp {
-        Timestamp::from_second(1_766_052_000).unwrap()
+        let later = self.seconds_later.load(Ordering::SeqCst);
+        Timestamp::from_second(1_766_052_000 + later).unwrap()
     }
 }
 
@@ -52,8 +64,8 @@ impl Downlink for World {
 
 #[async_trait]
 impl Poster for World {
-    fn check(&self, url: &str) -> Result<(), String> {
-        Err(format!("nothing can be reached from here, not even {url}"))
+    fn check(&self, _: &str) -> Result<(), String> {
+        Ok(())
     }
 
     async fn post(&self, _: Letter<'_>) -> Result<(), NotTaken> {
@@ -80,6 +92,7 @@ fn keyring() -> Keyring {
 }
 
 struct Served {
+    world: Arc<World>,
     addr: SocketAddr,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -93,24 +106,30 @@ async fn serve() -> Served {
 
 /// Serves; [`KEY`] opens for somebody with these roles.
 async fn serve_to(roles: Roles) -> Served {
+    serve_within(roles, RateLimits::default()).await
+}
+
+/// The same within limits.
+async fn serve_within(roles: Roles, limits: RateLimits) -> Served {
     let (database, folder) = (SqliteDatabase::new(), tempfile::tempdir().unwrap());
+    let world = Arc::new(World::default());
     let (engine, _work) = Engine::new(Parts {
         store: Arc::new(database.open().await),
         objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
-        downlink: Arc::new(World),
+        downlink: world.clone(),
         sinks: Vec::new(),
-        clock: Arc::new(World),
-        entropy: Arc::new(World),
+        clock: world.clone(),
+        entropy: world.clone(),
         keyring: keyring(),
         grants: Grants::new([7; 32]),
         settings: Settings::default(),
     });
     let api = Api {
         engine: engine.clone(),
-        webhooks: Arc::new(Webhooks::new(engine.clone(), Arc::new(World), 1)),
+        webhooks: Arc::new(Webhooks::new(engine.clone(), world.clone(), 1)),
         access: Access::key_of("someone", roles, Sha256::digest(b"key").into())
             .known_to(engine.clone()),
-        limits: RateLimits::default(),
+        limits,
         seats: Seats::default(),
         cors: Cors::default(),
         version: "0.0.0",
@@ -121,6 +140,7 @@ async fn serve_to(roles: Roles) -> Served {
     let (addr, shutdown) = (http.local_addr(), CancellationToken::new());
     let task = tokio::spawn(http.serve(api, shutdown.clone()));
     Served {
+        world,
         addr,
         shutdown,
         task,
@@ -148,6 +168,47 @@ impl Served {
         (status, answer)
     }
 
+    /// Sends a body of this type; answers the status and the body.
+    async fn send(&self, method: &str, path: &str, header: &str, body: &str) -> (u16, String) {
+        let length = body.len();
+        let rest = format!("{header}\r\ncontent-length: {length}\r\n\r\n{body}");
+        let (status, answer) = self.ask(method, path, &rest).await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        (status, body.to_owned())
+    }
+
+    /// Registers a device; answers the header that it signs in with.
+    async fn device(&self, id: &str) -> String {
+        let device = format!(r#"{{"device_id":"{id}","device_model":"M"}}"#);
+        let (status, answer) = self
+            .send("POST", "/api/v1/ota/devices", &json(KEY), &device)
+            .await;
+        assert_eq!(status, 201, "{answer}");
+        let (_, rest) = answer.split_once(r#""password":""#).unwrap();
+        let (secret, _) = rest.split_once('"').unwrap();
+        let basic = base64::Engine::encode(
+            &base64::engine::general_purpose::STANDARD,
+            format!("{id}:{secret}"),
+        );
+        format!("authorization: Basic {basic}")
+    }
+
+    /// Uploads an image; answers its id.
+    async fn image(&self) -> String {
+        let metadata = r#"{"name":"n","version":"1.0.0","device_model":"M","manufacturer":"A"}"#;
+        let form = format!(
+            "--X\r\ncontent-disposition: form-data; name=\"metadata\"\r\n\r\n{metadata}\r\n\
+             --X\r\ncontent-disposition: form-data; name=\"file\"; filename=\"f.bin\"\r\n\r\nimage\r\n--X--\r\n"
+        );
+        let kind = format!("{KEY}\r\ncontent-type: multipart/form-data; boundary=X");
+        let (status, answer) = self
+            .send("POST", "/api/v1/ota/firmware", &kind, &form)
+            .await;
+        assert_eq!(status, 201, "{answer}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        answer["firmware_id"].as_str().unwrap().to_owned()
+    }
+
     async fn end(self) {
         self.shutdown.cancel();
         self.task.await.unwrap();
@@ -155,6 +216,11 @@ impl Served {
 }
 
 const KEY: &str = "x-api-key: key";
+
+/// The header of a request that carries JSON, behind another one.
+fn json(header: &str) -> String {
+    format!("{header}\r\ncontent-type: application/json")
+}
 
 /// The path with this in place of each parameter.
 fn filled(template: &str, value: &str) -> String {
@@ -281,19 +347,7 @@ const DEVICES_TOO: &[&str] = &[
 #[tokio::test]
 async fn a_device_may_do_nothing_but_what_is_named() {
     let served = serve().await;
-    let device = r#"{"device_id":"d:1","device_model":"M"}"#;
-    let head = format!(
-        "{KEY}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{device}",
-        device.len()
-    );
-    let (_, answer) = served.ask("POST", "/api/v1/ota/devices", &head).await;
-    let (_, rest) = answer.split_once(r#""password":""#).unwrap();
-    let (secret, _) = rest.split_once('"').unwrap();
-    let basic = base64::Engine::encode(
-        &base64::engine::general_purpose::STANDARD,
-        format!("d:1:{secret}"),
-    );
-    let header = format!("authorization: Basic {basic}");
+    let header = served.device("d:1").await;
     for (template, methods) in table() {
         if is_open(template) {
             continue;
