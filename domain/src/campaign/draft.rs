@@ -73,7 +73,7 @@ pub struct CampaignDraft {
     pub rate: Option<RateDraft>,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
-    #[schema(minimum = 0.0167, maximum = 43_200)]
+    #[schema(minimum = 0.016_666_666_666_666_666, maximum = 43_200)]
     pub timeout_minutes: f64,
     /// Default true.
     #[serde(default = "yes")]

@@ -44,7 +44,7 @@ pub struct UpdateRequest {
     pub max_retries: u32,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
-    #[schema(minimum = 0.0167, maximum = 43_200)]
+    #[schema(minimum = 0.016_666_666_666_666_666, maximum = 43_200)]
     pub timeout_minutes: f64,
 }
 
