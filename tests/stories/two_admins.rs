@@ -3,12 +3,13 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Admin, Options, Service, device_json, image, image_metadata};
+use crate::harness::{Admin, Answer, Options, Service, device_json, image, image_metadata};
 
 matrix!(exactly_one_takes_each_step: sqlite_gateway, postgres_gateway);
 matrix!(one_image_uploaded_by_many_is_one_record: sqlite_gateway, postgres_gateway);
 matrix!(start_and_cancel_at_once_leave_one_truth: sqlite_gateway, postgres_gateway);
 matrix!(what_several_change_of_one_device_all_holds: sqlite_gateway, postgres_gateway);
+matrix!(whatever_is_asked_of_one_device_at_once_is_answered: sqlite_gateway, postgres_gateway);
 matrix!(each_change_of_a_webhook_is_told_from_the_one_before: sqlite_gateway, postgres_gateway);
 
 /// Administrators at a time.
@@ -158,6 +159,50 @@ async fn what_several_change_of_one_device_all_holds(options: Options) {
                 "{field}: each record begins where the last ended"
             );
             state[field] = after[field].clone();
+        }
+    }
+}
+
+/// Nobody waits for somebody who waits for them, and nothing is left open of a device that is gone.
+async fn whatever_is_asked_of_one_device_at_once_is_answered(options: Options) {
+    const ROUNDS: usize = 12;
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let firmware = [admin.image("2.1.0").await, admin.image("2.2.0").await];
+    for round in 0..ROUNDS {
+        let name = format!("frame-{round}");
+        service.register(device_json(&name)).await;
+        let path = format!("/api/v1/ota/devices/{name}");
+        let post =
+            async |what: &str, body: Value| admin.post(&format!("{path}/{what}"), body).await;
+        let update = async |n: usize| post("update", json!({ "firmware_id": firmware[n] })).await;
+        let before = [update(0).await, update(1).await].map(|answer| answer.expect(201));
+        let retried = before[0]["update_id"].as_str().unwrap();
+        let act = async |what: &str| {
+            let path = format!("/api/v1/ota/updates/{retried}/{what}");
+            admin.post(&path, json!({})).await
+        };
+        let answers = tokio::join!(
+            update(0),
+            act("cancel"),
+            admin.put(&path, json!({ "device_model": "SF-200" })),
+            act("retry"),
+            post("credentials", json!({})),
+            admin.put(&path, json!({ "tags": { "floor": "2" } })),
+            admin.delete(&path),
+            update(1),
+        );
+        let answers = Vec::from(<[Answer; 8]>::from(answers));
+        assert_eq!(answers[6].status, 200, "it is deleted: {answers:#?}");
+        let mut made = Vec::from(before.clone());
+        for answer in answers {
+            let (status, body) = (answer.status, answer.body);
+            assert!([200, 201, 404, 409].contains(&status), "{status}: {body:#}");
+            made.extend((status == 201).then_some(body));
+        }
+        for update in made.iter().filter_map(|body| body["update_id"].as_str()) {
+            let left = admin.get(&format!("/api/v1/ota/updates/{update}")).await;
+            assert_eq!(left.expect(200)["status"], "cancelled");
         }
     }
 }
