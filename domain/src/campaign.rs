@@ -13,6 +13,7 @@ mod redraft;
 mod spec;
 mod stages;
 mod state;
+mod window;
 
 use jiff::Timestamp;
 
@@ -29,6 +30,7 @@ pub use spec::{
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
+pub use window::{Day, MAX_WINDOW_MINUTES, MAX_WINDOWS, OpenFor, TIME_ZONE_TAG, Window, Windows};
 
 use crate::ids::{CampaignId, FirmwareId};
 

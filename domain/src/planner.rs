@@ -14,7 +14,7 @@ pub use advance::{Advance, AdvanceError, advance};
 use gate::gate;
 use stop::stop as halt;
 
-use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, Period, Running};
+use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, OpenFor, Period, Running};
 use crate::rollback::RollbackTrigger;
 use crate::update::Action as UpdateAction;
 use crate::why::Why;
@@ -24,17 +24,13 @@ use crate::why::Why;
 pub enum Action {
     /// Open this stage.
     OpenStage(u16),
-    /// Claim up to `count` due devices of the stages up to `up_to_stage` and offer them their update; but first, unless they
-    /// are to hold, those that hold theirs and are to activate it.
+    /// Claim up to `count` such devices: those that hold their update and are to activate it, then those that are due, and are
+    /// offered it.
     Claim {
-        /// Forward or back.
-        action: UpdateAction,
-        /// Highest stage to take from.
-        up_to_stage: u16,
+        /// Which.
+        what: Claim,
         /// Devices at most.
         count: u32,
-        /// Whoever is offered it goes no further than `staged`.
-        hold: bool,
     },
     /// The failure threshold is passed: roll back.
     RollBack {
@@ -61,6 +57,19 @@ pub enum Action {
     MakeRollbacks,
     /// Everything has ended.
     Finish,
+}
+
+/// Whom to offer what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// Forward or back.
+    pub action: UpdateAction,
+    /// Highest stage to take from.
+    pub up_to_stage: u16,
+    /// Whoever is offered it goes no further than `staged`, and nobody is to activate it.
+    pub hold: bool,
+    /// Devices whose maintenance window is closed are passed over.
+    pub open_for: OpenFor,
 }
 
 /// What to do, and why there is nothing more to do.
@@ -167,8 +176,20 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     };
     let (open, hold) = (running.open_stage, spec.holds_at(running.open_stage));
     let here = counts.up_to_stage(open);
-    if here.pending > 0 || (here.staged > 0 && !hold) {
-        plan.claim(now, campaign, counts, UpdateAction::Update, open, hold);
+    if here.pending == 0 && (here.staged == 0 || hold) {
+        return plan.or_wait_for_answers();
+    }
+    match spec.windows.open_for(now) {
+        Err(opens) => plan.waits.push(Why::Window { opens }),
+        Ok(open_for) => {
+            let claim = Claim {
+                action: UpdateAction::Update,
+                up_to_stage: open,
+                hold,
+                open_for,
+            };
+            plan.claim(now, campaign, counts, claim);
+        }
     }
     plan.or_wait_for_answers()
 }
@@ -199,14 +220,13 @@ fn back(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
         plan.actions.push(Action::MakeRollbacks);
     }
     if counts.rollbacks.pending > 0 {
-        plan.claim(
-            now,
-            campaign,
-            counts,
-            UpdateAction::Rollback,
-            u16::MAX,
-            false,
-        );
+        let claim = Claim {
+            action: UpdateAction::Rollback,
+            up_to_stage: u16::MAX,
+            hold: false,
+            open_for: OpenFor::All,
+        };
+        plan.claim(now, campaign, counts, claim);
     }
     if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed
     {
@@ -232,23 +252,10 @@ fn stop(counts: &Counts) -> Plan {
 }
 
 impl Plan {
-    fn claim(
-        &mut self,
-        now: Timestamp,
-        campaign: &Campaign,
-        counts: &Counts,
-        action: UpdateAction,
-        up_to_stage: u16,
-        hold: bool,
-    ) {
-        match slots(now, campaign, counts, action) {
+    fn claim(&mut self, now: Timestamp, campaign: &Campaign, counts: &Counts, what: Claim) {
+        match slots(now, campaign, counts, what.action) {
             Err(why) => self.waits.push(why),
-            Ok(count) => self.actions.push(Action::Claim {
-                action,
-                up_to_stage,
-                count,
-                hold,
-            }),
+            Ok(count) => self.actions.push(Action::Claim { what, count }),
         }
     }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use explain::{Case, explain, held_by_campaign, held_by_device};
+pub use explain::{Case, explain, held_by_campaign, held_by_device, held_by_window};
 
 use crate::ids::{CampaignId, UpdateId};
 use crate::targeting::Exclusion;
@@ -57,6 +57,11 @@ pub enum Why {
     GateManual {
         /// The stage that waits.
         stage: String,
+    },
+    /// Its maintenance windows are closed.
+    Window {
+        /// When the next one opens.
+        opens: Timestamp,
     },
     /// All slots are taken.
     NoSlot,
@@ -164,6 +169,9 @@ impl std::fmt::Display for Why {
             Self::GateSoak => f.write_str("the stage has not been open long enough"),
             Self::GateManual { stage } => {
                 write!(f, "stage {stage} waits for a person to open it (advance)")
+            }
+            Self::Window { opens } => {
+                write!(f, "the next maintenance window opens at {opens}")
             }
             Self::NoSlot => f.write_str("all slots are taken"),
             Self::NoRoom => f.write_str("all slots of the whole service are taken"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use device_ota_domain::campaign::{Campaign, Counts, Group};
 use device_ota_domain::event::EventType;
-use device_ota_domain::planner::{self, Action};
+use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms, Owed};
 use device_ota_domain::{CampaignId, CampaignState, FirmwareId};
@@ -329,12 +329,7 @@ impl Pass<'_> {
 
     async fn act(&mut self, action: Action) -> Result<()> {
         match action {
-            Action::Claim {
-                action,
-                up_to_stage,
-                count,
-                hold,
-            } => self.claim(action, up_to_stage, count, hold).await,
+            Action::Claim { what, count } => self.claim(what, count).await,
             Action::CancelPending(action) => {
                 let cancelled = self
                     .tx
@@ -354,21 +349,17 @@ impl Pass<'_> {
         }
     }
 
-    async fn claim(
-        &mut self,
-        action: UpdateAction,
-        up_to_stage: u16,
-        count: u32,
-        hold: bool,
-    ) -> Result<()> {
+    async fn claim(&mut self, what: Claim, count: u32) -> Result<()> {
+        let action = what.action;
         let query = ClaimQuery {
             campaign: self.campaign.id.clone(),
             action,
-            up_to_stage,
+            up_to_stage: what.up_to_stage,
             limit: count.min(MAX_CLAIM),
             now: self.now,
             requires: self.campaign.spec.requires,
-            hold,
+            hold: what.hold,
+            open_for: what.open_for,
         };
         let found = self.tx.claimable(&query).await?;
         let claimed = u32::try_from(found.len()).unwrap_or(u32::MAX);

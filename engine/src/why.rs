@@ -116,6 +116,11 @@ impl Engine {
             return Some(why);
         }
         let device = around.devices.get(&update.device)?;
+        let campaign = around.campaign(update);
+        let closed = campaign.and_then(|c| why::held_by_window(c, update, device, now));
+        if closed.is_some() {
+            return closed;
+        }
         let held = why::held_by_device(device, around.requires(update));
         if let Some(why) = held.into_iter().next() {
             return Some(why);

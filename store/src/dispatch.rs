@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use device_ota_domain::campaign::{OpenFor, TIME_ZONE_TAG};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{CampaignId, UpdateId};
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, statements};
+use crate::sql::{self, Args, Statement, statements};
 use crate::updates::{read_update, select_update};
 
 /// An update that waits, called `u`, with what its device runs, called `l` when last heard.
@@ -51,14 +52,14 @@ statements! {
         " AND NOT EXISTS (SELECT 1 FROM device_updates h WHERE h.device_key = u.device_key \
              AND h.state = 'staged' AND u.action = 'update' AND (h.priority > u.priority OR (h.priority = u.priority \
              AND (h.created_at < u.created_at OR (h.created_at = u.created_at AND h.update_id < u.update_id))))) \
-         ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
+         AND {given} ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
     );
     CLAIMABLE_STAGED = waiting!(
         "u.state = 'staged' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.since <= $4 \
          AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
          AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
         takes_offers!(),
-        " ORDER BY u.stage, u.since, u.number LIMIT $7 {skip_locked}"
+        " AND {given} ORDER BY u.stage, u.since, u.number LIMIT $7 {skip_locked}"
     );
     HELD_LOCKED = select_update!(
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'staged' \
@@ -135,8 +136,7 @@ pub(crate) async fn claimable<D: Dialect>(
 ) -> Result<Vec<Claimable>, DbError> {
     let mut staged = Vec::new();
     if !query.hold && query.action == Action::Update {
-        let args = bind_claim::<D>(query);
-        staged = sql::fetch_all(conn, &CLAIMABLE_STAGED, args, read_claimable).await?;
+        staged = found::<D>(conn, &CLAIMABLE_STAGED, query).await?;
     }
     let taken = u32::try_from(staged.len()).unwrap_or(u32::MAX);
     let rest = ClaimQuery {
@@ -144,11 +144,31 @@ pub(crate) async fn claimable<D: Dialect>(
         ..query.clone()
     };
     if rest.limit > 0 {
-        let args = bind_claim::<D>(&rest);
-        let rows = sql::fetch_all(conn, &CLAIMABLE, args, read_claimable).await?;
+        let rows = found::<D>(conn, &CLAIMABLE, &rest).await?;
         staged.extend(displacing::<D>(conn, rows).await?);
     }
     Ok(staged)
+}
+
+/// What a statement finds of devices whose maintenance window is open.
+async fn found<D: Dialect>(
+    conn: &mut D::Connection,
+    statement: &'static Statement,
+    query: &ClaimQuery,
+) -> Result<Vec<Claimable>, DbError> {
+    let args = bind_claim::<D>(query);
+    let (not, zones) = match &query.open_for {
+        OpenFor::All => return sql::fetch_all(conn, statement, args, read_claimable).await,
+        OpenFor::Zones(zones) => ("", zones),
+        OpenFor::AllBut(zones) => ("NOT ", zones),
+    };
+    // A device whose tag names none has none.
+    let zone = D::member_text("d.tags", &format!("'{TIME_ZONE_TAG}'"));
+    let zone = format!("(SELECT {zone} FROM devices d WHERE d.device_key = u.device_key)");
+    let condition = format!("{not}(COALESCE({zone}, '') {})", D::within("$8"));
+    let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
+    let args = args.texts(&zones);
+    sql::fetch_given(conn, statement, &condition, args, read_claimable).await
 }
 
 /// The same, each with the update whose image its device holds, locked.

@@ -1,7 +1,7 @@
 //! Tests that the statements which run all the time find their rows by an index on both databases, in a large fleet.
 
 use device_ota_domain::CampaignId;
-use device_ota_domain::campaign::{Group, Priority, Requires};
+use device_ota_domain::campaign::{Group, OpenFor, Priority, Requires};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
@@ -68,6 +68,7 @@ fn claim() -> ClaimQuery {
         now: Timestamp::from_microsecond(1_000).expect("a time"),
         requires: Requires::default(),
         hold: false,
+        open_for: OpenFor::All,
     }
 }
 

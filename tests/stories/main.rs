@@ -54,3 +54,4 @@ mod telemetry;
 mod two_admins;
 mod upload;
 mod webhooks;
+mod windows;

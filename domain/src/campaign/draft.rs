@@ -12,6 +12,7 @@ use super::spec::{
 use super::stages::{
     MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
 };
+use super::window::{Window, Windows};
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
@@ -96,6 +97,10 @@ pub struct CampaignDraft {
     /// Default: from the start on, with no end. The strategy `scheduled` must say `start_at`.
     #[serde(default)]
     pub schedule: Schedule,
+    /// The hours in which it may offer and activate; a rollback goes at any. Default: always.
+    #[serde(default)]
+    #[schema(max_items = 32)]
+    pub windows: Vec<Window>,
     /// Default: the four rings with `staged` and `canary`, everybody with the others. With `blue_green` they prepare, and a
     /// last stage follows them, `activate`, which takes nobody: when it opens, everybody flips.
     #[serde(default)]
@@ -155,6 +160,8 @@ impl CampaignDraft {
             "failure_threshold_percent",
             "0 to 100",
         )?;
+        let windows = Windows(self.windows);
+        windows.check()?;
         let gate = default_gate(threshold);
         let stages = match (self.deployment_strategy, self.stages.is_empty()) {
             (Strategy::Immediate | Strategy::Scheduled, true) => everybody(gate),
@@ -197,6 +204,7 @@ impl CampaignDraft {
             rings,
             ring_deployment: false,
             schedule: self.schedule,
+            windows,
         })
     }
 

@@ -25,6 +25,9 @@ pub enum SpecError {
     /// A rate that is none.
     #[error("rate: {0}")]
     Rate(&'static str),
+    /// A maintenance window that is none.
+    #[error("windows: {0}")]
+    Windows(String),
     /// A schedule that cannot be kept.
     #[error("schedule: {0}")]
     Schedule(&'static str),

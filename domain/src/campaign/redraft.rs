@@ -37,6 +37,7 @@ impl CampaignSpec {
             abort: self.abort.clone(),
             max_retries: self.max_retries,
             schedule: self.schedule,
+            windows: self.windows.0.clone(),
             stages: if said == unsaid || self.strategy == Strategy::Immediate {
                 Vec::new()
             } else {

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::abort::{Abort, AbortAction, AbortOn};
 use super::rate::Rate;
+use super::window::Windows;
 use crate::filter::Filter;
 use crate::ids::{DeviceId, FirmwareId};
 use crate::ring::Shares;
@@ -316,6 +317,9 @@ pub struct CampaignSpec {
     /// When it may offer.
     #[serde(default)]
     pub schedule: Schedule,
+    /// The hours in which it may offer and activate.
+    #[serde(default)]
+    pub windows: Windows,
     /// What of the wheel each ring takes, for pinned devices and stages by name.
     #[serde(default)]
     pub rings: Shares,

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use super::Why;
-use crate::campaign::{ApprovalError, Campaign, CampaignState, Period, Requires, Strategy};
+use crate::campaign::{
+    ApprovalError, Campaign, CampaignState, Period, Requires, Strategy, TIME_ZONE_TAG,
+};
 use crate::device::Device;
 use crate::firmware::UploadMetadata;
 use crate::targeting::{Exclusion, judge};
@@ -87,6 +89,11 @@ fn waiting(case: &Case<'_>, update: &Update) -> Vec<Why> {
             reasons.extend(case.waits.iter().cloned());
         }
     }
+    if let Some(device) = case.device
+        && !matches!(reasons.last(), Some(Why::Window { .. }))
+    {
+        reasons.extend(held_by_window(case.campaign, update, device, case.now));
+    }
     let device = case.device.into_iter();
     reasons.extend(device.flat_map(|d| held_by_device(d, case.campaign.spec.requires)));
     let busy_with = case.busy_with.filter(|other| other.id != update.id);
@@ -146,6 +153,23 @@ fn awaited(campaign: &Campaign, update: &Update) -> u16 {
         }
         _ => update.stage,
     }
+}
+
+/// What the maintenance windows say against an update that waits; a rollback goes at any hour.
+pub fn held_by_window(
+    campaign: &Campaign,
+    update: &Update,
+    device: &Device,
+    now: Timestamp,
+) -> Option<Why> {
+    let zone = device.registration.tags.get(TIME_ZONE_TAG);
+    let closed = campaign
+        .spec
+        .windows
+        .at(now, zone.map(String::as_str))
+        .err();
+    let opens = closed.filter(|_| update.action == Action::Update)?;
+    Some(Why::Window { opens })
 }
 
 /// What the device's last word says against an update of it. What it never said does not hold it back.

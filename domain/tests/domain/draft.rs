@@ -223,6 +223,27 @@ fn what_stops_a_campaign_is_bounded() {
 }
 
 #[test]
+fn a_window_has_a_clock() {
+    let refuses = |field: &str, value: Value, text: &str| {
+        let mut window = json!({"start": "22:00", "duration_minutes": 60, "time_zone": "UTC"});
+        window[field] = value;
+        refused(&json!({"windows": [window]}), &format!("windows: {text}"));
+    };
+    let start = "start must be a time as in 22:00";
+    for wrong in ["24:00", "7:30", "22:60", "+1:00", "22", "22:00:00"] {
+        refuses("start", json!(wrong), start);
+    }
+    let length = "duration_minutes must be 1 to 10080";
+    refuses("duration_minutes", json!(0), length);
+    refuses("duration_minutes", json!(10_081), length);
+    let zone = "time_zone \"europe/berlin\" is none; use device, or a name as Europe/Berlin";
+    refuses("time_zone", json!("europe/berlin"), zone);
+    refuses("days", json!(vec!["mon"; 8]), "days has at most seven");
+    let one = json!({"start": "22:00", "duration_minutes": 60, "time_zone": "device"});
+    refused(&json!({"windows": vec![one; 33]}), "windows: at most 32");
+}
+
+#[test]
 fn a_rate_is_one_number_or_grows() {
     let rate = |rate: Value| json!({"rate": rate});
     let both = "rate: give per_minute, or all of base_per_minute, factor, every and max_per_minute";
@@ -411,6 +432,8 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
             "target_filters": {"not": {"field": "firmware_version", "op": "semver", "value": ">=2.0.0"}},
             "schedule": {"start_at": "2026-01-01T08:00:00Z", "end_at": null, "on_end": "cancel"},
             "requires": {"min_battery_percent": 30}, "max_retries": 5,
+            "windows": [{"days": ["sat", "sun"], "start": "22:30", "duration_minutes": 90, "time_zone": "Asia/Tokyo"},
+                {"days": [], "start": "00:00", "duration_minutes": 5, "time_zone": "device"}],
             "rate": if flag { json!({"per_minute": seconds}) } else {
                 json!({"base_per_minute": 1, "factor": 1.5, "every": {"succeeded": share}, "max_per_minute": seconds})
             },

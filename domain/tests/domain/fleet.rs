@@ -19,6 +19,8 @@ use world::World;
 
 /// Seeds that each test plays.
 const SEEDS: u64 = 600;
+/// The same of tests with time zones, whose days are long to play.
+const WINDOW_SEEDS: u64 = 60;
 /// Lines of a story that are told.
 const STORY_LINES: usize = 60;
 
@@ -43,6 +45,8 @@ struct Trouble {
     schedules: bool,
     /// Campaigns may let their devices prepare, and flip them together.
     holds: bool,
+    /// Campaigns may have maintenance windows.
+    windows: bool,
 }
 
 /// The last lines of what happened.
@@ -68,11 +72,16 @@ fn play(seed: u64, trouble: Trouble, story: Story) -> Result<World, String> {
 }
 
 /// Plays every seed; hands each world that ended to `then`.
-fn play_all(trouble: Trouble, mut then: impl FnMut(u64, &World)) {
+fn play_all(trouble: Trouble, then: impl FnMut(u64, &World)) {
+    play_some(SEEDS, trouble, then);
+}
+
+/// The same of the first seeds.
+fn play_some(seeds: u64, trouble: Trouble, mut then: impl FnMut(u64, &World)) {
     let chosen = std::env::var("DEVICE_OTA_SEED").ok();
     let seeds = match &chosen {
         Some(seed) => vec![seed.parse().unwrap()],
-        None => (0..SEEDS).collect(),
+        None => (0..seeds).collect(),
     };
     for seed in seeds {
         let quiet = catch_unwind(AssertUnwindSafe(|| play(seed, trouble, Story::default())));
@@ -185,6 +194,24 @@ fn a_fleet_that_behaves_prepares_and_flips() {
 }
 
 #[test]
+fn nothing_goes_forward_outside_of_a_window() {
+    for faults in [false, true] {
+        let trouble = Trouble {
+            faults,
+            admins: faults,
+            crashes: faults,
+            holds: true,
+            windows: true,
+            ..Trouble::default()
+        };
+        play_some(WINDOW_SEEDS, trouble, |seed, world| {
+            let ended = matches!(world.state(0), CampaignState::Completed { .. });
+            assert!(faults || ended && world.devices_run("2.0.0"), "seed {seed}");
+        });
+    }
+}
+
+#[test]
 fn whatever_happens_to_devices_that_hold_breaks_no_rule() {
     for rivals in [false, true] {
         let trouble = Trouble {
@@ -195,6 +222,7 @@ fn whatever_happens_to_devices_that_hold_breaks_no_rule() {
             rivals,
             holds: true,
             schedules: rivals,
+            windows: false,
         };
         let (mut flips, mut displaced) = (0, 0);
         play_all(trouble, |_, world| {

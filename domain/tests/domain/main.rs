@@ -20,3 +20,4 @@ mod update_time;
 mod values;
 mod webhook;
 mod why;
+mod windows;

@@ -1,9 +1,9 @@
 //! How a campaign prepares and flips, how fast it goes, and which failures stop it.
 
 use device_ota_domain::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Failures, Group, Tally,
+    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Failures, Group, OpenFor, Tally,
 };
-use device_ota_domain::planner::{Action, Plan, next_offer, plan};
+use device_ota_domain::planner::{Action, Claim, Plan, next_offer, plan};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
@@ -127,10 +127,13 @@ fn everybody_prepares_and_flips_when_the_last_stage_opens() {
         plan(at(1), &campaign(Clone::clone(spec), state), &counts)
     };
     let claim = |up_to_stage, hold| Action::Claim {
-        action: UpdateAction::Update,
-        up_to_stage,
+        what: Claim {
+            action: UpdateAction::Update,
+            up_to_stage,
+            hold,
+            open_for: OpenFor::All,
+        },
         count: 10,
-        hold,
     };
     let some = Tally {
         pending: 3,

@@ -1,9 +1,9 @@
 //! Properties of the planner over arbitrary campaigns and counts.
 
 use device_ota_domain::campaign::{
-    Accepted, Campaign, CampaignState, Counts, Gate, Group, Running, Stage, Takes, Tally,
+    Accepted, Campaign, CampaignState, Counts, Gate, Group, OpenFor, Running, Stage, Takes, Tally,
 };
-use device_ota_domain::planner::{Action, Advance, AdvanceError, Plan, advance, plan};
+use device_ota_domain::planner::{Action, Advance, AdvanceError, Claim, Plan, advance, plan};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
@@ -142,12 +142,7 @@ prop_compose! {
 
 pub(crate) fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
     let claim = |action: &Action| match action {
-        Action::Claim {
-            action,
-            up_to_stage,
-            count,
-            ..
-        } => Some((*action, *up_to_stage, *count)),
+        Action::Claim { what, count } => Some((what.action, what.up_to_stage, *count)),
         _ => None,
     };
     plan.actions.iter().filter_map(claim).collect()
@@ -447,12 +442,13 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
         ..Tally::default()
     };
     counts.rollbacks.pending = 4;
-    let claim = Action::Claim {
+    let what = Claim {
         action: UpdateAction::Rollback,
         up_to_stage: u16::MAX,
-        count: 2,
         hold: false,
+        open_for: OpenFor::All,
     };
+    let claim = Action::Claim { what, count: 2 };
     assert_eq!(
         plan(at(6), &campaign, &counts).actions,
         [Action::CancelInFlight(UpdateAction::Update), claim]

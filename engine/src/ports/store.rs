@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
 use device_ota_domain::campaign::{
-    Campaign, CampaignSpec, Counts, Delta, Group, Priority, Requires,
+    Campaign, CampaignSpec, Counts, Delta, Group, OpenFor, Priority, Requires,
 };
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
@@ -156,6 +156,8 @@ pub struct ClaimQuery {
     /// Those that are found are to hold what they are offered. Otherwise those that hold it are found first, and are to
     /// activate it.
     pub hold: bool,
+    /// Devices whose maintenance window is closed are not found.
+    pub open_for: OpenFor,
 }
 
 /// The terms of a campaign's rollbacks.

@@ -2,7 +2,7 @@
 
 use device_ota_domain::campaign::{
     Abort, Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Failures, Gate, Priority,
-    Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally,
+    Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally, Window,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::{CampaignId, RollbackTrigger};
@@ -42,6 +42,7 @@ pub(crate) struct CampaignDto<'a> {
     abort: &'a [Abort],
     requires: Requires,
     schedule: Schedule,
+    windows: &'a [Window],
     target_groups: &'a [String],
     target_filters: Option<&'a Filter>,
     target_device_count: u64,
@@ -172,6 +173,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             abort: &spec.abort,
             requires: spec.requires,
             schedule: spec.schedule,
+            windows: &spec.windows.0,
             target_groups: &spec.targets.groups,
             target_filters: spec.targets.filter.as_ref(),
             target_device_count: campaign.target_count,
@@ -473,7 +475,8 @@ mod tests {
               "have": 1,
               "need": 2
             }
-          ]
+          ],
+          "windows": []
         }
         "#);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{
-    Approval, Campaign, CampaignDraft, CampaignState, Delta, Group, Requires,
+    Approval, Campaign, CampaignDraft, CampaignState, Delta, Group, OpenFor, Requires,
 };
 use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::{Event, EventType};
@@ -214,6 +214,7 @@ pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
         now,
         requires: Requires::default(),
         hold: false,
+        open_for: OpenFor::All,
     }
 }
 

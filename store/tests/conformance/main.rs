@@ -28,6 +28,7 @@ mod staged;
 mod targets;
 mod updates;
 mod webhooks;
+mod windows;
 
 /// Makes a test for SQLite and one for PostgreSQL of each story.
 macro_rules! stories {

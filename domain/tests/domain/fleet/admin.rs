@@ -3,7 +3,7 @@
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{
     Abort, AbortAction, AbortOn, CampaignSpec, CampaignState, Counts, FailureKind, OnEnd, Schedule,
-    Stage, Takes, Tally,
+    Stage, Takes, Tally, Windows,
 };
 use device_ota_domain::planner::{Advance, advance};
 use device_ota_domain::ring::turned;
@@ -39,6 +39,9 @@ impl World {
         if self.rng.random_bool(0.2) {
             let rate = json!({"per_minute": self.rng.random_range(1..40)});
             spec.rate = sample::spec(&json!({"rate": rate})).rate;
+        }
+        if self.trouble.windows && self.rng.random_bool(0.7) {
+            spec.windows = any_windows(&mut self.rng);
         }
         if self.trouble.faults && self.rng.random_bool(0.3) {
             spec.abort = any_aborts(&mut self.rng);
@@ -307,6 +310,19 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32, holds: bool
     sample::draft(&fields)
         .into_spec(20.0, entropy, device_ota_domain::ring::Shares::default())
         .unwrap()
+}
+
+/// A few hours of every day, by one clock or by those of the devices.
+fn any_windows(rng: &mut StdRng) -> Windows {
+    let zones = ["device", "UTC", "Europe/Berlin"];
+    let window = |_| {
+        json!({
+            "start": format!("{:02}:{:02}", rng.random_range(0..24), rng.random_range(0..60)),
+            "duration_minutes": rng.random_range(5..400), "time_zone": zones[rng.random_range(0..3)],
+        })
+    };
+    let windows: Vec<_> = (0..2).map(window).collect();
+    sample::spec(&json!({"windows": windows})).windows
 }
 
 fn any_aborts(rng: &mut StdRng) -> Vec<Abort> {

@@ -235,6 +235,17 @@ impl World {
         })
     }
 
+    /// Nothing goes forward outside of a maintenance window, by the clock of the device.
+    pub(super) fn window_is_open(&self, row: usize) -> Result<(), String> {
+        let row = &self.rows[row];
+        let windows = &self.rollouts[row.rollout].campaign.spec.windows;
+        let open = windows.at(self.now, self.agents[row.agent].zone);
+        let back = row.update.action == UpdateAction::Rollback;
+        rule(back || open.is_ok(), || {
+            format!("{} offered before {open:?}", row.update.device_id)
+        })
+    }
+
     /// In no minute more offers than the rate lets, and what it makes up for.
     fn rates_are_kept(&self) -> Result<(), String> {
         for rollout in &self.rollouts {

@@ -48,6 +48,8 @@ pub(super) enum Nature {
 pub(super) struct Agent {
     pub(super) bucket: u16,
     pub(super) pin: Option<Ring>,
+    /// What its tag says of its time zone; not all names are one.
+    pub(super) zone: Option<&'static str>,
     pub(super) online: bool,
     pub(super) gone: bool,
     pub(super) last_seen: Option<Timestamp>,
@@ -84,6 +86,14 @@ const HELD: [Phase; 5] = [
     Phase::Staged,
 ];
 
+const ZONES: [Option<&str>; 5] = [
+    None,
+    Some("Europe/Berlin"),
+    Some("Asia/Kolkata"),
+    Some("America/St_Johns"),
+    Some("Nowhere/Else"),
+];
+
 /// Phases in which a device that took the offer may go wrong.
 const WORK: [Phase; 5] = [
     Phase::Accepted,
@@ -106,6 +116,7 @@ impl Agent {
             pin: rng
                 .random_bool(0.1)
                 .then(|| Ring::ALL[rng.random_range(0..4)]),
+            zone: ZONES[rng.random_range(0..ZONES.len())],
             online: true,
             gone: false,
             last_seen: None,

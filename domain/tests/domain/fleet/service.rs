@@ -1,8 +1,8 @@
 //! The service of the model: it carries out plans and keeps rows and counters as the engine does, and decides nothing.
 
-use device_ota_domain::campaign::{CampaignState, Group, Tally};
+use device_ota_domain::campaign::{CampaignState, Group, OpenFor, Tally};
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::planner::{self, Action};
+use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{
     Action as UpdateAction, Expiry, Failure, OfferTerms, Owed, Retry, UpdateState,
@@ -92,12 +92,7 @@ impl World {
                 self.needs_nobody(rollout, stage)?;
                 self.change(rollout, |state, now| state.open_stage(stage, now))
             }
-            Action::Claim {
-                action,
-                up_to_stage,
-                count,
-                hold,
-            } => self.claim(rollout, action, up_to_stage, (count, hold)),
+            Action::Claim { what, count } => self.claim(rollout, &what, count),
             Action::RollBack { reason } => self.change(rollout, |state, now| {
                 state.roll_back(now, RollbackTrigger::FailureThreshold, reason)
             }),
@@ -128,13 +123,8 @@ impl World {
         Ok(true)
     }
 
-    fn claim(
-        &mut self,
-        rollout: usize,
-        action: UpdateAction,
-        up_to: u16,
-        (count, hold): (u32, bool),
-    ) -> Result<bool, String> {
+    fn claim(&mut self, rollout: usize, what: &Claim, count: u32) -> Result<bool, String> {
+        let (action, up_to, hold) = (what.action, what.up_to_stage, what.hold);
         self.may_claim(rollout, action, up_to, hold)?;
         let mut busy = vec![false; self.agents.len()];
         for row in self
@@ -162,6 +152,14 @@ impl World {
                 self.agents[self.rows[*row].agent].online && !busy[self.rows[*row].agent]
             })
             .filter(|(_, _, _, row)| {
+                let zone = self.agents[self.rows[*row].agent].zone;
+                match &what.open_for {
+                    OpenFor::All => true,
+                    OpenFor::Zones(zones) => zones.iter().any(|name| Some(name.as_str()) == zone),
+                    OpenFor::AllBut(zones) => !zones.iter().any(|name| Some(name.as_str()) == zone),
+                }
+            })
+            .filter(|(_, _, _, row)| {
                 let wants = &self.rows[*row].update;
                 self.held(*row)
                     .is_none_or(|other| self.rows[other].update.gives_way_to(wants))
@@ -178,6 +176,7 @@ impl World {
                 self.displaced += 1;
                 self.apply(held, gives_way)?;
             }
+            self.window_is_open(*row)?;
             let agent = &self.agents[self.rows[*row].agent];
             let running = agent.tells_version.then(|| agent.runs.clone());
             let terms = OfferTerms {

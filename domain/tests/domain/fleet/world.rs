@@ -1,6 +1,6 @@
 //! The model's world: devices, the network between, admins, and time that goes from event to event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
@@ -211,9 +211,27 @@ impl World {
             .chain(ends)
             .chain(soaks)
             .chain(rates)
+            .chain(self.next_windows())
             .chain(schedules)
             .filter(|at| *at > self.now)
             .min()
+    }
+
+    /// When windows open for devices that wait.
+    fn next_windows(&self) -> impl Iterator<Item = Timestamp> {
+        let waiting = self.rows.iter().filter(|row| {
+            let state = &self.rollouts[row.rollout].campaign.state;
+            row.update.owed().is_some()
+                && self.agents[row.agent].online
+                && matches!(state, CampaignState::InProgress(_))
+        });
+        let clocks: BTreeSet<_> = waiting
+            .map(|row| (row.rollout, self.agents[row.agent].zone))
+            .collect();
+        clocks.into_iter().filter_map(|(rollout, zone)| {
+            let windows = &self.rollouts[rollout].campaign.spec.windows;
+            windows.at(self.now, zone).err()
+        })
     }
 
     pub(super) fn after(&mut self, seconds: i64, event: Event) {
