@@ -1,9 +1,10 @@
 //! Point reads, combined: callers that ask for single rows at the same time share one statement.
 //!
-//! What a small read costs is not the row but the way to the connection and back. So callers queue their keys, and a few
-//! workers each take what has queued up, look all of it up with one statement and hand every caller its row. Under load
-//! the statements grow instead of the queue; a caller who is alone reads for itself. A statement starts after its
-//! requests were made, so a caller sees all that was committed before it asked, as it would by itself.
+//! What a small read costs is not the row but the way to the connection and back. So callers queue their keys, and a
+//! worker takes what has queued up, looks all of it up with one statement and hands every caller its row. Under load
+//! the statements grow instead of the queue, and a second worker would only make them smaller; a caller who is alone reads
+//! for itself. A statement starts after its requests were made, so a caller sees all that was committed before it asked,
+//! as it would by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sqlx::Pool;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
@@ -19,10 +20,8 @@ use crate::sql::{self, Args, Record, Statement};
 
 /// Requests that one statement answers: a multiple of what a busy machine has at a time, and still a fast statement.
 const BATCH: usize = 64;
-/// Requests that wait for a worker; a caller beyond them waits to be queued.
+/// Requests that wait for the worker; a caller beyond them waits to be queued.
 const QUEUE: usize = 1024;
-/// Statements of one kind at a time: while one is with the database, the next is made ready or its rows handed out.
-const WORKERS: usize = 2;
 /// How long a caller waits in all: some batches before its own may each wait for a connection in vain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,7 +48,7 @@ struct Request<V> {
     reply: oneshot::Sender<Answer<V>>,
 }
 
-/// Takes requests for rows of one kind; its workers end with it.
+/// Takes requests for rows of one kind; its worker ends with it.
 #[derive(Debug)]
 pub(crate) struct Combiner<D: Dialect, V> {
     requests: mpsc::Sender<Request<V>>,
@@ -59,14 +58,11 @@ pub(crate) struct Combiner<D: Dialect, V> {
 }
 
 impl<D: Dialect, V: Clone + Send + 'static> Combiner<D, V> {
-    /// Starts the workers, which read with connections of `pool`.
+    /// Starts the worker, which reads with connections of `pool`.
     pub(crate) fn start(pool: Pool<D>, lookup: Lookup<D, V>) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let queue = Arc::new(Mutex::new(queue));
         let rows = Arc::new(Rows { pool, lookup });
-        for _ in 0..WORKERS {
-            tokio::spawn(work(Arc::clone(&queue), Arc::clone(&rows)));
-        }
+        tokio::spawn(work(queue, Arc::clone(&rows)));
         Self {
             requests,
             rows,
@@ -113,13 +109,13 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Answers batch after batch until nobody can ask any more. The queue is held by the worker that waits for requests.
+/// Answers batch after batch until nobody can ask any more.
 async fn work<D: Dialect, V: Clone + Send + 'static>(
-    queue: Arc<Mutex<mpsc::Receiver<Request<V>>>>,
+    mut queue: mpsc::Receiver<Request<V>>,
     rows: Arc<Rows<D, V>>,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
-    while queue.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+    while queue.recv_many(&mut batch, BATCH).await > 0 {
         let waiters = by_key(batch.drain(..));
         if !waiters.is_empty() {
             rows.answer(waiters).await;
