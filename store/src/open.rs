@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::pool::PoolOptions;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Pool, Postgres, Sqlite};
+use sqlx::{ConnectOptions, Connection, Pool, Postgres, Sqlite};
 
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -193,6 +193,17 @@ fn pool_options<D: Dialect>(max_connections: u32) -> PoolOptions<D> {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
+        .after_release(|conn, _| Box::pin(has_ended(conn)))
+}
+
+/// Whether the connection is in no transaction, once what waits to be rolled back has been. SQLite ends one by itself when
+/// the disk is full; the driver, which cannot roll it back then, takes the connection to be in it for ever, and nobody would
+/// write with it again.
+async fn has_ended<C: Connection>(conn: &mut C) -> sqlx::Result<bool> {
+    if conn.is_in_transaction() {
+        conn.ping().await?;
+    }
+    Ok(!conn.is_in_transaction())
 }
 
 impl<D: Dialect> SqlStore<D> {
@@ -225,6 +236,7 @@ impl<D: Dialect> SqlStore<D> {
 mod tests {
     use super::*;
     use crate::testing::{PostgresDatabase, SqliteDatabase, run_sql};
+    use crate::tx::SqlTx;
 
     /// How long a test waits for what happens by itself within a second or two.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -317,5 +329,30 @@ mod tests {
             SqlStore::read_url(database.url()).await
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn what_did_not_fit_on_the_disk_hinders_nobody_once_there_is_room() {
+        let database = SqliteDatabase::new();
+        let store = database.open().await;
+        let mut conn = store.writer.acquire().await.expect("a connection");
+        // The file may not grow: a disk that is full.
+        let bound = "CREATE TABLE filler (bytes BLOB); PRAGMA max_page_count = 1";
+        let bounded = Sqlite::batch(&mut conn, bound.to_owned()).await;
+        bounded.expect("takes the bound");
+        drop(conn);
+        let mut tx = SqlTx::<Sqlite>::begin(&store.writer).await.expect("begins");
+        let fill = "INSERT INTO filler VALUES (zeroblob(10000000))".to_owned();
+        let error = Sqlite::batch(tx.connection(), fill).await;
+        let error = error.expect_err("does not fit").to_string();
+        assert!(error.contains("disk is full"), "{error}");
+        drop(tx);
+        // The next connection knows no such bound.
+        let mut tx = SqlTx::<Sqlite>::begin(&store.writer).await.expect("begins");
+        let fill = "INSERT INTO filler VALUES (zeroblob(10000000))".to_owned();
+        let filled = Sqlite::batch(tx.connection(), fill).await;
+        filled.expect("there is room");
+        drop(tx);
+        store.close().await;
     }
 }
