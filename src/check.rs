@@ -42,7 +42,7 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
 fn signing_keys(config: &Config) -> anyhow::Result<()> {
     match &config.keys {
         Some(given) => keys::given(given).map(drop),
-        None => keys::check_made(&config.data_dir).context("DATA_DIR"),
+        None => keys::made(&config.data_dir).map(drop).context("DATA_DIR"),
     }
 }
 

@@ -88,3 +88,11 @@ fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     fs::rename(&beside, path)?;
     File::open(folder)?.sync_all()
 }
+
+/// Takes a file away, on the disk too.
+pub(crate) fn remove_private(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::remove_file(path)
+        .and_then(|()| File::open(folder)?.sync_all())
+        .with_context(|| format!("{} cannot be removed", path.display()))
+}

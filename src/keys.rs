@@ -3,20 +3,32 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use device_ota_domain::firmware::FirmwareFilter;
+use device_ota_domain::page::Page;
 use device_ota_engine::keyring::Keyring;
-use device_ota_engine::ports::Clock;
-use device_ota_engine::ports::Entropy;
 use device_ota_engine::ports::clock::random;
+use device_ota_engine::ports::telemetry::DeviceFilter;
+use device_ota_engine::ports::{Clock, Entropy, Store};
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::keys::Keypair;
-use device_ota_protocol::objects::{self, Root};
+use device_ota_protocol::objects::{self, Role, Root};
 use jiff::SignedDuration;
 
 use crate::config::GivenKeys;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, remove_private, write_private};
 
 /// How long a root made here is good for: ten years.
 const ROOT_LIFETIME: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+
+/// What the first start of development mode makes in the data folder, and no later one.
+const ROOT: &str = "keys/root.pem";
+const RELEASE: &str = "keys/release.pem";
+const DISPATCH: &str = "keys/dispatch.pem";
+const TRUST: &str = "trust";
+const FIRST_ROOT: &str = "trust/1.json";
+const SECOND_ROOT: &str = "trust/2.json";
+/// There while they are being made.
+const UNFINISHED: &str = "keys/unfinished";
 
 /// The keys that the operator gave.
 pub(crate) fn given(keys: &GivenKeys) -> anyhow::Result<Keyring> {
@@ -32,35 +44,109 @@ pub(crate) fn given(keys: &GivenKeys) -> anyhow::Result<Keyring> {
         .context("TRUST_ROOT, DISPATCH_KEY and RELEASE_KEY do not fit together")
 }
 
-/// The keys of development mode: made once, kept in the data folder.
-pub(crate) fn development(
+/// The keys that an earlier start made in this folder, all of them or an error that names what was lost; `None` when no
+/// start has made any. Reads alone.
+pub(crate) fn made(folder: &Path) -> anyhow::Result<Option<Keyring>> {
+    let there = |name: &str| folder.join(name).try_exists();
+    if there(UNFINISHED)? {
+        return Ok(None);
+    }
+    let key = |name: &str| -> anyhow::Result<Option<Keypair>> {
+        there(name)?
+            .then(|| read_key(&folder.join(name)))
+            .transpose()
+    };
+    let chain = || read_chain(&folder.join(TRUST));
+    let (root, release, dispatch) = (key(ROOT)?, key(RELEASE)?, key(DISPATCH)?);
+    match (root, release, dispatch, there(FIRST_ROOT)?) {
+        (Some(root), Some(release), Some(dispatch), true) => {
+            fit(chain()?, &root, release, dispatch).map(Some)
+        }
+        (None, None, None, false) if !there(SECOND_ROOT)? => Ok(None),
+        (root, release, dispatch, first) => {
+            let files = [
+                (ROOT, root.is_some()),
+                (RELEASE, release.is_some()),
+                (DISPATCH, dispatch.is_some()),
+                (FIRST_ROOT, first),
+            ];
+            let missing = files.iter().filter(|(_, there)| !there);
+            let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+            anyhow::bail!(
+                "{} has lost {}, and devices believe no other keys: restore it from a backup; or, if this installation is \
+                 to begin anew, remove the folder and use an empty database",
+                folder.display(),
+                missing.join(", ")
+            )
+        }
+    }
+}
+
+fn fit(
+    chain: Vec<Envelope>,
+    root: &Keypair,
+    release: Keypair,
+    dispatch: Keypair,
+) -> anyhow::Result<Keyring> {
+    let unfit = "the keys in the data folder do not fit its trust root; restore keys/ and trust/ from one backup";
+    let keyring = Keyring::new(chain, Some(release), dispatch).context(unfit)?;
+    let roots = keyring.root().role_keys(Role::Root).keys;
+    anyhow::ensure!(
+        roots.contains(&root.public()),
+        "{unfit}: the newest trust root does not list the root key {} of {ROOT}",
+        root.public().id()
+    );
+    Ok(keyring)
+}
+
+/// Makes the keys of development mode and their trust root, at the first start. Refused when the database holds what
+/// other keys have signed for: its devices would believe nothing that these sign.
+pub(crate) async fn make(
     data: &DataDir,
+    store: &dyn Store,
     clock: &dyn Clock,
     entropy: &dyn Entropy,
 ) -> anyhow::Result<Keyring> {
-    let key = |name: &str| -> anyhow::Result<Keypair> {
-        let made = || Ok(Keypair::from_seed(random(entropy)).to_pkcs8_pem()?);
-        let (pem, _) = data.private(&format!("keys/{name}.pem"), made)?;
-        Keypair::from_pkcs8_pem(&pem).with_context(|| format!("keys/{name}.pem"))
+    anyhow::ensure!(
+        is_new(store).await?,
+        "the database holds devices or firmware, but {} none of the keys that they trust ({ROOT}, {RELEASE}, {DISPATCH}, \
+         {FIRST_ROOT}): restore keys/ and trust/ from a backup, or set TRUST_ROOT and DISPATCH_KEY; or, if this installation is \
+         to begin anew, use an empty database",
+        data.join("").display()
+    );
+    write_new(data, clock, entropy)
+}
+
+async fn is_new(store: &dyn Store) -> anyhow::Result<bool> {
+    let one = Page {
+        limit: 1,
+        offset: 0,
     };
-    let (root, release, dispatch) = (key("root")?, key("release")?, key("dispatch")?);
-    let made = || {
-        let expires = clock.now().checked_add(ROOT_LIFETIME)?;
-        let statement = Root::single(
-            1,
-            expires,
-            root.public(),
-            release.public(),
-            dispatch.public(),
-        );
-        Ok(String::from_utf8(
-            objects::seal(&statement, &root)?.to_json(),
-        )?)
+    let all = FirmwareFilter {
+        include_deprecated: true,
+        ..FirmwareFilter::default()
     };
-    data.private("trust/1.json", made)?;
-    let chain = read_chain(&data.join("trust"))?;
-    Keyring::new(chain, Some(release), dispatch)
-        .context("the keys in the data folder do not fit its trust root")
+    let devices = store.devices(&DeviceFilter::default(), one).await?;
+    let firmware = store.firmware_list(&all, one).await?;
+    Ok(devices.is_empty() && firmware.is_empty())
+}
+
+/// Writes all of them anew. A crash on the way leaves [`UNFINISHED`], by which the next start knows that nobody has used them.
+fn write_new(data: &DataDir, clock: &dyn Clock, entropy: &dyn Entropy) -> anyhow::Result<Keyring> {
+    let unfinished = data.join(UNFINISHED);
+    write_private(&unfinished, b"")?;
+    let key = || Keypair::from_seed(random(entropy));
+    let (root, release, dispatch) = (key(), key(), key());
+    for (name, key) in [(ROOT, &root), (RELEASE, &release), (DISPATCH, &dispatch)] {
+        write_private(&data.join(name), key.to_pkcs8_pem()?.as_bytes())?;
+    }
+    let expires = clock.now().checked_add(ROOT_LIFETIME)?;
+    let public = (root.public(), release.public(), dispatch.public());
+    let statement = Root::single(1, expires, public.0, public.1, public.2);
+    let envelope = objects::seal(&statement, &root)?;
+    write_private(&data.join(FIRST_ROOT), &envelope.to_json())?;
+    remove_private(&unfinished)?;
+    fit(vec![envelope], &root, release, dispatch)
 }
 
 /// The key that download links are signed with; it outlives a restart, and running downloads with it.
@@ -78,25 +164,7 @@ fn read_downloads(text: &str) -> anyhow::Result<[u8; 32]> {
     Ok(key)
 }
 
-/// Whether the keys that earlier starts made in this folder can still be used; what is missing, the next start makes.
-pub(crate) fn check_made(folder: &Path) -> anyhow::Result<()> {
-    let key = |name: &str| -> anyhow::Result<Option<Keypair>> {
-        let path = folder.join("keys").join(format!("{name}.pem"));
-        path.try_exists()?.then(|| read_key(&path)).transpose()
-    };
-    let (root, release, dispatch) = (key("root")?, key("release")?, key("dispatch")?);
-    let trust = folder.join("trust");
-    if trust.join("1.json").try_exists()? {
-        let chain = read_chain(&trust)?;
-        if let (Some(_), Some(release), Some(dispatch)) = (root, release, dispatch) {
-            Keyring::new(chain, Some(release), dispatch)
-                .context("the keys in the data folder do not fit its trust root")?;
-        }
-    }
-    Ok(())
-}
-
-/// The same of the key of download links.
+/// Whether the key of download links that an earlier start made can still be used; when it is missing, the next start makes one.
 pub(crate) fn check_made_downloads(folder: &Path) -> anyhow::Result<()> {
     let path = folder.join("keys/downloads.key");
     if path.try_exists()? {
@@ -128,5 +196,55 @@ fn read_chain(folder: &Path) -> anyhow::Result<Vec<Envelope>> {
                 return Err(error).with_context(|| format!("{} cannot be read", path.display()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::{SystemClock, SystemEntropy};
+
+    fn folder() -> (tempfile::TempDir, DataDir) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = DataDir::open(folder.path()).expect("opens");
+        (folder, data)
+    }
+
+    #[test]
+    fn all_of_them_or_none() {
+        let (folder, data) = folder();
+        assert!(made(folder.path()).expect("reads").is_none());
+        let written = write_new(&data, &SystemClock, &SystemEntropy).expect("writes");
+        let read = made(folder.path()).expect("reads").expect("is whole");
+        assert_eq!(read.root(), written.root());
+        assert!(!data.join(UNFINISHED).exists());
+        for name in [ROOT, RELEASE, DISPATCH, FIRST_ROOT] {
+            let kept = std::fs::read(data.join(name)).expect("is there");
+            std::fs::remove_file(data.join(name)).expect("goes");
+            let refused = made(folder.path()).err().expect("is refused").to_string();
+            assert!(refused.contains(name), "{refused}");
+            std::fs::write(data.join(name), kept).expect("comes back");
+        }
+        std::fs::copy(data.join(DISPATCH), data.join(ROOT)).expect("copies");
+        let refused = made(folder.path()).err().expect("is refused").to_string();
+        assert!(refused.contains(ROOT), "{refused}");
+    }
+
+    #[test]
+    fn a_later_root_alone_is_a_loss() {
+        let (folder, data) = folder();
+        write_private(&data.join(SECOND_ROOT), b"{}").expect("writes");
+        let refused = made(folder.path()).err().expect("is refused").to_string();
+        assert!(refused.contains(FIRST_ROOT), "{refused}");
+    }
+
+    #[test]
+    fn what_a_crash_left_at_the_first_start_is_made_anew() {
+        let (folder, data) = folder();
+        write_private(&data.join(UNFINISHED), b"").expect("writes");
+        write_private(&data.join(ROOT), b"of no use").expect("writes");
+        assert!(made(folder.path()).expect("reads").is_none());
+        write_new(&data, &SystemClock, &SystemEntropy).expect("writes");
+        assert!(made(folder.path()).expect("reads").is_some());
     }
 }

@@ -102,13 +102,19 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let data = DataDir::open(&config.data_dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    let keyring = match &config.keys {
-        Some(given) => keys::given(given)?,
-        None => keys::development(&data, clock.as_ref(), entropy.as_ref())?,
+    let known = match &config.keys {
+        Some(given) => Some(keys::given(given)?),
+        None => keys::made(&config.data_dir).context("DATA_DIR")?,
+    };
+    let (store, database) = open_store(config).await?;
+    let keyring = match known {
+        Some(keyring) => keyring,
+        None => keys::make(&data, store.as_ref(), clock.as_ref(), entropy.as_ref())
+            .await
+            .context("DATA_DIR")?,
     };
     let admin_key = admin::key(&data, entropy.as_ref())?;
     let grants = Grants::new(keys::downloads(&data, entropy.as_ref())?);
-    let (store, database) = open_store(config).await?;
     let objects = LocalFolder::open(&config.storage_path).context("STORAGE_BASE_PATH")?;
     let http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;

@@ -39,6 +39,7 @@ mod identity;
 mod kill;
 mod limits;
 mod lists;
+mod lost_keys;
 mod metrics;
 mod pace;
 mod refusals;
