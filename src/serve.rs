@@ -21,9 +21,10 @@ use crate::config::{Config, Database, LogFormat};
 use crate::data_dir::DataDir;
 use crate::edge::{self, Edge};
 use crate::screen::{self, Started};
+use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
-use crate::{access, admin, keys, shutdown};
+use crate::{access, admin, keys};
 
 /// Runs the service until a signal.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
@@ -93,9 +94,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         admin_key: &admin_key,
         development: config.keys.is_none(),
     };
+    // Heard before anybody is told that we are ready, and may answer by one.
+    let signals = Signals::listen()?;
     let running = assembly.start(&config);
     screen::show(&started);
-    running.until_asked().await
+    running.until_asked(signals).await
 }
 
 async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
@@ -233,10 +236,10 @@ struct Running {
 
 impl Running {
     /// Waits for a signal, or for a part that ends by itself, then ends everything in order.
-    async fn until_asked(mut self) -> anyhow::Result<()> {
+    async fn until_asked(mut self, mut signals: Signals) -> anyhow::Result<()> {
         let failed = tokio::select! {
-            signal = shutdown::asked() => {
-                tracing::info!(signal = signal?, "ending");
+            signal = signals.asked() => {
+                tracing::info!(signal, "ending");
                 None
             }
             name = self.edges.one_ended() => Some(name),
