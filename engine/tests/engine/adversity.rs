@@ -340,3 +340,19 @@ async fn a_device_is_online_also_after_the_clock_was_put_back() {
     );
     fixture.stop().await;
 }
+
+/// The process before was killed: nobody told it that sessions ended, and the next one has none.
+#[tokio::test]
+async fn nobody_is_connected_to_a_process_that_has_just_started() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d1").await;
+    fixture.online(&device).await;
+    fixture.restart().await;
+    fixture.engine.reset_presence().await.unwrap();
+    let seen = fixture.engine.device(&device.id).await.unwrap();
+    assert!(!seen.latest.online);
+    fixture.campaign("1.1.0", "").await;
+    fixture.engine.dispatch_all().await.unwrap();
+    assert!(fixture.nothing_sent(), "an offer to nobody");
+    fixture.stop().await;
+}

@@ -244,7 +244,16 @@ impl Books {
             && report["phase"] == "completed"
             && report["version"].as_str() == Some(&row.to_version);
         let known = matches!(row.state, UpdateState::Completed { .. });
-        rule(!is_true || known, || {
+        let lost = match &row.state {
+            UpdateState::InFlight { phase, .. } => {
+                row.device == device.reference.key
+                    && attempt == Some(u64::from(row.attempt))
+                    && report["seq"].as_u64() > Some(row.last_seq)
+                    && place(&report["phase"]) >= place(&phase.name().into())
+            }
+            _ => false,
+        };
+        rule((!is_true || known) && !lost, || {
             format!("{text} was acknowledged, and {}", line_of(&row))
         })
     }
@@ -333,6 +342,21 @@ fn counters_are_a_group_by(
             rollout.limit
         )
     })
+}
+
+/// How far on its way a phase is; what ends an attempt comes last.
+fn place(phase: &Value) -> usize {
+    const ON_THE_WAY: [&str; 7] = [
+        "offered",
+        "accepted",
+        "downloading",
+        "verifying",
+        "installing",
+        "staged",
+        "rebooting",
+    ];
+    let found = ON_THE_WAY.iter().position(|name| phase == name);
+    found.unwrap_or(ON_THE_WAY.len())
 }
 
 /// A row in one line.

@@ -1,6 +1,6 @@
 //! The end of a story: nothing will ever happen again. What must be true then, of rows, devices and events.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use device_ota_domain::campaign::{CampaignState, Group};
 use device_ota_domain::event::{Event, StoredEvent};
@@ -130,6 +130,11 @@ impl World {
     /// Every event is delivered, in order, at least once, however often the process dies meanwhile.
     async fn all_is_delivered(&mut self, ids: &[i64]) -> Result<(), String> {
         let mut delivered = 0;
+        // Rarely: the service waits a second then.
+        let mut refuses = self
+            .rng
+            .random_bool(0.1)
+            .then(|| self.rng.random_range(0..8));
         for number in 0..LIVES {
             let death = (self.trouble.crashes && number + 1 < LIVES).then(|| Death {
                 at: [Effect::Deliver, Effect::Commit][self.rng.random_range(0..2)],
@@ -137,7 +142,7 @@ impl World {
                 too_late: self.rng.random_bool(0.5),
             });
             let heard = self
-                .run_until_delivered(death, ids.last().copied(), number)
+                .run_until_delivered(death, refuses.take(), ids.last().copied(), number)
                 .await;
             let Some(first) = heard.first() else {
                 continue;
@@ -164,6 +169,7 @@ impl World {
     async fn run_until_delivered(
         &self,
         death: Option<Death>,
+        refuses: Option<usize>,
         last: Option<i64>,
         number: u32,
     ) -> Vec<i64> {
@@ -171,6 +177,7 @@ impl World {
         let heard = watch::Sender::new(Vec::new());
         let recorder = Arc::new(Recorder {
             process: process.clone(),
+            refuses: Mutex::new(refuses),
             heard: heard.clone(),
         });
         let lives = 1_000 + u64::from(number);

@@ -124,9 +124,11 @@ impl AckSink for Told {
     }
 }
 
-/// A receiver of events that remembers them all.
+/// A receiver of events that remembers them all, and once may not take one.
 pub(super) struct Recorder {
     pub(super) process: Process,
+    /// After how many events it takes none, once.
+    pub(super) refuses: Mutex<Option<usize>>,
     pub(super) heard: watch::Sender<Vec<i64>>,
 }
 
@@ -137,6 +139,15 @@ impl EventSink for Recorder {
     }
 
     async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError> {
+        let heard = self.heard.borrow().len();
+        let refused = self
+            .refuses
+            .lock()
+            .unwrap()
+            .take_if(|after| *after == heard);
+        if refused.is_some() {
+            return Err(SinkError("not now".to_owned()));
+        }
         if self.process.may(Effect::Deliver) {
             self.heard.send_modify(|heard| heard.push(event.id));
             Ok(())
