@@ -20,17 +20,19 @@ use jiff::Timestamp;
 pub use abort::{Abort, AbortAction, AbortOn, FailureKind, Failures, MAX_ABORTS};
 pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
 pub(crate) use counts::percent;
-pub use counts::{Counts, Delta, Group, Tally};
+pub use counts::{Counts, Delta, Tally};
 pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
 pub use error::SpecError;
 pub use rate::{Every, Growth, MAX_FACTOR, MAX_PER_MINUTE, Rate, RateDraft};
 pub use spec::{
-    CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Priority, Requires, Schedule, Stage,
-    Strategy, Takes, Targets,
+    CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Requires, Schedule, Stage, Strategy,
+    Takes, Targets,
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
 pub use window::{Day, MAX_WINDOW_MINUTES, MAX_WINDOWS, OpenFor, TIME_ZONE_TAG, Window, Windows};
+
+pub use crate::update::{Group, Priority};
 
 use crate::ids::{CampaignId, FirmwareId};
 

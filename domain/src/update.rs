@@ -1,8 +1,10 @@
 //! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
 
 mod failure;
+mod group;
 mod order;
 mod phase;
+mod priority;
 mod report;
 mod state;
 
@@ -11,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use failure::{Failure, Retry, back_off};
+pub use group::Group;
 pub use order::{Order, Owed};
 pub use phase::Phase;
+pub use priority::Priority;
 pub use report::{Report, Reported};
 pub use state::{CancelError, Expiry, OfferTerms, Outcome, RetryError, UpdateState};
 
-use crate::campaign::{Group, Priority};
 use crate::device::DeviceKey;
 use crate::ids::{CampaignId, DeviceId, FirmwareId, UpdateId};
 

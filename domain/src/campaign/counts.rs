@@ -1,57 +1,10 @@
 //! Where a campaign's devices stand, kept by deltas and always equal to a `GROUP BY` over its rows.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::abort::Failures;
 use crate::ids::CampaignId;
-use crate::update::Action;
-
-/// The groups that a campaign counts (PRD, FR-8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Group {
-    /// Waits for its turn.
-    Pending,
-    /// Holds a slot.
-    InFlight,
-    /// Holds the image in its idle slot, and no slot of the campaign's.
-    Staged,
-    /// Runs the offered version.
-    Completed,
-    /// Ended without it.
-    Failed,
-    /// Withdrawn.
-    Cancelled,
-}
-
-impl Group {
-    /// All, in the order of their names' columns.
-    pub const ALL: [Self; 6] = [
-        Self::Pending,
-        Self::InFlight,
-        Self::Staged,
-        Self::Completed,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    /// The group of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|group| group.name() == name)
-    }
-
-    /// Its name in the database and in figures.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::InFlight => "in_flight",
-            Self::Staged => "staged",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
+use crate::update::{Action, Group};
 
 /// Devices in each group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]

@@ -6,9 +6,7 @@ use utoipa::ToSchema;
 use super::abort::{self, Abort};
 use super::error::SpecError;
 use super::rate::RateDraft;
-use super::spec::{
-    CampaignSpec, MAX_TARGET_DEVICES, Priority, Requires, Schedule, Strategy, Targets,
-};
+use super::spec::{CampaignSpec, MAX_TARGET_DEVICES, Requires, Schedule, Strategy, Targets};
 use super::stages::{
     MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
 };
@@ -17,6 +15,7 @@ use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
 use crate::ring::{BUCKETS, Shares};
+use crate::update::Priority;
 
 /// Most groups named in a campaign.
 pub const MAX_TARGET_GROUPS: usize = 1_000;
