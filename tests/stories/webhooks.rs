@@ -484,6 +484,17 @@ async fn a_paused_webhook_goes_on_where_it_stopped(options: Options) {
     let (paused, active) = (spec("paused"), spec("active"));
     campaign(&admin, &firmware, "c0").await;
     assert_eq!(receiver.next().await.event()["data"]["name"], "c0");
+    // What is changed between an answer and its record is sent once more.
+    eventually("its delivery is written down", async || {
+        let webhook = admin.get(&path).await.expect(200);
+        let at = &webhook["last_delivered_at"];
+        if at.is_string() {
+            Ok(())
+        } else {
+            Err(webhook.to_string())
+        }
+    })
+    .await;
     assert_eq!(
         admin.put(&path, paused).await.expect(200)["status"],
         "paused"
