@@ -8,6 +8,7 @@ mod approval;
 mod counts;
 mod draft;
 mod error;
+mod health;
 mod rate;
 mod redraft;
 mod spec;
@@ -23,6 +24,9 @@ pub(crate) use counts::percent;
 pub use counts::{Counts, Delta, Tally};
 pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
 pub use error::SpecError;
+pub use health::{
+    DEFAULT_MAX_RESTARTS, DEFAULT_WATCH_SECONDS, Health, MAX_RESTARTS, MAX_WATCH_SECONDS,
+};
 pub use rate::{Every, Growth, MAX_FACTOR, MAX_PER_MINUTE, Rate, RateDraft};
 pub use spec::{
     CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Requires, Schedule, Stage, Strategy,

@@ -14,7 +14,7 @@ pub use advance::{Advance, AdvanceError, advance};
 use gate::gate;
 use stop::stop as halt;
 
-use crate::campaign::{Campaign, CampaignState, Counts, OnEnd, OpenFor, Period, Running};
+use crate::campaign::{Accepted, Campaign, CampaignState, Counts, OnEnd, OpenFor, Period, Running};
 use crate::rollback::RollbackTrigger;
 use crate::update::Action as UpdateAction;
 use crate::why::Why;
@@ -129,16 +129,27 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
             let reason = "a device completed after the others had gone back".to_owned();
             Plan::act(Action::RollBack { reason })
         }
-        CampaignState::RolledBack { .. } | CampaignState::Completed { .. } => {
-            Plan::wait(Why::Ended)
-        }
+        CampaignState::Completed { accepted, .. } => afterwards(campaign, accepted, counts),
+        CampaignState::RolledBack { .. } => Plan::wait(Why::Ended),
+    }
+}
+
+/// Everybody has ended, and some have regressed since: what would have rolled the campaign back before its end still does.
+fn afterwards(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Plan {
+    let regressed = counts.updates().regressed > 0;
+    let halts = regressed
+        .then(|| halt(campaign, accepted, counts))
+        .flatten();
+    match halts {
+        Some(action @ Action::RollBack { .. }) => Plan::act(action),
+        _ => Plan::wait(Why::Ended),
     }
 }
 
 fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
     let spec = &campaign.spec;
     let all = counts.updates();
-    if let Some(action) = halt(campaign, running, counts) {
+    if let Some(action) = halt(campaign, &running.accepted, counts) {
         return Plan::act(action);
     }
     match spec.schedule.period(now) {

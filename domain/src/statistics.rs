@@ -80,7 +80,7 @@ pub struct Share {
     pub device_type: Option<String>,
     /// Where they stand.
     pub group: Group,
-    /// The code of the failure, of failed ones.
+    /// The code of the failure, of failed ones, and of the regression, of completed ones that have regressed.
     pub failure: Option<String>,
 }
 
@@ -100,19 +100,25 @@ pub struct End {
 pub struct Standing {
     /// Where it stands.
     pub group: Group,
+    /// It has regressed.
+    pub regressed: bool,
     failure: Option<String>,
     minute: Option<i64>,
     amount: Amount,
 }
 
 impl Update {
-    /// Where it stands, for the figures. Changes with its group and never otherwise.
+    /// Where it stands, for the figures. Changes with its group or by its regression, and never otherwise.
     pub fn standing(&self) -> Standing {
         let (failure, ended_at) = match &self.state {
             UpdateState::Pending { .. }
             | UpdateState::InFlight { .. }
             | UpdateState::Staged { .. } => (None, None),
-            UpdateState::Completed { at } | UpdateState::Cancelled { at } => (None, Some(*at)),
+            UpdateState::Completed { at } => {
+                let code = self.regression().map(|r| r.failure.code.clone());
+                (code, Some(*at))
+            }
+            UpdateState::Cancelled { at } => (None, Some(*at)),
             UpdateState::Failed { at, failure } => (Some(failure.code.clone()), Some(*at)),
         };
         let group = self.group();
@@ -126,6 +132,7 @@ impl Update {
         };
         Standing {
             group,
+            regressed: self.regression().is_some(),
             failure,
             minute: ended_at.map(minute_of),
             amount: Amount {

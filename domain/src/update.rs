@@ -1,5 +1,6 @@
 //! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
 
+mod aftermath;
 mod failure;
 mod group;
 mod order;
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use aftermath::{Aftermath, Look, Regression, Sight, Watch, WatchTerms};
 pub use failure::{Failure, Retry, back_off};
 pub use group::Group;
 pub use order::{Order, Owed};
@@ -118,6 +120,8 @@ pub struct Update {
     pub progress: Progress,
     /// Where it stands.
     pub state: UpdateState,
+    /// What became of it after it completed.
+    pub aftermath: Aftermath,
     /// First offer.
     pub started_at: Option<Timestamp>,
     /// When it was made.

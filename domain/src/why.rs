@@ -132,6 +132,15 @@ pub enum Why {
         /// Since when.
         at: Timestamp,
     },
+    /// It had completed, and its device has not stayed well.
+    Regressed {
+        /// Forward or back.
+        action: Action,
+        /// When that was seen.
+        at: Timestamp,
+        /// Error code.
+        error: String,
+    },
     /// It ended without.
     Failed {
         /// Forward or back.
@@ -214,6 +223,9 @@ impl std::fmt::Display for Why {
                 phase.name()
             ),
             Self::Completed { action, at } => write!(f, "the {} completed at {at}", action.name()),
+            Self::Regressed { action, at, error } => {
+                write!(f, "the {} had completed and regressed at {at} with {error}", action.name())
+            }
             Self::Failed { action, at, error } => {
                 write!(f, "the {} failed at {at} with {error}", action.name())
             }

@@ -34,7 +34,8 @@ impl Changes {
     /// Notes that an update that stood at `before` now is `after`.
     pub(crate) fn record(&mut self, before: &Standing, after: Update, now: Timestamp) {
         let to = after.group();
-        if before.group != to {
+        let regressed = (!before.regressed && after.regression().is_some()).then_some(now);
+        if before.group != to || regressed.is_some() {
             self.ledger.moved(before, &after);
             if let Some(campaign) = after.campaign.clone() {
                 let delta = Delta {
@@ -43,10 +44,16 @@ impl Changes {
                     stage: after.stage,
                     from: Some(before.group),
                     to,
+                    regressed,
                 };
                 *self.deltas.entry(delta).or_default() += 1;
             }
-            self.events.extend(Event::ended(&after, now));
+            if before.group != to {
+                self.events.extend(Event::ended(&after, now));
+            }
+            if regressed.is_some() {
+                self.events.extend(Event::regressed(&after, now));
+            }
         }
         self.updates.push(after);
     }

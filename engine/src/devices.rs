@@ -232,6 +232,7 @@ impl Engine {
         let known = locked(tx.as_mut(), id).await?;
         // Updates before what the device has said of itself, as ingest locks them.
         let open = tx.open_updates(known.key).await?;
+        tx.end_watches(known.key).await?;
         tx.delete_device(id, now).await?;
         let ended = abandon(tx.as_mut(), open, now, by).await?;
         let states = (Some(facts::device(&known.registration)), None);
@@ -242,6 +243,7 @@ impl Engine {
         for update in &ended {
             self.rebooting.note(update);
         }
+        self.watched.forget([known.key]);
         tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = cancelled, "device deleted");
         self.wake();
         Ok(cancelled)
@@ -276,9 +278,11 @@ impl Engine {
         }))
     }
 
-    /// Takes up what the process before knew by heart: whose next heartbeat may show that it fell back.
+    /// Takes up what the process before knew by heart: whose next heartbeat may show that it fell back, or has to show that it
+    /// has not.
     pub async fn take_up(&self) -> Result<()> {
         self.rebooting.remember(self.store.rebooting().await?);
+        self.watched.remember(self.store.watched().await?);
         Ok(())
     }
 

@@ -30,6 +30,10 @@ const MAX_ROWS: u32 = 1_000;
 /// Slots of updates outside of campaigns that one pass hands out.
 const SINGLE_CLAIM: u32 = 500;
 
+/// How long a campaign that has completed is looked at after one of its devices has regressed: it is decided at once, and this is
+/// for a process that died, or stood still, before it was.
+const REGRESSIONS_PLANNED: SignedDuration = SignedDuration::from_hours(24);
+
 /// Runs until `shutdown`: woken by changes, and by the tick.
 pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(engine.settings.tick);
@@ -68,7 +72,8 @@ impl Engine {
 
     /// One pass over every campaign that may have something to do, highest priority first, and over single devices.
     pub async fn dispatch_all(&self) -> Result<()> {
-        for campaign in self.store.campaigns_to_plan().await? {
+        let since = earlier(self.clock.now(), REGRESSIONS_PLANNED);
+        for campaign in self.store.campaigns_to_plan(since).await? {
             // One campaign's trouble is not the others'.
             while self
                 .dispatch_one(&campaign.id)
@@ -175,7 +180,7 @@ impl Engine {
         self.attentive.hears(hears);
     }
 
-    /// What falls due with time: leases, deadlines, lost devices, unanswered offers, download counts.
+    /// What falls due with time: leases, deadlines, lost devices, watches, unanswered offers, download counts.
     pub async fn keep_time(&self) -> Result<()> {
         while self.expire().await? == MAX_ROWS as usize {}
         self.tell_absences().await?;
@@ -192,25 +197,32 @@ impl Engine {
         if ripe.is_empty() {
             return Ok(0);
         }
-        let seen: HashMap<_, _> = ripe
-            .iter()
-            .map(|r| (r.update.id.clone(), r.last_seen))
-            .collect();
+        let seen: HashMap<_, _> = ripe.iter().map(|r| (r.update.id.clone(), r)).collect();
         let full = self.without_slots(&ripe, now).await?;
         let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
         let mut tx = self.store.begin().await?;
         let mut changes = Changes::default();
         for update in tx.updates(&ids).await? {
-            let last_seen = seen.get(&update.id).copied().flatten();
+            let Some(known) = seen.get(&update.id) else {
+                continue;
+            };
             let before = update.standing();
             let no_slot = update.campaign.as_ref().is_some_and(|c| full.contains(c));
-            if let Some(update) = update.expire(&Expiry {
-                now,
-                last_seen,
-                lease: self.settings.lease,
-                no_slot,
-            }) {
+            let expired = if update.watch().is_some() {
+                update.look_afterwards(&known.look(now))
+            } else {
+                update.expire(&Expiry {
+                    now,
+                    last_seen: known.last_seen,
+                    lease: self.settings.lease,
+                    no_slot,
+                })
+            };
+            if let Some(update) = expired {
                 self.rebooting.note(&update);
+                if update.is_terminal() && update.watch().is_none() {
+                    self.watched.forget([update.device]);
+                }
                 changes.record(&before, update, now);
             }
         }
@@ -461,6 +473,7 @@ async fn claim(
     changes.write(tx).await?;
     let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
     let grounds = tx.draw_seqs(&devices).await?;
+    engine.watched.forget(devices);
     engine
         .metrics
         .add("updates_claimed", action.name(), updates.len() as u64);

@@ -6,6 +6,8 @@
 
 mod batch;
 mod present;
+mod sighting;
+mod watched;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +29,7 @@ use crate::offers::Due;
 use crate::ports::StoreError;
 use crate::why::Prospect;
 use batch::Batch;
+pub(crate) use watched::Watched;
 
 /// Messages in one transaction at most; keeps a transaction below some tens of milliseconds. A whole number of the store's
 /// largest statements: what is left over goes in small ones.

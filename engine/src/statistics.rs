@@ -48,6 +48,9 @@ impl Totals {
                 continue;
             }
             *totals.updates.of_mut(figure.group) += updates;
+            if figure.group == Group::Completed && figure.failure.is_some() {
+                totals.updates.regressed += updates;
+            }
             totals.micros = totals.micros.saturating_add(figure.amount.micros);
             for (division, name) in [
                 (&mut totals.by_device_type, &figure.device_type),
@@ -56,7 +59,9 @@ impl Totals {
                 let name = name.as_deref().unwrap_or(UNKNOWN);
                 count(division, name, updates);
             }
-            if let Some(code) = &figure.failure {
+            if figure.group == Group::Failed
+                && let Some(code) = &figure.failure
+            {
                 count(&mut totals.failures, code, updates);
             }
         }

@@ -39,6 +39,8 @@ statements! {
     CAMPAIGNS_TO_PLAN = select_campaign!(
         "WHERE c.status IN ('in_progress', 'paused', 'rolling_back') OR (c.status = 'cancelled' AND EXISTS ( \
          SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending + s.in_flight + s.staged > 0)) \
+         OR (c.status = 'completed' AND c.deleted_at IS NULL AND c.campaign_id IN ( \
+             SELECT s.campaign_id FROM campaign_stages s WHERE s.regressed_at > $1)) \
          OR (c.status = 'rolled_back' AND (SELECT SUM(CASE WHEN s.action = 'update' THEN s.completed \
              ELSE -(s.pending + s.in_flight + s.staged + s.completed + s.failed + s.cancelled) END) \
              FROM campaign_stages s WHERE s.campaign_id = c.campaign_id) > 0) \
@@ -108,11 +110,13 @@ pub(crate) async fn ring_deployment<D: Dialect>(
     sql::fetch_optional(conn, &RING_DEPLOYMENT, args, read_campaign).await
 }
 
-/// Campaigns that the planner still has something to do with.
+/// Campaigns that the planner still has something to do with, or has again since one of their devices has regressed.
 pub(crate) async fn to_plan<D: Dialect>(
     conn: &mut D::Connection,
+    regressed_since: Timestamp,
 ) -> Result<Vec<Campaign>, DbError> {
-    sql::fetch_all(conn, &CAMPAIGNS_TO_PLAN, Args::<D>::new(), read_campaign).await
+    let args = Args::<D>::new().time(regressed_since);
+    sql::fetch_all(conn, &CAMPAIGNS_TO_PLAN, args, read_campaign).await
 }
 
 /// Inserts a campaign and its stages, with counters of zero.

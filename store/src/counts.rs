@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{Campaign, Counts, Delta, FailureKind, Group, Tally};
 use device_ota_domain::update::Action;
+use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
@@ -15,13 +16,14 @@ statements! {
     INSERT_STAGES[Text, Text, Int, Int, Int] =
         "INSERT INTO campaign_stages (campaign_id, action, stage, start_bucket, end_bucket) VALUES {rows}";
     DELETE_STAGES = "DELETE FROM campaign_stages WHERE campaign_id = $1";
-    COUNTS = "SELECT action, stage, pending, in_flight, staged, completed, failed, cancelled FROM campaign_stages \
+    COUNTS = "SELECT action, stage, pending, in_flight, staged, completed, regressed, failed, cancelled FROM campaign_stages \
          WHERE campaign_id = $1 ORDER BY action, stage";
     FAILURES = "SELECT failure_code, CAST(SUM(updates) AS BIGINT) AS updates FROM update_figures \
-         WHERE campaign_id = $1 AND action = 'update' AND state = 'failed' GROUP BY failure_code";
+         WHERE campaign_id = $1 AND action = 'update' AND failure_code <> '' GROUP BY failure_code";
     COUNTS_BY_ROWS = counted!("WHERE campaign_id = $1 AND number > $2");
     ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
-         staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9 \
+         staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9, \
+         regressed = regressed + $10, regressed_at = COALESCE($11, regressed_at) \
          WHERE campaign_id = $1 AND action = $2 AND stage = $3";
 }
 
@@ -110,6 +112,9 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
             }
         };
         *tally.of_mut(rows.share.group) += rows.devices();
+        if rows.share.group == Group::Completed && rows.share.failure.is_some() {
+            tally.regressed += rows.devices();
+        }
         if let (Action::Update, Some(code)) = (rows.share.action, &rows.share.failure) {
             *counted.failures.of_mut(FailureKind::of(code)) += rows.devices();
         }
@@ -133,11 +138,20 @@ fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally),
         in_flight: row.uint("in_flight")?,
         staged: row.uint("staged")?,
         completed: row.uint("completed")?,
+        regressed: row.uint("regressed")?,
         failed: row.uint("failed")?,
         cancelled: row.uint("cancelled")?,
     };
     let action = sql::present("action", Action::from_name(row.text("action")?))?;
     Ok((action, row.int("stage")?, tally))
+}
+
+/// By how much a counter row moves.
+#[derive(Default)]
+struct Moves {
+    groups: BTreeMap<Group, i64>,
+    regressed: i64,
+    regressed_at: Option<Timestamp>,
 }
 
 /// Moves counters: each delta as many times as its number.
@@ -146,16 +160,20 @@ pub(crate) async fn add<D: Dialect>(
     deltas: &[(Delta, u64)],
 ) -> Result<(), DbError> {
     // Summed and in key order: one statement a counter row, and the same order of locks in every transaction.
-    let mut rows: BTreeMap<(&str, &str, u16), BTreeMap<Group, i64>> = BTreeMap::new();
+    let mut rows: BTreeMap<(&str, &str, u16), Moves> = BTreeMap::new();
     for (delta, times) in deltas {
         let times = i64::try_from(*times).unwrap_or(i64::MAX);
         let row = rows
             .entry((delta.campaign.as_str(), delta.action.name(), delta.stage))
             .or_default();
         if let Some(from) = delta.from {
-            *row.entry(from).or_default() -= times;
+            *row.groups.entry(from).or_default() -= times;
         }
-        *row.entry(delta.to).or_default() += times;
+        *row.groups.entry(delta.to).or_default() += times;
+        if let Some(at) = delta.regressed {
+            row.regressed += times;
+            row.regressed_at = row.regressed_at.max(Some(at));
+        }
     }
     for ((campaign, action, stage), moves) in rows {
         let args = Args::new()
@@ -164,9 +182,10 @@ pub(crate) async fn add<D: Dialect>(
             .int(i64::from(stage));
         // In the order of the statement's parameters.
         let args = Group::ALL.iter().fold(args, |args, group| {
-            args.int(moves.get(group).copied().unwrap_or(0))
+            args.int(moves.groups.get(group).copied().unwrap_or(0))
         });
-        if moves.values().any(|by| *by != 0)
+        let args = args.int(moves.regressed).time(moves.regressed_at);
+        if (moves.regressed > 0 || moves.groups.values().any(|by| *by != 0))
             && sql::execute::<D>(conn, &ADD_COUNTS, args).await? == 0
         {
             return Err(DbError::corrupt(format!(

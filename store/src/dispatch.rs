@@ -25,6 +25,15 @@ macro_rules! waiting {
     };
 }
 
+/// How many other updates the device of a completed one, `u`, was offered since. Counted, so that each row looks at its own device
+/// whatever the planner thinks of the table.
+macro_rules! offered_since {
+    () => {
+        "(SELECT COUNT(*) FROM device_updates o WHERE o.device_key = u.device_key AND o.number <> u.number \
+             AND o.attempt > 0 AND o.updated_at >= u.ended_at)"
+    };
+}
+
 /// What a device must be for any offer: there, of the model that it is registered as, and without another update in flight.
 macro_rules! takes_offers {
     () => {
@@ -112,11 +121,21 @@ statements! {
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.nudge_at < $1 AND l.online = 1 ORDER BY u.nudge_at, u.number LIMIT $2"
     );
+    WATCHED = "SELECT u.device_key, u.to_version FROM device_updates u WHERE u.watch_until IS NOT NULL";
+    WATCHED_LOCKED = select_update!(
+        " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.watch_until IS NOT NULL AND ",
+        offered_since!(),
+        " = 0 ORDER BY u.device_key, u.number {for_update}"
+    );
+    END_WATCHES = "UPDATE device_updates SET watch_until = NULL, check_at = NULL \
+         WHERE device_key = $1 AND watch_until IS NOT NULL";
     REBOOTING = "SELECT u.device_key FROM device_updates u WHERE u.state = 'in_flight' AND u.phase = 'rebooting'";
     LEFT_BEHIND = "SELECT u.update_id FROM devices d JOIN device_updates u ON u.device_key = d.device_key \
          WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight', 'staged') ORDER BY d.deleted_at LIMIT $2";
     EXPIRED = select_update!(
-        ", l.last_seen FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+        ", l.last_seen, l.online, l.version AS running, CASE WHEN u.state = 'completed' THEN ",
+        offered_since!(),
+        " ELSE 0 END AS offered_since FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
     );
 }
@@ -127,6 +146,35 @@ pub(crate) async fn rebooting<D: Dialect>(
 ) -> Result<Vec<DeviceKey>, DbError> {
     let read = |row: &sql::Record<'_, D>| Ok(DeviceKey(row.int("device_key")?));
     sql::fetch_all(conn, &REBOOTING, Args::new(), read).await
+}
+
+/// Devices that are watched, and the version that each has to show.
+pub(crate) async fn watched<D: Dialect>(
+    conn: &mut D::Connection,
+) -> Result<Vec<(DeviceKey, String)>, DbError> {
+    let read = |row: &sql::Record<'_, D>| {
+        Ok((DeviceKey(row.int("device_key")?), row.string("to_version")?))
+    };
+    sql::fetch_all(conn, &WATCHED, Args::new(), read).await
+}
+
+/// The updates of these devices that are watched, locked.
+pub(crate) async fn watched_locked<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<Update>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = Args::<D>::new().ints(&keys);
+    sql::fetch_all(conn, &WATCHED_LOCKED, args, read_update).await
+}
+
+/// Nobody watches this device any more.
+pub(crate) async fn end_watches<D: Dialect>(
+    conn: &mut D::Connection,
+    device: DeviceKey,
+) -> Result<(), DbError> {
+    let args = Args::<D>::new().int(device.0);
+    sql::execute(conn, &END_WATCHES, args).await.map(drop)
 }
 
 /// Updates of a campaign that may be offered or activated, locked.
@@ -356,6 +404,9 @@ pub(crate) async fn expired<D: Dialect>(
         Ok(InFlight {
             update: read_update(row)?,
             last_seen: row.time_opt("last_seen")?,
+            online: row.flag("online")?,
+            running: row.string_opt("running")?,
+            superseded: row.int("offered_since")? > 0,
         })
     })
     .await

@@ -12,18 +12,18 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements};
 
-/// Counts updates (`device_updates`) by share, stage and the minute in which they ended.
+/// Counts updates (`device_updates`; a completed one has the code of its regression) by share, stage and the minute in which they ended.
 macro_rules! counted {
     ($condition:literal) => {
         concat!(
             "SELECT campaign_id, action, firmware_id, device_type, state, \
-             CASE WHEN state = 'failed' THEN failure_code END AS failure_code, stage, ended_at / 60000000 AS minute, \
+             CASE WHEN state IN ('failed', 'completed') THEN failure_code END AS failure_code, stage, ended_at / 60000000 AS minute, \
              COUNT(*) AS updates, CAST(SUM(CASE WHEN state = 'completed' \
              AND ended_at - started_at BETWEEN 0 AND 31622400000000 THEN ended_at - started_at ELSE 0 END) AS BIGINT) AS micros, CAST(SUM(CASE WHEN state = 'in_flight' OR bytes_earlier > bytes_done \
              THEN bytes_earlier ELSE bytes_done END) AS BIGINT) AS bytes FROM device_updates ",
             $condition,
             " GROUP BY campaign_id, action, firmware_id, device_type, state, \
-             CASE WHEN state = 'failed' THEN failure_code END, stage, ended_at / 60000000"
+             CASE WHEN state IN ('failed', 'completed') THEN failure_code END, stage, ended_at / 60000000"
         )
     };
 }

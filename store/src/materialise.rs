@@ -175,6 +175,7 @@ async fn count_born<D: Dialect>(
             stage: counted.stage,
             from: None,
             to: counted.share.group,
+            regressed: None,
         };
         born.push((delta, counted.devices()));
         ledger.add(counted.share, counted.minute, counted.amount);
@@ -315,6 +316,7 @@ impl<'m> Moves<'m> {
                 stage: row.stage,
                 from: Some(self.from),
                 to: self.to,
+                regressed: None,
             };
             *self.deltas.entry(delta).or_default() += 1;
             let amount = Amount {

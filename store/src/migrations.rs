@@ -43,6 +43,7 @@ const STEPS: &[Step] = &steps![
     (19, "pace", "0019_pace.sql"),
     (20, "single claims", "0020_single_claims.sql"),
     (22, "lists", "0022_lists.sql"),
+    (23, "regressions", "0023_regressions.sql"),
 ];
 
 /// The steps for SQLite.

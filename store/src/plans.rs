@@ -37,7 +37,7 @@ fn fleet(series: &str) -> String {
          INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, target_count, revision, \
              created_at, updated_at, created_by) VALUES ('camp_1', 'f', 'in_progress', 1, '{{}}', '{{}}', 1, 0, 0, 0, '');
          INSERT INTO device_updates (update_id, device_key, device_id, campaign_id, action, firmware_id, to_version, \
-             stage, priority, max_retries, timeout_seconds, state, due_at, check_at, nudge_at, ended_at, phase, since, \
+             stage, priority, max_retries, timeout_seconds, state, due_at, check_at, nudge_at, ended_at, watch_until, phase, since, \
              lease_until, deadline, created_at, updated_at) \
              SELECT 'upd_' || k || '_' || device_key, device_key, device_id, CASE WHEN k = 1 THEN 'camp_1' END, \
              'update', 'f', '2', device_key % 4, 1, 3, 60, \
@@ -46,7 +46,8 @@ fn fleet(series: &str) -> String {
              CASE WHEN device_key % 2 = 1 THEN device_key END, \
              CASE WHEN k = 1 AND device_key % 100 = 0 THEN device_key END, \
              CASE WHEN k = 1 AND device_key % 100 = 0 THEN device_key END, \
-             CASE WHEN device_key % 2 = 0 THEN 1 END, 'offered', 1, 1, 1, 0, 0 \
+             CASE WHEN device_key % 2 = 0 THEN 1 END, \
+             CASE WHEN k = 2 AND device_key % 2 = 0 THEN 1 END, 'offered', 1, 1, 1, 0, 0 \
              FROM devices, (SELECT 1 AS k UNION ALL SELECT 2) AS kinds;
          INSERT INTO device_heartbeats (device_key, received_at, payload) SELECT device_key, device_key, '{{}}' FROM devices;
          INSERT INTO heartbeat_segments (segment, last_number, first_at, last_at) \
@@ -153,6 +154,14 @@ fn of_held<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&dispatch::CLAIMABLE_STAGED, dispatch::bind_claim(&claim)),
         (&dispatch::HELD_LOCKED, Args::new().ints(&[7, 77, 777])),
         (&dispatch::BUSY_WITH, Args::new().ints(&[7, 77])),
+    ]
+}
+
+/// Those of devices that have completed and are watched.
+fn of_watched<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
+    vec![
+        (&dispatch::WATCHED_LOCKED, Args::new().ints(&[7, 77, 777])),
+        (&dispatch::END_WATCHES, Args::new().int(77)),
     ]
 }
 
@@ -288,6 +297,7 @@ async fn plans<D: Dialect>(
     let mut plans = Vec::new();
     let hot = hot::<D>().into_iter().chain(of_held()).chain(of_figures());
     let hot = hot
+        .chain(of_watched())
         .chain(hot_events())
         .map(|(statement, args)| (statement.name.to_owned(), statement.text::<D>(), args));
     for (name, text, args) in hot.chain(of_lists()) {

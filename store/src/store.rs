@@ -99,8 +99,8 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>> {
         Ok(campaigns::list::<D>(&mut *self.read().await?, filter, page).await?)
     }
-    async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>> {
-        Ok(campaigns::to_plan::<D>(&mut *self.read().await?).await?)
+    async fn campaigns_to_plan(&self, regressed_since: Timestamp) -> Result<Vec<Campaign>> {
+        Ok(campaigns::to_plan::<D>(&mut *self.read().await?, regressed_since).await?)
     }
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts> {
         Ok(counts::counts::<D>(&mut *self.read().await?, campaign).await?)
@@ -160,6 +160,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn rebooting(&self) -> Result<Vec<DeviceKey>> {
         Ok(dispatch::rebooting::<D>(&mut *self.read().await?).await?)
+    }
+    async fn watched(&self) -> Result<Vec<(DeviceKey, String)>> {
+        Ok(dispatch::watched::<D>(&mut *self.read().await?).await?)
     }
 
     async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>> {

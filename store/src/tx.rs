@@ -167,6 +167,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
         Ok(campaigns::locked::<D>(&mut *self.inner, campaign).await?)
     }
+    async fn peek_campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
+        Ok(campaigns::campaign::<D>(&mut *self.inner, campaign).await?)
+    }
     async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()> {
         Ok(campaigns::replace_spec::<D>(&mut *self.inner, campaign).await?)
     }
@@ -250,6 +253,12 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
+        Ok(dispatch::watched_locked::<D>(&mut *self.inner, devices).await?)
+    }
+    async fn end_watches(&mut self, device: DeviceKey) -> Result<()> {
+        Ok(dispatch::end_watches::<D>(&mut *self.inner, device).await?)
     }
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
         Ok(dispatch::open::<D>(&mut *self.inner, device).await?)

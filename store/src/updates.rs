@@ -1,9 +1,11 @@
 //! Updates: how one stands in a row, how rows are read, locked by name and written back.
 
-use device_ota_domain::campaign::Priority;
+use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::firmware::Results;
-use device_ota_domain::update::{Action, Failure, Phase, Progress, Retry, Update, UpdateState};
+use device_ota_domain::update::{
+    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Update, UpdateState, Watch,
+};
 use device_ota_domain::{DeviceId, UpdateId};
 use jiff::Timestamp;
 
@@ -20,7 +22,8 @@ macro_rules! select_update {
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
              u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, u.hold, \
-             u.give_up_at, u.ended_at, u.started_at, u.created_at, u.updated_at",
+             u.give_up_at, u.ended_at, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.regressed_at, u.started_at, \
+             u.created_at, u.updated_at",
             $($rest),+
         )
     };
@@ -68,6 +71,12 @@ statements! {
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
          lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, hold = v.hold, give_up_at = v.give_up_at, \
          ended_at = v.ended_at, check_at = v.check_at, nudge_at = v.nudge_at \
+         FROM v WHERE device_updates.update_id = v.update_id";
+    // Apart from what reports of progress change, which are many.
+    SAVE_AFTERMATHS[Text, Int, Int, Int, Int] =
+        "WITH v (update_id, watch_until, watch_silent, watch_restarts, regressed_at) AS (VALUES {rows}) \
+         UPDATE device_updates SET watch_until = v.watch_until, watch_silent = v.watch_silent, \
+         watch_restarts = v.watch_restarts, regressed_at = v.regressed_at \
          FROM v WHERE device_updates.update_id = v.update_id";
 }
 
@@ -167,6 +176,17 @@ pub(crate) async fn save<D: Dialect>(
     sql::execute_rows::<D, _>(conn, &SAVE_UPDATES, updates, |args, update| {
         bind_changing(args.text(update.id.as_str()), update)
     })
+    .await?;
+    let completed = updates.iter().filter(|u| u.group() == Group::Completed);
+    let completed: Vec<&Update> = completed.collect();
+    sql::execute_rows::<D, _>(conn, &SAVE_AFTERMATHS, &completed, |args, update| {
+        let watch = update.watch();
+        args.text(update.id.as_str())
+            .time(watch.map(|watch| watch.until))
+            .int(watch.and_then(|watch| watch.silent_seconds.and_then(|s| i64::try_from(s).ok())))
+            .int(watch.map(|watch| i64::from(watch.restarts_left)))
+            .time(update.regression().map(|regression| regression.at))
+    })
     .await
     .map(drop)
 }
@@ -249,7 +269,14 @@ impl<'u> StateColumns<'u> {
                 since: Some(*since),
                 ..Self::default()
             },
-            UpdateState::Completed { at } | UpdateState::Cancelled { at } => Self {
+            UpdateState::Completed { at } => Self {
+                state,
+                ended_at: Some(*at),
+                failure: update.regression().map(|regression| &regression.failure),
+                check_at: update.watch().map(|watch| watch.look_at),
+                ..Self::default()
+            },
+            UpdateState::Cancelled { at } => Self {
                 state,
                 ended_at: Some(*at),
                 ..Self::default()
@@ -338,6 +365,7 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
             speed_bps: row.uint("speed_bps")?,
         },
         state: read_state(row)?,
+        aftermath: read_aftermath(row)?,
         started_at: row.time_opt("started_at")?,
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,
@@ -374,6 +402,23 @@ fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
         },
         other => return Err(DbError::corrupt(format!("state is {other}"))),
     })
+}
+
+fn read_aftermath<D: Dialect>(row: &Record<'_, D>) -> Result<Aftermath, DbError> {
+    if let Some(at) = row.time_opt("regressed_at")? {
+        let failure = present("failure_code", read_failure(row)?)?;
+        return Ok(Aftermath::Regressed(Regression { at, failure }));
+    }
+    let Some(until) = row.time_opt("watch_until")? else {
+        return Ok(Aftermath::Unwatched);
+    };
+    let silent = row.int_opt("watch_silent")?;
+    Ok(Aftermath::Watched(Watch {
+        until,
+        look_at: row.time("check_at")?,
+        silent_seconds: silent.and_then(|seconds| u64::try_from(seconds).ok()),
+        restarts_left: row.uint("watch_restarts")?,
+    }))
 }
 
 fn read_failure<D: Dialect>(row: &Record<'_, D>) -> Result<Option<Failure>, DbError> {

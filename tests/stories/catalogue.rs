@@ -163,7 +163,7 @@ async fn stages(stage: &Stage) {
     }
 }
 
-/// A device fails and takes its campaign with it; another has nothing to go back to.
+/// A device fails and takes its campaign with it; another completes and falls back; another has nothing to go back to.
 async fn failures(stage: &Stage) {
     let mut device = stage.device("fails", "2.0.0").await;
     let back = json!({"auto_rollback": true, "failure_threshold_percent": 10});
@@ -171,6 +171,14 @@ async fn failures(stage: &Stage) {
     let offer = device.offer(&stage.trust).await;
     device.fail(&offer).await;
     stage.becomes(&campaign, "rolled_back").await;
+
+    let mut device = stage.device("relapses", "2.0.0").await;
+    let alone = json!({"failure_threshold_percent": 100});
+    let campaign = stage.campaign("relapses", &["relapses"], alone).await;
+    let offer = device.offer(&stage.trust).await;
+    device.complete(&offer).await;
+    stage.becomes(&campaign, "completed").await;
+    device.check("2.0.0", "boot").await;
 
     let mut device = stage.device("one-way", "1.9.9").await;
     let campaign = stage.campaign("one way", &["one-way"], json!({})).await;
@@ -226,7 +234,7 @@ async fn assert_told(stage: &Stage) {
     let from_the_first = request(&stage.service, key, "").header("Last-Event-ID", "0");
     let mut listener = Listener::open(from_the_first).await;
     let mut shown = catalogue();
-    assert_eq!(shown.len(), 27, "types of the catalogue");
+    assert_eq!(shown.len(), 28, "types of the catalogue");
     while !shown.is_empty() {
         let missing: Vec<_> = shown.keys().cloned().collect();
         let frame = within(&format!("one of {missing:?} is told"), listener.frame()).await;

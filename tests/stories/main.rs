@@ -35,6 +35,7 @@ mod fleet;
 mod gates;
 mod gateway_hostile;
 mod gateway_rules;
+mod health;
 mod identity;
 mod kill;
 mod limits;

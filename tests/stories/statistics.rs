@@ -112,6 +112,7 @@ async fn nothing_is_counted_yet(admin: &Admin) {
           "last_24h_since": "[time]",
           "last_24h_updates": 0,
           "pending_updates": 0,
+          "regressed_updates": 0,
           "rollbacks": {
             "cancelled": 0,
             "completed": 0,
@@ -154,6 +155,7 @@ async fn updates_have_ended(admin: &Admin, campaign: &str) {
           "in_progress_updates": 0,
           "name": "counted",
           "pending_updates": 1,
+          "regressed_updates": 0,
           "rollbacks": {
             "cancelled": 0,
             "completed": 0,

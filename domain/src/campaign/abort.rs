@@ -39,7 +39,7 @@ impl FailureKind {
     }
 }
 
-/// Failed updates by their kind.
+/// Updates that failed, or regressed, by their kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Failures {
     /// See [`FailureKind::Failed`].

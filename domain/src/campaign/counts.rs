@@ -1,5 +1,6 @@
 //! Where a campaign's devices stand, kept by deltas and always equal to a `GROUP BY` over its rows.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::abort::Failures;
@@ -17,6 +18,8 @@ pub struct Tally {
     pub staged: u64,
     /// See [`Group::Completed`].
     pub completed: u64,
+    /// Of the completed ones, those that have regressed.
+    pub regressed: u64,
     /// See [`Group::Failed`].
     pub failed: u64,
     /// See [`Group::Cancelled`].
@@ -51,13 +54,25 @@ impl Tally {
         self.pending.saturating_add(self.staged)
     }
 
-    /// The same with those that are staged taken for completed: so far, they have done all that they were asked.
+    /// The same with those that have regressed taken for failed: what gates and limits count.
+    #[must_use]
+    pub fn judged(self) -> Self {
+        Self {
+            completed: self.completed.saturating_sub(self.regressed),
+            failed: self.failed.saturating_add(self.regressed),
+            regressed: 0,
+            ..self
+        }
+    }
+
+    /// The same, with those that are staged taken for completed: so far, they have done all that they were asked.
     #[must_use]
     pub fn so_far(self) -> Self {
+        let judged = self.judged();
         Self {
-            completed: self.completed.saturating_add(self.staged),
+            completed: judged.completed.saturating_add(self.staged),
             staged: 0,
-            ..self
+            ..judged
         }
     }
 
@@ -103,6 +118,7 @@ impl Tally {
             in_flight: self.in_flight.saturating_add(other.in_flight),
             staged: self.staged.saturating_add(other.staged),
             completed: self.completed.saturating_add(other.completed),
+            regressed: self.regressed.saturating_add(other.regressed),
             failed: self.failed.saturating_add(other.failed),
             cancelled: self.cancelled.saturating_add(other.cancelled),
         }
@@ -125,7 +141,7 @@ pub struct Counts {
     pub stages: Vec<Tally>,
     /// Its rollbacks, all stages together.
     pub rollbacks: Tally,
-    /// Its failed updates, all stages together.
+    /// Its updates that failed or regressed, all stages together.
     pub failures: Failures,
     /// Slots that the limit of the whole service leaves; `None`: there is none.
     pub room: Option<u64>,
@@ -151,7 +167,7 @@ impl Counts {
     }
 }
 
-/// One row's move from group to group, or its birth (`from` is `None`).
+/// One row's move from group to group, its birth (`from` is `None`), or its regression, with which it may stay in its group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Delta {
     /// Whose count.
@@ -164,4 +180,6 @@ pub struct Delta {
     pub from: Option<Group>,
     /// Group it joins.
     pub to: Group,
+    /// It has regressed with this move: when.
+    pub regressed: Option<Timestamp>,
 }

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::abort::{self, Abort};
 use super::error::SpecError;
+use super::health::Health;
 use super::rate::RateDraft;
 use super::spec::{CampaignSpec, MAX_TARGET_DEVICES, Requires, Schedule, Strategy, Targets};
 use super::stages::{
@@ -89,6 +90,9 @@ pub struct CampaignDraft {
     #[serde(default)]
     #[schema(max_items = 16)]
     pub abort: Vec<Abort>,
+    /// What is looked at after the update. Default: for an hour, whether a device falls back or restarts again and again.
+    #[serde(default)]
+    pub health: Health,
     /// Default 3.
     #[serde(default = "three")]
     #[schema(maximum = 100)]
@@ -196,6 +200,7 @@ impl CampaignDraft {
             failure_threshold_percent: threshold,
             failure_min_samples: self.failure_min_samples,
             abort: self.abort,
+            health: self.health,
             max_retries: self.max_retries,
             stages,
             requires: self.requires,
@@ -227,6 +232,7 @@ impl CampaignDraft {
     fn check(&self) -> Result<(), SpecError> {
         self.check_schedule()?;
         abort::check(&self.abort)?;
+        self.health.check()?;
         text_ok("name", &self.name)?;
         range(
             self.description

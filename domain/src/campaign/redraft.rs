@@ -35,6 +35,7 @@ impl CampaignSpec {
             failure_threshold_percent: Some(self.failure_threshold_percent),
             failure_min_samples: self.failure_min_samples,
             abort: self.abort.clone(),
+            health: self.health.clone(),
             max_retries: self.max_retries,
             schedule: self.schedule,
             windows: self.windows.0.clone(),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::abort::{Abort, AbortAction, AbortOn};
+use super::health::Health;
 use super::rate::Rate;
 use super::window::Windows;
 use crate::filter::Filter;
@@ -254,6 +255,9 @@ pub struct CampaignSpec {
     /// What stops it beside the threshold.
     #[serde(default)]
     pub abort: Vec<Abort>,
+    /// What is looked at after the update.
+    #[serde(default)]
+    pub health: Health,
     /// Retries a device, after failures that may pass.
     pub max_retries: u32,
     /// At least one; the last ends at 10,000.

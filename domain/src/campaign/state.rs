@@ -117,6 +117,9 @@ pub enum CampaignState {
         started_at: Option<Timestamp>,
         /// When the last one ended.
         ended_at: Timestamp,
+        /// What an admin had accepted by then: what regresses later is judged as before.
+        #[serde(default)]
+        accepted: Accepted,
     },
     /// Stopped by an admin, by its schedule or by a criterion.
     Cancelled {
@@ -235,7 +238,7 @@ impl CampaignState {
     pub fn resume(self, now: Timestamp, counts: &Counts) -> Transition {
         match self {
             Self::Paused { running, .. } => {
-                let all = counts.updates();
+                let all = counts.updates().judged();
                 let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
                 let accepted = Accepted {
                     completed: all.completed,
@@ -318,7 +321,7 @@ impl CampaignState {
         }
     }
 
-    /// The planner (threshold), or an admin: take back what completed.
+    /// The planner (threshold, also by what regresses after the end), or an admin: take back what completed.
     pub fn roll_back(
         self,
         now: Timestamp,
@@ -365,6 +368,7 @@ impl CampaignState {
             Self::InProgress(running) | Self::Paused { running, .. } => Ok(Self::Completed {
                 started_at: Some(running.started_at),
                 ended_at: now,
+                accepted: running.accepted,
             }),
             Self::RollingBack {
                 started_at,

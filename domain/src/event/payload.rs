@@ -11,7 +11,7 @@ use crate::campaign::{Campaign, CampaignState};
 use crate::firmware::Firmware;
 use crate::ids::DeviceId;
 use crate::rollback::RollbackTrigger;
-use crate::update::{Action, Update, UpdateState};
+use crate::update::{Action, Failure, Update, UpdateState};
 
 /// What an approver said, in the event that tells of it.
 fn comment(event_type: EventType, campaign: &Campaign) -> Option<&str> {
@@ -136,13 +136,31 @@ impl Event {
                 _,
             ) => return None,
         };
-        let error = match &update.state {
-            UpdateState::Failed { failure, .. } => {
-                json!({ "code": failure.code, "message": failure.message })
-            }
-            _ => Value::Null,
+        let failure = match &update.state {
+            UpdateState::Failed { failure, .. } => Some(failure),
+            _ => None,
         };
-        Some(Self {
+        Some(Self::of_update(event_type, update, failure, at))
+    }
+
+    /// An update has regressed; `None` when it has not.
+    pub fn regressed(update: &Update, at: Timestamp) -> Option<Self> {
+        let failure = &update.regression()?.failure;
+        let event_type = EventType::UpdateRegressed;
+        Some(Self::of_update(event_type, update, Some(failure), at))
+    }
+
+    fn of_update(
+        event_type: EventType,
+        update: &Update,
+        failure: Option<&Failure>,
+        at: Timestamp,
+    ) -> Self {
+        let error = failure.map_or(
+            Value::Null,
+            |failure| json!({ "code": failure.code, "message": failure.message }),
+        );
+        Self {
             event_type,
             entity: update.device_id.to_string(),
             data: json!({
@@ -155,7 +173,7 @@ impl Event {
                 "timestamp": at,
             }),
             at,
-        })
+        }
     }
 
     /// A webhook disabled itself. Its address is not told: it may hold a secret, and viewers read events.

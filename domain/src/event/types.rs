@@ -48,6 +48,7 @@ event_types! {
     CampaignRolledBack "campaign.rolled_back" "Every update and rollback of a campaign has ended.";
     UpdateScheduled "update.scheduled" "An admin asked for the update of one device.";
     UpdateCompleted "update.completed" "A device runs the new version.";
+    UpdateRegressed "update.regressed" "A device that had completed an update shows its old version, restarts again and again, says that it failed after all, or fell silent; its update counts as failed from now on.";
     UpdateFailed "update.failed" "An update ended without the new version.";
     UpdateCancelled "update.cancelled" "An update was withdrawn.";
     RollbackInitiated "rollback.initiated" "A rollback of one device began, by itself or as one of a campaign.";

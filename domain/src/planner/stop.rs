@@ -1,13 +1,13 @@
 //! Too many failures.
 
 use super::Action;
-use crate::campaign::{Abort, AbortAction, AbortOn, Campaign, Counts, Running};
+use crate::campaign::{Abort, AbortAction, AbortOn, Accepted, Campaign, Counts};
 
 /// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
-pub(super) fn stop(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<Action> {
+pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Option<Action> {
     let criteria = campaign.spec.criteria();
     let breached = criteria.filter_map(|criterion| {
-        let reason = breach(&criterion, running, counts)?;
+        let reason = breach(&criterion, accepted, counts)?;
         Some((criterion.action, reason))
     });
     // Of several that ask for the same, the first tells why.
@@ -24,12 +24,14 @@ pub(super) fn stop(campaign: &Campaign, running: &Running, counts: &Counts) -> O
 
 /// Why a criterion is breached, if it is: by all results, and by those since the last resume, which accepted the ones before.
 /// Both, so that a resume never makes a campaign stop sooner.
-fn breach(criterion: &Abort, running: &Running, counts: &Counts) -> Option<String> {
-    // What is staged is a success so far.
+fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts) -> Option<String> {
+    // What is staged is a success so far, and what has regressed a failure.
     let all = counts.updates().so_far();
-    let accepted = &running.accepted;
     let failures = counts.failures.since(accepted.failures());
+    // A success that was accepted and regresses is a new result, and no further device with one.
     let results = all.settled().saturating_sub(accepted.settled());
+    let regressed = counts.updates().regressed;
+    let results = results.max(failures.on(AbortOn::Any).min(regressed));
     let share = |failed, results| crate::campaign::percent(failed, results);
     let rate = share(failures.on(criterion.on), results)?;
     let limit = criterion.percent;
@@ -47,9 +49,13 @@ fn breach(criterion: &Abort, running: &Running, counts: &Counts) -> Option<Strin
     } else {
         "limit"
     };
+    let regressed = match counts.updates().regressed {
+        0 => String::new(),
+        many => format!("; {many} had completed and regressed"),
+    };
     passed.then(|| {
         format!(
-            "{} {rate:.1} % of {results} results{resumed} is above the {limited} of {limit} %",
+            "{} {rate:.1} % of {results} results{resumed} is above the {limited} of {limit} %{regressed}",
             criterion.on.rate(),
         )
     })

@@ -206,7 +206,7 @@ impl Update {
             self.updated_at = now;
             return Outcome::Changed(Box::new(self));
         }
-        if self.is_terminal() {
+        if self.is_terminal() && self.watch().is_none() {
             return Outcome::Ignored(Box::new(self), "ended");
         }
         if report.attempt != self.attempt || self.attempt == 0 {
@@ -214,6 +214,9 @@ impl Update {
         }
         if report.seq <= self.last_seq {
             return Outcome::Ignored(Box::new(self), "repeated");
+        }
+        if self.is_terminal() {
+            return self.report_afterwards(report, now);
         }
         if self.attempt_is_over() {
             return Outcome::Ignored(Box::new(self), "attempt_over");
@@ -240,6 +243,20 @@ impl Update {
         self.last_seq = report.seq;
         self.updated_at = now;
         Outcome::Changed(Box::new(self))
+    }
+
+    /// A report of the attempt that completed, while its device is watched: only that it failed after all counts.
+    fn report_afterwards(self, report: &Report, now: Timestamp) -> Outcome {
+        let Reported::Failed(failure) = &report.said else {
+            return Outcome::Ignored(Box::new(self), "ended");
+        };
+        match self.clone().fail_afterwards(failure, now) {
+            None => Outcome::Ignored(Box::new(self), "ended"),
+            Some(update) => Outcome::Changed(Box::new(Self {
+                last_seq: report.seq,
+                ..update
+            })),
+        }
     }
 
     /// The device runs the offered version by one of our attempts: true whatever was thought of the attempt

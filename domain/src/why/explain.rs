@@ -63,7 +63,15 @@ fn without_update(case: &Case<'_>) -> Vec<Why> {
 fn of_update(case: &Case<'_>, update: &Update) -> Vec<Why> {
     let action = update.action;
     match &update.state {
-        UpdateState::Completed { at } => vec![Why::Completed { action, at: *at }],
+        UpdateState::Completed { at } => {
+            let regressed = update.regression().map(|regression| Why::Regressed {
+                action,
+                at: regression.at,
+                error: regression.failure.code.clone(),
+            });
+            let completed = Why::Completed { action, at: *at };
+            regressed.into_iter().chain([completed]).collect()
+        }
         UpdateState::Failed { at, failure } => vec![Why::Failed {
             action,
             at: *at,

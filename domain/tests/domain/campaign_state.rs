@@ -52,6 +52,7 @@ fn all() -> [CampaignState; 7] {
         Completed {
             started_at: Some(at(1)),
             ended_at: at(6),
+            accepted: Accepted::default(),
         },
         Cancelled {
             started_at: Some(at(1)),
@@ -290,6 +291,7 @@ fn finish_ends_a_rollout_and_a_rollback() {
     let done = CampaignState::Completed {
         started_at: Some(at(1)),
         ended_at: at(9),
+        accepted: Accepted::default(),
     };
     assert_eq!(next, [done.clone(), done, back]);
 }

@@ -6,7 +6,7 @@ use device_ota_domain::campaign::{Approval, CampaignState, Verdict};
 use device_ota_domain::event::{Event, EventFilter, EventType, StoredEvent};
 use device_ota_domain::firmware::{Firmware, Format};
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::{Action, Failure, Retry, UpdateState};
+use device_ota_domain::update::{Action, Aftermath, Failure, Regression, Retry, UpdateState};
 use device_ota_domain::{CampaignId, DeviceId, Update};
 use serde_json::{Value, json};
 
@@ -127,6 +127,15 @@ fn sample(kind: EventType) -> Event {
             Event::asked(&single(Action::Rollback), reason, "admin", at(1))
         }
         EventType::UpdateCompleted => ended(Action::Update, completed()),
+        EventType::UpdateRegressed => {
+            let at = at(12);
+            let failure = Failure::new("reverted", "came back with 1.0.0", Retry::Never);
+            let update = Update {
+                aftermath: Aftermath::Regressed(Regression { at, failure }),
+                ..update(Action::Update, completed())
+            };
+            Event::regressed(&update, at).unwrap()
+        }
         EventType::UpdateFailed => ended(Action::Update, failed()),
         EventType::UpdateCancelled => ended(Action::Update, cancelled()),
         EventType::RollbackCompleted => ended(Action::Rollback, completed()),

@@ -120,6 +120,7 @@ fn a_fleet_that_behaves_ends_on_the_new_version() {
 #[test]
 fn a_fleet_that_fails_ends_with_a_stated_reason() {
     let mut ends = std::collections::BTreeMap::<_, u32>::new();
+    let mut regressed = 0;
     play_all(
         Trouble {
             faults: true,
@@ -127,6 +128,7 @@ fn a_fleet_that_fails_ends_with_a_stated_reason() {
         },
         |_, world| {
             *ends.entry(world.state(0).status()).or_default() += 1;
+            regressed += world.regressed;
         },
     );
     // The seeds are worth something only if they reach every end.
@@ -134,6 +136,7 @@ fn a_fleet_that_fails_ends_with_a_stated_reason() {
         for end in ["completed", "paused", "rolled_back"] {
             assert!(ends.get(end).is_some_and(|n| *n > 10), "{ends:?}");
         }
+        assert!(regressed > 100, "{regressed} devices regressed");
     }
 }
 

@@ -5,6 +5,7 @@
     reason = "a test that meets what it did not expect shall fail loudly"
 )]
 
+mod aftermath;
 mod audit;
 mod campaign_state;
 mod draft;

@@ -38,14 +38,14 @@ pub(crate) fn count(rows: &[Row], stages: usize) -> Counts {
 }
 
 prop_compose! {
-    fn any_tally()(pending: u64, in_flight: u64, staged: u64, completed: u64, failed: u64, cancelled: u64) -> Tally {
-        Tally { pending, in_flight, staged, completed, failed, cancelled }
+    fn any_tally()(pending: u64, in_flight: u64, staged: u64, completed: u64, regressed: u64, failed: u64, cancelled: u64) -> Tally {
+        Tally { pending, in_flight, staged, completed, regressed, failed, cancelled }
     }
 }
 
-/// With all failures on the devices.
+/// With all failures and regressions on the devices.
 pub(crate) fn failing(mut counts: Counts) -> Counts {
-    counts.failures.failed = counts.updates().failed;
+    counts.failures.failed = counts.updates().judged().failed;
     counts
 }
 
@@ -55,8 +55,8 @@ fn few() -> impl Strategy<Value = u64> {
 }
 
 prop_compose! {
-    fn small_tally()(n in [few(), few(), few(), few(), few(), few()]) -> Tally {
-        Tally { pending: n[0], in_flight: n[1], completed: n[2], failed: n[3], cancelled: n[4], staged: n[5] }
+    fn small_tally()(n in [few(), few(), few(), few(), few(), few(), few()]) -> Tally {
+        Tally { pending: n[0], in_flight: n[1], completed: n[2], failed: n[3], cancelled: n[4], staged: n[5], regressed: n[6].min(n[2]) }
     }
 }
 
@@ -107,6 +107,7 @@ fn any_state() -> impl Strategy<Value = CampaignState> {
         4 => CampaignState::Completed {
             started_at: None,
             ended_at: at(0),
+            accepted: Accepted::default(),
         },
         5 => CampaignState::Cancelled {
             started_at: None,

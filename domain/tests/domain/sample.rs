@@ -5,8 +5,8 @@ use device_ota_domain::campaign::{
 };
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{
-    Action, Expiry, Failure, OfferTerms, Outcome, Phase, Progress, Report, Reported, Retry,
-    UpdateState,
+    Action, Aftermath, Expiry, Failure, OfferTerms, Outcome, Phase, Progress, Report, Reported,
+    Retry, UpdateState,
 };
 use device_ota_domain::{CampaignId, FirmwareId, Update, UpdateId};
 use jiff::{SignedDuration, Timestamp};
@@ -78,6 +78,7 @@ pub(crate) fn pending() -> Update {
             lost_at: None,
             last_failure: None,
         },
+        aftermath: Aftermath::default(),
         started_at: None,
         created_at: at(0),
         updated_at: at(0),

@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashMap};
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::statistics::Standing;
-use device_ota_domain::update::{Order, Outcome as Reported, UpdateState};
+use device_ota_domain::update::{Order, Outcome as Reported, Sight, WatchTerms};
 use device_ota_domain::{Update, UpdateId};
 use device_ota_protocol::messages::{CheckReason, Phase, Progress, Report};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::present::Present;
-use super::{Answers, Reply};
+use super::sighting::Sighting;
+use super::{Answers, Reply, watched};
 use crate::changes::Changes;
 use crate::chunks::Wanted;
 use crate::inbound::{Inbound, Uplink};
@@ -19,10 +20,6 @@ use crate::offers::pair;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
 use crate::{Engine, wire};
-
-/// How long after `rebooting` a report that does not tell when its device started is not taken for one after the
-/// restart.
-const UNCLEAR_GRACE: SignedDuration = SignedDuration::from_mins(2);
 
 /// Messages that are committed together.
 pub(crate) struct Batch {
@@ -81,7 +78,7 @@ impl Batch {
         }
         let mut tx = engine.store.begin().await?;
         let mut said = Said::default();
-        if self.asks || !engine.rebooting.is_empty() {
+        if self.asks || !engine.rebooting.is_empty() || !engine.watched.is_empty() {
             said = self.record_reports(engine, tx.as_mut()).await?;
         }
         self.present.write(tx.as_mut()).await?;
@@ -94,6 +91,7 @@ impl Batch {
         engine.commit(tx).await?;
         for update in said.after.values() {
             engine.rebooting.note(update);
+            engine.watched.note(update);
         }
         let due = pair(said.again, grounds).into_iter();
         said.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
@@ -206,6 +204,10 @@ fn asks(uplink: &Uplink) -> bool {
 struct Rows {
     by_id: HashMap<UpdateId, (Standing, Update)>,
     in_flight: HashMap<DeviceKey, UpdateId>,
+    /// Completed, and watched since; of devices that seem to have regressed alone.
+    watched: HashMap<DeviceKey, UpdateId>,
+    /// How devices are watched once they have completed these.
+    terms: HashMap<UpdateId, WatchTerms>,
     touched: BTreeSet<UpdateId>,
     now: Option<Timestamp>,
 }
@@ -217,6 +219,7 @@ impl Rows {
         messages: &[Inbound],
     ) -> Result<Self, StoreError> {
         let (mut ids, mut devices) = (BTreeSet::new(), BTreeSet::new());
+        let mut completing = BTreeSet::new();
         let watch = !engine.rebooting.is_empty();
         for message in messages {
             match &message.uplink {
@@ -227,7 +230,11 @@ impl Rows {
                 }
                 Uplink::Report(report) => match report.as_ref() {
                     Report::Progress(progress) => {
-                        ids.extend(progress.update_id.parse::<UpdateId>());
+                        let id = progress.update_id.parse::<UpdateId>();
+                        if progress.phase == Phase::Completed {
+                            completing.extend(id.clone());
+                        }
+                        ids.extend(id);
                     }
                     Report::Check(_) => _ = devices.insert(message.device.key),
                     Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
@@ -245,6 +252,21 @@ impl Rows {
                     .await?,
             );
         }
+        let mut terms = HashMap::new();
+        let completes = |u: &&Update| completing.contains(&u.id) && u.group() != Group::Completed;
+        for update in found.iter().filter(completes) {
+            terms.insert(update.id.clone(), engine.watch_terms(tx, update).await?);
+        }
+        let suspects = watched::suspects(engine, messages);
+        if !suspects.is_empty() {
+            let watched = tx.watched(&suspects).await?;
+            let seen: BTreeSet<_> = watched.iter().map(|update| update.device).collect();
+            let unseen = suspects.into_iter().filter(|device| !seen.contains(device));
+            engine.watched.forget(unseen);
+            found.extend(watched);
+        }
+        let watched = found.iter().filter(|update| update.watch().is_some());
+        let watched = watched.map(|u| (u.device, u.id.clone())).collect();
         let in_flight = found
             .iter()
             .filter(|u| u.group() == Group::InFlight)
@@ -257,6 +279,8 @@ impl Rows {
         Ok(Self {
             by_id,
             in_flight,
+            watched,
+            terms,
             touched: BTreeSet::new(),
             now: None,
         })
@@ -308,12 +332,24 @@ impl Rows {
             return engine.metrics.add("reports_ignored", "foreign_update", 1);
         }
         match update.report(&wire::report(progress), message.at, engine.settings.lease) {
-            Reported::Changed(update) => self.put(before, *update),
+            Reported::Changed(update) => {
+                let completes = before.group != Group::Completed;
+                let terms = self.terms.get(&update.id).filter(|_| completes);
+                let update = match terms {
+                    Some(terms) => update.watched(*terms),
+                    None => *update,
+                };
+                if update.watch().is_some() {
+                    self.watched.insert(update.device, update.id.clone());
+                }
+                self.put(before, update);
+            }
             Reported::Ignored(_, why) => engine.metrics.add("reports_ignored", why, 1),
         }
     }
 
     fn observe(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
+        self.observe_afterwards(message, version, sighting);
         let Some(id) = self.in_flight.get(&message.device.key) else {
             return;
         };
@@ -322,6 +358,27 @@ impl Rows {
         };
         if sighting.is_after_restart(&update, message.at)
             && let Some(update) = update.observe_version(version, message.at)
+        {
+            self.put(before, update);
+        }
+    }
+
+    /// What it shows of an update that has completed.
+    fn observe_afterwards(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
+        let Some(id) = self.watched.get(&message.device.key) else {
+            return;
+        };
+        let Some((before, update)) = self.by_id.get(id).cloned() else {
+            return;
+        };
+        let sight = Sight {
+            running: version,
+            restarted: matches!(sighting, Sighting::Restarted),
+            at: message.at,
+        };
+        let completed = update.ended_at().unwrap_or(message.at);
+        if sighting.is_after_completion(completed, message.at)
+            && let Some(update) = update.observe_afterwards(&sight)
         {
             self.put(before, update);
         }
@@ -348,32 +405,5 @@ impl Rows {
                 .map(|(id, (_, update))| (id, update))
                 .collect(),
         )
-    }
-}
-
-/// What a report tells of when its device last started.
-#[derive(Clone, Copy)]
-enum Sighting {
-    /// It says that its connection is new.
-    Restarted,
-    /// It has been up for so many seconds.
-    Up(u64),
-    /// Nothing.
-    Unclear,
-}
-
-impl Sighting {
-    /// Whether the report was sent after the restart that the update's `rebooting` announced. A heartbeat that was
-    /// under way when the device went down shows the old version and means nothing.
-    fn is_after_restart(self, update: &Update, at: Timestamp) -> bool {
-        let UpdateState::InFlight { since, .. } = update.state else {
-            return false;
-        };
-        let passed = at.duration_since(since);
-        match self {
-            Self::Restarted => true,
-            Self::Up(seconds) => i64::try_from(seconds).is_ok_and(|up| up < passed.as_secs()),
-            Self::Unclear => passed > UNCLEAR_GRACE,
-        }
     }
 }

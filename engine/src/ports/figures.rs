@@ -19,7 +19,7 @@ pub struct Figure {
     pub device_type: Option<String>,
     /// Where they stand.
     pub group: Group,
-    /// The code of the failure, of failed ones.
+    /// The code of the failure, of failed ones, and of the regression, of completed ones that have regressed.
     pub failure: Option<String>,
     /// What they come to.
     pub amount: Amount,

@@ -19,7 +19,7 @@ use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::{Cuts, Exclusion};
-use device_ota_domain::update::{Action, Phase, Update};
+use device_ota_domain::update::{Action, Look, Phase, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
@@ -249,13 +249,32 @@ pub struct Absence {
     pub since: Timestamp,
 }
 
-/// An update whose time may have run out, and when its device was last heard.
+/// An update whose time may have run out, and what is known of its device.
 #[derive(Debug, Clone)]
 pub struct InFlight {
-    /// The update: in flight, or waiting for a device that fell silent.
+    /// The update: in flight, waiting for a device that fell silent, or completed and watched.
     pub update: Update,
     /// Any message of the device.
     pub last_seen: Option<Timestamp>,
+    /// It is connected.
+    pub online: bool,
+    /// What it runs, by its last word.
+    pub running: Option<String>,
+    /// The update has completed, and its device was offered another one since.
+    pub superseded: bool,
+}
+
+impl InFlight {
+    /// What is known of the device when it is watched.
+    pub fn look(&self, now: Timestamp) -> Look<'_> {
+        Look {
+            now,
+            last_seen: self.last_seen,
+            online: self.online,
+            running: self.running.as_deref(),
+            superseded: self.superseded,
+        }
+    }
 }
 
 /// Reads. Each is one statement of its own and sees what is committed.
@@ -303,8 +322,9 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>>;
     /// Campaigns that are not deleted, newest first.
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>>;
-    /// Campaigns that are active, or cancelled with updates still open; highest priority first, then oldest.
-    async fn campaigns_to_plan(&self) -> Result<Vec<Campaign>>;
+    /// Campaigns that are active, cancelled with updates still open, or completed with a device that has regressed since `regressed_since`;
+    /// highest priority first, then oldest.
+    async fn campaigns_to_plan(&self, regressed_since: Timestamp) -> Result<Vec<Campaign>>;
     /// A campaign's counters.
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts>;
     /// Updates and rollbacks in flight, of all campaigns and single devices.
@@ -344,10 +364,12 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
     /// Whether any pending update or rollback outside of campaigns may be offered.
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
-    /// Updates whose lease, deadline or loss has come due.
+    /// Updates whose lease, deadline or loss has come due, or whose watch has.
     async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
     /// Devices whose update in flight has announced the restart into the new image.
     async fn rebooting(&self) -> Result<Vec<DeviceKey>>;
+    /// Devices that are watched after their update, and the version that each has to show.
+    async fn watched(&self) -> Result<Vec<(DeviceKey, String)>>;
     /// Updates that are open although their device was deleted, at or after `since`.
     async fn left_behind(&self, since: Timestamp, limit: u32) -> Result<Vec<UpdateId>>;
     /// The rollback log.
@@ -426,6 +448,8 @@ pub trait Tx: Send + WebhookChanges {
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// One campaign, locked until the transaction ends.
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
+    /// The same as it is at the moment: not locked.
+    async fn peek_campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
     /// Writes what the campaign shall do, and makes its stages anew; for campaigns that have no rows yet. To be followed
     /// by [`Tx::save_campaign`], which looks at the revision.
     async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()>;
@@ -496,6 +520,10 @@ pub trait Tx: Send + WebhookChanges {
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// The completed updates of these devices that are watched, locked; not those of devices that were offered another one since.
+    async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// Nobody watches this device any more.
+    async fn end_watches(&mut self, device: DeviceKey) -> Result<()>;
     /// The updates and rollbacks of this device that have not ended, as they are at the moment: not locked.
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
     /// The same, locked.
@@ -507,7 +535,7 @@ pub trait Tx: Send + WebhookChanges {
         action: Action,
         limit: u32,
     ) -> Result<Vec<Update>>;
-    /// Writes attempt, seq, retries, progress, versions, state and times of existing rows, in bulk.
+    /// Writes attempt, seq, retries, progress, versions, state, what became of it, and times of existing rows, in bulk.
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()>;
     /// Moves counters: each delta as many times as its number.
     async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()>;

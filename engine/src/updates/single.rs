@@ -7,7 +7,7 @@ use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::targeting::{Exclusion, fits};
-use device_ota_domain::update::{Action, Progress, UpdateState};
+use device_ota_domain::update::{Action, Aftermath, Progress, UpdateState};
 use device_ota_domain::{DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -230,6 +230,7 @@ impl Engine {
                 lost_at: None,
                 last_failure: None,
             },
+            aftermath: Aftermath::default(),
             started_at: None,
             created_at: now,
             updated_at: now,

@@ -17,6 +17,7 @@ mod fixture;
 
 mod ingest;
 mod metrics;
+mod regressions;
 mod rollout;
 mod simulation;
 mod single;

@@ -60,9 +60,11 @@ pub(crate) struct UpdatesDto<'a> {
     /// Their devices hold the image and wait for its activation.
     staged_updates: u64,
     completed_updates: u64,
+    /// Of the completed ones, those whose devices have not stayed well afterwards.
+    regressed_updates: u64,
     failed_updates: u64,
     cancelled_updates: u64,
-    /// Completed among those that completed or failed, in percent; 0 before the first.
+    /// Completed among those that completed or failed, in percent, whatever became of them later; 0 before the first.
     success_rate: f64,
     /// From the first offer to the completion, in minutes, of completed updates; 0 before the first.
     avg_update_time: f64,
@@ -110,6 +112,7 @@ impl<'a> From<&'a Totals> for UpdatesDto<'a> {
             in_progress_updates: updates.in_flight,
             staged_updates: updates.staged,
             completed_updates: updates.completed,
+            regressed_updates: updates.regressed,
             failed_updates: updates.failed,
             cancelled_updates: updates.cancelled,
             success_rate: round(updates.success_percent().unwrap_or(0.0)),

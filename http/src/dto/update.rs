@@ -37,6 +37,10 @@ pub(crate) struct UpdateDto<'a> {
     to_version: &'a str,
     error_code: Option<&'a str>,
     error_message: Option<&'a str>,
+    /// Completed, and its device has not stayed well: when that was seen. `error_code` says how; it counts as failed.
+    regressed_at: Option<Timestamp>,
+    /// Completed: whether its device stays well is looked at until then.
+    watched_until: Option<Timestamp>,
     retry_count: u32,
     max_retries: u32,
     attempt: u32,
@@ -104,6 +108,8 @@ impl<'a> UpdateDto<'a> {
             to_version: &update.to_version,
             error_code: failure.map(|f| f.code.as_str()),
             error_message: failure.map(|f| f.message.as_str()),
+            regressed_at: update.regression().map(|regression| regression.at),
+            watched_until: update.watch().map(|watch| watch.until),
             retry_count: update.retries,
             max_retries: update.max_retries,
             attempt: update.attempt,
@@ -131,12 +137,12 @@ impl<'a> UpdateDto<'a> {
     }
 }
 
-/// What went wrong: the end, or the attempt before the one that is waited for.
+/// What went wrong: the end, what came after it, or the attempt before the one that is waited for.
 fn failure(update: &Update) -> Option<&Failure> {
     match &update.state {
         UpdateState::Failed { failure, .. } => Some(failure),
         UpdateState::Pending { last_failure, .. } => last_failure.as_ref(),
-        _ => None,
+        _ => update.regression().map(|regression| &regression.failure),
     }
 }
 
@@ -229,7 +235,7 @@ fn share(part: u64, whole: u64) -> f64 {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use device_ota_domain::device::DeviceKey;
-    use device_ota_domain::update::{Progress, Retry};
+    use device_ota_domain::update::{Aftermath, Progress, Retry};
 
     use super::super::firmware::tests::firmware;
     use super::*;
@@ -259,6 +265,7 @@ mod tests {
             timeout_seconds: 90,
             progress: Progress::default(),
             state,
+            aftermath: Aftermath::default(),
             started_at: None,
             created_at: at(0),
             updated_at: at(0),
@@ -330,6 +337,8 @@ mod tests {
           "to_version": "2.1.0",
           "error_code": null,
           "error_message": null,
+          "regressed_at": null,
+          "watched_until": null,
           "retry_count": 0,
           "max_retries": 3,
           "attempt": 0,

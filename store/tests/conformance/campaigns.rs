@@ -164,7 +164,7 @@ async fn the_planner_sees_what_may_still_move(store: &dyn Store) {
     )
     .await;
     let to_plan = async || {
-        let found = store.campaigns_to_plan().await.unwrap();
+        let found = store.campaigns_to_plan(at(0)).await.unwrap();
         found.into_iter().map(|c| c.spec.name).collect::<Vec<_>>()
     };
     assert_eq!(to_plan().await, ["c3", "c2"], "highest priority first");

@@ -3,7 +3,9 @@
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::Standing;
-use device_ota_domain::update::{Action, Failure, Retry, Update, UpdateState};
+use device_ota_domain::update::{
+    Action, Aftermath, Failure, Regression, Retry, Update, UpdateState,
+};
 use device_ota_engine::ports::store::{ClaimQuery, Store};
 use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -99,6 +101,12 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
 
 /// Where a device in flight goes to.
 fn moved(mut update: Update, random: u32) -> Update {
+    if random.is_multiple_of(7) {
+        let failure = Failure::new("reverted", "", Retry::Never);
+        update.aftermath = Aftermath::Regressed(Regression { at: at(8), failure });
+        update.state = UpdateState::Completed { at: at(7) };
+        return update;
+    }
     update.state = match random / 64 % 5 {
         0 => UpdateState::Completed { at: at(7) },
         1 => UpdateState::Failed {
@@ -126,6 +134,7 @@ async fn a_counter_that_is_not_there_is_an_error(store: &dyn Store) {
         stage: 9,
         from: None,
         to: Group::Pending,
+        regressed: None,
     };
     let mut tx = store.begin().await.unwrap();
     assert!(tx.add_counts(&[(delta, 1)]).await.is_err());

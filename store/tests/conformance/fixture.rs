@@ -10,7 +10,9 @@ use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::{Ledger, Standing};
-use device_ota_domain::update::{Action, OfferTerms, Owed, Progress, Update, UpdateState};
+use device_ota_domain::update::{
+    Action, Aftermath, OfferTerms, Owed, Progress, Update, UpdateState,
+};
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
     Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
@@ -296,6 +298,7 @@ pub(crate) fn delta(update: &Update, from: Group) -> Option<Delta> {
         stage: update.stage,
         from: Some(from),
         to: update.group(),
+        regressed: update.regression().map(|regression| regression.at),
     })
 }
 
@@ -341,6 +344,7 @@ pub(crate) fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str
             lost_at: None,
             last_failure: None,
         },
+        aftermath: Aftermath::default(),
         started_at: None,
         created_at: at(2),
         updated_at: at(2),

@@ -8,6 +8,7 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
 
+mod aftermaths;
 mod api_keys;
 mod audit;
 mod campaigns;

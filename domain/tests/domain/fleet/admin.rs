@@ -305,6 +305,10 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32, holds: bool
         "failure_threshold_percent": threshold,
         "failure_min_samples": rng.random_range(0..5),
         "max_retries": rng.random_range(0..4),
+        "health": {
+            "watch_seconds": rng.random_range(0..4_000),
+            "silent_seconds": rng.random_bool(0.3).then(|| rng.random_range(60..1_000)),
+        },
     });
     let entropy = rng.random_range(0..10_000);
     sample::draft(&fields)

@@ -3,20 +3,24 @@
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{CampaignState, Counts, FailureKind, Group, Tally};
 use device_ota_domain::update::{Action as UpdateAction, UpdateState};
+use jiff::{SignedDuration, Timestamp};
 
 use super::world::World;
+use crate::sample;
 
 fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(broken()) }
 }
 
-/// How an update failed that did; rollbacks are not counted so.
+/// How an update failed, or regressed, that did; rollbacks are not counted so.
 fn kind(update: &Update) -> Option<FailureKind> {
     match &update.state {
         UpdateState::Failed { failure, .. } if update.action == UpdateAction::Update => {
             Some(FailureKind::of(&failure.code))
         }
-        _ => None,
+        _ => update
+            .regression()
+            .map(|regression| FailureKind::of(&regression.failure.code)),
     }
 }
 
@@ -27,9 +31,11 @@ impl World {
         // What has ended stays, but for the device's own word that it succeeded after all.
         let after_all = !matches!(before.state, UpdateState::Completed { .. })
             && matches!(after.state, UpdateState::Completed { .. });
-        rule(!before.is_terminal() || after_all, || {
-            format!("row {row} had ended as {:?}", before.state)
-        })?;
+        rule(
+            !before.is_terminal() || after_all || before.state == after.state,
+            || format!("row {row} had ended as {:?}", before.state),
+        )?;
+        self.may_regress(row, &after)?;
         if after.retries > before.retries {
             let (spent, attempt) = (self.rows[row].spent, after.attempt);
             rule(spent < attempt, || {
@@ -38,6 +44,21 @@ impl World {
             self.rows[row].spent = attempt;
         }
         self.write(row, after)
+    }
+
+    /// It is said once that an update has regressed, and only of a device that did something to deserve it.
+    fn may_regress(&self, row: usize, after: &Update) -> Result<(), String> {
+        let before = self.rows[row].update.regression();
+        if before.is_some() || after.regression().is_none() {
+            return rule(before == after.regression(), || {
+                format!("row {row} had regressed as {before:?}")
+            });
+        }
+        let agent = &self.agents[self.rows[row].agent];
+        let deserved = agent.relapsed_at.is_some() || agent.gone || self.trouble.rivals;
+        rule(deserved && after.group() == Group::Completed, || {
+            format!("row {row} regressed: {:?}", after.regression())
+        })
     }
 
     /// An admin's retry: the one way out of an end.
@@ -92,6 +113,8 @@ impl World {
         });
         let rollout = self.rows[row].rollout;
         let kinds = [&self.rows[row].update, &after].map(kind);
+        let regresses =
+            after.regression().is_some() && self.rows[row].update.regression().is_none();
         self.rows[row].update = after;
         let failures = &mut self.rollouts[rollout].counts.failures;
         if let [Some(left), _] = kinds {
@@ -104,6 +127,10 @@ impl World {
         let left = self.tally(rollout, action, stage).of_mut(from);
         *left = left.checked_sub(1).ok_or("a counter fell below nothing")?;
         *self.tally(rollout, action, stage).of_mut(to) += 1;
+        if regresses {
+            self.regressed += 1;
+            self.tally(rollout, action, stage).regressed += 1;
+        }
         Ok(())
     }
 
@@ -157,7 +184,10 @@ impl World {
                 && row.update.stage + 1 == stage
         });
         let groups: Vec<_> = rows
-            .map(|row| row.update.group())
+            .map(|row| match row.update.regression() {
+                Some(_) => Group::Failed,
+                None => row.update.group(),
+            })
             .filter(|group| *group != Group::Cancelled)
             .collect();
         let of = |group| groups.iter().filter(|g| **g == group).count();
@@ -212,6 +242,7 @@ impl World {
                     UpdateAction::Rollback => &mut counted.rollbacks,
                 };
                 *tally.of_mut(group) += 1;
+                tally.regressed += u64::from(row.update.regression().is_some());
                 if let Some(kind) = kind(&row.update) {
                     *counted.failures.of_mut(kind) += 1;
                 }
@@ -321,8 +352,21 @@ impl World {
                 .iter()
                 .any(|other| other.takes_back == Some(index));
             if matches!(row.update.state, UpdateState::Completed { .. }) && !taken_back {
-                let runs = &self.agents[row.agent].runs;
-                rule(*runs == row.update.to_version, || {
+                let agent = &self.agents[row.agent];
+                let spec = &self.rollouts[row.rollout].campaign.spec;
+                let watch = spec.watch(row.update.stage, sample::LEASE).seconds;
+                let watch = SignedDuration::from_secs(watch.cast_signed());
+                let until = row.update.ended_at().unwrap().checked_add(watch).unwrap();
+                // It shows itself when it is up again.
+                let shown = |at: Timestamp| at.checked_add(SignedDuration::from_secs(30)).unwrap();
+                let until = match row.update.action {
+                    UpdateAction::Update => until,
+                    UpdateAction::Rollback => row.update.ended_at().unwrap(),
+                };
+                let unseen = agent.relapsed_at.is_some_and(|at| shown(at) > until);
+                let known = row.update.regression().is_some() || unseen;
+                let runs = &agent.runs;
+                rule(*runs == row.update.to_version || known, || {
                     format!("row {index} completed but its device runs {runs}")
                 })?;
             }

@@ -31,6 +31,8 @@ pub(super) enum Nature {
     Gone(Phase),
     /// Completes, and is never seen again.
     Leaves,
+    /// Completes, and falls back so many seconds later.
+    Relapses(i64),
     /// Puts it off.
     Defers(Option<u64>),
     /// Says it completed and tells another version.
@@ -54,6 +56,8 @@ pub(super) struct Agent {
     pub(super) gone: bool,
     pub(super) last_seen: Option<Timestamp>,
     pub(super) runs: String,
+    /// When it fell back, if it has since its last update.
+    pub(super) relapsed_at: Option<Timestamp>,
     /// Whether the service knows what it runs.
     pub(super) tells_version: bool,
     pub(super) job: Option<Job>,
@@ -75,6 +79,8 @@ pub(super) enum Step {
     Down(Option<i64>),
     /// Boots this version.
     Runs(String),
+    /// Falls back to this version, which ran before.
+    Relapses(String),
 }
 
 /// The same of a device that is to hold.
@@ -121,6 +127,7 @@ impl Agent {
             gone: false,
             last_seen: None,
             runs: "1.0.0".into(),
+            relapsed_at: None,
             tells_version: !trouble.faults || rng.random_bool(0.9),
             job: None,
             highest_seq: 0,
@@ -235,8 +242,13 @@ impl Agent {
             steps.push((away - 1, Step::Runs(to.into())));
             steps.push((2, Step::Say(Reported::Completed, Some(to.into()))));
         }
-        if matches!(nature, Nature::Leaves) {
-            steps.push((5, Step::Down(None)));
+        match nature {
+            Nature::Leaves => steps.push((5, Step::Down(None))),
+            Nature::Relapses(later) => {
+                steps.push((later, Step::Down(Some(20))));
+                steps.push((10, Step::Relapses(self.runs.clone())));
+            }
+            _ => {}
         }
         steps
     }
@@ -270,7 +282,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
     let away = rng.random_range(10..3_000);
     let retry = [Retry::Now, Retry::Backoff, Retry::Never][rng.random_range(0..3)];
     let defers = [None, Some(rng.next_u64() % 5_000)][rng.random_range(0..2)];
-    match rng.random_range(0..10) {
+    match rng.random_range(0..12) {
         0 | 1 => Nature::Fails(phase, retry),
         2 => Nature::Silent(phase, away),
         3 => Nature::Gone(phase),
@@ -279,6 +291,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
         6 => Nature::Reverts,
         7 => Nature::Mute,
         8 => Nature::Leaves,
+        9 | 10 => Nature::Relapses(rng.random_range(1..3_000)),
         _ => Nature::Absent(away),
     }
 }

@@ -5,7 +5,7 @@ use device_ota_domain::device::DeviceKey;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{
-    Action as UpdateAction, Expiry, Failure, OfferTerms, Owed, Retry, UpdateState,
+    Action as UpdateAction, Expiry, Failure, Look, OfferTerms, Owed, Retry, UpdateState,
 };
 use device_ota_domain::{Update, UpdateId};
 use rand::RngExt;
@@ -54,6 +54,17 @@ impl World {
                 no_slot: planner::free_slots(&rollout.campaign, &rollout.counts) == 0,
                 lease: sample::LEASE,
             };
+            let runs = agent.tells_version.then(|| agent.runs.clone());
+            let look = Look {
+                now: self.now,
+                last_seen,
+                online: agent.online,
+                running: runs.as_deref(),
+                superseded: self.is_superseded(row),
+            };
+            if let Some(update) = self.rows[row].update.clone().look_afterwards(&look) {
+                self.apply(row, update)?;
+            }
             if !self.rows[row].update.is_terminal()
                 && let Some(update) = self.rows[row].update.clone().expire(&expiry)
             {
@@ -61,6 +72,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The device of this row, which has completed, was offered something else since.
+    pub(super) fn is_superseded(&self, row: usize) -> bool {
+        let (agent, ended) = (self.rows[row].agent, self.rows[row].update.ended_at());
+        let mut others = self.rows.iter().enumerate();
+        others.any(|(index, other)| {
+            index != row
+                && other.agent == agent
+                && other.update.attempt > 0
+                && Some(other.update.updated_at) >= ended
+        })
     }
 
     /// True when something changed, so that the planner may have more to do at once.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use device_ota_domain::Update;
-use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
-use device_ota_domain::update::{Order, Outcome, Phase, Report, Reported, UpdateState};
+use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Group};
+use device_ota_domain::update::{Order, Outcome, Phase, Report, Reported, Sight, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -91,6 +91,8 @@ pub(super) struct World {
     /// How often a device was told to flip, and to give way to another update.
     pub(super) activations: u64,
     pub(super) displaced: u64,
+    /// How often an update that had completed turned out not to have.
+    pub(super) regressed: u64,
 }
 
 impl World {
@@ -116,6 +118,7 @@ impl World {
             unaudited: false,
             activations: 0,
             displaced: 0,
+            regressed: 0,
         };
         let targets: &[&'static str] = if trouble.rivals {
             &["2.0.0", "3.0.0"]
@@ -140,6 +143,11 @@ impl World {
     pub(super) fn run(&mut self) -> Result<(), String> {
         for _ in 0..MAX_STEPS {
             let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+            // Windows of many clocks open for ever: whoever is waited for does not wait for them.
+            if event.is_none() && self.trouble.windows && self.somebody_advances()? {
+                self.pass()?;
+                continue;
+            }
             let Some(next) = [event, self.next_due()].into_iter().flatten().min() else {
                 if !self.somebody_advances()? && !self.give_up_on_the_gone() {
                     return self.verdict();
@@ -205,10 +213,13 @@ impl World {
                 !rollout.campaign.state.is_active() || rollout.counts.updates().waiting() == 0;
             rollout.campaign.next_offer_at.filter(|_| !waits)
         });
+        let watches = self.rows.iter().filter_map(|row| row.update.watch());
+        let watches = watches.map(|watch| watch.look_at);
         let open = self.rows.iter().filter(|row| !row.update.is_terminal());
         let ends = open.filter_map(|row| row.update.give_up_at);
         rows.flatten()
             .chain(ends)
+            .chain(watches)
             .chain(soaks)
             .chain(rates)
             .chain(self.next_windows())
@@ -394,6 +405,10 @@ impl World {
         match step {
             Step::Say(said, version) => self.say(index, said, version),
             Step::Runs(version) => self.agents[index].runs = version,
+            Step::Relapses(version) => {
+                self.agents[index].runs = version;
+                self.agents[index].relapsed_at = Some(self.now);
+            }
             Step::Down(seconds) => {
                 self.agents[index].online = false;
                 self.agents[index].last_seen = Some(self.now);
@@ -442,6 +457,7 @@ impl World {
         for (row, report) in std::mem::take(&mut self.agents[index].outbox) {
             self.transmit(row, report);
         }
+        self.shows_its_version(index)?;
         let in_flight = |row: &Row| {
             row.agent == index && matches!(row.update.state, UpdateState::InFlight { .. })
         };
@@ -460,6 +476,25 @@ impl World {
         Ok(())
     }
 
+    /// What a device shows by its check of updates that it has completed.
+    fn shows_its_version(&mut self, index: usize) -> Result<(), String> {
+        let runs = self.agents[index].runs.clone();
+        let sight = Sight {
+            running: &runs,
+            restarted: false,
+            at: self.now,
+        };
+        for row in 0..self.rows.len() {
+            if self.rows[row].agent == index
+                && !self.is_superseded(row)
+                && let Some(update) = self.rows[row].update.clone().observe_afterwards(&sight)
+            {
+                self.apply(row, update)?;
+            }
+        }
+        Ok(())
+    }
+
     fn take_report(&mut self, row: usize, report: &Report) -> Result<(), String> {
         let agent = self.rows[row].agent;
         self.agents[agent].last_seen = Some(self.now);
@@ -473,7 +508,18 @@ impl World {
                     report.seq, before.last_seq
                 ))
             }
-            Outcome::Changed(after) => self.apply(row, *after),
+            Outcome::Changed(after) => {
+                let spec = &self.rollouts[self.rows[row].rollout].campaign.spec;
+                let completes =
+                    after.group() == Group::Completed && before.group() != after.group();
+                let terms = spec.watch(after.stage, sample::LEASE);
+                let after = if completes {
+                    after.watched(terms)
+                } else {
+                    *after
+                };
+                self.apply(row, after)
+            }
             Outcome::Ignored(after, why) if *after != *before => Err(format!(
                 "row {row} changed by a report that was ignored as {why}"
             )),

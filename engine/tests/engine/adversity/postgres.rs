@@ -229,6 +229,7 @@ async fn a_stop_and_a_batch_of_reports_do_not_deadlock() {
         stage: 0,
         from: Some(Group::InFlight),
         to: Group::Completed,
+        regressed: None,
     };
     let deltas = [(delta, 1)];
     let (batch, stopped) = tokio::join!(

@@ -241,5 +241,9 @@ fn any_draft(rng: &mut StdRng, devices: usize) -> Value {
         "failure_threshold_percent": ([0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)]),
         "failure_min_samples": rng.random_range(0..5),
         "max_retries": rng.random_range(0..4),
+        "health": {
+            "watch_seconds": rng.random_range(0..2_500),
+            "silent_seconds": rng.random_bool(0.3).then(|| rng.random_range(60..1_000)),
+        },
     })
 }

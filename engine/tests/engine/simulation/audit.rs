@@ -72,10 +72,14 @@ impl Books {
         for row in rows {
             let before = self.rows.get(&row.id);
             if before != Some(&row) {
-                if before.is_none_or(|before| before.status() != row.status()) {
+                let is_news = |before: &Update| {
+                    before.status() != row.status() || before.regression() != row.regression()
+                };
+                if before.is_none_or(is_news) {
                     news.push(line_of(&row));
                 }
                 self.may_change(before, &row, devices)?;
+                may_regress(before, &row, devices)?;
                 self.may_be_offered(before, &row, &campaigns, now)?;
                 self.retried.remove(&row.id);
                 self.rows.insert(row.id.clone(), row);
@@ -304,11 +308,28 @@ impl Books {
             .any(gone)
     }
 
-    /// Every campaign and every update has ended.
+    /// Every campaign and every update has ended, and nobody is watched any more.
     pub(super) fn all_is_over(&self) -> bool {
         let over = |campaign: &Campaign| !campaign.state.is_active();
-        self.campaigns.values().all(over) && self.rows.values().all(Update::is_terminal)
+        let over_too = |row: &Update| row.is_terminal() && row.watch().is_none();
+        self.campaigns.values().all(over) && self.rows.values().all(over_too)
     }
+}
+
+/// It is said once that an update has regressed, and only of a device that did something to deserve it.
+fn may_regress(before: Option<&Update>, row: &Update, devices: &[Device]) -> Result<(), String> {
+    let before = before.and_then(Update::regression);
+    if before.is_some() || row.regression().is_none() {
+        return rule(before == row.regression(), || {
+            format!("{}: it had regressed as {before:?}", line_of(row))
+        });
+    }
+    let mut of_it = devices.iter().filter(|d| d.reference.key == row.device);
+    // Who is away for long has fallen silent, wherever that was.
+    let deserved = of_it.any(|d| d.relapsed_at.is_some() || d.forges() || !d.online);
+    rule(deserved && row.group() == Group::Completed, || {
+        format!("{}: {:?}", line_of(row), row.regression())
+    })
 }
 
 fn counters_are_a_group_by(
@@ -331,6 +352,7 @@ fn counters_are_a_group_by(
             Action::Rollback => &mut counted.rollbacks,
         };
         *tally.of_mut(row.group()) += 1;
+        tally.regressed += u64::from(row.regression().is_some());
     }
     rule(counted == *counts, || {
         format!("counters {counts:?}, but rows {counted:?}")
@@ -365,7 +387,9 @@ pub(super) fn line_of(row: &Update) -> String {
     let (device, attempt, stage) = (&row.device_id, row.attempt, row.stage);
     let why = match &row.state {
         UpdateState::Failed { failure, .. } => format!(" ({})", failure.code),
-        _ => String::new(),
+        _ => row.regression().map_or_else(String::new, |regression| {
+            format!(" and regressed ({})", regression.failure.code)
+        }),
     };
     format!(
         "{action} {id} of {device} in stage {stage}, attempt {attempt}: {}{why}",

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use device_ota_engine::inbound::DeviceRef;
+use jiff::Timestamp;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ enum Nature {
     Gone(&'static str),
     /// Completes, and is never seen again.
     Leaves,
+    /// Completes, and falls back to the old version so many seconds later.
+    Relapses(i64),
     /// Puts it off.
     Defers(Option<u64>),
     /// Says it completed and tells another version.
@@ -52,6 +55,8 @@ pub(super) enum Step {
     Down(Option<i64>, Restarts),
     /// Boots this version.
     Runs(String),
+    /// Falls back to this version, which ran before.
+    Relapses(String),
 }
 
 /// Whether a device that is away comes back from a restart.
@@ -92,6 +97,8 @@ pub(super) struct Device {
     pub(super) gone: bool,
     pub(super) restarted: bool,
     pub(super) runs: String,
+    /// When it last fell back.
+    pub(super) relapsed_at: Option<Timestamp>,
     pub(super) job: Option<Job>,
     /// Highest `seq` of an assignment taken.
     pub(super) highest_seq: u64,
@@ -119,6 +126,7 @@ impl Device {
             gone: false,
             restarted: true,
             runs: "1.0.0".to_owned(),
+            relapsed_at: None,
             job: None,
             highest_seq: 0,
             script: 0,
@@ -229,8 +237,13 @@ impl Device {
                 steps.push((3, Step::Say(Said::Completed(to.to_owned()))));
             }
         }
-        if matches!(nature, Nature::Leaves) {
-            steps.push((5, Step::Down(None, Restarts::No)));
+        match nature {
+            Nature::Leaves => steps.push((5, Step::Down(None, Restarts::No))),
+            Nature::Relapses(later) => {
+                steps.push((later, Step::Down(Some(30), Restarts::Yes)));
+                steps.push((20, Step::Relapses(self.runs.clone())));
+            }
+            _ => {}
         }
     }
 
@@ -336,7 +349,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
         "wrong_target",
     ][rng.random_range(0..4)];
     let pause = [None, Some(rng.random_range(0..5_000))][rng.random_range(0..2)];
-    match rng.random_range(0..11) {
+    match rng.random_range(0..13) {
         0 | 1 => Nature::Fails(phase, code),
         2 => Nature::Silent(phase, away),
         3 => Nature::Gone(phase),
@@ -346,6 +359,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
         7 => Nature::Mute,
         8 => Nature::Leaves,
         9 => Nature::Forges,
+        10 | 11 => Nature::Relapses(rng.random_range(1..1_500)),
         _ => Nature::Absent(away),
     }
 }

@@ -2,19 +2,24 @@
 
 use std::sync::{Arc, Mutex};
 
+use device_ota_domain::Update;
 use device_ota_domain::campaign::{CampaignState, Group};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::update::Action;
+use jiff::SignedDuration;
 use rand::RngExt;
 use tokio::sync::watch;
 
 use super::audit::line_of;
+use super::device::Device;
 use super::fate::{Death, Effect, Process, Recorder};
-use super::life::Life;
+use super::life::{LEASE, Life};
 use super::world::World;
 
 /// More events than any story has.
 const ALL: u32 = 10_000;
+/// Longest that a device which fell back needs to show itself: a service that is down, and starts anew.
+const LATE: SignedDuration = SignedDuration::from_mins(10);
 /// More lives than the delivery of events needs.
 const LIVES: u32 = 4;
 
@@ -80,11 +85,25 @@ impl World {
             let Some(last) = completed.max_by_key(|row| (row.created_at, row.action)) else {
                 continue;
             };
-            if !device.forges() && device.runs != last.to_version {
+            let known = last.regression().is_some() || self.relapsed_unseen(device, last);
+            if !device.forges() && !known && device.runs != last.to_version {
                 return Err(format!("{}, but it runs {}", line_of(last), device.runs));
             }
         }
         Ok(())
+    }
+
+    /// It fell back when nobody was looking at what it had completed, or so shortly before that it showed itself later.
+    fn relapsed_unseen(&self, device: &Device, last: &Update) -> bool {
+        let campaign = last.campaign.as_ref();
+        let campaign = campaign.and_then(|id| self.books.campaigns.get(id));
+        let watched = match last.action {
+            Action::Update => campaign.map_or(0, |c| c.spec.watch(last.stage, LEASE).seconds),
+            Action::Rollback => 0,
+        };
+        let watched = SignedDuration::from_secs(watched.cast_signed()) - LATE;
+        let until = last.ended_at().unwrap().checked_add(watched).unwrap();
+        device.relapsed_at.is_some_and(|at| at > until)
     }
 
     /// The last event of each entity tells how it stands, and events have rising ids.
@@ -97,7 +116,8 @@ impl World {
                 event.data["update_id"] == row.id.as_str()
                     && !event.event_type.ends_with("initiated")
             });
-            let due = Event::ended(row, self.now()).expect("all has ended");
+            let due = Event::regressed(row, self.now()).or_else(|| Event::ended(row, self.now()));
+            let due = due.expect("all has ended");
             let told = told.map(|event| event.event_type.as_str());
             if told != Some(due.event_type.name()) {
                 return Err(format!("{}, but the last event was {told:?}", line_of(row)));

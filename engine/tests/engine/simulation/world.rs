@@ -302,6 +302,16 @@ impl World {
         match step {
             Step::Say(said) => self.say(index, said).await?,
             Step::Runs(version) => device.runs = version,
+            Step::Relapses(version) => {
+                device.runs = version;
+                device.relapsed_at = Some(self.clock.now());
+                // It may have connected before it was done.
+                device.restarted = true;
+                if device.online {
+                    self.down(index).await;
+                    self.after(10, Event::Up(index));
+                }
+            }
             Step::Down(away, restarts) => {
                 device.restarted |= restarts == Restarts::Yes;
                 device.gone = away.is_none();
