@@ -9,7 +9,7 @@ run *args:
 
 # A fleet against it: `just sim --devices 500 --seed 7`.
 sim *args:
-    cargo run --release -p device-sim -- {{args}}
+    cargo run --release --bin device-sim -- {{args}}
 
 # Everything that has to pass.
 test:

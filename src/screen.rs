@@ -87,7 +87,7 @@ fn text(started: &Started<'_>) -> String {
         "  Next:
     export KEY=$(cat {key})
     curl -H \"X-API-Key: $KEY\" http://{http}/api/v1/ota/campaigns
-    cargo run --release -p device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500
+    cargo run --release --bin device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500
 " // writing to a String cannot fail
     );
     text

@@ -35,6 +35,11 @@ pub(crate) fn binary() -> anyhow::Result<PathBuf> {
 }
 
 impl Service {
+    /// A first start, which makes the keys: one that finds devices and no keys that they could trust is refused.
+    pub(crate) fn make_keys(folder: &Path, database: &str) -> anyhow::Result<()> {
+        Self::start(folder, database).map(drop)
+    }
+
     /// Starts it on this folder and database, and returns when it accepts.
     pub(crate) fn start(folder: &Path, database: &str) -> anyhow::Result<Self> {
         let log_path = folder.join("service.log");

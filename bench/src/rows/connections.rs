@@ -49,6 +49,7 @@ pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
 async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
+    Service::make_keys(folder.path(), &database.url())?;
     database.fill(devices).await?;
     let passwords = password_file(folder.path(), devices)?;
     let mut ours = Figures::new("service");

@@ -101,6 +101,7 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<f64> {
 
 async fn service_round(folder: &Path, devices: usize) -> anyhow::Result<(Took, Duration)> {
     let database = Database::file_in(folder);
+    Service::make_keys(folder, &database.url())?;
     database.fill(devices).await?;
     let service = Service::start(folder, &database.url())?;
     let receivers = Receivers::connect(&Target::of_devices(service.mqtt), devices).await?;

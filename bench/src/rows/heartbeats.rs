@@ -80,6 +80,9 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
             Some(server) => server.database(purpose).await?,
             None => Database::file_in(&place),
         };
+        if purpose == "service" {
+            Service::make_keys(&place, &database.url())?;
+        }
         database.fill(devices).await?;
         databases.push(database);
     }

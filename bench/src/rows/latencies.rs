@@ -68,6 +68,7 @@ pub(crate) fn run(_: Plan, options: &Options) -> anyhow::Result<()> {
 async fn measure(options: &Options) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
+    Service::make_keys(folder.path(), &database.url())?;
     database.fill(REPORTING + NAMED).await?;
     let service = Service::start(folder.path(), &database.url())?;
     let updates = offered(&service, &database, REPORTING).await?;

@@ -54,6 +54,7 @@ pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
 async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
+    Service::make_keys(folder.path(), &database.url())?;
     database.fill(DEVICES).await?;
     let service = Service::start(folder.path(), &database.url())?;
     let (warp, constant) = start_constant()?;

@@ -36,6 +36,7 @@ pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     ));
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
+    Service::make_keys(folder.path(), &database.url())?;
     runtime()?.block_on(database.fill(DEVICES))?;
     let service = Service::start(folder.path(), &database.url())?;
     let admin = Admin {
