@@ -117,6 +117,8 @@ pub(crate) struct Config {
     pub lease_seconds: u32,
     /// How long a device may be away before that is told, seconds.
     pub offline_after_seconds: u32,
+    /// How often heartbeats are compared for campaigns with criteria of health, in seconds.
+    pub health_seconds: u32,
     /// How long a rollback may take in all, hours.
     pub rollback_timeout_hours: f64,
     /// Days that heartbeats stay in the history.

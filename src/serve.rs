@@ -312,6 +312,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         max_in_flight: config.max_concurrent_updates.map(u64::from),
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
         offline_after: SignedDuration::from_secs(config.offline_after_seconds.into()),
+        health_seconds: config.health_seconds,
         credentials_believed: believed(&config.database),
         rollback_timeout: hours(config.rollback_timeout_hours),
         heartbeat_retention: SignedDuration::from_hours(

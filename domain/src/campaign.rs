@@ -14,6 +14,7 @@ mod redraft;
 mod spec;
 mod stages;
 mod state;
+mod vitals;
 mod window;
 
 use jiff::Timestamp;
@@ -34,6 +35,10 @@ pub use spec::{
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
+pub use vitals::{
+    Beat, Compare, Criterion, Increase, MAX_CRITERIA, Metric, NotAMetric, Reading, SAMPLE, Sides,
+    read as read_vitals,
+};
 pub use window::{Day, MAX_WINDOW_MINUTES, MAX_WINDOWS, OpenFor, TIME_ZONE_TAG, Window, Windows};
 
 pub use crate::update::{Group, Priority};
@@ -63,6 +68,8 @@ pub struct Campaign {
     pub created_by: String,
     /// When the next offer is due, by its rate; `None` before the first.
     pub next_offer_at: Option<Timestamp>,
+    /// What the criteria of its health have found, when they were last read.
+    pub readings: Vec<Reading>,
     /// When it was deleted; kept for the record, and left out of lists (PRD, FR-20).
     pub deleted_at: Option<Timestamp>,
 }

@@ -104,7 +104,7 @@ impl Plan {
 /// # fn campaign(state: CampaignState) -> Campaign { let json = r#"{"name":"a","firmware_id":"00000000000000000000000000000000"}"#;
 /// #   let spec = serde_json::from_str::<CampaignDraft>(json).unwrap().into_spec(10.0, 0, device_ota_domain::ring::Shares::default()).unwrap(); let t = jiff::Timestamp::UNIX_EPOCH;
 /// #   Campaign { id: CampaignId::from_entropy([0; 8]), spec, state, approval: Approval::NotRequired, target_count: 100, revision: 0,
-/// #   created_at: t, updated_at: t, created_by: "a".into(), next_offer_at: None, deleted_at: None } }
+/// #   created_at: t, updated_at: t, created_by: "a".into(), next_offer_at: None, readings: Vec::new(), deleted_at: None } }
 /// let now = jiff::Timestamp::UNIX_EPOCH;
 /// let running = campaign(CampaignState::Created.start(now, now).unwrap());
 /// let canary_done = Counts {

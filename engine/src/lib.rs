@@ -44,6 +44,7 @@ mod to_the_end;
 mod trust;
 mod updates;
 mod upkeep;
+mod vitals;
 mod webhooks;
 mod why;
 mod wire;

@@ -17,6 +17,8 @@ pub struct Settings {
     pub offline_after: SignedDuration,
     /// A rollback that is not done this long after it was made ends as failed.
     pub rollback_timeout: SignedDuration,
+    /// How often the heartbeats of devices are read for campaigns that have criteria of health, in seconds.
+    pub health_seconds: u32,
     /// An offer that nobody answered is said again after this.
     pub offer_again: SignedDuration,
     /// How long a download URL serves (PRD, E1-US4: one hour).
@@ -41,6 +43,7 @@ impl Default for Settings {
             max_in_flight: None,
             offline_after: SignedDuration::from_mins(5),
             rollback_timeout: SignedDuration::from_hours(6),
+            health_seconds: 60,
             offer_again: SignedDuration::from_secs(30),
             url_lifetime: SignedDuration::from_hours(1),
             next_check_seconds: 3_600,

@@ -1,4 +1,4 @@
-//! Upkeep: heartbeats are indexed and let go, events that everybody has taken and figures by the minute too, and what was
+//! Upkeep: heartbeats are indexed, read for the health of campaigns, and let go, events that everybody has taken and figures by the minute too, and what was
 //! made for a device in the moment of its deletion ends. In small pieces, each a short transaction, so that reports and
 //! requests pass in between.
 
@@ -36,9 +36,14 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
     let mut settled = Timestamp::UNIX_EPOCH;
     loop {
         let prunes = ticks.is_multiple_of(PRUNE_TICKS);
+        let reads = ticks.is_multiple_of(engine.settings.health_seconds.max(1));
         ticks = ticks.wrapping_add(1);
         let work = async {
             report("indexing heartbeats", engine.index_heartbeats().await);
+            // It looks through what is not indexed yet: little, but for a time of many reports.
+            if reads && engine.uplinks.waiting() < BUSY {
+                report("reading health", engine.read_health().await);
+            }
             if prunes {
                 report("pruning heartbeats", engine.prune_heartbeats().await);
                 report("pruning events", engine.prune_events().await);

@@ -53,6 +53,12 @@ impl Config {
                 300,
                 1..=604_800,
             )?,
+            health_seconds: number(
+                "HEALTH_SECONDS",
+                raw.health_seconds.as_deref(),
+                60,
+                1..=86_400,
+            )?,
             rollback_timeout_hours: number(
                 "ROLLBACK_TIMEOUT_HOURS",
                 raw.rollback_timeout_hours.as_deref(),

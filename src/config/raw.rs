@@ -74,6 +74,8 @@ settings! {
     lease_seconds "lease-seconds" "lease_seconds",
     /// How long a device may be away before that is told, seconds [default: 300]
     offline_after_seconds "offline-after-seconds" "offline_after_seconds",
+    /// How often heartbeats are compared for campaigns with criteria of health, seconds [default: 60]
+    health_seconds "health-seconds" "health_seconds",
     /// How long a rollback may take before it counts as failed, hours [default: 6]
     rollback_timeout_hours "rollback-timeout-hours" "rollback_timeout_hours",
     /// Days that heartbeats stay in the history; 0 keeps none [default: 30]

@@ -15,7 +15,7 @@ macro_rules! select_campaign {
     ($rest:literal) => {
         concat!(
             "SELECT c.campaign_id, c.spec, c.state, c.approval, c.target_count, c.revision, c.created_at, c.updated_at, \
-             c.created_by, c.next_offer_at, c.deleted_at FROM update_campaigns c ",
+             c.created_by, c.next_offer_at, c.readings, c.deleted_at FROM update_campaigns c ",
             $rest
         )
     };
@@ -203,6 +203,10 @@ fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
         updated_at: row.time("updated_at")?,
         created_by: row.string("created_by")?,
         next_offer_at: row.time_opt("next_offer_at")?,
+        readings: match row.text_opt("readings")? {
+            Some(_) => row.json("readings")?,
+            None => Vec::new(),
+        },
         deleted_at: row.time_opt("deleted_at")?,
     })
 }

@@ -42,6 +42,7 @@ mod telemetry;
 pub mod testing;
 mod tx;
 mod updates;
+mod vitals;
 mod webhooks;
 
 use std::sync::Arc;
@@ -77,6 +78,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     snapshot::STATEMENTS,
     targets::STATEMENTS,
     updates::STATEMENTS,
+    vitals::STATEMENTS,
     webhooks::STATEMENTS,
 ];
 

@@ -44,6 +44,7 @@ const STEPS: &[Step] = &steps![
     (20, "single claims", "0020_single_claims.sql"),
     (22, "lists", "0022_lists.sql"),
     (23, "regressions", "0023_regressions.sql"),
+    (24, "vitals", "0024_vitals.sql"),
 ];
 
 /// The steps for SQLite.

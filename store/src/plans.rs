@@ -16,7 +16,7 @@ use crate::sql::{Args, Statement};
 use crate::testing::{PostgresDatabase, SqliteDatabase};
 use crate::{
     Dialect, SqlStore, campaigns, counts, devices, dispatch, figures, history, lists, outbox,
-    presence, rollbacks, updates,
+    presence, rollbacks, updates, vitals,
 };
 
 /// Devices of the fleet, each with an update of one campaign and one of none: so many that to read them all never pays for a few
@@ -162,6 +162,11 @@ fn of_watched<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     vec![
         (&dispatch::WATCHED_LOCKED, Args::new().ints(&[7, 77, 777])),
         (&dispatch::END_WATCHES, Args::new().int(77)),
+        (
+            &vitals::COMPLETED_SAMPLE,
+            Args::new().text("camp_1").int(0).int(100),
+        ),
+        (&vitals::WAITING_SAMPLE, Args::new().text("camp_1").int(100)),
     ]
 }
 

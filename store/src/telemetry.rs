@@ -9,16 +9,26 @@ use device_ota_domain::update::Action;
 use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::figures::{Figure, Figures};
 use device_ota_engine::ports::telemetry::{DeviceFilter, HeartbeatRow};
-use device_ota_engine::ports::telemetry::{FleetGroup, HeartbeatQuery, Snapshot, Telemetry};
+use device_ota_engine::ports::telemetry::{
+    FleetGroup, HealthSample, HeartbeatQuery, Snapshot, Telemetry,
+};
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
-use crate::{SqlStore, figures, fleet, history, outbox, snapshot};
+use crate::{SqlStore, figures, fleet, history, outbox, snapshot, vitals};
 
 #[async_trait]
 impl<D: Dialect> Telemetry for SqlStore<D> {
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>> {
         Ok(history::heartbeats::<D>(&mut *self.read().await?, query, page).await?)
+    }
+    async fn health_sample(
+        &self,
+        campaign: &CampaignId,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<HealthSample> {
+        Ok(vitals::sample::<D>(&mut *self.read().await?, campaign, since, limit).await?)
     }
     async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot> {
         Ok(snapshot::read::<D>(&mut *self.read().await?, sinks).await?)

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
-use device_ota_domain::campaign::{Campaign, Counts, Delta};
+use device_ota_domain::campaign::{Campaign, Counts, Delta, Reading};
 use device_ota_domain::device::{Device, DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
@@ -26,7 +26,7 @@ use crate::firmware::Lock;
 use crate::outbox::Stroke;
 use crate::{
     api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
-    presence, rings, rollbacks, updates,
+    presence, rings, rollbacks, updates, vitals,
 };
 
 /// A transaction in progress; it is rolled back when it is dropped.
@@ -178,6 +178,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn pace(&mut self, campaign: &CampaignId, next_offer_at: Timestamp) -> Result<()> {
         Ok(campaigns::pace::<D>(&mut *self.inner, campaign, next_offer_at).await?)
+    }
+    async fn save_readings(&mut self, campaign: &CampaignId, readings: &[Reading]) -> Result<()> {
+        Ok(vitals::save::<D>(&mut *self.inner, campaign, readings).await?)
     }
     async fn hold_slots(&mut self) -> Result<u64> {
         Ok(dispatch::hold_slots::<D>(&mut *self.inner).await?)

@@ -6,6 +6,8 @@ use crate::harness::{Admin, Device, MqttVersion, Options, Service, Trust, device
 
 matrix!(a_canary_that_falls_back_in_its_soak_takes_the_campaign_back: sqlite_gateway, postgres_gateway);
 
+matrix!(a_fleet_that_runs_hotter_than_before_goes_back: sqlite_gateway, postgres_gateway);
+
 matrix!(a_completed_campaign_goes_back_when_its_devices_fall_silent: sqlite_gateway, postgres_gateway);
 
 async fn update_of(admin: &Admin, campaign: &str, device: &str) -> Value {
@@ -34,7 +36,8 @@ async fn a_canary_that_falls_back_in_its_soak_takes_the_campaign_back(options: O
     });
     let campaign = admin.start_campaign(spec).await;
     let read = admin.campaign(&campaign).await;
-    let health = json!({"watch_seconds": 60, "silent_seconds": null, "max_restarts": 9});
+    let health =
+        json!({"watch_seconds": 60, "silent_seconds": null, "max_restarts": 9, "criteria": []});
     assert_eq!(
         (&read["health"], &read["draft"]["health"]),
         (&health, &health)
@@ -136,4 +139,60 @@ async fn a_completed_campaign_goes_back_when_its_devices_fall_silent(options: Op
     stays.complete(&offer).await;
     let taken = |c: &Value| c["rollback"]["completed"] == 1;
     admin.campaign_becomes(&campaign, "taken back", taken).await;
+}
+
+async fn a_fleet_that_runs_hotter_than_before_goes_back(options: Options) {
+    let service = Service::start(options.with("HEALTH_SECONDS", "1")).await;
+    let admin = service.admin();
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    admin.image("2.0.0").await;
+    let firmware = admin.image("2.1.0").await;
+    let mut devices = vec![device_json("canary"), device_json("rest")];
+    devices[0]["ring"] = json!("canary");
+    devices[1]["ring"] = json!("production");
+    let credentials = admin.register(&devices).await;
+    service.knows(&credentials[1].username).await;
+    let mut canary = Device::connect(&service, MqttVersion::V5, &credentials[0]).await;
+    canary.check("2.0.0", "boot").await;
+    let beat = |version, degrees| json!({"version": version, "metrics": {"degrees": degrees}});
+    canary.report("heartbeat", &beat("2.0.0", 40)).await;
+    let criterion = json!({"metric": "metrics.degrees", "compare": "before", "max_increase": {"percent": 50}, "action": "rollback"});
+    let wrong = json!({"name": "n", "firmware_id": firmware, "health": {"criteria": [criterion, {"metric": "degrees"}]}});
+    let refused = admin.post("/api/v1/ota/campaigns", wrong).await;
+    let detail = refused.refused(400)["detail"].to_string();
+    assert!(
+        detail.contains("health.criteria.metric must be errors"),
+        "{detail}"
+    );
+    let mut criterion = criterion;
+    criterion["min_samples"] = json!(1);
+    let spec = json!({
+        "name": "hot", "firmware_id": firmware, "deployment_strategy": "canary",
+        "stages": [{"ring": "canary", "gate": {"soak_seconds": 3600}}],
+        "health": {"criteria": [criterion]},
+    });
+    let campaign = admin.start_campaign(spec).await;
+    let offer = canary.offer(&trust).await;
+    canary.complete(&offer).await;
+    canary.report("heartbeat", &beat("2.1.0", 55)).await;
+    let read = |c: &Value| c["health_figures"][0]["now"] == 55.0;
+    let seen = admin.campaign_becomes(&campaign, "read", read).await;
+    let figure = &seen["health_figures"][0];
+    assert_eq!(
+        (&figure["base"], &figure["samples"], &figure["breached"]),
+        (&json!(40.0), &json!(1), &json!(false)),
+        "{seen:#}"
+    );
+    canary.report("heartbeat", &beat("2.1.0", 85)).await;
+    let back = |c: &Value| c["status"] == "rolling_back";
+    let seen = admin.campaign_becomes(&campaign, "going back", back).await;
+    assert_eq!(
+        seen["status_reason"],
+        "metrics.degrees of devices after their update is 70.00, of the same devices before their update 40.00 (1 devices): more than 50 % above"
+    );
+    assert_eq!(seen["health_figures"][0]["breached"], true);
+    let offer = canary.offer(&trust).await;
+    canary.complete(&offer).await;
+    let over = |c: &Value| c["status"] == "rolled_back";
+    admin.campaign_becomes(&campaign, "rolled back", over).await;
 }

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::error::SpecError;
 use super::spec::CampaignSpec;
 use super::stages::MAX_SOAK_SECONDS;
+use super::vitals::{self, Criterion};
 use crate::update::WatchTerms;
 
 /// How long a device is watched where nobody says otherwise, in seconds: an hour, in which one that says `completed` and
@@ -39,6 +40,10 @@ pub struct Health {
     #[serde(default = "default_restarts")]
     #[schema(minimum = 1, maximum = 1000)]
     pub max_restarts: u32,
+    /// Increases of what heartbeats tell that stop the campaign while it is in progress. Default: none.
+    #[serde(default)]
+    #[schema(max_items = 16)]
+    pub criteria: Vec<Criterion>,
 }
 
 fn default_watch() -> u64 {
@@ -54,6 +59,7 @@ impl Default for Health {
             watch_seconds: DEFAULT_WATCH_SECONDS,
             silent_seconds: None,
             max_restarts: DEFAULT_MAX_RESTARTS,
+            criteria: Vec::new(),
         }
     }
 }
@@ -72,7 +78,7 @@ impl Health {
         if !(1..=MAX_RESTARTS).contains(&self.max_restarts) {
             return range("health.max_restarts", "1 to 1000");
         }
-        Ok(())
+        vitals::check(&self.criteria)
     }
 
     /// The terms of a stage with that soak, in a service with that lease.

@@ -1,7 +1,7 @@
 //! Too many failures.
 
 use super::Action;
-use crate::campaign::{Abort, AbortAction, AbortOn, Accepted, Campaign, Counts};
+use crate::campaign::{Abort, AbortAction, AbortOn, Accepted, Campaign, Counts, Reading};
 
 /// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
 pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Option<Action> {
@@ -10,6 +10,7 @@ pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) ->
         let reason = breach(&criterion, accepted, counts)?;
         Some((criterion.action, reason))
     });
+    let breached = breached.chain(unhealthy(campaign, accepted));
     // Of several that ask for the same, the first tells why.
     let (action, reason) =
         breached.reduce(|first, next| if next.0 > first.0 { next } else { first })?;
@@ -20,6 +21,22 @@ pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) ->
             reason: format!("{reason}; a resume accepts these results and counts afresh"),
         },
     })
+}
+
+/// What the last readings of heartbeats ask for. Those from before a resume were accepted with it.
+fn unhealthy<'c>(
+    campaign: &'c Campaign,
+    accepted: &'c Accepted,
+) -> impl Iterator<Item = (AbortAction, String)> + 'c {
+    let new = move |reading: &&Reading| accepted.at.is_none_or(|at| reading.at > at);
+    campaign
+        .readings
+        .iter()
+        .filter(new)
+        .filter_map(move |reading| {
+            let criterion = campaign.spec.health.criteria.get(reading.criterion)?;
+            Some((criterion.action, criterion.breach(reading)?))
+        })
 }
 
 /// Why a criterion is breached, if it is: by all results, and by those since the last resume, which accepted the ones before.

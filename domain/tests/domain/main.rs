@@ -19,6 +19,7 @@ mod staged;
 mod update_state;
 mod update_time;
 mod values;
+mod vitals;
 mod webhook;
 mod why;
 mod windows;

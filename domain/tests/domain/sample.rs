@@ -45,6 +45,7 @@ pub(crate) fn campaign(spec: CampaignSpec, state: CampaignState) -> Campaign {
         updated_at: at(0),
         created_by: "tester".into(),
         next_offer_at: None,
+        readings: Vec::new(),
         deleted_at: None,
     }
 }

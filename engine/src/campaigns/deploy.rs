@@ -93,6 +93,7 @@ impl Engine {
             updated_at: now,
             created_by: by.subject().to_owned(),
             next_offer_at: None,
+            readings: Vec::new(),
             deleted_at: None,
         };
         tx.insert_campaign(&campaign).await?;

@@ -78,6 +78,7 @@ impl Engine {
             updated_at: now,
             created_by: by.subject().to_owned(),
             next_offer_at: None,
+            readings: Vec::new(),
             deleted_at: None,
         };
         let mut tx = self.store.begin().await?;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
 use device_ota_domain::campaign::{
-    Campaign, CampaignSpec, Counts, Delta, Group, OpenFor, Priority, Requires,
+    Campaign, CampaignSpec, Counts, Delta, Group, OpenFor, Priority, Reading, Requires,
 };
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
@@ -458,6 +458,8 @@ pub trait Tx: Send + WebhookChanges {
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// Writes when the campaign's next offer is due; its revision stays.
     async fn pace(&mut self, campaign: &CampaignId, next_offer_at: Timestamp) -> Result<()>;
+    /// Writes what the criteria of its health have found; its revision stays.
+    async fn save_readings(&mut self, campaign: &CampaignId, readings: &[Reading]) -> Result<()>;
     /// Updates and rollbacks in flight, of all campaigns and single devices; until the transaction ends no other one gets
     /// an answer.
     async fn hold_slots(&mut self) -> Result<u64>;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use device_ota_domain::CampaignId;
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
@@ -73,6 +74,26 @@ pub struct HeartbeatQuery {
     pub to: Option<Timestamp>,
 }
 
+/// Devices of a campaign whose heartbeats are compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HealthSample {
+    /// Completed and watched, those that have been for longest first.
+    pub completed: Vec<SampledDevice>,
+    /// Connected, and their update waits.
+    pub waiting: Vec<DeviceKey>,
+}
+
+/// A device that has completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampledDevice {
+    /// The device.
+    pub device: DeviceKey,
+    /// First offer of its update.
+    pub started_at: Timestamp,
+    /// When it completed.
+    pub completed_at: Timestamp,
+}
+
 /// Devices that are alike, and how many they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetGroup {
@@ -117,6 +138,13 @@ pub const WEBHOOK: &str = "webhook";
 pub trait Telemetry: Send + Sync + 'static {
     /// Heartbeats of one device, newest first, up to the last that was committed.
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>>;
+    /// Devices of this campaign that have completed since then and are watched, and devices that wait; at most so many of each.
+    async fn health_sample(
+        &self,
+        campaign: &CampaignId,
+        since: Timestamp,
+        limit: u32,
+    ) -> Result<HealthSample>;
     /// What metrics show, from counters and indexes alone; of receivers of events, those of these names and the webhooks.
     async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot>;
     /// Counts devices by what they have in common.

@@ -22,4 +22,5 @@ mod rollout;
 mod simulation;
 mod single;
 mod upload;
+mod vitals;
 mod webhooks;

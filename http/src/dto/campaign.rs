@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::Object;
 
 use super::firmware::FirmwareDto;
+use super::health::{self, HealthFigureDto};
 use super::names;
 use super::round;
 use super::update::WhyDto;
@@ -41,6 +42,8 @@ pub(crate) struct CampaignDto<'a> {
     failure_min_samples: u64,
     abort: &'a [Abort],
     health: &'a Health,
+    /// What its criteria of health have found, in their order; empty before they were first read.
+    health_figures: Vec<HealthFigureDto>,
     requires: Requires,
     schedule: Schedule,
     windows: &'a [Window],
@@ -178,6 +181,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             failure_min_samples: spec.failure_min_samples,
             abort: &spec.abort,
             health: &spec.health,
+            health_figures: health::figures(campaign),
             requires: spec.requires,
             schedule: spec.schedule,
             windows: &spec.windows.0,

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod campaign;
 pub(crate) mod device;
 pub(crate) mod firmware;
+pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod key;
 pub(crate) mod rollback;

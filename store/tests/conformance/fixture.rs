@@ -166,6 +166,7 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
         updated_at: at(i64::from(n)),
         created_by: "admin".into(),
         next_offer_at: None,
+        readings: Vec::new(),
         deleted_at: None,
     }
 }

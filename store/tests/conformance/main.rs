@@ -28,6 +28,7 @@ mod rollbacks;
 mod staged;
 mod targets;
 mod updates;
+mod vitals;
 mod webhooks;
 mod windows;
 

@@ -29,6 +29,7 @@ fn view(state: CampaignState, counts: Counts) -> CampaignView {
         updated_at: at,
         created_by: "admin".to_owned(),
         next_offer_at: None,
+        readings: Vec::new(),
         deleted_at: None,
     };
     CampaignView {
@@ -74,6 +75,7 @@ fn before_its_start_every_device_it_means_is_pending() {
       "failures": "…",
       "firmware": "…",
       "health": "…",
+      "health_figures": [],
       "in_progress_devices": 0,
       "max_concurrent_updates": 100,
       "max_retries": 3,
