@@ -8,7 +8,8 @@ fn runs(row: &[&str]) {
     let path = std::env::var("PATH").unwrap_or_default();
     bench.env("PATH", format!("{path}:/usr/sbin"));
     let smallest = ["--rounds", "1", "--seconds", "1"];
-    let output = bench.args(row).args(smallest).output().unwrap();
+    let output = bench.args(row).args(smallest).output();
+    let output = output.expect("the bench can be started");
     assert!(
         output.status.success(),
         "{row:?}: {}{}",
