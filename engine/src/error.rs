@@ -55,8 +55,8 @@ pub enum Error {
         detail: String,
     },
     /// 503: the database.
-    #[error("the database is unavailable")]
-    Store(#[source] StoreError),
+    #[error(transparent)]
+    Store(StoreError),
     /// 503: the object store.
     #[error("the firmware store {}", if matches!(.0, ObjectError::Full(_)) { "is full; free some space and upload again" } else { "is unavailable" })]
     Objects(#[from] ObjectError),
@@ -128,7 +128,7 @@ impl From<StoreError> for Error {
                 "changed_meanwhile",
                 format!("{what} was changed by somebody else; read it and try again"),
             ),
-            StoreError::Unavailable(_) => Self::Store(error),
+            StoreError::Unavailable(_) | StoreError::Unwritable(_) => Self::Store(error),
             StoreError::Refused(_) | StoreError::Corrupt { .. } => Self::Internal(Box::new(error)),
         }
     }

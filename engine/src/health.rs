@@ -12,7 +12,7 @@ const STANDS: SignedDuration = SignedDuration::from_secs(1);
 /// The state of what the engine depends on, and its counters.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// The database answers; what it said when not.
+    /// The database answers, and takes writes as far as is known; what it said when not.
     pub database: Result<(), String>,
     /// The object store can be written to; what it said when not.
     pub objects: Result<(), String>,

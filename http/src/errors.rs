@@ -198,7 +198,14 @@ impl From<Error> for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             answer = answer.with(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
-        answer.cause = status.is_server_error().then(|| sources(&error));
+        answer.cause = status.is_server_error().then(|| {
+            let causes = sources(&error);
+            if causes.is_empty() {
+                error.to_string()
+            } else {
+                causes
+            }
+        });
         answer
     }
 }

@@ -59,6 +59,9 @@ struct Brief {
     status: &'static str,
     service: &'static str,
     version: &'static str,
+    /// What is wrong, and what helps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 /// The long answer.
@@ -106,21 +109,23 @@ async fn live(call: Call) -> Answer {
 }
 
 /// Requests can be served
+///
+/// After a write that failed, none can before another one succeeds, which is tried while somebody asks here.
 #[utoipa::path(get, path = "/health/ready", tag = "health", responses(
     (status = 200, description = "They can", body = Brief),
-    (status = 503, description = "The database or another essential part is away", body = Brief),
+    (status = 503, description = "The database or another essential part is away, or the database takes no writes", body = Brief),
 ))]
 async fn ready(call: Call) -> Answer {
     let health = call.shared.engine.health().await;
     let components = (call.shared.components)();
-    let ready = status(&health, &components) != "unhealthy";
-    Ok(with_status(
-        dto::ok(&brief(
-            if ready { "ready" } else { "not_ready" },
-            call.shared.version,
-        )),
-        ready,
-    ))
+    let detail = missing(&health, &components);
+    let ready = detail.is_none();
+    let status = if ready { "ready" } else { "not_ready" };
+    let body = Brief {
+        detail,
+        ..brief(status, call.shared.version)
+    };
+    Ok(with_status(dto::ok(&body), ready))
 }
 
 /// Every part by itself
@@ -147,12 +152,25 @@ fn brief(status: &'static str, version: &'static str) -> Brief {
         status,
         service: SERVICE,
         version,
+        detail: None,
     }
+}
+
+/// What is wrong with the parts that every request needs; `None` when nothing is.
+fn missing(health: &Health, components: &[Component]) -> Option<String> {
+    let database = health.database.as_ref().err().cloned();
+    let others = components.iter().filter(|c| c.essential && !c.healthy);
+    let others = others.map(|part| match &part.detail {
+        Some(detail) => format!("{}: {detail}", part.name),
+        None => format!("{} is away", part.name),
+    });
+    let all: Vec<String> = database.into_iter().chain(others).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// `unhealthy` without what every request needs, `degraded` without what only some do.
 fn status(health: &Health, components: &[Component]) -> &'static str {
-    if health.database.is_err() || components.iter().any(|c| c.essential && !c.healthy) {
+    if missing(health, components).is_some() {
         "unhealthy"
     } else if health.objects.is_err() || components.iter().any(|c| !c.healthy) {
         "degraded"
@@ -298,5 +316,14 @@ mod tests {
             "unhealthy"
         );
         assert_eq!(status(&health(Err("gone".to_owned())), &[]), "unhealthy");
+        let link = Component {
+            name: "mqtt_link",
+            essential: true,
+            ..gateway(false)
+        };
+        assert_eq!(
+            missing(&health(Err("the database is full".to_owned())), &[link]).as_deref(),
+            Some("the database is full; mqtt_link is away")
+        );
     }
 }

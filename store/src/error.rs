@@ -32,6 +32,15 @@ impl DbError {
         }
     }
 
+    /// The transaction was taken back because another one came between; the next try may well succeed.
+    pub(crate) fn is_rollback(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        let code = error.code();
+        code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
+    }
+
     /// Says which statement read the row.
     pub(crate) fn read_by(self, name: &'static str) -> Self {
         match self {
@@ -72,6 +81,20 @@ fn is_refusal(code: Option<&str>) -> bool {
     }
 }
 
+/// What it means for whoever writes that a database's code says that it takes no writes: PostgreSQL's 53100 (disk full) and
+/// 25006 (read-only); SQLite's 13 (full) and 8 (read-only), in the low byte.
+fn unwritable(code: Option<&str>) -> Option<&'static str> {
+    let code = code?;
+    let number = code.parse::<u32>().ok().filter(|_| code.len() < 5);
+    match (number.map(|number| number & 0xff), code) {
+        (Some(13), _) | (None, "53100") => Some("its disk is full; free some space"),
+        (Some(8), _) | (None, "25006") => Some(
+            "it may only be read; look at the rights on its file, or name the server that takes writes",
+        ),
+        _ => None,
+    }
+}
+
 /// What a unique key protects, by the table that the database names.
 const PROTECTED: [(&str, &str); 7] = [
     ("audit_log", "the audit trail"),
@@ -99,7 +122,14 @@ impl From<DbError> for StoreError {
             DbError::Sql(sqlx::Error::Database(error)) if is_refusal(error.code().as_deref()) => {
                 Self::Refused(error.message().to_owned())
             }
-            DbError::Sql(error) => Self::Unavailable(Box::new(error)),
+            DbError::Sql(error) => {
+                let database = error.as_database_error();
+                let code = database.and_then(sqlx::error::DatabaseError::code);
+                match unwritable(code.as_deref()) {
+                    Some(why) => Self::Unwritable(why),
+                    None => Self::Unavailable(Box::new(error)),
+                }
+            }
         }
     }
 }

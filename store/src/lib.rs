@@ -44,6 +44,7 @@ mod tx;
 mod updates;
 mod vitals;
 mod webhooks;
+mod writes;
 
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ pub use dialect::Dialect;
 pub use open::POSTGRES_MAX_CONNECTIONS;
 use sqlx::Pool;
 use tokio::task::JoinSet;
+use writes::Writes;
 
 /// Every statement of the crate, file by file.
 #[cfg(test)]
@@ -80,6 +82,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     updates::STATEMENTS,
     vitals::STATEMENTS,
     webhooks::STATEMENTS,
+    writes::STATEMENTS,
 ];
 
 /// A store on a SQLite file.
@@ -94,6 +97,7 @@ pub struct SqlStore<D: Dialect> {
     reader: Pool<D>,
     updates: Arc<Combiner<D, Update>>,
     credentials: Arc<Combiner<D, Credentials>>,
+    writes: Writes,
     /// Ends with the store.
     _tasks: Arc<JoinSet<()>>,
 }

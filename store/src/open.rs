@@ -17,6 +17,7 @@ use crate::combine::Combiner;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, statements};
+use crate::writes::Writes;
 use crate::{OpenError, SqlStore, devices, updates};
 
 /// Connections to PostgreSQL a process may hold (the requirements allow 50).
@@ -219,6 +220,7 @@ impl<D: Dialect> SqlStore<D> {
         Self {
             updates: Arc::new(updates),
             credentials: Arc::new(credentials),
+            writes: Writes::default(),
             writer,
             reader,
             _tasks: Arc::new(tasks),
@@ -341,14 +343,14 @@ mod tests {
         let bounded = Sqlite::batch(&mut conn, bound.to_owned()).await;
         bounded.expect("takes the bound");
         drop(conn);
-        let mut tx = SqlTx::<Sqlite>::begin(&store.writer).await.expect("begins");
+        let mut tx = SqlTx::<Sqlite>::begin(&store).await.expect("begins");
         let fill = "INSERT INTO filler VALUES (zeroblob(10000000))".to_owned();
         let error = Sqlite::batch(tx.connection(), fill).await;
         let error = error.expect_err("does not fit").to_string();
         assert!(error.contains("disk is full"), "{error}");
         drop(tx);
         // The next connection knows no such bound.
-        let mut tx = SqlTx::<Sqlite>::begin(&store.writer).await.expect("begins");
+        let mut tx = SqlTx::<Sqlite>::begin(&store).await.expect("begins");
         let fill = "INSERT INTO filler VALUES (zeroblob(10000000))".to_owned();
         let filled = Sqlite::batch(tx.connection(), fill).await;
         filled.expect("there is room");

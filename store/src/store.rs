@@ -39,13 +39,13 @@ impl<D: Dialect> SqlStore<D> {
 #[async_trait]
 impl<D: Dialect> Store for SqlStore<D> {
     async fn begin(&self) -> Result<Box<dyn Tx>> {
-        Ok(Box::new(SqlTx::begin(&self.writer).await?))
+        Ok(Box::new(SqlTx::begin(self).await?))
     }
     async fn ping(&self) -> Result<()> {
         D::batch(&mut *self.read().await?, "SELECT 1".to_owned())
             .await
             .map_err(DbError::from)?;
-        Ok(())
+        self.writes.work(&self.writer).await
     }
 
     async fn credentials(&self, device: &DeviceId) -> Result<Option<Credentials>> {

@@ -15,6 +15,7 @@ use device_ota_engine::ports::telemetry::{
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
+use crate::writes::seen;
 use crate::{SqlStore, figures, fleet, history, outbox, snapshot, vitals};
 
 #[async_trait]
@@ -38,10 +39,10 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
     }
 
     async fn index_heartbeats(&self, overdue: Timestamp, spare: u64) -> Result<bool> {
-        Ok(history::index(self, overdue, spare).await?)
+        seen(history::index(self, overdue, spare).await, &self.writes)
     }
     async fn prune_heartbeats(&self, before: Timestamp) -> Result<bool> {
-        Ok(history::prune(self, before).await?)
+        seen(history::prune(self, before).await, &self.writes)
     }
     async fn prune_events(
         &self,
@@ -50,7 +51,10 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
         whatever: Timestamp,
         limit: u32,
     ) -> Result<u64> {
-        Ok(outbox::prune(self, sinks, before, whatever, limit).await?)
+        seen(
+            outbox::prune(self, sinks, before, whatever, limit).await,
+            &self.writes,
+        )
     }
 }
 
@@ -66,7 +70,7 @@ impl<D: Dialect> Figures for SqlStore<D> {
         Ok(figures::ends_since::<D>(&mut *self.read().await?, minute).await?)
     }
     async fn prune_ends(&self, minute: i64) -> Result<()> {
-        Ok(figures::prune_ends(self, minute).await?)
+        seen(figures::prune_ends(self, minute).await, &self.writes)
     }
 
     async fn ledger(&self) -> Result<Ledger> {

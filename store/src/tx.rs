@@ -18,16 +18,24 @@ use device_ota_engine::ports::store::{
 };
 use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
-use sqlx::{Pool, Transaction};
+use sqlx::Transaction;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::firmware::Lock;
 use crate::outbox::Stroke;
+use crate::writes::{Writes, seen};
 use crate::{
-    api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware, materialise, outbox,
-    presence, rings, rollbacks, updates, vitals,
+    SqlStore, api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware,
+    materialise, outbox, presence, rings, rollbacks, updates, vitals,
 };
+
+/// Runs what a port asks for on the transaction's connection; a failure is noted.
+macro_rules! run {
+    ($tx:ident, $call:path $(, $arg:expr)*) => {
+        seen($call(&mut *$tx.inner $(, $arg)*).await, &$tx.writes)
+    };
+}
 
 /// A transaction in progress; it is rolled back when it is dropped.
 pub(crate) struct SqlTx<D: Dialect> {
@@ -40,19 +48,45 @@ pub(crate) struct SqlTx<D: Dialect> {
     ledger: Ledger,
     /// Likewise: the end of the audit trail is held for the commit alone.
     audit: Vec<Entry>,
+    /// Told when something is not written.
+    pub(crate) writes: Writes,
 }
 
 impl<D: Dialect> SqlTx<D> {
     /// Takes a connection and begins.
-    pub(crate) async fn begin(pool: &Pool<D>) -> std::result::Result<Self, DbError> {
-        let inner = pool.begin_with(D::BEGIN_WRITE).await?;
+    pub(crate) async fn begin(store: &SqlStore<D>) -> Result<Self> {
+        let writes = store.writes.clone();
+        let begun = store.writer.begin_with(D::BEGIN_WRITE).await;
+        let inner = seen(begun.map_err(DbError::from), &writes)?;
         Ok(Self {
             inner,
             events: Vec::new(),
             strokes: Vec::new(),
             ledger: Ledger::default(),
             audit: Vec::new(),
+            writes,
         })
+    }
+
+    /// Writes what was kept for the end, and commits.
+    async fn finish(mut self) -> std::result::Result<Ledger, DbError> {
+        figures::write::<D>(&mut *self.inner, &self.ledger).await?;
+        for stroke in std::mem::take(&mut self.strokes) {
+            outbox::tell::<D>(&mut *self.inner, &stroke).await?;
+        }
+        let events = std::mem::take(&mut self.events);
+        outbox::append::<D>(&mut *self.inner, &events).await?;
+        let head = audit::append::<D>(&mut *self.inner, &self.audit).await?;
+        self.inner.commit().await?;
+        if let Some(head) = head {
+            // For whoever keeps logs elsewhere: what was said there cannot be written anew here.
+            tracing::info!(
+                audit.number = head.number,
+                audit.hash = head.hash,
+                "audit trail"
+            );
+        }
+        Ok(self.ledger)
     }
 
     /// Its connection, for the changes of other files.
@@ -69,124 +103,109 @@ impl<D: Dialect> SqlTx<D> {
 
 #[async_trait]
 impl<D: Dialect> Tx for SqlTx<D> {
-    async fn commit(mut self: Box<Self>) -> Result<Ledger> {
-        figures::write::<D>(&mut *self.inner, &self.ledger).await?;
-        for stroke in std::mem::take(&mut self.strokes) {
-            outbox::tell::<D>(&mut *self.inner, &stroke).await?;
-        }
-        let events = std::mem::take(&mut self.events);
-        outbox::append::<D>(&mut *self.inner, &events).await?;
-        let head = audit::append::<D>(&mut *self.inner, &self.audit).await?;
-        self.inner.commit().await.map_err(DbError::from)?;
-        if let Some(head) = head {
-            // For whoever keeps logs elsewhere: what was said there cannot be written anew here.
-            tracing::info!(
-                audit.number = head.number,
-                audit.hash = head.hash,
-                "audit trail"
-            );
-        }
-        Ok(self.ledger)
+    async fn commit(self: Box<Self>) -> Result<Ledger> {
+        let writes = self.writes.clone();
+        seen(self.finish().await, &writes)
     }
 
     async fn register(&mut self, devices: &[NewDevice]) -> Result<Vec<Registered>> {
-        Ok(devices::register::<D>(&mut *self.inner, devices).await?)
+        run!(self, devices::register::<D>, devices)
     }
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>> {
-        Ok(devices::locked::<D>(&mut *self.inner, device).await?)
+        run!(self, devices::locked::<D>, device)
     }
     async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
-        Ok(devices::set_verifier::<D>(&mut *self.inner, device, verifier).await?)
+        run!(self, devices::set_verifier::<D>, device, verifier)
     }
     async fn save_device(&mut self, device: &Registration) -> Result<bool> {
-        Ok(devices::save::<D>(&mut *self.inner, device).await?)
+        run!(self, devices::save::<D>, device)
     }
     async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool> {
-        Ok(devices::delete::<D>(&mut *self.inner, device, at).await?)
+        run!(self, devices::delete::<D>, device, at)
     }
     async fn reset_presence(&mut self, at: Timestamp) -> Result<()> {
-        Ok(presence::reset::<D>(&mut *self.inner, at).await?)
+        run!(self, presence::reset::<D>, at)
     }
     async fn settle_absences(
         &mut self,
         absences: &[(&Absence, Option<Timestamp>)],
     ) -> Result<Vec<DeviceKey>> {
-        Ok(presence::settle::<D>(&mut *self.inner, absences).await?)
+        run!(self, presence::settle::<D>, absences)
     }
     async fn touch(&mut self, touches: &[Touch]) -> Result<()> {
-        Ok(presence::touch::<D>(&mut *self.inner, touches).await?)
+        run!(self, presence::touch::<D>, touches)
     }
     async fn insert_heartbeats(&mut self, rows: &[HeartbeatRow]) -> Result<()> {
-        Ok(presence::insert_heartbeats::<D>(&mut *self.inner, rows).await?)
+        run!(self, presence::insert_heartbeats::<D>, rows)
     }
     async fn draw_seqs(&mut self, devices: &[DeviceKey]) -> Result<Vec<OfferGround>> {
-        Ok(presence::draw_seqs::<D>(&mut *self.inner, devices).await?)
+        run!(self, presence::draw_seqs::<D>, devices)
     }
 
     async fn insert_firmware(&mut self, firmware: &Firmware) -> Result<()> {
-        Ok(firmware::insert::<D>(&mut *self.inner, firmware).await?)
+        run!(self, firmware::insert::<D>, firmware)
     }
     async fn firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>> {
-        Ok(firmware::locked::<D>(&mut *self.inner, firmware, Lock::Change).await?)
+        run!(self, firmware::locked::<D>, firmware, Lock::Change)
     }
     async fn hold_firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>> {
-        Ok(firmware::locked::<D>(&mut *self.inner, firmware, Lock::Hold).await?)
+        run!(self, firmware::locked::<D>, firmware, Lock::Hold)
     }
     async fn save_firmware(&mut self, firmware: &Firmware) -> Result<()> {
-        Ok(firmware::save::<D>(&mut *self.inner, firmware).await?)
+        run!(self, firmware::save::<D>, firmware)
     }
     async fn campaigns_offering(&mut self, firmware: &FirmwareId) -> Result<Vec<Campaign>> {
-        Ok(campaigns::offering::<D>(&mut *self.inner, firmware).await?)
+        run!(self, campaigns::offering::<D>, firmware)
     }
     async fn open_singles(&mut self, firmware: &FirmwareId, limit: u32) -> Result<Vec<UpdateId>> {
-        Ok(firmware::open_singles::<D>(&mut *self.inner, firmware, limit).await?)
+        run!(self, firmware::open_singles::<D>, firmware, limit)
     }
     async fn cancellable_singles(
         &mut self,
         firmware: &FirmwareId,
         limit: u32,
     ) -> Result<Vec<Update>> {
-        Ok(firmware::cancellable_singles::<D>(&mut *self.inner, firmware, limit).await?)
+        run!(self, firmware::cancellable_singles::<D>, firmware, limit)
     }
     async fn ring_deployment(&mut self, firmware: &FirmwareId) -> Result<Option<Campaign>> {
-        Ok(campaigns::ring_deployment::<D>(&mut *self.inner, firmware).await?)
+        run!(self, campaigns::ring_deployment::<D>, firmware)
     }
     async fn count_downloads(&mut self, firmware: &FirmwareId, downloads: u64) -> Result<()> {
-        Ok(firmware::count_downloads::<D>(&mut *self.inner, firmware, downloads).await?)
+        run!(self, firmware::count_downloads::<D>, firmware, downloads)
     }
 
     async fn rings(&mut self) -> Result<RingSettings> {
-        Ok(rings::locked::<D>(&mut *self.inner).await?)
+        run!(self, rings::locked::<D>)
     }
     async fn save_rings(&mut self, settings: &RingSettings) -> Result<()> {
-        Ok(rings::save::<D>(&mut *self.inner, settings).await?)
+        run!(self, rings::save::<D>, settings)
     }
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()> {
-        Ok(campaigns::insert::<D>(&mut *self.inner, campaign).await?)
+        run!(self, campaigns::insert::<D>, campaign)
     }
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
-        Ok(campaigns::locked::<D>(&mut *self.inner, campaign).await?)
+        run!(self, campaigns::locked::<D>, campaign)
     }
     async fn peek_campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>> {
-        Ok(campaigns::campaign::<D>(&mut *self.inner, campaign).await?)
+        run!(self, campaigns::campaign::<D>, campaign)
     }
     async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()> {
-        Ok(campaigns::replace_spec::<D>(&mut *self.inner, campaign).await?)
+        run!(self, campaigns::replace_spec::<D>, campaign)
     }
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()> {
-        Ok(campaigns::save::<D>(&mut *self.inner, campaign).await?)
+        run!(self, campaigns::save::<D>, campaign)
     }
     async fn pace(&mut self, campaign: &CampaignId, next_offer_at: Timestamp) -> Result<()> {
-        Ok(campaigns::pace::<D>(&mut *self.inner, campaign, next_offer_at).await?)
+        run!(self, campaigns::pace::<D>, campaign, next_offer_at)
     }
     async fn save_readings(&mut self, campaign: &CampaignId, readings: &[Reading]) -> Result<()> {
-        Ok(vitals::save::<D>(&mut *self.inner, campaign, readings).await?)
+        run!(self, vitals::save::<D>, campaign, readings)
     }
     async fn hold_slots(&mut self) -> Result<u64> {
-        Ok(dispatch::hold_slots::<D>(&mut *self.inner).await?)
+        run!(self, dispatch::hold_slots::<D>)
     }
     async fn counts(&mut self, campaign: &CampaignId) -> Result<Counts> {
-        Ok(counts::counts::<D>(&mut *self.inner, campaign).await?)
+        run!(self, counts::counts::<D>, campaign)
     }
     async fn make_updates(
         &mut self,
@@ -195,7 +214,10 @@ impl<D: Dialect> Tx for SqlTx<D> {
         at: Timestamp,
     ) -> Result<u64> {
         let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
-        Ok(materialise::make_updates::<D>(conn, ledger, campaign, firmware, at).await?)
+        seen(
+            materialise::make_updates::<D>(conn, ledger, campaign, firmware, at).await,
+            &self.writes,
+        )
     }
     async fn make_rollbacks(
         &mut self,
@@ -203,7 +225,10 @@ impl<D: Dialect> Tx for SqlTx<D> {
         terms: &RollbackTerms<'_>,
     ) -> Result<u64> {
         let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
-        let numbers = materialise::make_rollbacks::<D>(conn, ledger, campaign, terms).await?;
+        let numbers = seen(
+            materialise::make_rollbacks::<D>(conn, ledger, campaign, terms).await,
+            &self.writes,
+        )?;
         Ok(self.at_a_stroke(numbers, terms.at))
     }
     async fn cancel_pending(
@@ -213,7 +238,10 @@ impl<D: Dialect> Tx for SqlTx<D> {
         at: Timestamp,
     ) -> Result<u64> {
         let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
-        let numbers = materialise::cancel_pending::<D>(conn, ledger, campaign, action, at).await?;
+        let numbers = seen(
+            materialise::cancel_pending::<D>(conn, ledger, campaign, action, at).await,
+            &self.writes,
+        )?;
         Ok(self.at_a_stroke(numbers, at))
     }
     async fn revive_rollbacks(
@@ -223,8 +251,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
         give_up_at: Timestamp,
     ) -> Result<u64> {
         let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
-        let numbers =
-            materialise::revive_rollbacks::<D>(conn, ledger, campaign, at, give_up_at).await?;
+        let revived =
+            materialise::revive_rollbacks::<D>(conn, ledger, campaign, at, give_up_at).await;
+        let numbers = seen(revived, &self.writes)?;
         Ok(self.at_a_stroke(numbers, at))
     }
 
@@ -233,15 +262,15 @@ impl<D: Dialect> Tx for SqlTx<D> {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()> {
-        updates::insert::<D>(&mut *self.inner, update).await?;
+        run!(self, updates::insert::<D>, update)?;
         if let Some((trigger, reason)) = log {
-            rollbacks::log_one::<D>(&mut *self.inner, &update.id, trigger, reason).await?;
+            run!(self, rollbacks::log_one::<D>, &update.id, trigger, reason)?;
         }
         self.ledger.born(update);
         Ok(())
     }
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
-        Ok(dispatch::claimable::<D>(&mut *self.inner, query).await?)
+        run!(self, dispatch::claimable::<D>, query)
     }
     async fn claimable_singles(
         &mut self,
@@ -249,25 +278,25 @@ impl<D: Dialect> Tx for SqlTx<D> {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Claimable>> {
-        Ok(dispatch::claimable_singles::<D>(&mut *self.inner, action, now, limit).await?)
+        run!(self, dispatch::claimable_singles::<D>, action, now, limit)
     }
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>> {
-        Ok(updates::locked::<D>(&mut *self.inner, ids).await?)
+        run!(self, updates::locked::<D>, ids)
     }
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
-        Ok(dispatch::in_flight_locked::<D>(&mut *self.inner, devices).await?)
+        run!(self, dispatch::in_flight_locked::<D>, devices)
     }
     async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
-        Ok(dispatch::watched_locked::<D>(&mut *self.inner, devices).await?)
+        run!(self, dispatch::watched_locked::<D>, devices)
     }
     async fn end_watches(&mut self, device: DeviceKey) -> Result<()> {
-        Ok(dispatch::end_watches::<D>(&mut *self.inner, device).await?)
+        run!(self, dispatch::end_watches::<D>, device)
     }
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
-        Ok(dispatch::open::<D>(&mut *self.inner, device).await?)
+        run!(self, dispatch::open::<D>, device)
     }
     async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
-        Ok(dispatch::open_locked::<D>(&mut *self.inner, device).await?)
+        run!(self, dispatch::open_locked::<D>, device)
     }
     async fn cancellable(
         &mut self,
@@ -275,13 +304,13 @@ impl<D: Dialect> Tx for SqlTx<D> {
         action: Action,
         limit: u32,
     ) -> Result<Vec<Update>> {
-        Ok(dispatch::cancellable::<D>(&mut *self.inner, campaign, action, limit).await?)
+        run!(self, dispatch::cancellable::<D>, campaign, action, limit)
     }
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()> {
-        Ok(updates::save::<D>(&mut *self.inner, updates).await?)
+        run!(self, updates::save::<D>, updates)
     }
     async fn add_counts(&mut self, deltas: &[(Delta, u64)]) -> Result<()> {
-        Ok(counts::add::<D>(&mut *self.inner, deltas).await?)
+        run!(self, counts::add::<D>, deltas)
     }
     fn count(&mut self, ledger: Ledger) {
         self.ledger.merge(ledger);
@@ -296,16 +325,16 @@ impl<D: Dialect> Tx for SqlTx<D> {
         Ok(())
     }
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()> {
-        Ok(outbox::delivered::<D>(&mut *self.inner, sink, up_to).await?)
+        run!(self, outbox::delivered::<D>, sink, up_to)
     }
 
     async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()> {
-        Ok(api_keys::insert::<D>(&mut *self.inner, key, sha256).await?)
+        run!(self, api_keys::insert::<D>, key, sha256)
     }
     async fn revoke_api_key(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<bool> {
-        Ok(api_keys::revoke::<D>(&mut *self.inner, key, at).await?)
+        run!(self, api_keys::revoke::<D>, key, at)
     }
     async fn api_key_used(&mut self, key: &ApiKeyId, at: Timestamp) -> Result<()> {
-        Ok(api_keys::used::<D>(&mut *self.inner, key, at).await?)
+        run!(self, api_keys::used::<D>, key, at)
     }
 }

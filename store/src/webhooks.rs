@@ -14,6 +14,7 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements, to_json};
 use crate::tx::SqlTx;
+use crate::writes::seen;
 
 macro_rules! select_webhook {
     ($rest:literal) => {
@@ -162,7 +163,8 @@ impl<D: Dialect> Webhooks for SqlStore<D> {
 impl<D: Dialect> WebhookChanges for SqlTx<D> {
     async fn webhook(&mut self, webhook: &WebhookId) -> port::Result<Option<Webhook>> {
         let args = Args::<D>::new().text(webhook.as_str());
-        Ok(sql::fetch_optional(self.connection(), &WEBHOOK_LOCKED, args, read_webhook).await?)
+        let found = sql::fetch_optional(self.connection(), &WEBHOOK_LOCKED, args, read_webhook);
+        seen(found.await, &self.writes)
     }
     async fn insert_webhook(
         &mut self,
@@ -183,7 +185,8 @@ impl<D: Dialect> WebhookChanges for SqlTx<D> {
             .text(webhook.created_by.as_str())
             .time(webhook.updated_at)
             .int(i64::from(most));
-        Ok(sql::execute(self.connection(), &INSERT_WEBHOOK, args).await? > 0)
+        let changed = sql::execute(self.connection(), &INSERT_WEBHOOK, args).await;
+        Ok(seen(changed, &self.writes)? > 0)
     }
     async fn save_webhook(
         &mut self,
@@ -199,7 +202,8 @@ impl<D: Dialect> WebhookChanges for SqlTx<D> {
             .text(webhook.status.name())
             .text(secret)
             .time(webhook.updated_at);
-        Ok(sql::execute(self.connection(), &SAVE_WEBHOOK, args).await? > 0)
+        let changed = sql::execute(self.connection(), &SAVE_WEBHOOK, args).await;
+        Ok(seen(changed, &self.writes)? > 0)
     }
     async fn webhook_moved(&mut self, webhook: &Webhook) -> port::Result<bool> {
         let trouble = webhook.trouble.as_ref();
@@ -218,13 +222,16 @@ impl<D: Dialect> WebhookChanges for SqlTx<D> {
             .text(webhook.status.name())
             .text(reason)
             .time(webhook.updated_at);
-        Ok(sql::execute(self.connection(), &WEBHOOK_MOVED, args).await? > 0)
+        let changed = sql::execute(self.connection(), &WEBHOOK_MOVED, args).await;
+        Ok(seen(changed, &self.writes)? > 0)
     }
     async fn delete_webhook(&mut self, webhook: &WebhookId) -> port::Result<bool> {
         let args = || Args::<D>::new().text(webhook.as_str());
         // Its row first: whoever is laying an event aside holds it, so what they laid aside is there to be deleted.
-        let deleted = sql::execute(self.connection(), &DELETE_WEBHOOK, args()).await? > 0;
-        sql::execute(self.connection(), &DELETE_DEAD_LETTERS, args()).await?;
+        let deleted = sql::execute(self.connection(), &DELETE_WEBHOOK, args()).await;
+        let deleted = seen(deleted, &self.writes)? > 0;
+        let letters = sql::execute(self.connection(), &DELETE_DEAD_LETTERS, args()).await;
+        seen(letters, &self.writes)?;
         Ok(deleted)
     }
     async fn lay_aside(
@@ -241,15 +248,17 @@ impl<D: Dialect> WebhookChanges for SqlTx<D> {
             .text(letter.error.as_str())
             .time(letter.at)
             .text(event.as_str());
-        sql::execute(self.connection(), &LAY_ASIDE, args).await?;
+        let laid = sql::execute(self.connection(), &LAY_ASIDE, args).await;
+        seen(laid, &self.writes)?;
         let args = Args::<D>::new().text(webhook.as_str());
         let count = sql::fetch_optional(self.connection(), &LAID_ASIDE, args, |row| {
             row.uint::<u64>("letters")
         });
-        Ok(count.await?.unwrap_or_default())
+        Ok(seen(count.await, &self.writes)?.unwrap_or_default())
     }
     async fn delete_dead_letter(&mut self, webhook: &WebhookId, number: i64) -> port::Result<bool> {
         let args = Args::<D>::new().text(webhook.as_str()).int(number);
-        Ok(sql::execute(self.connection(), &DELETE_DEAD_LETTER, args).await? > 0)
+        let changed = sql::execute(self.connection(), &DELETE_DEAD_LETTER, args).await;
+        Ok(seen(changed, &self.writes)? > 0)
     }
 }

@@ -1,68 +1,14 @@
 //! A full disk: an upload is refused in good order, nothing of it stays, and the service goes on.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use serde_json::{Value, json};
 
-use serde_json::json;
-
-use crate::harness::{Options, Service, device_json, image_metadata};
+use crate::harness::{Options, Service, SmallDisk, device_json, eventually, image_metadata};
 
 matrix!(an_upload_to_a_full_disk_is_refused_and_leaves_nothing: sqlite_gateway, postgres_gateway);
-
-/// A file system of two megabytes; unmounted with the test.
-struct SmallDisk {
-    folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn mount() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "device-ota-test"])
-            .arg(folder.path())
-            .status()
-            .expect("mount is installed");
-        assert!(
-            mounted.success(),
-            "this story mounts a small disk, and so must run as root"
-        );
-        Self { folder }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Every file on it.
-    fn files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut folders = vec![self.path().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let entry = entry.unwrap();
-                let list = if entry.file_type().unwrap().is_dir() {
-                    &mut folders
-                } else {
-                    &mut files
-                };
-                list.push(entry.path());
-            }
-        }
-        files
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount")
-            .arg("--lazy")
-            .arg(self.path())
-            .status();
-    }
-}
+matrix!(nobody_is_sent_to_a_service_whose_database_takes_no_writes: sqlite_gateway);
 
 async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options) {
-    let disk = SmallDisk::mount();
+    let disk = SmallDisk::mount(2);
     let path = disk.path().display().to_string();
     let options = options
         .with("STORAGE_BASE_PATH", path)
@@ -96,4 +42,72 @@ async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options
         .expect(201);
     service.register(device_json("frame-1")).await;
     assert_eq!(admin.get("/health").await.status, 200);
+}
+
+async fn nobody_is_sent_to_a_service_whose_database_takes_no_writes(options: Options) {
+    let disk = SmallDisk::mount(24);
+    let database = disk.path().join("device-ota.db");
+    let url = format!("sqlite://{}", database.display());
+    let service = Service::start(options.with("DATABASE_URL", url)).await;
+    let admin = service.admin();
+    assert_eq!(admin.get("/health/ready").await.status, 200);
+    let filler = disk.fill();
+    // Some still find room in the files that there are.
+    let crowd = |first: usize| -> Vec<Value> {
+        let device = |n| {
+            let mut device = device_json(&format!("frame-{n}"));
+            device["tags"] = json!({ "note": "x".repeat(128), "more": "y".repeat(128) });
+            device
+        };
+        (first..first + 1_000).map(device).collect()
+    };
+    let mut taken = 0;
+    let refused = loop {
+        let devices = json!({ "devices": crowd(taken) });
+        let answer = admin.post("/api/v1/ota/devices", devices).await;
+        if answer.status != 201 {
+            break answer.refused(503);
+        }
+        taken += 1_000;
+        assert!(taken < 100_000, "the disk is never full");
+    };
+    let why = "the database takes no writes: its disk is full; free some space";
+    assert_eq!(refused["detail"], why);
+    let not_ready = eventually("the service is not ready", async || {
+        let ready = admin.get("/health/ready").await; // as it was a second ago
+        (ready.status == 503)
+            .then_some(ready.body)
+            .ok_or_else(String::new)
+    })
+    .await;
+    insta::assert_json_snapshot!(not_ready, { ".version" => "[version]" }, @r#"
+    {
+      "detail": "the database takes no writes: its disk is full; free some space",
+      "service": "ota_service",
+      "status": "not_ready",
+      "version": "[version]"
+    }
+    "#);
+    let detailed = admin.get("/health/detailed").await;
+    assert_eq!(detailed.status, 503);
+    let part = &detailed.body["components"]["database"];
+    assert_eq!(*part, json!({ "status": "unhealthy", "detail": why }));
+    assert_eq!(
+        admin.get("/health/live").await.status,
+        200,
+        "a new start would not help"
+    );
+
+    std::fs::remove_file(filler).unwrap();
+    eventually(
+        "the service is ready again, though nobody writes",
+        async || {
+            let ready = admin.get("/health/ready").await;
+            (ready.status == 200)
+                .then_some(())
+                .ok_or_else(|| ready.body.to_string())
+        },
+    )
+    .await;
+    service.register(device_json("frame-late")).await;
 }

@@ -6,6 +6,9 @@ pub enum StoreError {
     /// It cannot be reached, timed out, is full or failed; trying again may help.
     #[error("the database is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It answers, and takes no writes: why, and what helps. Trying again may, too.
+    #[error("the database takes no writes: {0}")]
+    Unwritable(&'static str),
     /// Somebody else was first: a unique key is taken, or the row has a newer revision.
     #[error("{0} was changed by somebody else at the same time")]
     Conflict(&'static str),

@@ -282,7 +282,7 @@ impl InFlight {
 pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
-    /// The database answers.
+    /// The database answers, and takes what is written as far as is known: when a write has failed, one is tried, seldom.
     async fn ping(&self) -> Result<()>;
 
     /// What a connecting device is checked against.

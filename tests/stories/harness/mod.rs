@@ -4,6 +4,7 @@ mod admin;
 mod broker;
 mod database;
 mod device;
+mod disk;
 mod dsse;
 mod link;
 mod log;
@@ -13,6 +14,7 @@ mod wait;
 
 pub use admin::{Admin, Answer, Credentials, device_json, image, image_metadata};
 pub use device::{Device, Offer};
+pub use disk::SmallDisk;
 pub use dsse::Trust;
 pub use link::{Event, Link, MqttVersion};
 pub use service::{MqttEnd, Options, Service};
