@@ -181,6 +181,8 @@ pub struct Device {
     pub registration: Registration,
     /// Place on the wheel (see [`crate::ring`]).
     pub bucket: u16,
+    /// Rises with each change of what is registered, and with each registration under its id.
+    pub revision: i64,
     /// When it was registered.
     pub registered_at: Timestamp,
     /// How it was when last heard.

@@ -148,6 +148,8 @@ fn buckets(percent: f64) -> u16 {
 pub struct RingSettings {
     /// The shares.
     pub shares: Shares,
+    /// Rises with each change.
+    pub revision: i64,
     /// When they were set; `None`: never, they are the defaults.
     pub updated_at: Option<jiff::Timestamp>,
     /// By whom.

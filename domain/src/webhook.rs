@@ -88,6 +88,8 @@ pub struct Webhook {
     pub created_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// Rises with each change of what is wanted of it.
+    pub revision: i64,
     /// When it was last changed.
     pub updated_at: Timestamp,
 }

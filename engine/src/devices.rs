@@ -15,6 +15,7 @@ use crate::inbound::DeviceRef;
 use crate::ports::StoreError;
 use crate::ports::store::{NewDevice, Registered, Tx};
 use crate::ports::telemetry::DeviceFilter;
+use crate::revision::is_of;
 use crate::to_the_end::to_its_end;
 use crate::{Caller, Engine, Error, Result, secrets};
 
@@ -190,16 +191,18 @@ impl Engine {
 
     /// Changes what is registered of a device: laid over what is there at the moment, so that two changes at once both hold.
     /// Campaigns that have started keep the devices they have, but for one whose model is another now: what waits for it is
-    /// for the old one, and is cancelled.
+    /// for the old one, and is cancelled. 409 when it is no longer of the revision `expected`.
     pub async fn change_device(
         &self,
         id: &DeviceId,
         change: DeviceChange,
+        expected: Option<i64>,
         by: &Caller,
     ) -> Result<Device> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let known = locked(tx.as_mut(), id).await?;
+        is_of(expected, "the device", known.revision)?;
         let device = known.registration.clone().change(change);
         device.check()?;
         if known.registration == device {
@@ -225,11 +228,17 @@ impl Engine {
     }
 
     /// Deletes a device: its open updates are cancelled, its credentials end, its records stay (PRD, E6-US4). Answers
-    /// how many updates were cancelled.
-    pub async fn delete_device(self: &Arc<Self>, id: &DeviceId, by: &Caller) -> Result<usize> {
+    /// how many updates were cancelled. 409 when it is no longer of the revision `expected`.
+    pub async fn delete_device(
+        self: &Arc<Self>,
+        id: &DeviceId,
+        expected: Option<i64>,
+        by: &Caller,
+    ) -> Result<usize> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let known = locked(tx.as_mut(), id).await?;
+        is_of(expected, "the device", known.revision)?;
         // Updates before what the device has said of itself, as ingest locks them.
         let open = tx.open_updates(known.key).await?;
         tx.end_watches(known.key).await?;

@@ -35,6 +35,7 @@ pub mod ports;
 mod rate;
 mod recent;
 mod relay;
+mod revision;
 mod rings;
 pub mod secrets;
 mod settings;

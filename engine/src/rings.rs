@@ -4,6 +4,7 @@ use device_ota_domain::audit::Act;
 use device_ota_domain::ring::{RingSettings, Shares, SharesError};
 
 use crate::audit::facts;
+use crate::revision::is_of;
 use crate::{Caller, Engine, Error, Result};
 
 impl Engine {
@@ -12,19 +13,27 @@ impl Engine {
         Ok(self.store.rings().await?)
     }
 
-    /// Sets them. Campaigns that there are keep the shares they were made with.
-    pub async fn set_rings(&self, shares: Shares, by: &Caller) -> Result<RingSettings> {
+    /// Sets them. Campaigns that there are keep the shares they were made with. 409 when they are no longer of the revision
+    /// `expected`.
+    pub async fn set_rings(
+        &self,
+        shares: Shares,
+        expected: Option<i64>,
+        by: &Caller,
+    ) -> Result<RingSettings> {
         let now = self.clock.now();
-        let settings = RingSettings {
-            shares,
-            updated_at: Some(now),
-            updated_by: Some(by.subject().to_owned()),
-        };
         let mut tx = self.store.begin().await?;
         let before = tx.rings().await?;
+        is_of(expected, "the list of rings", before.revision)?;
         if before.shares == shares {
             return Ok(before);
         }
+        let settings = RingSettings {
+            shares,
+            revision: before.revision + 1,
+            updated_at: Some(now),
+            updated_by: Some(by.subject().to_owned()),
+        };
         tx.save_rings(&settings).await?;
         let states = (
             Some(facts::rings(before.shares)),

@@ -18,6 +18,7 @@ use crate::ports::clock::random;
 use crate::ports::poster::Poster;
 use crate::ports::store::Tx;
 use crate::ports::webhooks::LaidAside;
+use crate::revision::is_of;
 use crate::{Caller, Engine, Error, Result};
 use sign::Secret;
 
@@ -75,6 +76,7 @@ impl Webhooks {
             delivered_at: None,
             created_at: now,
             created_by: by.subject().to_owned(),
+            revision: 0,
             updated_at: now,
         };
         let mut tx = engine.store.begin().await?;
@@ -106,17 +108,20 @@ impl Webhooks {
         found.ok_or_else(|| Error::not_found("webhook", id))
     }
 
-    /// Replaces what is wanted of a webhook. It goes on from its place, and its failures so far are forgotten.
+    /// Replaces what is wanted of a webhook. It goes on from its place, and its failures so far are forgotten. 409 when it is no
+    /// longer of the revision `expected`.
     pub async fn change(
         &self,
         id: &WebhookId,
         draft: WebhookDraft,
+        expected: Option<i64>,
         by: &Caller,
     ) -> Result<Webhook> {
         let secret = self.check(&draft)?;
         let now = self.engine.clock.now();
         let mut tx = self.engine.store.begin().await?;
         let before = locked(tx.as_mut(), id).await?;
+        is_of(expected, "the webhook", before.revision)?;
         let known = facts::webhook(&before);
         let after = Webhook {
             url: draft.url,
@@ -124,6 +129,7 @@ impl Webhooks {
             campaign: draft.campaign,
             status: status(draft.paused),
             trouble: None,
+            revision: before.revision + 1,
             updated_at: now,
             ..before
         };
@@ -141,10 +147,16 @@ impl Webhooks {
         Ok(after)
     }
 
-    /// Deletes a webhook and what was laid aside for it.
-    pub async fn delete(&self, id: &WebhookId, by: &Caller) -> Result<Webhook> {
+    /// Deletes a webhook and what was laid aside for it. 409 when it is no longer of the revision `expected`.
+    pub async fn delete(
+        &self,
+        id: &WebhookId,
+        expected: Option<i64>,
+        by: &Caller,
+    ) -> Result<Webhook> {
         let mut tx = self.engine.store.begin().await?;
         let webhook = locked(tx.as_mut(), id).await?;
+        is_of(expected, "the webhook", webhook.revision)?;
         tx.delete_webhook(id).await?;
         let states = (Some(facts::webhook(&webhook)), None);
         let now = self.engine.clock.now();

@@ -10,9 +10,9 @@ use warp::Filter as _;
 
 use crate::dto;
 use crate::dto::campaign::CampaignDto;
-use crate::proposals::expected_revision;
 use crate::request::body::{Body, body};
 use crate::request::json::optional_json;
+use crate::request::revision::expected_revision;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 

@@ -13,6 +13,7 @@ use crate::dto::campaign::{self, CampaignDto};
 use crate::dto::{self, CampaignDeviceList, CampaignList, List, PageQuery, RollbackList};
 use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
+use crate::request::revision::of_revision;
 use crate::request::{Call, Segment, call};
 use crate::rollbacks::{self, checked_reason};
 use crate::shared::{Answer, Routes, Shared, reply};
@@ -157,13 +158,15 @@ async fn list(call: Call) -> Answer {
 ///
 /// Its `draft` is what `PUT` takes, whole: who changes a field of it and sends it back changes nothing else.
 #[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", responses(
-    (status = 200, description = "The campaign", body = CampaignDto),
+    (status = 200, description = "The campaign", body = CampaignDto,
+        headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
 ))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
     let view = call.shared.engine.campaign(&id.id("campaign")?).await?;
-    Ok(dto::ok(&CampaignDto::with_draft(&view)))
+    let answer = dto::ok(&CampaignDto::with_draft(&view));
+    Ok(of_revision(view.campaign.revision, answer))
 }
 
 /// Create a campaign

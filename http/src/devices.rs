@@ -16,6 +16,7 @@ use self::filter::{FleetQuery, PresenceQuery, filter_of, presence_of};
 use crate::dto::device::DeviceDto;
 use crate::dto::{self, DeviceHistory, DeviceList, List, PageQuery};
 use crate::request::body::body;
+use crate::request::revision::of_revision;
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::updates::{self, filter::UpdatesQuery};
@@ -126,13 +127,15 @@ async fn list(call: Call) -> Answer {
 
 /// One device: as it was registered, and as it was last heard
 #[utoipa::path(get, path = "/api/v1/ota/devices/{device_id}", tag = "devices", responses(
-    (status = 200, description = "The device", body = DeviceDto),
+    (status = 200, description = "The device", body = DeviceDto,
+        headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
 ))]
 async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
     let device = call.shared.engine.device(&id.id("device")?).await?;
-    Ok(dto::ok(&DeviceDto::from(&device)))
+    let answer = dto::ok(&DeviceDto::from(&device));
+    Ok(of_revision(device.revision, answer))
 }
 
 /// Every update and rollback of one device, newest first

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use device_ota_domain::campaign::CampaignDraft;
 use device_ota_domain::{CampaignId, DeviceId, Role};
 use device_ota_engine::DryRunQuery;
-use http::HeaderMap;
-use http::header::IF_MATCH;
 use serde::Deserialize;
 use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
@@ -19,6 +17,7 @@ use crate::dto::{self, PageQuery};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
+use crate::request::revision::{expected_revision, of_revision};
 use crate::request::{Call, Query, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -152,7 +151,8 @@ async fn why(campaign: Segment, device: Segment, call: Call) -> Answer {
 #[utoipa::path(put, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", request_body = CampaignDraft,
     params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
     responses(
-        (status = 200, description = "The campaign as it is now", body = CampaignDto),
+        (status = 200, description = "The campaign as it is now", body = CampaignDto,
+            headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
         (status = 404, description = "There is no such campaign or image"),
         (status = 409, description = "It has begun, was deleted, was changed meanwhile, or the image is out of use"),
         (status = 422, description = "The strategy is not served"),
@@ -166,38 +166,28 @@ async fn edit(id: Segment, call: Call, body: Body) -> Answer {
     let draft: CampaignDraft = json_up_to(MAX_CAMPAIGN_BYTES, &call.headers, body).await?;
     let engine = &call.shared.engine;
     let view = engine.edit_campaign(&id, draft, revision, by).await?;
-    Ok(dto::ok(&CampaignDto::from(&view)))
-}
-
-/// The revision that `If-Match` names, quoted or not; `*` is any.
-pub(crate) fn expected_revision(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
-    let Some(value) = headers.get(IF_MATCH) else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default().trim().trim_matches('"');
-    if text == "*" {
-        return Ok(None);
-    }
-    let invalid = || {
-        let detail = "If-Match must be the campaign's revision, such as \"3\"";
-        ApiError::invalid("invalid_header", detail)
-    };
-    text.parse().map(Some).map_err(|_| invalid())
+    let answer = dto::ok(&CampaignDto::from(&view));
+    Ok(of_revision(view.campaign.revision, answer))
 }
 
 /// Delete a campaign
 ///
 /// It leaves the lists and cannot be changed any more; it can still be read.
-#[utoipa::path(delete, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", responses(
-    (status = 200, description = "The campaign, deleted", body = CampaignDto),
-    (status = 409, description = "It is active: cancel it first; or it was deleted before"),
-))]
+#[utoipa::path(delete, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns",
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    responses(
+        (status = 200, description = "The campaign, deleted", body = CampaignDto),
+        (status = 409, description = "It is active: cancel it first; or it was deleted or changed before"),
+    ),
+)]
 async fn delete(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Admin)?;
     call.no_query()?;
     let id: CampaignId = id.id("campaign")?;
+    let revision = expected_revision(&call.headers)?;
     no_body(&call.headers, body).await?;
-    let view = call.shared.engine.delete_campaign(&id, by).await?;
+    let engine = &call.shared.engine;
+    let view = engine.delete_campaign(&id, revision, by).await?;
     Ok(dto::ok(&CampaignDto::from(&view)))
 }
 
@@ -256,23 +246,4 @@ async fn judge(verdict: Verdict, id: &Segment, call: &Call, body: Body) -> Answe
         Verdict::Reject => engine.reject_campaign(&id, comment, revision, by).await?,
     };
     Ok(dto::ok(&CampaignDto::from(&view)))
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_revision_is_a_number_or_nothing() {
-        let revision = |value: &'static str| {
-            let headers = HeaderMap::from_iter([(IF_MATCH, value.parse().unwrap())]);
-            expected_revision(&headers).map_err(|error| error.code())
-        };
-        assert_eq!(expected_revision(&HeaderMap::new()).unwrap(), None);
-        assert_eq!(revision("\"3\""), Ok(Some(3)));
-        assert_eq!(revision("3"), Ok(Some(3)));
-        assert_eq!(revision("*"), Ok(None));
-        assert_eq!(revision("\"abc\""), Err("invalid_header"));
-    }
 }

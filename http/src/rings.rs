@@ -13,6 +13,7 @@ use warp::Filter as _;
 use crate::dto;
 use crate::request::body::{Body, body};
 use crate::request::json::json;
+use crate::request::revision::{expected_revision, of_revision};
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -60,6 +61,8 @@ struct RingsDto<'a> {
     /// Null: never, they are the defaults.
     updated_at: Option<Timestamp>,
     updated_by: Option<&'a str>,
+    /// Rises with each change.
+    revision: i64,
 }
 
 impl<'a> From<&'a RingSettings> for RingsDto<'a> {
@@ -74,6 +77,7 @@ impl<'a> From<&'a RingSettings> for RingsDto<'a> {
             },
             updated_at: settings.updated_at,
             updated_by: settings.updated_by.as_deref(),
+            revision: settings.revision,
         }
     }
 }
@@ -87,28 +91,37 @@ struct SetRings {
 
 /// The rings
 #[utoipa::path(get, path = "/api/v1/rings", tag = "campaigns", responses(
-    (status = 200, description = "The share of each ring and those before it, of new campaigns", body = RingsDto),
+    (status = 200, description = "The share of each ring and those before it, of new campaigns", body = RingsDto,
+        headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
 ))]
 async fn read(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
     let settings = call.shared.engine.rings().await?;
-    Ok(dto::ok(&RingsDto::from(&settings)))
+    let answer = dto::ok(&RingsDto::from(&settings));
+    Ok(of_revision(settings.revision, answer))
 }
 
 /// Change the rings
 ///
 /// For campaigns that are created from now on: those that there are keep the shares that they were made with. Shares rise, to
 /// 100.
-#[utoipa::path(put, path = "/api/v1/rings", tag = "campaigns", request_body = SetRings, responses(
-    (status = 200, description = "The rings as they are now", body = RingsDto),
-))]
+#[utoipa::path(put, path = "/api/v1/rings", tag = "campaigns", request_body = SetRings,
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    responses(
+        (status = 200, description = "The rings as they are now", body = RingsDto,
+            headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
+    ),
+)]
 async fn set(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Admin)?;
     call.no_query()?;
+    let revision = expected_revision(&call.headers)?;
     let SetRings { rings } = json(&call.headers, body).await?;
     let percents = [rings.canary, rings.early, rings.broad, rings.production];
     let shares = Shares::of_percents(percents).map_err(Error::from)?;
-    let settings = call.shared.engine.set_rings(shares, by).await?;
-    Ok(dto::ok(&RingsDto::from(&settings)))
+    let engine = &call.shared.engine;
+    let settings = engine.set_rings(shares, revision, by).await?;
+    let answer = dto::ok(&RingsDto::from(&settings));
+    Ok(of_revision(settings.revision, answer))
 }

@@ -14,6 +14,7 @@ use crate::dto::{self, DeadLetterList, List, PageQuery, WebhookList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{json, no_body};
+use crate::request::revision::{expected_revision, of_revision};
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -151,7 +152,8 @@ async fn list(call: Call) -> Answer {
 ///
 /// It gets what happens from now on, in order and at least once, signed as the Standard Webhooks specification says.
 #[utoipa::path(post, path = "/api/v1/ota/webhooks", tag = "webhooks", request_body = WebhookRequest, responses(
-    (status = 201, description = "The webhook, with its secret, which is shown this once", body = NewWebhookDto),
+    (status = 201, description = "The webhook, with its secret, which is shown this once", body = NewWebhookDto,
+        headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
     (status = 409, description = "There are as many webhooks as there may be"),
 ))]
 async fn create(call: Call, body: Body) -> Answer {
@@ -159,51 +161,63 @@ async fn create(call: Call, body: Body) -> Answer {
     call.no_query()?;
     let request: WebhookRequest = json(&call.headers, body).await?;
     let (webhook, secret) = call.shared.webhooks.create(request.into(), by).await?;
-    Ok(dto::created(&NewWebhookDto {
+    let answer = dto::created(&NewWebhookDto {
         webhook: WebhookDto::from(&webhook),
         secret: &secret,
-    }))
+    });
+    Ok(of_revision(webhook.revision, answer))
 }
 
 /// One webhook
 #[utoipa::path(get, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks", responses(
-    (status = 200, description = "The webhook, without its secret", body = WebhookDto),
+    (status = 200, description = "The webhook, without its secret", body = WebhookDto,
+        headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
 ))]
 async fn get(id: Segment, call: Call) -> Answer {
     call.require(Role::Admin)?;
     call.no_query()?;
     let id: WebhookId = id.id("webhook")?;
     let webhook = call.shared.webhooks.get(&id).await?;
-    Ok(dto::ok(&WebhookDto::from(&webhook)))
+    let answer = dto::ok(&WebhookDto::from(&webhook));
+    Ok(of_revision(webhook.revision, answer))
 }
 
 /// Replace what is wanted of a webhook
 ///
 /// It goes on from its place with what it has not taken; failures so far are forgotten.
-#[utoipa::path(put, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks", request_body = WebhookRequest, responses(
-    (status = 200, description = "The webhook as it is now", body = WebhookDto),
-))]
+#[utoipa::path(put, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks", request_body = WebhookRequest,
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    responses(
+        (status = 200, description = "The webhook as it is now", body = WebhookDto,
+            headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
+    ),
+)]
 async fn change(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Admin)?;
     call.no_query()?;
     let id: WebhookId = id.id("webhook")?;
+    let revision = expected_revision(&call.headers)?;
     let request: WebhookRequest = json(&call.headers, body).await?;
-    let webhook = call.shared.webhooks.change(&id, request.into(), by).await?;
-    Ok(dto::ok(&WebhookDto::from(&webhook)))
+    let webhooks = &call.shared.webhooks;
+    let webhook = webhooks.change(&id, request.into(), revision, by).await?;
+    let answer = dto::ok(&WebhookDto::from(&webhook));
+    Ok(of_revision(webhook.revision, answer))
 }
 
 /// Delete a webhook
 ///
 /// With what was laid aside for it.
-#[utoipa::path(delete, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks", responses(
-    (status = 200, description = "The webhook as it was", body = WebhookDto),
-))]
+#[utoipa::path(delete, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks",
+    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    responses((status = 200, description = "The webhook as it was", body = WebhookDto)),
+)]
 async fn delete(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Admin)?;
     call.no_query()?;
     let id: WebhookId = id.id("webhook")?;
+    let revision = expected_revision(&call.headers)?;
     no_body(&call.headers, body).await?;
-    let webhook = call.shared.webhooks.delete(&id, by).await?;
+    let webhook = call.shared.webhooks.delete(&id, revision, by).await?;
     Ok(dto::ok(&WebhookDto::from(&webhook)))
 }
 

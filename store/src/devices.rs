@@ -17,7 +17,7 @@ macro_rules! select_device {
     ($($rest:expr),+ $(,)?) => {
         concat!(
             "SELECT d.device_key, d.device_id, d.device_type, d.device_model, d.manufacturer, d.hw_revision, \
-             d.firmware_version, d.group_names, d.tags, d.ring, d.bucket, d.registered_at, l.online, l.last_seen, \
+             d.firmware_version, d.group_names, d.tags, d.ring, d.bucket, d.revision, d.registered_at, l.online, l.last_seen, \
              l.version, l.slot, l.confirmed, l.battery_percent, l.charging, l.free_storage_bytes, l.security_floor, \
              l.reported_model, l.error_count, l.last_error, l.metrics FROM devices d JOIN device_latest l ON l.device_key = d.device_key ",
             $($rest),+
@@ -47,7 +47,7 @@ statements! {
          hw_revision = excluded.hw_revision, firmware_version = excluded.firmware_version, \
          group_names = excluded.group_names, tags = excluded.tags, ring = excluded.ring, \
          verifier = excluded.verifier, \
-         registered_at = excluded.registered_at, deleted_at = NULL WHERE devices.deleted_at IS NOT NULL \
+         revision = devices.revision + 1, registered_at = excluded.registered_at, deleted_at = NULL WHERE devices.deleted_at IS NOT NULL \
          RETURNING device_key, device_id";
     INSERT_LATEST[Int] = "INSERT INTO device_latest (device_key) VALUES {rows}";
     INSERT_SEQS[Int] = "INSERT INTO device_seqs (device_key) VALUES {rows} ON CONFLICT DO NOTHING";
@@ -55,7 +55,7 @@ statements! {
         "INSERT INTO device_groups (group_name, device_key) VALUES {rows} ON CONFLICT DO NOTHING";
     SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1 AND deleted_at IS NULL";
     SAVE_DEVICE = "UPDATE devices SET device_type = $2, device_model = $3, manufacturer = $4, hw_revision = $5, \
-         firmware_version = $6, group_names = $7, tags = $8, ring = $9 \
+         firmware_version = $6, group_names = $7, tags = $8, ring = $9, revision = revision + 1 \
          WHERE device_id = $1 AND deleted_at IS NULL RETURNING device_key";
     DELETE_DEVICE = "UPDATE devices SET deleted_at = $2, verifier = '' WHERE device_id = $1 AND deleted_at IS NULL \
          RETURNING device_key";
@@ -167,6 +167,7 @@ pub(crate) fn read_device<D: Dialect>(row: &Record<'_, D>) -> Result<Device, DbE
             ring,
         },
         bucket: row.uint("bucket")?,
+        revision: row.int("revision")?,
         registered_at: row.time("registered_at")?,
         latest: Latest {
             online: row.flag("online")?,

@@ -45,6 +45,7 @@ const STEPS: &[Step] = &steps![
     (22, "lists", "0022_lists.sql"),
     (23, "regressions", "0023_regressions.sql"),
     (24, "vitals", "0024_vitals.sql"),
+    (25, "revisions", "0025_revisions.sql"),
 ];
 
 /// The steps for SQLite.

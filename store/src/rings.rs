@@ -7,11 +7,11 @@ use crate::error::DbError;
 use crate::sql::{self, Args, Statement, statements};
 
 statements! {
-    RINGS = "SELECT ring, end_bucket, updated_at, updated_by FROM deployment_rings ORDER BY end_bucket";
-    RINGS_LOCKED = "SELECT ring, end_bucket, updated_at, updated_by FROM deployment_rings ORDER BY end_bucket \
+    RINGS = "SELECT ring, end_bucket, revision, updated_at, updated_by FROM deployment_rings ORDER BY end_bucket";
+    RINGS_LOCKED = "SELECT ring, end_bucket, revision, updated_at, updated_by FROM deployment_rings ORDER BY end_bucket \
          {for_update}";
-    SAVE_RINGS[Text, Int, Int, Text] = "INSERT INTO deployment_rings (ring, end_bucket, updated_at, updated_by) \
-         VALUES {rows} ON CONFLICT (ring) DO UPDATE SET end_bucket = excluded.end_bucket, \
+    SAVE_RINGS[Text, Int, Int, Int, Text] = "INSERT INTO deployment_rings (ring, end_bucket, revision, updated_at, updated_by) \
+         VALUES {rows} ON CONFLICT (ring) DO UPDATE SET end_bucket = excluded.end_bucket, revision = excluded.revision, \
          updated_at = excluded.updated_at, updated_by = excluded.updated_by";
 }
 
@@ -35,6 +35,7 @@ async fn read<D: Dialect>(
         Ok((
             ring,
             end,
+            row.int("revision")?,
             row.time_opt("updated_at")?,
             row.string_opt("updated_by")?,
         ))
@@ -47,9 +48,10 @@ async fn read<D: Dialect>(
         return Err(DbError::corrupt("the rings do not rise to everything"));
     };
     let newest = rows.into_iter().next();
-    let (updated_at, updated_by) = newest.map_or((None, None), |(_, _, at, by)| (at, by));
+    let (_, _, revision, updated_at, updated_by) = sql::present("deployment_rings", newest)?;
     Ok(RingSettings {
         shares,
+        revision,
         updated_at,
         updated_by,
     })
@@ -63,6 +65,7 @@ pub(crate) async fn save<D: Dialect>(
     sql::execute_rows::<D, _>(conn, &SAVE_RINGS, &Ring::ALL, |args, ring| {
         args.text(ring.name())
             .int(i64::from(settings.shares.end_bucket(*ring)))
+            .int(settings.revision)
             .time(settings.updated_at)
             .text(settings.updated_by.as_deref())
     })

@@ -20,7 +20,7 @@ macro_rules! select_webhook {
     ($rest:literal) => {
         concat!(
             "SELECT w.webhook_id, w.url, w.secret, w.event_types, w.campaign_id, w.status, w.reason, w.place, w.tries, \
-             w.failing_since, w.due_at, w.error, w.delivered_at, w.created_at, w.created_by, w.updated_at \
+             w.failing_since, w.due_at, w.error, w.delivered_at, w.created_at, w.created_by, w.revision, w.updated_at \
              FROM webhooks w ",
             $rest
         )
@@ -54,7 +54,7 @@ statements! {
          WHERE (SELECT COUNT(*) FROM webhooks) < $11";
     SAVE_WEBHOOK = "UPDATE webhooks SET url = $2, event_types = $3, campaign_id = $4, status = $5, reason = NULL, \
          secret = COALESCE($6, secret), tries = 0, failing_since = NULL, due_at = NULL, error = NULL, \
-         updated_at = $7 WHERE webhook_id = $1";
+         revision = revision + 1, updated_at = $7 WHERE webhook_id = $1";
     WEBHOOK_MOVED = "UPDATE webhooks SET place = $2, tries = $3, failing_since = $4, due_at = $5, error = $6, \
          delivered_at = $7, status = $8, reason = $9 WHERE webhook_id = $1 AND status = 'active' AND updated_at = $10";
     DELETE_WEBHOOK = "DELETE FROM webhooks WHERE webhook_id = $1";
@@ -96,6 +96,7 @@ fn read_served<D: Dialect>(row: &Record<'_, D>) -> Result<Served, DbError> {
         delivered_at: row.time_opt("delivered_at")?,
         created_at: row.time("created_at")?,
         created_by: row.string("created_by")?,
+        revision: row.int("revision")?,
         updated_at: row.time("updated_at")?,
     };
     Ok(Served {

@@ -173,6 +173,7 @@ async fn rings_are_settings_and_a_campaign_keeps_its_own(options: Options) {
     let mut fresh = shares([5.0, 25.0, 75.0, 100.0]);
     fresh["updated_at"] = Value::Null;
     fresh["updated_by"] = Value::Null;
+    fresh["revision"] = json!(0);
     assert_eq!(admin.get(RINGS).await.expect(200), fresh);
     let pinned = ["canary", "early", "broad", "production"].map(|ring| {
         let mut device = device_json(ring);
@@ -193,6 +194,7 @@ async fn rings_are_settings_and_a_campaign_keeps_its_own(options: Options) {
     insta::allow_duplicates! {
         insta::assert_json_snapshot!(set, { ".updated_at" => "[time]" }, @r#"
         {
+          "revision": 1,
           "rings": {
             "broad": 50.0,
             "canary": 1.0,

@@ -231,6 +231,7 @@ async fn a_device_is_changed_and_found_by_what_it_is(options: Options) {
       "online": false,
       "registered_at": "[time]",
       "reported_model": null,
+      "revision": 1,
       "ring": "early",
       "security_floor": null,
       "slot": null,

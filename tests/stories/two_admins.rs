@@ -3,13 +3,17 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Admin, Answer, Options, Service, device_json, image, image_metadata};
+use crate::harness::{
+    Admin, Answer, Device, MqttVersion, Options, Service, device_json, image, image_metadata,
+};
 
 matrix!(exactly_one_takes_each_step: sqlite_gateway, postgres_gateway);
 matrix!(one_image_uploaded_by_many_is_one_record: sqlite_gateway, postgres_gateway);
 matrix!(start_and_cancel_at_once_leave_one_truth: sqlite_gateway, postgres_gateway);
 matrix!(what_several_change_of_one_device_all_holds: sqlite_gateway, postgres_gateway);
 matrix!(whatever_is_asked_of_one_device_at_once_is_answered: sqlite_gateway, postgres_gateway);
+matrix!(who_has_not_seen_the_last_change_is_told: sqlite_gateway, postgres_gateway);
+matrix!(what_a_device_says_is_no_change_of_an_admins: sqlite_gateway);
 matrix!(each_change_of_a_webhook_is_told_from_the_one_before: sqlite_gateway, postgres_gateway);
 
 /// Administrators at a time.
@@ -235,4 +239,98 @@ async fn each_change_of_a_webhook_is_told_from_the_one_before(options: Options) 
     let deleted = told(&admin, "webhook.deleted").await;
     assert_eq!(deleted.len(), 1);
     assert_eq!(deleted[0].0["origin"], origin);
+}
+
+/// What a resource is tagged with, which is its `revision`.
+async fn tag_of(service: &Service, path: &str) -> String {
+    let admin = service.admin();
+    let request = admin.client().get(admin.url(path));
+    let request = request.bearer_auth(service.key());
+    let response = request.send().await.unwrap();
+    let tag = response.headers()["etag"].to_str().unwrap().to_owned();
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(tag, format!("\"{}\"", body["revision"]), "{path}");
+    tag
+}
+
+async fn who_has_not_seen_the_last_change_is_told(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let campaign = campaign_for_one(&service).await;
+    let draft = admin.campaign(&campaign).await["draft"].clone();
+    let hook = json!({ "url": "https://1.invalid/", "status": "paused" });
+    let made = admin.post("/api/v1/ota/webhooks", hook.clone()).await;
+    let made = made.expect(201);
+    let rings = |canary: u32| json!({ "rings": { "canary": canary, "early": 25, "broad": 75, "production": 100 } });
+    let webhook = format!(
+        "/api/v1/ota/webhooks/{}",
+        made["webhook_id"].as_str().unwrap()
+    );
+    let device = "/api/v1/ota/devices/frame-1";
+    for (path, one, other) in [
+        ("/api/v1/rings", rings(6), rings(7)),
+        (
+            device,
+            json!({ "tags": { "floor": "1" } }),
+            json!({ "tags": { "floor": "2" } }),
+        ),
+        (
+            &webhook,
+            hook.clone(),
+            json!({ "url": "https://2.invalid/", "status": "paused" }),
+        ),
+        (
+            &format!("/api/v1/ota/campaigns/{campaign}"),
+            draft.clone(),
+            draft,
+        ),
+    ] {
+        let with = async |method: reqwest::Method, tag: &str, body: Option<&Value>| {
+            let mut request = admin.client().request(method, admin.url(path));
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            admin.send(request.header("If-Match", tag)).await
+        };
+        let put = async |tag: &str, body| with(reqwest::Method::PUT, tag, Some(body)).await;
+        let seen = tag_of(&service, path).await;
+        put(&seen, &one).await.expect(200);
+        let now = tag_of(&service, path).await;
+        assert_ne!(now, seen, "{path}");
+        let refused = put(&seen, &other).await.refused(409);
+        assert_eq!(refused["code"], "changed_meanwhile", "{path}: {refused:#}");
+        put("\"x\"", &other).await.refused(400);
+        admin.put(path, other.clone()).await.expect(200); // who names none changes whatever there is
+        if path != "/api/v1/rings" {
+            with(reqwest::Method::DELETE, &now, None).await.refused(409);
+            let last = tag_of(&service, path).await;
+            with(reqwest::Method::DELETE, &last, None).await.expect(200);
+        }
+    }
+    // Registered again, it is another device than the one that somebody has seen.
+    service.register(device_json("frame-1")).await;
+    let old = admin.client().delete(admin.url(device));
+    admin
+        .send(old.header("If-Match", "\"0\""))
+        .await
+        .refused(409);
+}
+
+async fn what_a_device_says_is_no_change_of_an_admins(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let credentials = service.register(device_json("frame-1")).await;
+    let path = "/api/v1/ota/devices/frame-1";
+    let seen = tag_of(&service, path).await;
+    let mut device = Device::connect(&service, MqttVersion::V5, &credentials).await;
+    device.check("2.0.1", "boot").await;
+    let shown = admin.get(path).await.expect(200);
+    assert_eq!(shown["firmware_version"], "2.0.1");
+    assert_eq!(tag_of(&service, path).await, seen);
+    let request = admin.client().put(admin.url(path));
+    let request = request.json(&json!({ "tags": { "floor": "2" } }));
+    admin
+        .send(request.header("If-Match", seen))
+        .await
+        .expect(200);
 }

@@ -233,6 +233,7 @@ async fn events_come_in_order_and_signed(options: Options) {
       "last_delivered_at": null,
       "last_event_id": "[event]",
       "reason": null,
+      "revision": 0,
       "secret": "[secret]",
       "status": "active",
       "updated_at": "[time]",

@@ -18,6 +18,7 @@ fn webhook() -> Webhook {
         delivered_at: None,
         created_at: at(0),
         created_by: "admin".into(),
+        revision: 0,
         updated_at: at(0),
     }
 }

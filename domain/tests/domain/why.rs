@@ -25,6 +25,7 @@ fn device() -> Device {
         key: DeviceKey(1),
         registration: serde_json::from_value(registration).unwrap(),
         bucket: 7_000,
+        revision: 0,
         registered_at: at(0),
         latest: Latest {
             online: true,

@@ -5,8 +5,8 @@ use device_ota_domain::audit::Act;
 use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Advance, AdvanceError};
 
-use super::proposal::is_of;
 use super::{CampaignView, locked, put, record};
+use crate::revision::is_of;
 use crate::{Caller, Engine, Error, Result};
 
 impl Engine {
@@ -22,7 +22,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
-        is_of(expected, &campaign)?;
+        is_of(expected, "the campaign", campaign.revision)?;
         let counts = tx.counts(id).await?;
         let campaign = planner::advance(now, campaign, &counts, asked)?;
         record(

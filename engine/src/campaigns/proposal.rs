@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::{CampaignView, locked, tell};
 use crate::ports::clock::random;
 use crate::ports::store::Aim;
+use crate::revision::is_of;
 use crate::{Caller, Engine, Error, Result};
 
 /// The revision of a campaign that is as it was created.
@@ -103,7 +104,7 @@ impl Engine {
         let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
-        is_of(expected, &campaign)?;
+        is_of(expected, "the campaign", campaign.revision)?;
         let mut campaign =
             campaign.edit(proposal.spec, proposal.requires_approval, by.subject())?;
         campaign.target_count = target_count;
@@ -157,7 +158,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (mut campaign, before) = locked(tx.as_mut(), id).await?;
-        is_of(expected, &campaign)?;
+        is_of(expected, "the campaign", campaign.revision)?;
         if campaign.state != CampaignState::Created {
             return Err(Error::conflict(
                 "wrong_state",
@@ -187,28 +188,21 @@ impl Engine {
         self.settle(tx, before, campaign, event_type, now, by).await
     }
 
-    /// Leaves a campaign out of lists; it can still be read. 409 while it is active.
-    pub async fn delete_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
+    /// Leaves a campaign out of lists; it can still be read. 409 while it is active, and when it is no longer of the revision
+    /// `expected`.
+    pub async fn delete_campaign(
+        &self,
+        id: &CampaignId,
+        expected: Option<i64>,
+        by: &Caller,
+    ) -> Result<CampaignView> {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
+        is_of(expected, "the campaign", campaign.revision)?;
         let campaign = campaign.delete(now)?;
         self.settle(tx, before, campaign, EventType::CampaignDeleted, now, by)
             .await
-    }
-}
-
-/// 409 when the campaign is no longer of the revision that somebody has seen.
-pub(super) fn is_of(expected: Option<i64>, campaign: &Campaign) -> Result<()> {
-    match expected {
-        Some(revision) if revision != campaign.revision => {
-            let is = campaign.revision;
-            Err(Error::conflict(
-                "changed_meanwhile",
-                format!("the campaign is at revision {is} by now; read it and try again"),
-            ))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -100,7 +100,7 @@ async fn who_is_heard_otherwise_or_was_deleted_is_not_missed() {
     }
     fixture
         .engine
-        .delete_device(&deleted.id, &tester())
+        .delete_device(&deleted.id, None, &tester())
         .await
         .unwrap();
     for _ in 0..4 {

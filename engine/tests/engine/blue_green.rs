@@ -187,7 +187,11 @@ async fn what_is_held_is_dropped_with_the_campaign_and_what_flipped_goes_back() 
 async fn a_deleted_device_and_one_that_is_asked_for_something_else_hold_nothing() {
     let (mut fixture, campaign, held) = prepared("").await;
     let id = held[0].offer.device_id.as_str().parse().unwrap();
-    let ended = fixture.engine.delete_device(&id, &tester()).await.unwrap();
+    let ended = fixture
+        .engine
+        .delete_device(&id, None, &tester())
+        .await
+        .unwrap();
     assert_eq!(ended, 1);
     assert_eq!(fixture.status(&held[0].offer.update_id).await, "cancelled");
 

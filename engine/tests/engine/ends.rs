@@ -327,7 +327,10 @@ async fn a_rollback_of_a_deleted_campaign_is_not_tried_again() {
     fixture.until(&campaign, "rolled_back").await;
     let id = log(&fixture, &devices[0]).await[0].update_id.clone();
     let engine = fixture.engine.clone();
-    engine.delete_campaign(&campaign, &tester()).await.unwrap();
+    engine
+        .delete_campaign(&campaign, None, &tester())
+        .await
+        .unwrap();
     let refused = engine.retry_update(&id, &tester()).await.unwrap_err();
     assert_eq!(refused.code(), "deleted");
     fixture.until(&campaign, "rolled_back").await;
@@ -372,7 +375,9 @@ async fn a_device_that_became_another_model_is_not_offered_the_old_ones_image() 
         .unwrap();
     let change = async |change: &str| {
         let change = serde_json::from_str(change).unwrap();
-        engine.change_device(&device.id, change, &tester()).await
+        engine
+            .change_device(&device.id, change, None, &tester())
+            .await
     };
     change(r#"{"tags":{"floor":"2"}}"#).await.unwrap();
     let id = waits.update.id.as_str();
@@ -425,7 +430,10 @@ async fn what_was_made_for_a_device_in_the_moment_of_its_deletion_ends() {
         id: "upd_00000000000001a7".parse().unwrap(),
         ..made.update.clone()
     };
-    engine.delete_device(&device.id, &tester()).await.unwrap();
+    engine
+        .delete_device(&device.id, None, &tester())
+        .await
+        .unwrap();
     let mut tx = fixture.store.begin().await.unwrap();
     tx.insert_update(&late, None).await.unwrap();
     tx.commit().await.unwrap();

@@ -188,7 +188,7 @@ async fn a_device_that_is_deleted_is_not_watched_any_more() {
     let (campaign, device, _) = completed(&mut fixture, &more).await;
     assert_eq!(fixture.store.watched().await.unwrap().len(), 1);
     let by = tester();
-    let deleted = fixture.engine.delete_device(&device.id, &by);
+    let deleted = fixture.engine.delete_device(&device.id, None, &by);
     deleted.await.unwrap();
     assert_eq!(fixture.store.watched().await.unwrap(), []);
     fixture.pass(SignedDuration::from_hours(2)).await;

@@ -41,6 +41,8 @@ pub(crate) struct DeviceDto<'a> {
     last_error: Option<&'a LastError>,
     metrics: &'a BTreeMap<String, f64>,
     registered_at: Timestamp,
+    /// Rises with each change of what is registered.
+    revision: i64,
 }
 
 impl<'a> From<&'a Device> for DeviceDto<'a> {
@@ -73,6 +75,7 @@ impl<'a> From<&'a Device> for DeviceDto<'a> {
             last_error: latest.last_error.as_ref(),
             metrics: &latest.metrics,
             registered_at: device.registered_at,
+            revision: device.revision,
         }
     }
 }
@@ -177,6 +180,7 @@ mod tests {
             key: DeviceKey(7),
             registration: serde_json::from_value(registration).unwrap(),
             bucket: 1_234,
+            revision: 3,
             registered_at: Timestamp::from_second(1_766_052_000).unwrap(),
             latest: Latest {
                 online: true,
@@ -212,7 +216,8 @@ mod tests {
           "error_count": 0,
           "last_error": null,
           "metrics": {},
-          "registered_at": "2025-12-18T10:00:00Z"
+          "registered_at": "2025-12-18T10:00:00Z",
+          "revision": 3
         }
         "#);
     }

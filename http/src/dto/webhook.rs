@@ -31,6 +31,8 @@ pub(crate) struct WebhookDto<'w> {
     created_at: Timestamp,
     created_by: &'w str,
     updated_at: Timestamp,
+    /// Rises with each change of what is wanted of it.
+    revision: i64,
 }
 
 /// A run of failures.
@@ -97,6 +99,7 @@ impl<'w> From<&'w Webhook> for WebhookDto<'w> {
             created_at: webhook.created_at,
             created_by: &webhook.created_by,
             updated_at: webhook.updated_at,
+            revision: webhook.revision,
         }
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod body;
 pub(crate) mod json;
 pub(crate) mod linger;
 mod query;
+pub(crate) mod revision;
 
 use std::convert::Infallible;
 use std::net::IpAddr;

@@ -68,6 +68,7 @@ async fn a_device_reads_back_as_it_was_registered(store: &dyn Store) {
         .await
         .unwrap()
         .unwrap();
+    assert_eq!(device.revision, 0);
     assert_eq!(device.key, keys[0]);
     assert_eq!(device.registration, new.registration);
     assert_eq!((device.bucket, device.registered_at), (4_711, new.at));
@@ -146,7 +147,8 @@ async fn devices_come_in_pages(store: &dyn Store) {
 async fn what_is_registered_can_be_changed(store: &dyn Store) {
     let mut new = new_device("a", 7);
     new.registration.groups = vec!["old".into()];
-    register(store, std::slice::from_ref(&new)).await;
+    let keys = register(store, std::slice::from_ref(&new)).await;
+    touch(store, &[online_touch(keys[0])]).await; // what it says is no change
     let mut said = new.registration.clone();
     said.groups = vec!["new".into(), "newer".into()];
     said.tags.insert("floor".into(), "2".into());
@@ -159,6 +161,7 @@ async fn what_is_registered_can_be_changed(store: &dyn Store) {
     tx.commit().await.unwrap();
     let device = store.device(&said.device_id).await.unwrap().unwrap();
     assert_eq!((device.registration, device.bucket), (said, 7));
+    assert_eq!(device.revision, 1);
     let in_group = async |group: &str| {
         let filter = DeviceFilter {
             group: Some(group.to_owned()),
@@ -204,6 +207,7 @@ async fn a_deleted_device_is_gone_and_may_come_back(store: &dyn Store) {
     assert_eq!(back, keys[..1]);
     let device = store.device(id).await.unwrap().unwrap();
     assert_eq!(device.latest, device_ota_domain::device::Latest::default());
+    assert_eq!(device.revision, 1, "it is another one than before");
     let mut tx = store.begin().await.unwrap();
     assert_eq!(
         tx.draw_seqs(&keys[..1]).await.unwrap()[0].seq,

@@ -18,6 +18,7 @@ async fn shares_are_the_documents_until_they_are_set(store: &dyn Store) {
     ] {
         let set = RingSettings {
             shares: Shares::of_percents(percents).unwrap(),
+            revision: now,
             updated_at: Some(at(now)),
             updated_by: Some("admin".into()),
         };

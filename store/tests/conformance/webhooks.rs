@@ -28,6 +28,7 @@ fn webhook(number: u8) -> Webhook {
         delivered_at: None,
         created_at: at(0),
         created_by: "admin".into(),
+        revision: 0,
         updated_at: at(0),
     }
 }
@@ -129,6 +130,7 @@ async fn what_was_changed_is_not_overwritten(store: &dyn Store) {
     let paused = Webhook {
         url: "https://example.com/new".into(),
         status: WebhookStatus::Paused,
+        revision: 1,
         updated_at: at(9),
         ..hook.clone()
     };
