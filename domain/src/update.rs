@@ -1,6 +1,7 @@
 //! Updates: one firmware for one device, from the first offer to its end. A rollback is an update with another action.
 
 mod aftermath;
+mod arrival;
 mod failure;
 mod group;
 mod order;

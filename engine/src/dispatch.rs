@@ -21,6 +21,7 @@ use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
 use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, Tx};
+use crate::updates::without_arrived;
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
@@ -159,6 +160,7 @@ impl Engine {
             let room = self.room_in(tx.as_mut()).await?.unwrap_or(u64::MAX);
             let limit = u32::try_from(room).unwrap_or(u32::MAX).min(SINGLE_CLAIM);
             let found = tx.claimable_singles(action, now, limit).await?;
+            let found = without_arrived(tx.as_mut(), found, now).await?;
             let due = claim(self, tx.as_mut(), action, found, (now, false)).await?;
             self.commit(tx).await?;
             self.send_due(due).await;

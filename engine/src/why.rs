@@ -43,7 +43,9 @@ impl Engine {
     /// What to tell a device that runs `version`, asked, and had nothing in flight when it did. One read where there is
     /// nothing for it.
     pub(crate) async fn prospect(&self, key: DeviceKey, version: &str) -> Result<Prospect> {
-        let open = self.store.newest_open(key, NEWEST).await?.into_iter();
+        let mut open = self.store.newest_open(key, NEWEST).await?;
+        open.retain(|update| update.campaign.is_some() || !update.is_done_without_us(version));
+        let open = open.into_iter();
         let (live, waiting): (Vec<_>, Vec<_>) = open.partition(|u| u.group() == Group::InFlight);
         if live.iter().any(|update| update.to_version != version) {
             return Ok(Prospect::Offer); // the dispatcher was faster than this answer

@@ -9,15 +9,17 @@ use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::targeting::{Exclusion, fits};
 use device_ota_domain::update::{Action, Aftermath, Progress, UpdateState};
 use device_ota_domain::{DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId};
+use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::UpdateView;
 use crate::audit::facts;
+use crate::changes::Changes;
 use crate::devices::locked;
 use crate::firmware::held;
 use crate::ports::clock::random;
-use crate::ports::store::{RollbackFilter, Tx};
+use crate::ports::store::{Claimable, RollbackFilter, Tx};
 use crate::{Caller, Engine, Error, Result};
 
 /// The newest entry of a device's rollback log.
@@ -256,6 +258,25 @@ pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// Completes those whose devices came to the version by themselves; answers what is left to offer.
+pub(crate) async fn without_arrived(
+    tx: &mut dyn Tx,
+    found: Vec<Claimable>,
+    now: Timestamp,
+) -> Result<Vec<Claimable>> {
+    let mut changes = Changes::default();
+    let mut left = Vec::with_capacity(found.len());
+    for found in found {
+        let running = found.running.as_deref().unwrap_or_default();
+        match found.update.clone().arrive(running, now) {
+            Some(update) => changes.record(&found.update.standing(), update, now),
+            None => left.push(found),
+        }
+    }
+    changes.write(tx).await?;
+    Ok(left)
 }
 
 /// 409, with the reason for which a campaign would leave the device out.

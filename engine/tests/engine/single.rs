@@ -1,6 +1,7 @@
 //! Updates of one device: whom they are refused to, and that what was asked twice is asked once.
 
 use device_ota_domain::{FirmwareId, Update};
+use device_ota_engine::inbound::Uplink;
 use device_ota_engine::ports::store::UpdateFilter;
 use device_ota_engine::{DryRunQuery, Error, UpdateRequest, UpdateView, Uploaded};
 use device_ota_protocol::topics::Up;
@@ -117,6 +118,44 @@ async fn a_campaign_stands_in_the_way_once_its_offer_is_out() {
     let refused = ask(&fixture, "d1", &two, "").await;
     assert_eq!(code(&refused), "already_requested");
     assert!(refused.unwrap_err().to_string().contains(&offer.update_id));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_came_to_the_version_without_us_is_offered_nothing() {
+    let mut fixture = Fixture::new().await;
+    let engine = fixture.engine.clone();
+    let (came, again) = (fixture.device("d1").await, fixture.device("d2").await);
+    let two = of(fixture.upload("2.0.0", b"two").await);
+    let waits = ask(&fixture, "d1", &two, "").await.unwrap();
+    let check = r#"{"version":"2.0.0","nonce":"n","reason":"boot"}"#;
+    for device in [&came, &again] {
+        fixture.publish(device, Up::Check, check).await;
+        let reply = fixture.reply_to("n").await;
+        assert_eq!(reply["offer"], false, "{reply:#}");
+    }
+    // Who asks for what the device runs already means it.
+    let forced = ask(&fixture, "d2", &two, r#","force_update":true"#).await;
+    let forced = forced.unwrap();
+    for device in [&came, &again] {
+        let here = Uplink::Online { session: i64::MAX };
+        fixture.submit(device, here).await.wait().await;
+    }
+    engine.dispatch_all().await.unwrap();
+    assert_eq!(fixture.offer().await.update_id, forced.update.id.as_str());
+    assert!(fixture.nothing_sent());
+    let ended = engine.update(&waits.update.id).await.unwrap().update;
+    assert_eq!((ended.status(), ended.attempt), ("completed", 0));
+    assert_eq!(ended.from_version.as_deref(), Some("1.0.0"));
+    let events = fixture.store.events_for("nobody", 100).await.unwrap();
+    let told = events
+        .iter()
+        .filter(|event| event.event_type == "update.completed");
+    assert_eq!(told.count(), 1);
+    assert_eq!(
+        fixture.store.ledger().await.unwrap(),
+        fixture.store.ledger_by_rows().await.unwrap()
+    );
     fixture.stop().await;
 }
 
