@@ -16,9 +16,21 @@ pub(crate) enum AuditCommand {
     /// not as it was written, and exit status 1.
     Verify {
         /// A hash that was written down earlier; the chain must hold it.
-        #[arg(long, value_name = "HASH")]
+        #[arg(long, value_name = "HASH", value_parser = hash)]
         expect: Option<String>,
     },
+}
+
+/// A hash as `verify` prints it; capitals and spaces around it are taken as well.
+fn hash(text: &str) -> Result<String, &'static str> {
+    let hash = text.trim().to_ascii_lowercase();
+    if hash.len() == 64 && hash.chars().all(|digit| digit.is_ascii_hexdigit()) {
+        Ok(hash)
+    } else {
+        Err(
+            "this is no hash: give the 64 digits (0-9, a-f) of the second line that an earlier `audit verify` printed",
+        )
+    }
 }
 
 /// Does it.
@@ -28,13 +40,24 @@ pub(crate) fn run(config: &Config, command: &AuditCommand) -> anyhow::Result<()>
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let store = open(&config.database).await?;
-        let expect = expect.as_ref().map(|hash| hash.trim().to_ascii_lowercase());
-        let head = verify_audit(&*store, expect.as_deref()).await?;
+        let head = loop {
+            let was_at_rest = is_at_rest(&config.database);
+            let store = open(&config.database).await?;
+            let found = verify_audit(&*store, expect.as_deref()).await;
+            // A service that began to write meanwhile may have mixed up what was read without a lock.
+            if was_at_rest && !is_at_rest(&config.database) {
+                continue;
+            }
+            break found?;
+        };
         println!("{} records, all as they were written", head.number);
         println!("{}", head.hash);
         Ok(())
     })
+}
+
+fn is_at_rest(database: &Database) -> bool {
+    matches!(database, Database::Sqlite(path) if SqliteStore::is_at_rest(path))
 }
 
 /// The database as it is: a trail that is looked at must not be touched.

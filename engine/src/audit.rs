@@ -19,7 +19,7 @@ pub enum AuditFailure {
     #[error("the audit trail cannot be read")]
     Unreadable(#[from] StoreError),
     /// It was tampered with.
-    #[error("the audit trail is broken: {0}")]
+    #[error("the audit trail is broken")]
     Broken(#[from] Break),
     /// It is whole, and another one than before.
     #[error(

@@ -79,7 +79,7 @@ impl SqlStore<Sqlite> {
     }
 
     /// Opens the database file at `path` to read alone, also beside a service that writes: nothing is made, brought up to date
-    /// or changed.
+    /// or changed. Of a file that is at rest, nobody must begin to write while it is read: see [`is_at_rest`](Self::is_at_rest).
     ///
     /// # Errors
     /// When there is no such file, or its schema is not the one of this version.
@@ -88,9 +88,20 @@ impl SqlStore<Sqlite> {
             return Err(OpenError::Missing);
         }
         let pool = pool_options::<Sqlite>(1)
-            .connect_with(file(path).read_only(true))
+            .connect_with(file(path).read_only(true).immutable(Self::is_at_rest(path)))
             .await?;
         Self::reading(pool).await
+    }
+
+    /// Whether all of a database is in its file: nobody has it open, and whoever had it last has closed it. It is read without
+    /// a lock then, and without the files that lie beside one that is in use.
+    pub fn is_at_rest(path: &Path) -> bool {
+        let beside = |suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            std::fs::metadata(name)
+        };
+        beside("-shm").is_err() && beside("-wal").map_or(0, |log| log.len()) == 0
     }
 }
 

@@ -33,6 +33,16 @@ impl SmallDisk {
         path
     }
 
+    /// From now on nothing is written to it.
+    pub fn read_only(&self) {
+        let mounted = Command::new("mount")
+            .args(["-o", "remount,ro"])
+            .arg(self.path())
+            .status()
+            .expect("mount is installed");
+        assert!(mounted.success());
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
