@@ -9,6 +9,7 @@ use crate::harness::{
 matrix!(a_single_device_is_taken_without_a_list: sqlite_gateway);
 matrix!(a_thousand_are_taken_and_one_more_refused: sqlite_gateway, postgres_gateway);
 matrix!(each_wrong_entry_is_told_and_harms_no_other: sqlite_gateway, postgres_gateway);
+matrix!(no_name_stands_twice_in_what_is_registered: sqlite_gateway);
 matrix!(new_credentials_end_the_old_session);
 
 const DEVICES: &str = "/api/v1/ota/devices";
@@ -111,6 +112,53 @@ async fn each_wrong_entry_is_told_and_harms_no_other(options: Options) {
         );
         assert!(entry["mqtt"].is_null(), "{entry}");
     }
+}
+
+async fn no_name_stands_twice_in_what_is_registered(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let post = async |path: &str, body: &str| {
+        let request = admin.client().post(admin.url(path)).body(body.to_owned());
+        let answer = admin
+            .send(request.header("Content-Type", "application/json"))
+            .await;
+        answer.refused(400)["detail"].as_str().unwrap().to_owned()
+    };
+    let twice = "stands twice in one object at line 1 column";
+    let device = r#""device_id":"d1","device_model":"SF-100","tags":{"floor":"1","floor":"2"}"#;
+    let told = post(DEVICES, &format!("{{{device}}}")).await;
+    assert!(
+        told.starts_with(&format!("the body: tags: the name \"floor\" {twice}")),
+        "{told}"
+    );
+    let told = post(DEVICES, &format!(r#"{{"devices":[{{{device}}}]}}"#)).await;
+    assert!(
+        told.starts_with(&format!(
+            "the body: devices[0].tags: the name \"floor\" {twice}"
+        )),
+        "{told}"
+    );
+    let model = r#"{"device_id":"d1","device_model":"SF-100","device_model":"SF-200"}"#;
+    let told = post(DEVICES, model).await;
+    assert!(
+        told.starts_with(&format!(
+            "the body is not as it should be: the name \"device_model\" {twice}"
+        )),
+        "{told}"
+    );
+    let firmware = admin.image("2.1.0").await;
+    let filter = format!(
+        r#"{{"name":"n","firmware_id":"{firmware}","target_filters":{{"field":"ring","op":"eq","value":"canary","op":"ne"}}}}"#
+    );
+    let told = post("/api/v1/ota/campaigns", &filter).await;
+    assert!(
+        told.starts_with(&format!(
+            "the body: target_filters: the name \"op\" {twice}"
+        )),
+        "{told}"
+    );
+    let list = admin.get(DEVICES).await.expect(200);
+    assert_eq!(list["count"], 0);
 }
 
 async fn new_credentials_end_the_old_session(options: Options) {

@@ -186,7 +186,7 @@ mod tests {
         {"device_id":"b","status":"error","error":"device is not as it should be: missing field `device_model`"}
         {"device_id":"c/d","status":"error","error":"device: device_id: device_id \"c/d\" is not valid: it must start with a letter or digit and hold at most 64 of A-Z a-z 0-9 _ . : -"}
         {"device_id":"e","status":"error","error":"device_model must not be empty"}
-        {"device_id":null,"status":"error","error":"device is not as it should be: invalid type: integer `7`, expected struct Registration"}
+        {"device_id":null,"status":"error","error":"device is not as it should be: must be an object, not 7"}
         "#);
     }
 

@@ -1,6 +1,8 @@
-//! JSON bodies: the right content type, a bound on their size, and errors that name the field and the line.
+//! JSON bodies: the right content type, a bound on their size, and errors that name the field.
 
+mod fault;
 mod strict;
+mod whole;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -8,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 
 use self::strict::Strict;
+use self::whole::Whole;
 use super::body::{Body, read_whole};
 use crate::errors::ApiError;
 
@@ -54,18 +57,15 @@ pub(crate) async fn no_body(headers: &HeaderMap, body: Body) -> Result<(), ApiEr
     optional_json::<Nothing>(headers, body).await.map(drop)
 }
 
-/// Reads JSON; `what` names it in the error, which names the field, the line and the column.
+/// Reads JSON; `what` names it in the error, which names the field, or where the text is no JSON the line and the column.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value =
-        serde_path_to_error::deserialize(&mut reader).map_err(|error| explain(what, &error))?;
+    let Whole(value) =
+        serde_path_to_error::deserialize(&mut reader).map_err(|error| no_json(what, &error))?;
     reader
         .end()
         .map_err(|error| invalid(format!("{what} goes on after its JSON: {error}")))?;
-    // The first reading tells lines and columns; the second refuses lists where objects are meant.
-    let again = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-    from_value::<T>(again, what)?;
-    Ok(value)
+    from_value(value, what)
 }
 
 /// Reads a value that was JSON already.
@@ -73,18 +73,39 @@ pub(crate) fn from_value<T: DeserializeOwned>(
     value: serde_json::Value,
     what: &str,
 ) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(Strict(value)).map_err(|error| explain(what, &error))
+    serde_path_to_error::deserialize(Strict(value))
+        .map_err(|error| misplaced(what, error.path(), error.inner()))
 }
 
-fn explain(what: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
-    let path = error.path().to_string();
+/// What is wrong with the text itself.
+fn no_json(what: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
     let inner = error.inner();
-    match (inner.classify(), path.as_str()) {
-        (serde_json::error::Category::Data, "." | "?") => {
-            invalid(format!("{what} is not as it should be: {inner}"))
-        }
-        (serde_json::error::Category::Data, path) => invalid(format!("{what}: {path}: {inner}")),
-        _ => invalid(format!("{what} is not valid JSON: {inner}")),
+    let text = inner.to_string();
+    // Both are JSON; serde_json tells them apart by its words alone.
+    let too_much = ["number out of range", "recursion limit exceeded"];
+    if inner.is_data() {
+        misplaced(what, error.path(), &text)
+    } else if text.starts_with(too_much[0]) {
+        let told = "a number is too large to be taken: none is above 1.7e308";
+        misplaced(what, error.path(), &told)
+    } else if text.starts_with(too_much[1]) {
+        invalid(format!(
+            "{what} is nested too deeply: at most 127 levels are taken"
+        ))
+    } else {
+        invalid(format!("{what} is not valid JSON: {text}"))
+    }
+}
+
+/// What is wrong at a place.
+fn misplaced(
+    what: &str,
+    path: &serde_path_to_error::Path,
+    told: &dyn std::fmt::Display,
+) -> ApiError {
+    match path.to_string().as_str() {
+        "." | "?" => invalid(format!("{what} is not as it should be: {told}")),
+        path => invalid(format!("{what}: {path}: {told}")),
     }
 }
 
@@ -142,15 +163,15 @@ mod tests {
     fn an_error_names_the_field_and_where_it_is() {
         insta::assert_snapshot!(
             complaint("{\n\"name\": 5}"),
-            @"the body: name: invalid type: integer `5`, expected a string at line 2 column 9"
+            @"the body: name: must be a text, not 5"
         );
         insta::assert_snapshot!(
             complaint(r#"{"name": "x"}"#),
-            @"the body is not as it should be: missing field `firmware_id` at line 1 column 13"
+            @"the body is not as it should be: missing field `firmware_id`"
         );
         insta::assert_snapshot!(
             complaint(r#"{"stages": [{"ring": "canary"}, {"gate": {"min_samples": -1}}]}"#),
-            @"the body: stages[1].gate.min_samples: invalid value: integer `-1`, expected u64 at line 1 column 59"
+            @"the body: stages[1].gate.min_samples: must be a whole number from 0 to 18446744073709551615, not -1"
         );
         insta::assert_snapshot!(complaint(r#"{"nam": 1}"#).split(", expected").next().unwrap(), @"the body: nam: unknown field `nam`");
         insta::assert_snapshot!(
@@ -168,12 +189,91 @@ mod tests {
         ));
         assert_eq!(
             complaint,
-            "the body: requires: invalid type: sequence, expected an object (Requires)"
+            "the body: requires: must be an object, not a list"
         );
         let draft = format!(
             r#"{{"name": "n", {firmware}, "stages": [{{"ring": "canary", "gate": {{"min_success_percent": 90}}}}]}}"#
         );
         assert!(parse::<CampaignDraft>(draft.as_bytes(), "the body").is_ok());
+    }
+
+    #[test]
+    fn an_error_names_what_is_taken_and_no_type_of_the_code() {
+        for (text, told) in [
+            (
+                r#"{"max_retries": 5000000000}"#,
+                "max_retries: must be a whole number from 0 to 4294967295, not 5000000000",
+            ),
+            (
+                r#"{"max_retries": 1e30}"#,
+                "max_retries: must be a whole number from 0 to 4294967295, not 1e30",
+            ),
+            (
+                r#"{"max_retries": 1.5}"#,
+                "max_retries: must be a whole number from 0 to 4294967295, not 1.5",
+            ),
+            (
+                r#"{"max_retries": 1e999}"#,
+                "max_retries: a number is too large to be taken: none is above 1.7e308",
+            ),
+            (r#"{"requires": 7}"#, "requires: must be an object, not 7"),
+            (
+                r#"{"target_devices": {}}"#,
+                "target_devices: must be a list, not an object",
+            ),
+            (
+                r#"{"requires_approval": "yes"}"#,
+                "requires_approval: must be true or false, not \"yes\"",
+            ),
+            (
+                r#"{"deployment_strategy": "fast"}"#,
+                "deployment_strategy: must be one of immediate, scheduled, staged, canary, blue_green, not \"fast\"",
+            ),
+            (
+                r#"{"deployment_strategy": 1}"#,
+                "deployment_strategy: must be one of immediate, scheduled, staged, canary, blue_green",
+            ),
+            (
+                r#"{"schedule": {"start_at": "+999999-01-01T00:00:00Z"}}"#,
+                "schedule.start_at: must be a time such as 2026-01-02T03:04:05Z (of the years -9999 to 9999), not \"+999999-01-01T00:00:00Z\"",
+            ),
+            (
+                r#"{"schedule": {"start_at": "soon"}}"#,
+                "schedule.start_at: must be a time such as 2026-01-02T03:04:05Z (of the years -9999 to 9999), not \"soon\"",
+            ),
+            (
+                r#"{"schedule": {"start_at": 17}}"#,
+                "schedule.start_at: must be a time such as 2026-01-02T03:04:05Z (of the years -9999 to 9999), not 17",
+            ),
+        ] {
+            assert_eq!(complaint(text), format!("the body: {told}"), "{text}");
+        }
+        let deep = "[".repeat(200);
+        let told = "the body is nested too deeply: at most 127 levels are taken";
+        assert_eq!(complaint(&deep), told);
+        let plain = |text: &str| parse::<u8>(text.as_bytes(), "x").unwrap_err();
+        assert_eq!(
+            plain("300").detail(),
+            "x is not as it should be: must be a whole number from 0 to 255, not 300"
+        );
+    }
+
+    #[test]
+    fn nothing_is_no_object() {
+        let map = parse::<serde_json::Map<String, serde_json::Value>>(b"null", "the body");
+        assert_eq!(
+            map.unwrap_err().detail(),
+            "the body is not as it should be: must be an object, not null"
+        );
+    }
+
+    #[test]
+    fn no_name_stands_twice() {
+        let twice = r#"{"a": 1, "b": [{"c": 2, "d": 3, "c": 4}]}"#;
+        let error = parse::<serde_json::Value>(twice.as_bytes(), "the body").unwrap_err();
+        insta::assert_snapshot!(error.detail(), @r#"the body: b[0]: the name "c" stands twice in one object at line 1 column 35"#);
+        let twice = r#"{"name": "n", "tags": {}, "name": "m"}"#;
+        insta::assert_snapshot!(complaint(twice), @r#"the body is not as it should be: the name "name" stands twice in one object at line 1 column 32"#);
     }
 
     #[test]

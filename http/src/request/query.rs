@@ -1,5 +1,6 @@
 //! Query parameters: each is known, given once, and of its form, or the answer is 400 and names it.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use device_ota_domain::page::{DEFAULT_LIMIT, MAX_LIMIT, Page};
@@ -10,6 +11,8 @@ use crate::errors::ApiError;
 
 /// Most parameters of one request.
 const MAX_PARAMETERS: usize = 32;
+/// Longest piece of a refused text that an error repeats, in characters.
+const MAX_SHOWN: usize = 64;
 
 /// Parameters that nobody has asked for yet, and those that were taken as filters.
 #[derive(Debug)]
@@ -37,10 +40,10 @@ impl Query {
 
     /// `limit` (1 to 200) and `offset`.
     pub(crate) fn page(&mut self) -> Result<Page, ApiError> {
-        let limit = self.number("limit")?.unwrap_or(DEFAULT_LIMIT);
-        let offset = self.number("offset")?.unwrap_or(0);
-        Page::new(limit, offset)
-            .ok_or_else(|| wrong(format!("limit must be 1 to {MAX_LIMIT}, not {limit}")))
+        let limit = self.number("limit", 1..=MAX_LIMIT)?;
+        let offset = self.number("offset", 0..=u32::MAX)?;
+        Page::new(limit.unwrap_or(DEFAULT_LIMIT), offset.unwrap_or(0))
+            .ok_or_else(|| wrong(format!("limit must be 1 to {MAX_LIMIT}")))
     }
 
     /// A filter that is any text without control characters, which nothing is called by and no database has to take.
@@ -98,10 +101,7 @@ impl Query {
 
     /// A whole number of percent.
     pub(crate) fn percent(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
-        match self.number(name)? {
-            Some(over) if over > 100 => Err(wrong(format!("{name} must be 0 to 100, not {over}"))),
-            percent => Ok(percent),
-        }
+        self.number(name, 0..=100)
     }
 
     /// A filter that is one of a few names.
@@ -136,13 +136,24 @@ impl Query {
         }
     }
 
-    fn number(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
+    fn number(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<u32>, ApiError> {
         let Some(text) = self.take(name)? else {
             return Ok(None);
         };
-        text.parse()
-            .map(Some)
-            .map_err(|_| wrong(format!("{name} must be a whole number, not {text:?}")))
+        match text.parse() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => {
+                let (least, most) = range.into_inner();
+                let shown: String = text.chars().take(MAX_SHOWN).collect();
+                Err(wrong(format!(
+                    "{name} must be a whole number from {least} to {most}, not {shown:?}"
+                )))
+            }
+        }
     }
 
     fn take(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
@@ -200,15 +211,15 @@ mod tests {
         );
         assert_eq!(
             page("limit=0").unwrap_err(),
-            "limit must be 1 to 200, not 0"
+            "limit must be a whole number from 1 to 200, not \"0\""
         );
         assert_eq!(
             page("limit=201").unwrap_err(),
-            "limit must be 1 to 200, not 201"
+            "limit must be a whole number from 1 to 200, not \"201\""
         );
         assert_eq!(
             page("offset=-1").unwrap_err(),
-            "offset must be a whole number, not \"-1\""
+            "offset must be a whole number from 0 to 4294967295, not \"-1\""
         );
         assert_eq!(
             page("limit=1&limit=2").unwrap_err(),
@@ -248,7 +259,7 @@ mod tests {
         );
         assert_eq!(
             query.percent("low").unwrap_err().detail(),
-            "low must be 0 to 100, not 101"
+            "low must be a whole number from 0 to 100, not \"101\""
         );
         assert_eq!(
             query.flag("is_beta").unwrap_err().detail(),
