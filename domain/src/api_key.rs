@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use crate::identity::{Roles, SubjectError, check_subject};
 use crate::ids::ApiKeyId;
+use crate::text::shows;
 
 /// Longest name of a key, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
@@ -55,7 +56,7 @@ pub struct KeyDraft {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Nobody could tell it from others.
-    #[error("name must be 1 to {MAX_NAME_BYTES} bytes without control characters")]
+    #[error("name must be 1 to {MAX_NAME_BYTES} bytes without control or invisible characters")]
     Name,
     /// Not one that records may show.
     #[error(transparent)]
@@ -72,7 +73,7 @@ impl KeyDraft {
     /// Whether there can be such a key.
     pub fn check(&self, now: Timestamp) -> Result<(), KeyError> {
         let named = (1..=MAX_NAME_BYTES).contains(&self.name.len());
-        if !named || self.name.chars().any(char::is_control) {
+        if !named || !shows(&self.name) {
             return Err(KeyError::Name);
         }
         check_subject(&self.subject)?;

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::change::{given, set};
 use crate::ids::DeviceId;
 use crate::ring::Ring;
+use crate::text::shows;
 
 /// The registry's own number of a device; short, stable, never shown outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -109,6 +110,11 @@ pub enum RegistrationError {
     /// A text is over [`MAX_TEXT_BYTES`] or holds a control character.
     #[error("{0} must be at most {MAX_TEXT_BYTES} bytes without control characters")]
     Text(&'static str),
+    /// A text holds something that is not seen.
+    #[error(
+        "{0} must hold no invisible characters (of no width, or that change the direction of writing)"
+    )]
+    Unseen(&'static str),
     /// Too many groups or tags.
     #[error("{0} has too many entries, at most {1}")]
     Many(&'static str, usize),
@@ -152,21 +158,21 @@ impl Registration {
             .try_for_each(|group| text_ok("groups", group))?;
         self.tags.iter().try_for_each(|(key, value)| {
             text_ok("tags", key)?;
-            if value.is_empty() {
-                Ok(())
-            } else {
-                text_ok("tags", value)
-            }
+            // No name: what is joined by something invisible, such as emoji, may stand in it.
+            let fits = value.len() <= MAX_TEXT_BYTES && !value.chars().any(char::is_control);
+            fits.then_some(()).ok_or(RegistrationError::Text("tags"))
         })
     }
 }
 
-/// A text of a registration: 1 to [`MAX_TEXT_BYTES`] bytes, no control characters.
+/// A name: 1 to [`MAX_TEXT_BYTES`] bytes, all of which [show](shows).
 pub fn text_ok(field: &'static str, text: &str) -> Result<(), RegistrationError> {
     if text.is_empty() {
         Err(RegistrationError::Empty(field))
     } else if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
         Err(RegistrationError::Text(field))
+    } else if !shows(text) {
+        Err(RegistrationError::Unseen(field))
     } else {
         Ok(())
     }

@@ -144,8 +144,8 @@ pub enum MetadataError {
     #[error("{0} must be at most {MAX_NOTES_BYTES} bytes")]
     Notes(&'static str),
     /// A number is out of its range.
-    #[error("{0} is out of range")]
-    Range(&'static str),
+    #[error("{0} must be {1}")]
+    Range(&'static str, &'static str),
     /// A given checksum is not hex of the right length.
     #[error("{0} must be {1} hex digits")]
     Checksum(&'static str, usize),
@@ -164,13 +164,13 @@ impl UploadMetadata {
             .iter()
             .try_for_each(|r| text_ok("hw_revisions", r))?;
         if self.hw_revisions.len() > MAX_HW_REVISIONS {
-            return Err(MetadataError::Range("hw_revisions"));
+            return Err(MetadataError::Range("hw_revisions", "a list of at most 32"));
         }
         if self.min_battery_percent.is_some_and(|p| p > 100) {
-            return Err(MetadataError::Range("min_battery_percent"));
+            return Err(MetadataError::Range("min_battery_percent", "0 to 100"));
         }
         if self.min_free_storage_bytes.is_some_and(|b| b < 0) {
-            return Err(MetadataError::Range("min_free_storage_bytes"));
+            return Err(MetadataError::Range("min_free_storage_bytes", "0 or more"));
         }
         let long = |text: &Option<String>| text.as_ref().is_some_and(|t| t.len() > MAX_NOTES_BYTES);
         if long(&self.description) {

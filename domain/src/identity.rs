@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use crate::text::{is_disguised, shows};
+
 /// A kind of thing that somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ToSchema)]
 #[schema(rename_all = "lowercase")]
@@ -190,6 +192,9 @@ pub enum SubjectError {
     /// It does not look like what it is.
     #[error("subject must hold no invisible characters, and no space at its ends")]
     Unseen,
+    /// It holds a character that looks like a Latin letter, or becomes one in another case.
+    #[error("subject must hold no {0:?}, which stands for other letters; write those")]
+    Disguised(char),
     /// Records show it for somebody else.
     #[error("subject must not be one of {}: records show them for the service and its own keys", RESERVED_SUBJECTS.join(", "))]
     Reserved,
@@ -204,36 +209,30 @@ pub enum SubjectError {
 /// assert!(check_subject("ota_service").is_err() && check_subject("Admin").is_err() && check_subject("admins").is_ok());
 /// assert!(check_subject("admin ").is_err() && check_subject("ad\u{200b}min").is_err());
 /// assert!(check_subject("device-ota\u{a0} KEYS").is_err() && check_subject("Zoë").is_ok());
+/// assert!(check_subject("adm\u{131}n").is_err() && check_subject("\u{212a}ate").is_err() && check_subject("Strauß").is_ok());
 /// ```
 pub fn check_subject(subject: &str) -> Result<(), SubjectError> {
     let fits = (1..=MAX_SUBJECT_BYTES).contains(&subject.len());
     if !fits || subject.chars().any(char::is_control) {
         return Err(SubjectError::Form);
     }
-    if subject.chars().any(is_invisible) || subject.trim() != subject {
+    if !shows(subject) || subject.trim() != subject {
         return Err(SubjectError::Unseen);
     }
-    // In any case of letters and with any kind of space: people read records.
+    if let Some(disguised) = subject.chars().find(|c| is_disguised(*c)) {
+        return Err(SubjectError::Disguised(disguised));
+    }
+    // In any case of letters, those that have Latin capitals among them, and with any kind of space: people read records.
     let plain = subject.split_whitespace().collect::<Vec<_>>().join(" ");
+    let capitals = plain.to_uppercase();
     let reserved = RESERVED_SUBJECTS
         .iter()
-        .any(|reserved| reserved.eq_ignore_ascii_case(&plain));
+        .any(|reserved| reserved.to_uppercase() == capitals);
     if reserved {
         Err(SubjectError::Reserved)
     } else {
         Ok(())
     }
-}
-
-/// Characters that show nothing, or change how their neighbours are shown: soft hyphen and joiners, directions, fillers,
-/// selectors of variants, tags (Unicode's *default ignorable* ones).
-const fn is_invisible(character: char) -> bool {
-    matches!(character,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
-        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
-        | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-        | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -262,7 +261,22 @@ mod tests {
                 }
             }
         }
-        for fine in ["José Núñez", "用户 17", "a-b_c@d.example", "deploy bot"] {
+        for (disguised, plain) in [('\u{212a}', "K"), ('ſ', "s"), ('ﬁ', "fi"), ('ﬆ', "st")] {
+            let told = check_subject(&format!("de{disguised}m"));
+            assert_eq!(told, Err(SubjectError::Disguised(disguised)), "{plain}");
+        }
+        for reserved in ["admın", "ınternal"] {
+            assert_eq!(check_subject(reserved), Err(SubjectError::Reserved));
+        }
+        let fine = [
+            "José Núñez",
+            "用户 17",
+            "a-b_c@d.example",
+            "deploy bot",
+            "Strauß",
+            "Yılmaz",
+        ];
+        for fine in fine {
             assert_eq!(check_subject(fine), Ok(()), "{fine}");
         }
     }

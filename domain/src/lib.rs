@@ -26,6 +26,7 @@ pub mod ring;
 pub mod rollback;
 pub mod statistics;
 pub mod targeting;
+pub mod text;
 pub mod update;
 pub mod webhook;
 pub mod why;

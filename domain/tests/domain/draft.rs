@@ -24,6 +24,17 @@ fn refused(fields: &Value, text: &str) {
 }
 
 #[test]
+fn names_show_all_that_is_in_them() {
+    let told =
+        "must hold no invisible characters (of no width, or that change the direction of writing)";
+    refused(&json!({"name": "winter\u{200b}"}), &format!("name {told}"));
+    refused(
+        &json!({"target_groups": ["lob\u{202e}by"]}),
+        &format!("target_groups {told}"),
+    );
+}
+
+#[test]
 fn a_bare_draft_goes_over_the_four_rings() {
     let spec = spec(&json!({}));
     assert_eq!(

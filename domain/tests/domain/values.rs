@@ -9,6 +9,7 @@ use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::back_off;
 use device_ota_domain::{CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
 use proptest::prelude::*;
+use serde_json::json;
 
 #[test]
 fn device_ids_are_one_plain_topic_level() {
@@ -351,15 +352,15 @@ fn upload_metadata_are_bounded_field_by_field() {
     );
     refused(
         serde_json::json!({"min_battery_percent": 101}),
-        "min_battery_percent is out of range",
+        "min_battery_percent must be 0 to 100",
     );
     refused(
         serde_json::json!({"min_free_storage_bytes": -1}),
-        "min_free_storage_bytes is out of range",
+        "min_free_storage_bytes must be 0 or more",
     );
     refused(
         serde_json::json!({"hw_revisions": vec!["r"; 65]}),
-        "hw_revisions is out of range",
+        "hw_revisions must be a list of at most 32",
     );
     refused(
         serde_json::json!({"hw_revisions": [""]}),
@@ -444,4 +445,50 @@ fn a_change_of_a_device_leaves_what_it_does_not_name_and_clears_what_is_null() {
         let complaint = change(wrong).unwrap_err().to_string();
         assert!(complaint.starts_with(says), "{complaint}");
     }
+}
+
+/// Zero-width, joiners, directions, fillers.
+const UNSEEN: [char; 6] = [
+    '\u{200b}', '\u{200d}', '\u{202e}', '\u{2066}', '\u{feff}', '\u{3164}',
+];
+
+#[test]
+fn no_name_holds_what_is_not_seen() {
+    let refused = |json: serde_json::Value| {
+        let device: Registration = serde_json::from_value(json).unwrap();
+        device.check().unwrap_err().to_string()
+    };
+    for unseen in UNSEEN {
+        let text = format!("SF{unseen}-100");
+        for field in [
+            "device_model",
+            "device_type",
+            "manufacturer",
+            "hw_revision",
+            "firmware_version",
+        ] {
+            let mut device = json!({"device_id": "a", "device_model": "m"});
+            device[field] = json!(text);
+            assert_eq!(
+                refused(device),
+                format!(
+                    "{field} must hold no invisible characters (of no width, or that change the direction of writing)"
+                )
+            );
+        }
+        let group = refused(json!({"device_id": "a", "device_model": "m", "groups": [text]}));
+        assert!(
+            group.starts_with("groups must hold no invisible"),
+            "{group}"
+        );
+        let tag =
+            refused(json!({"device_id": "a", "device_model": "m", "tags": {text.clone(): "v"}}));
+        assert!(tag.starts_with("tags must hold no invisible"), "{tag}");
+        let told = metadata(&json!({"name": text})).unwrap_err();
+        assert!(told.starts_with("name must hold no invisible"), "{told}");
+    }
+    // The value of a tag is no name.
+    let device = json!({"device_id": "a", "device_model": "m", "tags": {"by": "👩\u{200d}🔧"}});
+    let device: Registration = serde_json::from_value(device).unwrap();
+    device.check().unwrap();
 }
