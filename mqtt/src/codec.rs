@@ -13,7 +13,7 @@ use mqtt_proto::{v3, v5};
 
 pub use mqtt_proto::v5::DisconnectReasonCode;
 pub use mqtt_proto::{Pid, QoS, QosPid, TopicFilter, TopicName};
-pub use read::{read_connect, read_packet};
+pub use read::{asked_version, read_connect, read_packet};
 pub use write::{
     Granted, Offered, connack, disconnect, pingresp, puback, publish, refuse, suback, unsuback,
 };

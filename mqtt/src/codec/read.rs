@@ -85,6 +85,17 @@ pub fn read_connect(bytes: &[u8], max: usize) -> Result<Option<(Connect, usize)>
     Ok(Some((connect, frame.total)))
 }
 
+/// The version that a CONNECT asks for, of which the beginning is enough. `None`: that has not come yet, or is none of ours.
+pub fn asked_version(bytes: &[u8]) -> Option<Version> {
+    let mut lengths = bytes.iter().skip(1).take(MAX_LENGTH_BYTES);
+    let length_bytes = 1 + lengths.position(|byte| byte & 0x80 == 0)?;
+    match bytes.get(1 + length_bytes..)? {
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => Some(Version::V3),
+        [0, 4, b'M', b'Q', b'T', b'T', 5, ..] => Some(Version::V5),
+        _ => None,
+    }
+}
+
 fn version_error(error: Error) -> CodecError {
     match error {
         Error::InvalidProtocol(name, level) if name.as_ref() == "MQTT" => {

@@ -119,9 +119,10 @@ async fn read_connect(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Con
                 let version = if level > 5 { Version::V5 } else { Version::V3 };
                 return Err(Unread::Refused(version, Refusal::Version));
             }
-            // Whether it speaks 5 is not known yet; a client of 3.1.1 takes either for the end.
+            // Where so little has come that nobody knows what it speaks: a client of 3.1.1 takes either for the end.
             Err(CodecError::TooLarge(_)) => {
-                return Err(Unread::Refused(Version::V5, Refusal::TooLarge));
+                let version = codec::asked_version(bytes).unwrap_or(Version::V5);
+                return Err(Unread::Refused(version, Refusal::TooLarge));
             }
             Err(CodecError::Malformed) => return Err(Unread::Silent("malformed")),
             Err(CodecError::Unexpected) => return Err(Unread::Silent("not_connect")),

@@ -1,6 +1,8 @@
 //! The reader against bytes from strangers.
 
-use device_ota_mqtt::codec::{CodecError, Packet, Pid, Version, read_connect, read_packet};
+use device_ota_mqtt::codec::{
+    CodecError, Packet, Pid, Version, asked_version, read_connect, read_packet,
+};
 use device_ota_mqtt::limits::{MAX_CONNECT, MAX_PACKET};
 use proptest::prelude::*;
 
@@ -383,6 +385,21 @@ fn an_overlong_packet_is_refused_from_its_header() {
         read_connect(&[0x10, 0xff, 0x7f], MAX_CONNECT),
         Err(CodecError::TooLarge(_))
     ));
+}
+
+#[test]
+fn the_beginning_of_a_connect_tells_its_version() {
+    let connect = |level: u8| [&[0x10, 0xff, 0x7f, 0, 4][..], b"MQTT", &[level, 2]].concat();
+    assert_eq!(asked_version(&connect(4)), Some(Version::V3));
+    assert_eq!(asked_version(&connect(5)), Some(Version::V5));
+    assert_eq!(asked_version(&connect(6)), None);
+    for cut in 0..10 {
+        assert_eq!(asked_version(&connect(4)[..cut]), None, "{cut}");
+    }
+    assert_eq!(
+        asked_version(&[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+        None
+    );
 }
 
 #[test]
