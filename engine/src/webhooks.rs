@@ -60,7 +60,7 @@ impl Webhooks {
 
     /// Makes a webhook, which gets what happens from now on. The second value is its secret, which is shown this once.
     pub async fn create(&self, draft: WebhookDraft, by: &Caller) -> Result<(Webhook, String)> {
-        let secret = self.check(&draft)?;
+        let secret = self.check(&draft).await?;
         let engine = &self.engine;
         let secret = secret.unwrap_or_else(|| Secret::of(&random::<32>(&*engine.entropy)));
         let now = engine.clock.now();
@@ -117,7 +117,7 @@ impl Webhooks {
         expected: Option<i64>,
         by: &Caller,
     ) -> Result<Webhook> {
-        let secret = self.check(&draft)?;
+        let secret = self.check(&draft).await?;
         let now = self.engine.clock.now();
         let mut tx = self.engine.store.begin().await?;
         let before = locked(tx.as_mut(), id).await?;
@@ -217,7 +217,7 @@ impl Webhooks {
     }
 
     /// What is wrong with a draft; its secret when all is well.
-    fn check(&self, draft: &WebhookDraft) -> Result<Option<Secret>> {
+    async fn check(&self, draft: &WebhookDraft) -> Result<Option<Secret>> {
         let wrong = |detail: String| Error::invalid("invalid_webhook", detail);
         if draft.url.len() > MAX_URL_BYTES {
             return Err(wrong(format!(
@@ -237,7 +237,12 @@ impl Webhooks {
             .as_deref()
             .map(str::parse::<Secret>)
             .transpose();
-        secret.map_err(|error| wrong(format!("secret: {error}")))
+        let secret = secret.map_err(|error| wrong(format!("secret: {error}")))?;
+        if let Some(campaign) = &draft.campaign {
+            let found = self.engine.store.campaign(campaign).await?;
+            found.ok_or_else(|| Error::not_found("campaign", campaign))?;
+        }
+        Ok(secret)
     }
 }
 

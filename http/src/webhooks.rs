@@ -154,6 +154,7 @@ async fn list(call: Call) -> Answer {
 #[utoipa::path(post, path = "/api/v1/ota/webhooks", tag = "webhooks", request_body = WebhookRequest, responses(
     (status = 201, description = "The webhook, with its secret, which is shown this once", body = NewWebhookDto,
         headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
+    (status = 404, description = "There is no such campaign"),
     (status = 409, description = "There are as many webhooks as there may be"),
 ))]
 async fn create(call: Call, body: Body) -> Answer {
@@ -190,6 +191,7 @@ async fn get(id: Segment, call: Call) -> Answer {
     responses(
         (status = 200, description = "The webhook as it is now", body = WebhookDto,
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
+        (status = 404, description = "There is no such webhook or campaign"),
     ),
 )]
 async fn change(id: Segment, call: Call, body: Body) -> Answer {

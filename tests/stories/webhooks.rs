@@ -573,6 +573,19 @@ async fn a_webhook_that_cannot_be_is_refused(options: Options) {
     }
     let refused = admin.post(WEBHOOKS, spec.clone()).await.refused(409);
     assert_eq!(refused["code"], "too_many_webhooks");
+    // One that waits for what nobody has made would wait for ever.
+    let nobody = json!({ "url": url, "campaign_id": "camp_0000000000000000" });
+    let path = format!("{WEBHOOKS}/{}", made["webhook_id"].as_str().unwrap());
+    for answer in [
+        admin.post(WEBHOOKS, nobody.clone()).await,
+        admin.put(&path, nobody).await,
+    ] {
+        let refused = answer.refused(404);
+        assert_eq!(
+            refused["detail"],
+            "campaign camp_0000000000000000 does not exist"
+        );
+    }
     let unknown = format!("{WEBHOOKS}/wh_0000000000000000");
     admin.get(&unknown).await.refused(404);
     admin.put(&unknown, spec).await.refused(404);
