@@ -249,12 +249,18 @@ mod tests {
             per_address: Some(rate(1)),
             ..RateLimits::default()
         });
-        let looks = u32::try_from(keyed::LOOK_EVERY).unwrap();
-        for number in 0..u32::try_from(MAX_KEYS).unwrap() + 2 * looks {
+        let many = u32::try_from(MAX_KEYS).unwrap();
+        let busy = IpAddr::V4(u32::MAX.into());
+        limiter.check(busy).unwrap();
+        for number in 0..2 * many {
             limiter.check(IpAddr::V4(number.into())).unwrap();
+            // The flood gives nobody who goes on in it another budget.
+            if number % (many / 4) == 0 {
+                assert!(limiter.check(busy).is_err(), "after {number}");
+            }
         }
         let remembered = limiter.per_address.unwrap().remembered();
-        assert!(remembered <= 2 * looks as usize, "{remembered}");
+        assert!(remembered <= MAX_KEYS, "{remembered}");
     }
 
     #[test]

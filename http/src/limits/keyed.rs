@@ -1,71 +1,46 @@
 //! One rate for each of many, in bounded memory.
 
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 
 use device_ota_engine::Rate;
 use governor::clock::{DefaultClock, QuantaInstant};
-use governor::state::keyed::DashMapStateStore;
-use governor::{NotUntil, Quota, RateLimiter};
+use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
 
-/// Most keys that are remembered, some 100 bytes each; a little more between two looks.
+use super::remembered::Remembered;
+
+/// Most keys that are remembered, some 200 bytes each. In a flood of more, those are forgotten who have not come for longest.
 pub(super) const MAX_KEYS: usize = 65_536;
-/// Checks between two looks at how many keys are remembered.
-pub(super) const LOOK_EVERY: u64 = 1_024;
-
-type States<K> = RateLimiter<K, DashMapStateStore<K>, DefaultClock>;
 
 /// Counts what each key does.
-pub(super) struct Keyed<K: Hash + Eq + Clone> {
+pub(super) struct Keyed<K> {
     quota: Quota,
-    states: RwLock<States<K>>,
-    seen: AtomicU64,
+    clock: DefaultClock,
+    states: Mutex<Remembered<K, DefaultDirectRateLimiter>>,
 }
 
 impl<K: Hash + Eq + Clone> Keyed<K> {
     /// At this rate each.
     pub(super) fn new(rate: Rate) -> Option<Self> {
-        let quota = quota(rate)?;
         Some(Self {
-            quota,
-            states: RwLock::new(RateLimiter::dashmap(quota)),
-            seen: AtomicU64::new(0),
+            quota: quota(rate)?,
+            clock: DefaultClock::default(),
+            states: Mutex::new(Remembered::new(MAX_KEYS)),
         })
     }
 
     /// Counts one of this key.
     pub(super) fn check(&self, key: &K) -> Result<(), NotUntil<QuantaInstant>> {
-        let seen = self.seen.fetch_add(1, Ordering::Relaxed);
-        if seen.is_multiple_of(LOOK_EVERY) {
-            self.forget();
-        }
-        self.states
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .check_key(key)
-    }
-
-    /// Forgets the keys that have been quiet, and all of them when too many have not.
-    fn forget(&self) {
-        let mut states = self.states.write().unwrap_or_else(PoisonError::into_inner);
-        if states.len() > MAX_KEYS {
-            states.retain_recent();
-            if states.len() > MAX_KEYS {
-                *states = RateLimiter::dashmap(self.quota);
-            } else {
-                states.shrink_to_fit();
-            }
-        }
+        let new = || RateLimiter::direct_with_clock(self.quota, self.clock.clone());
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        states.renew(key, new).check()
     }
 
     /// How many are remembered.
     #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
-        self.states
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        states.len()
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) struct Remembered<K, V> {
     old: HashMap<K, V>,
 }
 
-impl<K: Hash + Eq, V> Remembered<K, V> {
+impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
     pub(super) fn new(most: usize) -> Self {
         Self {
             half: most / 2,
@@ -31,10 +31,27 @@ impl<K: Hash + Eq, V> Remembered<K, V> {
 
     pub(super) fn put(&mut self, key: K, value: V) {
         self.old.remove(&key);
-        if self.young.len() >= self.half && !self.young.contains_key(&key) {
+        self.make_room(&key);
+        self.young.insert(key, value);
+    }
+
+    /// What is known of a key, or what `new` makes; forgotten among the last from now on.
+    pub(super) fn renew(&mut self, key: &K, new: impl FnOnce() -> V) -> &V {
+        let known = self.old.remove(key);
+        self.make_room(key);
+        let entry = self.young.entry(key.clone());
+        entry.or_insert_with(|| known.unwrap_or_else(new))
+    }
+
+    fn make_room(&mut self, key: &K) {
+        if self.young.len() >= self.half && !self.young.contains_key(key) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, value);
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.young.len() + self.old.len()
     }
 
     pub(super) fn forget(&mut self, key: &K) {
