@@ -181,7 +181,7 @@ fn read_key(path: &Path) -> anyhow::Result<Keypair> {
     Keypair::from_pkcs8_pem(&pem).with_context(|| format!("{}", path.display()))
 }
 
-/// The root envelopes `1.json`, `2.json` … up to the first that is missing.
+/// The root envelopes `1.json`, `2.json` … without a gap: devices follow each from the one before.
 fn read_chain(folder: &Path) -> anyhow::Result<Vec<Envelope>> {
     let mut chain = Vec::new();
     loop {
@@ -190,6 +190,13 @@ fn read_chain(folder: &Path) -> anyhow::Result<Vec<Envelope>> {
             Ok(bytes) => chain
                 .push(Envelope::from_json(&bytes).with_context(|| format!("{}", path.display()))?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !chain.is_empty() => {
+                let last = last_root(folder)?;
+                anyhow::ensure!(
+                    last < chain.len() + 1,
+                    "{} is missing, and {last}.json is there: devices follow each trust root from the one before; restore it \
+                     from a backup",
+                    path.display()
+                );
                 return Ok(chain);
             }
             Err(error) => {
@@ -197,6 +204,17 @@ fn read_chain(folder: &Path) -> anyhow::Result<Vec<Envelope>> {
             }
         }
     }
+}
+
+/// The highest number of a root envelope in a folder; 0 when there is none.
+fn last_root(folder: &Path) -> anyhow::Result<usize> {
+    let mut last = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".json"));
+        last = last.max(number.and_then(|number| number.parse().ok()).unwrap_or(0));
+    }
+    Ok(last)
 }
 
 #[cfg(test)]
@@ -228,6 +246,26 @@ mod tests {
         std::fs::copy(data.join(DISPATCH), data.join(ROOT)).expect("copies");
         let refused = made(folder.path()).err().expect("is refused").to_string();
         assert!(refused.contains(ROOT), "{refused}");
+    }
+
+    #[test]
+    fn a_root_in_the_middle_of_the_chain_is_missed() {
+        let (folder, data) = folder();
+        write_new(&data, &SystemClock, &SystemEntropy).expect("writes");
+        let first = std::fs::read(data.join(FIRST_ROOT)).expect("is there");
+        write_private(&data.join("trust/3.json"), &first).expect("writes");
+        write_private(&data.join("trust/notes.json"), b"").expect("writes");
+        let refused = made(folder.path()).err().expect("is refused").to_string();
+        assert!(
+            refused.contains("trust/2.json is missing, and 3.json"),
+            "{refused}"
+        );
+        let refused = read_chain(&data.join(TRUST))
+            .expect_err("is refused")
+            .to_string();
+        assert!(refused.contains("restore it"), "{refused}");
+        std::fs::remove_file(data.join("trust/3.json")).expect("goes");
+        made(folder.path()).expect("reads").expect("is whole");
     }
 
     #[test]
