@@ -69,7 +69,7 @@ impl<'de> Deserializer<'de> for Strict {
         }
     }
 
-    /// serde_json's own map takes `null` for an empty one.
+    /// `serde_json`'s own map takes `null` for an empty one.
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         if self.0.is_null() {
             return Err(Fault::invalid_type(Unexpected::Unit, &visitor));
