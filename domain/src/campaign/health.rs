@@ -25,6 +25,7 @@ pub const MAX_RESTARTS: u32 = 1_000;
 /// again or falls silent counts as failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CampaignHealth)]
 pub struct Health {
     /// How long each device is watched from its completion on, in seconds; at least for the soak of its stage. 0: for the soak
     /// alone. Default 3600.

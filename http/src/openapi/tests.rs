@@ -41,6 +41,16 @@ fn a_path_knows_its_methods() {
 }
 
 #[test]
+fn what_is_healthy_is_told_apart_by_name() {
+    // Two schemas of one name: the later takes the place of the other, and nobody is told.
+    let document = serde_json::to_value(&*DOCUMENT).unwrap();
+    let schemas = &document["components"]["schemas"];
+    let has = |schema: &str, field: &str| schemas[schema]["properties"][field].is_object();
+    assert!(has("Health", "status"), "{}", schemas["Health"]);
+    assert!(has("CampaignHealth", "watch_seconds"));
+}
+
+#[test]
 fn every_operation_has_a_name_of_its_own_a_chapter_and_a_summary() {
     let mut names = BTreeSet::new();
     for (path, item) in &DOCUMENT.paths.paths {
