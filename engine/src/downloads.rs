@@ -20,6 +20,27 @@ use crate::{Engine, Error, Result};
 /// has the device alone. No device id starts with a dash.
 const ASKED_FOR: &str = "-";
 
+/// Whose link it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// A device has it from its offer.
+    Offer,
+    /// A device has asked for it.
+    Device,
+    /// A person has.
+    Person,
+}
+
+impl Holder {
+    fn of(text: &str) -> Self {
+        match text.strip_prefix(ASKED_FOR) {
+            None => Self::Offer,
+            Some("") => Self::Person,
+            Some(_) => Self::Device,
+        }
+    }
+}
+
 /// Signs tokens of the form `firmware.expiry.holder.mac`.
 pub struct Grants {
     key: [u8; 32],
@@ -72,15 +93,15 @@ impl Grants {
         format!("{text}.{mac}")
     }
 
-    /// The image of a token that is one of ours and has not expired, and whether it came with an offer.
-    fn check(&self, token: &str, now: Timestamp) -> Option<(FirmwareId, bool)> {
+    /// The image of a token that is one of ours and has not expired, and whose it is.
+    fn check(&self, token: &str, now: Timestamp) -> Option<(FirmwareId, Holder)> {
         let (text, mac) = token.rsplit_once('.')?;
         self.mac(text)?.verify_slice(&hex::decode(mac).ok()?).ok()?;
         let mut parts = text.splitn(3, '.');
         let firmware = parts.next()?.parse().ok()?;
         let expires: i64 = parts.next()?.parse().ok()?;
-        let is_offered = !parts.next()?.starts_with(ASKED_FOR);
-        (expires > now.as_second()).then_some((firmware, is_offered))
+        let holder = Holder::of(parts.next()?);
+        (expires > now.as_second()).then_some((firmware, holder))
     }
 
     /// Counts downloads, to be written with the next [`Grants::take_counts`].
@@ -160,7 +181,8 @@ impl Engine {
         self.grants.count(firmware, 1);
     }
 
-    /// What a URL's token is good for: 403 when it is forged or has expired.
+    /// What a URL's token is good for: 403 when it is forged or has expired, 409 when a person has it and the image was taken
+    /// out of use since; devices may have to go back to it.
     pub async fn redeem(&self, token: &str) -> Result<Download> {
         let refused = || {
             Error::forbidden(
@@ -168,11 +190,14 @@ impl Engine {
                 "the download link is not valid or has expired; ask for a new one",
             )
         };
-        let (id, is_offered) = self
+        let (id, holder) = self
             .grants
             .check(token, self.clock.now())
             .ok_or_else(refused)?;
-        let firmware = self.firmware(&id).await?;
+        let mut firmware = self.firmware(&id).await?;
+        if holder == Holder::Person {
+            firmware = firmware.in_use()?;
+        }
         let metadata = &firmware.metadata;
         let file_name = format!(
             "{}-{}.{}",
@@ -187,7 +212,7 @@ impl Engine {
         Ok(Download {
             firmware,
             file_name,
-            is_offered,
+            is_offered: holder == Holder::Offer,
         })
     }
 
@@ -217,12 +242,12 @@ mod tests {
         let token = grants.token(&firmware, expires, "dev.1:x-");
         assert_eq!(
             grants.check(&token, Timestamp::from_second(999)?),
-            Some((firmware.clone(), true))
+            Some((firmware.clone(), Holder::Offer))
         );
         assert_eq!(grants.check(&token, expires), None);
-        for holder in ["-", "-dev.1:x-"] {
+        for (holder, whose) in [("-", Holder::Person), ("-dev.1:x-", Holder::Device)] {
             let token = grants.token(&firmware, expires, holder);
-            let asked_for = Some((firmware.clone(), false));
+            let asked_for = Some((firmware.clone(), whose));
             assert_eq!(grants.check(&token, Timestamp::from_second(1)?), asked_for);
         }
         assert_eq!(

@@ -23,8 +23,13 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut pause = IDLE;
+    let mut is_failing = false;
     loop {
-        match relay(&engine, sink.as_ref()).await {
+        let relayed = relay(&engine, sink.as_ref()).await;
+        if relayed.is_ok() && std::mem::take(&mut is_failing) {
+            tracing::info!(sink = sink.name(), "events are delivered again");
+        }
+        match relayed {
             Ok(0) => pause = IDLE,
             Ok(_) => {
                 pause = IDLE;
@@ -32,7 +37,10 @@ pub(crate) async fn run(
             }
             Err(error) => {
                 engine.metrics.add("events_delayed", sink.name(), 1);
-                tracing::debug!(sink = sink.name(), %error, "events wait for their receiver");
+                // Told once, however long it lasts.
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!(sink = sink.name(), %error, "events wait for their receiver");
+                }
                 pause = (pause * 2).min(MAX_PAUSE);
             }
         }

@@ -239,6 +239,7 @@ pub(crate) fn is_open(path: &str) -> bool {
 
 /// What an internal call may do: read, and update or take back devices. Everything else needs somebody.
 fn internal_roles(method: &Method, path: &str) -> Roles {
+    let path = path.strip_suffix('/').unwrap_or(path); // as the table of what is served has it
     let devices = path.strip_prefix("/api/v1/ota/devices/").unwrap_or("");
     let levels = devices.split('/').collect::<Vec<_>>();
     let moves_a_device = matches!(levels.as_slice(), [_, "update" | "rollback"]);

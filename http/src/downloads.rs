@@ -51,6 +51,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         (status = 206, description = "The range", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 403, description = "The link is not one of ours, or has expired"),
         (status = 404, description = "The image is gone"),
+        (status = 409, description = "A person asked for the link, and the image was taken out of use since"),
         (status = 416, description = "No byte of the image lies in the range"),
     ),
 )]

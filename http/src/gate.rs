@@ -3,12 +3,14 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use device_ota_domain::audit::Actor;
 use device_ota_engine::Caller;
 use device_ota_engine::metrics::Metrics;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -30,6 +32,9 @@ use crate::request::{Visit, Visitor};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Lines a second about requests that were refused: strangers must not fill the log. The metrics know of all.
+const REFUSALS_LOGGED_A_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
+
 /// The gate before the routes, which are a service made of warp's filters.
 pub(crate) struct Gate<S> {
     routes: S,
@@ -39,6 +44,7 @@ pub(crate) struct Gate<S> {
     metrics: Arc<Metrics>,
     run_id: String,
     made: AtomicU64,
+    refusals: DefaultDirectRateLimiter,
 }
 
 /// A request as the log shows it.
@@ -70,6 +76,7 @@ where
             metrics,
             run_id,
             made: AtomicU64::new(0),
+            refusals: RateLimiter::direct(Quota::per_second(REFUSALS_LOGGED_A_SECOND)),
         }
     }
 
@@ -106,7 +113,7 @@ where
         let class = Class::of(&line.method, &line.path).name();
         let status = status_class(answered.status());
         self.metrics.answered(class, status, line.began.elapsed());
-        let mut answer = finish(answered, &line);
+        let mut answer = self.finish(answered, &line);
         self.cors.mark(answer.headers_mut(), origin);
         answer
     }
@@ -191,6 +198,28 @@ where
         Ok(visitor)
     }
 
+    /// Writes the error's body, sets the headers that every answer has, and logs.
+    fn finish(&self, mut response: Response, line: &Line) -> Response {
+        let error = response.extensions_mut().remove::<ApiError>();
+        let status = response.status();
+        let worth = Worth::of(status, &line.method);
+        if worth != Worth::Refusal || self.refusals.check().is_ok() {
+            log(worth, status, error.as_ref(), line);
+        }
+        if let Some(error) = error {
+            response = error.render(&line.id);
+        }
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        if let Ok(id) = HeaderValue::from_str(&line.id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        response
+    }
+
     /// The client's own id when it is fit for a log, else one that no other request has.
     fn request_id(&self, request: &Request<Incoming>) -> String {
         let given = request
@@ -225,26 +254,34 @@ fn is_request_id(text: &str) -> bool {
     (1..=MAX_REQUEST_ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Writes the error's body, sets the headers that every answer has, and logs.
-fn finish(mut response: Response, line: &Line) -> Response {
-    let error = response.extensions_mut().remove::<ApiError>();
-    log(response.status(), error.as_ref(), line);
-    if let Some(error) = error {
-        response = error.render(&line.id);
-    }
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
-    if let Ok(id) = HeaderValue::from_str(&line.id) {
-        headers.insert(REQUEST_ID, id);
-    }
-    response
+/// How much a request is worth to the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    /// The service failed.
+    Failure,
+    /// Somebody was refused something.
+    Refusal,
+    /// Something was changed.
+    Change,
+    /// Something was read: of interest when somebody looks.
+    Read,
 }
 
-/// Failures of the service are warnings, changes and refusals are worth a line, reads only when somebody looks.
-fn log(status: StatusCode, error: Option<&ApiError>, line: &Line) {
+impl Worth {
+    fn of(status: StatusCode, method: &Method) -> Self {
+        if status.is_server_error() {
+            Self::Failure
+        } else if status.is_client_error() {
+            Self::Refusal
+        } else if method.is_safe() {
+            Self::Read
+        } else {
+            Self::Change
+        }
+    }
+}
+
+fn log(worth: Worth, status: StatusCode, error: Option<&ApiError>, line: &Line) {
     let path = if line.path.starts_with(LINKS) {
         LINKS
     } else {
@@ -261,12 +298,10 @@ fn log(status: StatusCode, error: Option<&ApiError>, line: &Line) {
             )
         };
     }
-    if status.is_server_error() {
-        say!(warn, cause = error.and_then(ApiError::cause));
-    } else if line.method == Method::GET || line.method == Method::HEAD || error.is_some() {
-        say!(debug);
-    } else {
-        say!(info);
+    match worth {
+        Worth::Failure => say!(warn, cause = error.and_then(ApiError::cause)),
+        Worth::Refusal | Worth::Change => say!(info),
+        Worth::Read => say!(debug),
     }
 }
 
@@ -281,5 +316,21 @@ mod tests {
         for unfit in ["", "a b", "a\tb", "é", &"x".repeat(129)] {
             assert!(!is_request_id(unfit), "{unfit}");
         }
+    }
+
+    #[test]
+    fn what_was_refused_and_what_was_changed_is_told_unasked() {
+        let worth = |status, method| Worth::of(status, &method);
+        for status in [400, 401, 404, 409, 429] {
+            let status = StatusCode::from_u16(status).unwrap_or_default();
+            assert_eq!(worth(status, Method::GET), Worth::Refusal);
+            assert_eq!(worth(status, Method::POST), Worth::Refusal);
+        }
+        assert_eq!(worth(StatusCode::CREATED, Method::POST), Worth::Change);
+        assert_eq!(worth(StatusCode::OK, Method::DELETE), Worth::Change);
+        assert_eq!(worth(StatusCode::OK, Method::GET), Worth::Read);
+        assert_eq!(worth(StatusCode::NO_CONTENT, Method::OPTIONS), Worth::Read);
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(worth(unavailable, Method::GET), Worth::Failure);
     }
 }

@@ -269,6 +269,7 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct PrivateServer {
     url: String,
+    folder: PathBuf,
     keeper: Child,
     lifeline: Option<ChildStdin>,
 }
@@ -314,9 +315,42 @@ impl PrivateServer {
         );
         Self {
             url,
+            folder: folder.trim().into(),
             keeper,
             lifeline,
         }
+    }
+
+    /// Stops the server, in the middle of whatever it does; who is connected is cut off.
+    ///
+    /// # Panics
+    /// When it does not stop.
+    pub fn stop(&self) {
+        self.control("-m immediate stop");
+    }
+
+    /// Starts the server again where it was, after [`Self::stop`]; returns when it accepts connections.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_again(&self) {
+        self.control("restart"); // takes the options of the last start, as `start` does not
+    }
+
+    fn control(&self, what: &str) {
+        let programs = programs().expect("PostgreSQL was there");
+        let script = format!(
+            "'{}' -D '{}/data' -l '{1}/log' -w {what} >/dev/null 2>&1",
+            programs.join("pg_ctl").display(),
+            self.folder.display()
+        );
+        let status = shell_as_postgres()
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .current_dir("/")
+            .status()
+            .expect("a shell can be started");
+        assert!(status.success(), "the PostgreSQL server did not {what}");
     }
 
     /// The URL of the server's maintenance database.

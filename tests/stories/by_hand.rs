@@ -218,7 +218,9 @@ async fn take_it(service: &Service, device: &mut Device, offer: &Offer, size: us
         ("accepted", json!({ "version": "2.0.0" }), None),
         (
             "downloading",
-            json!({ "percent": 40.0, "bytes_done": size * 2 / 5, "bytes_total": size }),
+            json!({
+                "percent": 40.0, "bytes_done": size * 2 / 5, "bytes_total": size, "speed_bps": 125_000,
+            }),
             Some("downloading"),
         ),
         ("verifying", json!({}), Some("verifying")),
@@ -231,6 +233,14 @@ async fn take_it(service: &Service, device: &mut Device, offer: &Offer, size: us
             .await;
         if let Some(shown) = shown {
             is_shown(service, offer, shown).await;
+        }
+        if shown == Some("downloading") {
+            let update = service.admin().update(offer.text("update_id")).await;
+            assert_eq!(
+                (&update["download_speed"], &update["download_progress"]),
+                (&json!(125_000), &json!(40.0)),
+                "{update:#}"
+            );
         }
     }
     // A report that is late says nothing new.

@@ -161,6 +161,7 @@ async fn the_documented_curl_command_uploads_a_real_binary(options: Options) {
       "name": "Smart Frame Firmware",
       "release_notes": null,
       "security_version": 0,
+      "status": "active",
       "success_rate": 0.0,
       "updated_at": "[time]",
       "version": "2.1.0"

@@ -358,6 +358,15 @@ async fn who_is_away_for_a_while_misses_nothing(options: Options) {
     for _ in 0..3 {
         assert_eq!(receiver.next().await.event()["data"]["name"], "first");
     }
+    let told = |text: &'static str| {
+        let line = service
+            .log()
+            .find(move |line| line.contains(text).then(|| line.to_owned()));
+        within(text, line)
+    };
+    let waits = "an event waits for its webhook";
+    let line = told(waits).await.unwrap();
+    assert!(line.contains("\"WARN\"") && line.contains("503"), "{line}");
     let webhook = admin.get(&path).await.expect(200);
     assert_eq!(
         (&webhook["status"], &webhook["failure"]["tries"]),
@@ -366,12 +375,17 @@ async fn who_is_away_for_a_while_misses_nothing(options: Options) {
     );
     receiver.answer(200);
     campaign(&admin, &firmware, "second").await;
-    let mut told = Vec::new();
-    while told.last().is_none_or(|last| last != "second") {
-        told.push(receiver.next().await.event()["data"]["name"].clone());
+    let mut names = Vec::new();
+    while names.last().is_none_or(|last| last != "second") {
+        names.push(receiver.next().await.event()["data"]["name"].clone());
     }
-    told.dedup();
-    assert_eq!(told, ["first", "second"]);
+    names.dedup();
+    assert_eq!(names, ["first", "second"]);
+    let line = told("a webhook takes events again").await.unwrap();
+    assert!(line.contains("\"INFO\""), "{line}");
+    let lines = service.log().lines();
+    let lines = lines.iter().filter(|line| line.contains(waits));
+    assert_eq!(lines.count(), 1, "however often it was tried");
     let letters = admin.get(&format!("{path}/dead-letters")).await.expect(200);
     assert_eq!(letters["count"], 0);
 }

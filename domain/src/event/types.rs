@@ -43,7 +43,7 @@ event_types! {
     CampaignResumed "campaign.resumed" "A paused campaign goes on.";
     CampaignCompleted "campaign.completed" "Every update of a campaign has ended.";
     CampaignCancelled "campaign.cancelled" "An admin ended a campaign, or its schedule or too many failures did; `reason` says which failures.";
-    CampaignFailed "campaign.failed" "A campaign passed its failure threshold and takes itself back.";
+    CampaignFailed "campaign.failed" "A campaign passed its failure threshold or an abort criterion: it takes itself back, or is cancelled; `reason` says why.";
     CampaignRollingBack "campaign.rolling_back" "A campaign takes back what it brought; each of its devices has a `rollback.initiated` of its own.";
     CampaignRolledBack "campaign.rolled_back" "Every update and rollback of a campaign has ended.";
     UpdateScheduled "update.scheduled" "An admin asked for the update of one device.";

@@ -160,9 +160,13 @@ impl Webhooks {
                     return Ok(None);
                 }
                 let now = self.engine.clock.now();
+                let was_failing = served.webhook.trouble.is_some();
                 served.webhook = served.webhook.delivered(event.id, now);
                 if !self.moved(&served.webhook).await? {
                     return Ok(None); // somebody changed it meanwhile
+                }
+                if was_failing {
+                    tracing::info!(webhook.id = %served.webhook.id, "a webhook takes events again");
                 }
                 since = None;
             }
@@ -219,6 +223,13 @@ impl Webhooks {
     ) -> Result<(), StoreError> {
         let engine = &self.engine;
         engine.metrics.add("events_delayed", "webhook", 1);
+        // Told once; what comes of it is told when the event is laid aside, when something is taken, or when it ends.
+        if webhook.trouble.is_none() {
+            tracing::warn!(
+                webhook.id = %webhook.id, event.id = event.id, error = %why,
+                "an event waits for its webhook"
+            );
+        }
         let patience = Patience {
             tries: self.tries,
             spread: f64::from(u16::from_le_bytes(random(&*engine.entropy))) / f64::from(u16::MAX),

@@ -103,11 +103,13 @@ async fn a_page_in_a_browser_makes_no_internal_call() {
 fn an_internal_call_reads_and_moves_devices() {
     let may = |method: Method, path: &str| internal_roles(&method, path).allow(Role::Operator);
     let of = |path: &str| may(Method::POST, &format!("/api/v1/ota/{path}"));
+    assert!(of("devices/d1/update/") && of("devices/d1/rollback/"));
     assert!(of("devices/d1/update") && of("devices/d1/rollback") && of("devices/bulk/update"));
     for path in [
         "devices",
         "devices/d1/credentials",
         "devices/d1/update/x",
+        "devices/d1/update//",
         "campaigns/c/rollback",
         "updates/u/cancel",
     ] {

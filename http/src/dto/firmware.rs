@@ -6,8 +6,9 @@ use device_ota_engine::DownloadGrant;
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::Object;
 
-use super::round;
+use super::{names, round};
 
 /// An image as the registry shows it.
 #[derive(Serialize, ToSchema)]
@@ -37,8 +38,17 @@ pub(crate) struct FirmwareDto<'a> {
     created_at: Timestamp,
     updated_at: Timestamp,
     created_by: &'a str,
+    #[schema(schema_with = statuses)]
+    status: &'static str,
     /// Since when it is out of use.
     deprecated_at: Option<Timestamp>,
+}
+
+/// Whether an image is in use, or out of it.
+const STATUSES: [&str; 2] = ["active", "deprecated"];
+
+fn statuses() -> Object {
+    names(STATUSES)
 }
 
 impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
@@ -68,6 +78,11 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
             created_at: firmware.created_at,
             updated_at: firmware.updated_at,
             created_by: &firmware.created_by,
+            status: if firmware.deprecated_at.is_some() {
+                STATUSES[1]
+            } else {
+                STATUSES[0]
+            },
             deprecated_at: firmware.deprecated_at,
         }
     }
@@ -186,6 +201,7 @@ pub(crate) mod tests {
           "created_at": "2025-12-18T10:00:00Z",
           "updated_at": "2025-12-18T10:00:00Z",
           "created_by": "admin",
+          "status": "active",
           "deprecated_at": null
         }
         "#);

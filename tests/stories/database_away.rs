@@ -1,0 +1,56 @@
+//! The database server goes away under the running service, and comes back.
+
+use device_ota_store::testing::{Durability, PrivateServer};
+use serde_json::{Value, json};
+
+use crate::harness::{Options, Service, device_json, eventually};
+
+matrix!(who_asks_while_the_database_is_away_is_told_to_come_back: sqlite_gateway);
+
+const DEVICES: &str = "/api/v1/ota/devices";
+
+/// The harness's own database is not used: the server is the story's, which stops it.
+async fn who_asks_while_the_database_is_away_is_told_to_come_back(options: Options) {
+    let server = PrivateServer::start(Durability::On);
+    let service = Service::start(options.with("DATABASE_URL", server.url())).await;
+    let admin = service.admin();
+    admin.register(&[device_json("frame-1")]).await;
+
+    server.stop();
+    eventually("it is not ready", async || {
+        let ready = admin.get("/health/ready").await;
+        (ready.status == 503)
+            .then_some(())
+            .ok_or(ready.body.to_string())
+    })
+    .await;
+    for path in [DEVICES, "/api/v1/ota/campaigns", "/api/v1/ota/stats"] {
+        let request = admin.client().get(admin.url(path));
+        is_told_to_come_back(request.bearer_auth(service.key()), path).await;
+    }
+    let second = json!({ "devices": [device_json("frame-2")] });
+    let request = admin.client().post(admin.url(DEVICES)).json(&second);
+    is_told_to_come_back(request.bearer_auth(service.key()), "a registration").await;
+    admin.get("/health/live").await.expect(200);
+
+    server.start_again();
+    eventually("it is ready by itself", async || {
+        let ready = admin.get("/health/ready").await;
+        (ready.status == 200)
+            .then_some(())
+            .ok_or(ready.body.to_string())
+    })
+    .await;
+    admin.get(&format!("{DEVICES}/frame-1")).await.expect(200);
+    admin.get(&format!("{DEVICES}/frame-2")).await.refused(404);
+    admin.register(&[device_json("frame-2")]).await;
+}
+
+async fn is_told_to_come_back(request: reqwest::RequestBuilder, what: &str) {
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 503, "{what}");
+    let seconds = answer.headers()["retry-after"].to_str().unwrap();
+    assert!(seconds.parse::<u32>().unwrap() > 0, "{what}");
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["code"], "database_unavailable", "{what}: {body}");
+}
