@@ -24,7 +24,8 @@ use clap::{Parser, Subcommand};
 
 use fleet::Engine;
 use rows::{
-    connections, fan_out, heartbeats, history, latencies, progress_reads, start, statistics, upload,
+    connections, fan_out, heartbeats, history, latencies, named, progress_reads, start, statistics,
+    upload,
 };
 
 /// Measures `device-ota` beside its peers.
@@ -67,6 +68,8 @@ enum Command {
     Upload(upload::Options),
     /// Start on a database of many devices, beside mosquitto's.
     Start(start::Options),
+    /// A campaign that names each of 100,000 devices, beside one that means them by their model. Not among `all`: it takes a while.
+    Named(named::Options),
     /// One device's heartbeats out of ten million, and the overview of the fleet. Not among `all`: it takes a minute to fill.
     History(history::Options),
     /// The figures of everything with a million updates, beside warp answering a constant. Not among `all`: it takes a while to fill.
@@ -109,6 +112,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Latencies(options) => latencies::run(plan, &options),
         Command::Upload(options) => upload::run(plan, &options),
         Command::Start(options) => start::run(plan, &options),
+        Command::Named(options) => named::run(plan, &options),
         Command::History(options) => history::run(plan, &options),
         Command::Stats(options) => statistics::run(plan, &options),
         Command::All => all(plan),

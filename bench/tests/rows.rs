@@ -44,6 +44,11 @@ fn latencies() {
 }
 
 #[test]
+fn named() {
+    runs(&["named", "--devices", "1000"]);
+}
+
+#[test]
 fn progress_reads() {
     runs(&["progress-reads", "--reports", "1000"]);
 }

@@ -8,7 +8,9 @@ mod approval;
 mod counts;
 mod draft;
 mod error;
+mod exclusion;
 mod health;
+mod named;
 mod rate;
 mod redraft;
 mod spec;
@@ -25,9 +27,11 @@ pub(crate) use counts::percent;
 pub use counts::{Counts, Delta, Tally};
 pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
 pub use error::SpecError;
+pub use exclusion::Exclusion;
 pub use health::{
     DEFAULT_MAX_RESTARTS, DEFAULT_WATCH_SECONDS, Health, MAX_RESTARTS, MAX_WATCH_SECONDS,
 };
+pub use named::Named;
 pub use rate::{Every, Growth, MAX_FACTOR, MAX_PER_MINUTE, Rate, RateDraft};
 pub use spec::{
     CampaignSpec, Gate, MAX_TARGET_DEVICES, OnEnd, Period, Requires, Schedule, Stage, Strategy,

@@ -4,76 +4,14 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use crate::campaign::{CampaignSpec, Takes, Targets};
+pub use crate::campaign::Exclusion;
+
+use crate::campaign::{CampaignSpec, Named, Takes, Targets};
 use crate::device::{Device, DeviceKey};
 use crate::firmware::UploadMetadata;
 use crate::ids::DeviceId;
 use crate::ring::turned;
-
-/// Why a device is none of a campaign's. Of several reasons, the first in this order is told.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Exclusion {
-    /// It is named, and not registered.
-    UnknownDevice,
-    /// Nothing of the campaign's targets means it.
-    NotMeant,
-    /// It is of another model than the firmware.
-    WrongModel,
-    /// The firmware does not run on its hardware revision.
-    WrongHwRevision,
-    /// It already runs the firmware's version.
-    AlreadyInstalled,
-    /// It lies outside of `rollout_percentage`.
-    OutsideRollout,
-}
-
-impl Exclusion {
-    /// All, in their order.
-    pub const ALL: [Self; 6] = [
-        Self::UnknownDevice,
-        Self::NotMeant,
-        Self::WrongModel,
-        Self::WrongHwRevision,
-        Self::AlreadyInstalled,
-        Self::OutsideRollout,
-    ];
-
-    /// The name on the wire.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::UnknownDevice => "unknown_device",
-            Self::NotMeant => "not_meant",
-            Self::WrongModel => "wrong_model",
-            Self::WrongHwRevision => "wrong_hw_revision",
-            Self::AlreadyInstalled => "already_installed",
-            Self::OutsideRollout => "outside_rollout",
-        }
-    }
-
-    /// The exclusion of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == name)
-    }
-}
-
-impl std::fmt::Display for Exclusion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::UnknownDevice => "the device is not registered",
-            Self::NotMeant => "the campaign's targets do not name the device",
-            Self::WrongModel => "the device is of another model than the firmware",
-            Self::WrongHwRevision => "the firmware does not run on the device's hardware revision",
-            Self::AlreadyInstalled => "the device already runs the firmware's version",
-            Self::OutsideRollout => "the device lies outside of the campaign's rollout_percentage",
-        })
-    }
-}
 
 /// Where a device stands in the order in which a campaign takes devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,11 +28,15 @@ pub type Cuts = BTreeMap<u16, Place>;
 /// The device's place among those that the campaign means, or why it is none of them.
 pub fn judge(
     spec: &CampaignSpec,
+    named: &Named,
     image: &UploadMetadata,
     device: &Device,
     now: Timestamp,
 ) -> Result<Place, Exclusion> {
-    if spec.targets.mean(&image.device_model, device, now) {
+    if spec
+        .targets
+        .mean(&named.targets, &image.device_model, device, now)
+    {
         judge_meant(spec, image, device)
     } else {
         Err(Exclusion::NotMeant)
@@ -146,11 +88,9 @@ pub struct Stages<'c> {
 
 impl<'c> Stages<'c> {
     /// Of this campaign, with the ends of those that take a number of devices.
-    pub fn new(spec: &'c CampaignSpec, cuts: &'c Cuts) -> Self {
-        let named = spec.stages.iter().map(|stage| match &stage.takes {
-            Takes::Devices(ids) => ids.iter().collect(),
-            Takes::Share | Takes::First(_) | Takes::Filter(_) => HashSet::new(),
-        });
+    pub fn new(spec: &'c CampaignSpec, named: &'c Named, cuts: &'c Cuts) -> Self {
+        let numbered = (0..).zip(&spec.stages);
+        let named = numbered.map(|(number, _)| named.of_stage(number).iter().collect());
         Self {
             spec,
             cuts,
@@ -168,7 +108,7 @@ impl<'c> Stages<'c> {
         let found = numbered.find(|(number, (stage, named))| match &stage.takes {
             Takes::Share => place.position < stage.end_bucket,
             Takes::First(_) => self.cuts.get(number).is_none_or(|last| place <= *last),
-            Takes::Devices(_) => named.contains(&device.registration.device_id),
+            Takes::Named => named.contains(&device.registration.device_id),
             Takes::Filter(filter) => filter.matches(device, now),
         });
         found.map(|(number, _)| number)
@@ -183,14 +123,14 @@ fn position(spec: &CampaignSpec, device: &Device) -> u16 {
 }
 
 impl Targets {
-    /// Whether the device is meant by a campaign of firmware for `model`.
-    pub fn mean(&self, model: &str, device: &Device, now: Timestamp) -> bool {
+    /// Whether the device is meant by a campaign of firmware for `model` that names these.
+    pub fn mean(&self, named: &[DeviceId], model: &str, device: &Device, now: Timestamp) -> bool {
         if self.is_everybody() {
             return device.registration.device_model == model;
         }
         let said = &device.registration;
         let passes = |filter: &crate::filter::Filter| filter.matches(device, now);
-        self.devices.contains(&said.device_id)
+        named.contains(&said.device_id)
             || said.groups.iter().any(|group| self.groups.contains(group))
             || self.filter.as_ref().is_some_and(passes)
     }

@@ -10,7 +10,7 @@ mod why;
 use std::collections::HashMap;
 
 use device_ota_domain::audit::Act;
-use device_ota_domain::campaign::{Campaign, CampaignState, Counts};
+use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Named};
 use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::page::Page;
 use device_ota_domain::planner::{self, Action};
@@ -73,6 +73,11 @@ impl Engine {
         Ok(views)
     }
 
+    /// Whom it names.
+    pub async fn named(&self, campaign: &Campaign) -> Result<Named> {
+        Ok(self.store.named(campaign).await?)
+    }
+
     async fn view(&self, campaign: Campaign, firmware: Firmware) -> Result<CampaignView> {
         let counts = self.counts(&campaign.id).await?;
         let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
@@ -84,8 +89,8 @@ impl Engine {
         })
     }
 
-    /// Starts it: one pending update for each device it means. 409 without the approval that it asks for, and when its image is
-    /// out of use.
+    /// Starts it: one pending update for each device it means. 409 without the approval that it asks for, when its image is
+    /// out of use, and when it means no device.
     pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         // Read before the transaction, which would else hold one connection and wait for another.
@@ -101,7 +106,7 @@ impl Engine {
             );
             return Err(Error::conflict("changed_meanwhile", detail));
         }
-        campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
+        campaign.target_count = made_for_somebody(tx.as_mut(), &campaign, &firmware, now).await?;
         self.settle(tx, before, campaign, EventType::CampaignStarted, now, by)
             .await
     }
@@ -189,6 +194,33 @@ impl Engine {
     }
 }
 
+/// Makes the updates of a campaign that starts; 409 when there is nobody to make one for: it would be over at once.
+async fn made_for_somebody(
+    tx: &mut dyn Tx,
+    campaign: &Campaign,
+    firmware: &Firmware,
+    now: Timestamp,
+) -> Result<u64> {
+    let made = tx.make_updates(campaign, firmware, now).await?;
+    if made > 0 {
+        return Ok(made);
+    }
+    let left_out = campaign.spec.targets.left_out.iter();
+    let left_out: Vec<_> = left_out
+        .map(|(reason, devices)| format!("{devices} {}", reason.name()))
+        .collect();
+    let detail = if left_out.is_empty() {
+        "the campaign means no device; register devices of its image's model, or change its targets"
+            .to_owned()
+    } else {
+        format!(
+            "the campaign means no device that it could update; left out when it was written: {}. A dry run says who, and why",
+            left_out.join(", ")
+        )
+    };
+    Err(Error::conflict("no_devices", detail))
+}
+
 /// Ends a campaign for good, within a transaction: what waits is cancelled with it.
 pub(crate) async fn cancel(
     tx: &mut dyn Tx,
@@ -232,10 +264,23 @@ pub(crate) async fn tell(
     now: Timestamp,
     by: &Caller,
 ) -> std::result::Result<(), StoreError> {
+    let nobody = Named::default();
+    tell_naming(tx, event_type, before, (campaign, &nobody), now, by).await
+}
+
+/// The same, and whom the campaign names by now: the record of a change that leaves that as it was goes without.
+async fn tell_naming(
+    tx: &mut dyn Tx,
+    event_type: EventType,
+    before: Option<Value>,
+    (campaign, named): (&Campaign, &Named),
+    now: Timestamp,
+    by: &Caller,
+) -> std::result::Result<(), StoreError> {
     let event = Event::of_campaign(event_type, campaign, by.subject(), now);
     tx.append_events(&[event]).await?;
     match Act::of_campaign(event_type) {
-        Some(act) => record(tx, act, before, campaign, now, by).await,
+        Some(act) => record(tx, act, before, (campaign, named), now, by).await,
         None => Ok(()),
     }
 }
@@ -245,14 +290,15 @@ async fn record(
     tx: &mut dyn Tx,
     act: Act,
     before: Option<Value>,
-    campaign: &Campaign,
+    (campaign, named): (&Campaign, &Named),
     now: Timestamp,
     by: &Caller,
 ) -> std::result::Result<(), StoreError> {
-    let after = match &before {
+    let mut after = match &before {
         Some(_) => facts::saved_campaign(campaign),
         None => facts::campaign(campaign),
     };
+    facts::naming(&mut after, named);
     let states = (before, Some(after));
     tx.append_audit(by.did(act, now, &campaign.id, states))
         .await

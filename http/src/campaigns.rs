@@ -165,7 +165,8 @@ async fn one(id: Segment, call: Call) -> Answer {
     call.require(Role::Viewer)?;
     call.no_query()?;
     let view = call.shared.engine.campaign(&id.id("campaign")?).await?;
-    let answer = dto::ok(&CampaignDto::with_draft(&view));
+    let named = call.shared.engine.named(&view.campaign).await?;
+    let answer = dto::ok(&CampaignDto::with_draft(&view, &named));
     Ok(of_revision(view.campaign.revision, answer))
 }
 
@@ -177,7 +178,6 @@ async fn one(id: Segment, call: Call) -> Answer {
     (status = 201, description = "The new campaign", body = CampaignDto),
     (status = 404, description = "There is no such image"),
     (status = 409, description = "The image is out of use"),
-    (status = 422, description = "The strategy is not served"),
 ))]
 async fn create(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;

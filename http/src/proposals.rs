@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use device_ota_domain::campaign::CampaignDraft;
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::{CampaignId, DeviceId, Role};
 use device_ota_engine::DryRunQuery;
 use serde::Deserialize;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::openapi::Object;
+use utoipa::{IntoParams, OpenApi, ToSchema};
 use warp::Filter as _;
 
 use crate::campaigns::MAX_CAMPAIGN_BYTES;
@@ -81,12 +83,43 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     reads.or(writes).unify().map(reply).boxed()
 }
 
-/// `stage`, `limit` and `offset`.
+/// Why a device that is meant may be left out.
+const REASONS: [Exclusion; 5] = [
+    Exclusion::UnknownDevice,
+    Exclusion::WrongModel,
+    Exclusion::WrongHwRevision,
+    Exclusion::AlreadyInstalled,
+    Exclusion::OutsideRollout,
+];
+
+/// Which devices of a dry run are shown.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `shown` reads")]
+struct ShownQuery {
+    /// Devices of this stage alone
+    stage: Option<String>,
+    /// Instead of them, those that are meant and left out for this reason
+    #[param(schema_with = reasons)]
+    left_out: Option<String>,
+}
+
+fn reasons() -> Object {
+    dto::names(REASONS.map(Exclusion::name))
+}
+
+/// `stage`, `left_out`, `limit` and `offset`.
 fn shown(mut query: Query) -> Result<(DryRunQuery, dto::Filters), ApiError> {
+    let reasons = REASONS.map(|reason| (reason.name(), reason));
     let asked = DryRunQuery {
         stage: query.text("stage")?,
+        left_out: query.one_of("left_out", &reasons)?,
         page: query.page()?,
     };
+    if asked.stage.is_some() && asked.left_out.is_some() {
+        let detail = "devices that are left out have no stage; ask for one of stage and left_out";
+        return Err(ApiError::invalid("invalid_query", detail));
+    }
     Ok((asked, query.done()?))
 }
 
@@ -95,12 +128,11 @@ fn shown(mut query: Query) -> Result<(DryRunQuery, dto::Filters), ApiError> {
 /// How many devices and which, stage by stage, and how many of those that are meant are left out, and why. Nothing is created. A
 /// campaign created of the same draft means the same devices in the same stages, unless the fleet has changed.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/dry-run", tag = "campaigns", request_body = CampaignDraft,
-    params(PageQuery, ("stage" = Option<String>, Query, description = "Devices of this stage alone")),
+    params(PageQuery, ShownQuery),
     responses(
         (status = 200, description = "Numbers of the whole, and a page of the devices", body = DryRunDto),
         (status = 404, description = "There is no such image"),
         (status = 409, description = "The image is out of use"),
-        (status = 422, description = "The strategy is not served"),
     ),
 )]
 async fn dry_run(call: Call, body: Body) -> Answer {
@@ -108,12 +140,12 @@ async fn dry_run(call: Call, body: Body) -> Answer {
     let (asked, filters) = shown(call.query()?)?;
     let draft: CampaignDraft = json_up_to(MAX_CAMPAIGN_BYTES, &call.headers, body).await?;
     let found = call.shared.engine.dry_run(draft, &asked).await?;
-    Ok(dto::ok(&DryRunDto::new(&found, asked.page, &filters)))
+    Ok(dto::ok(&DryRunDto::new(&found, &asked, &filters)))
 }
 
 /// What a campaign that has not begun would come to
 #[utoipa::path(get, path = "/api/v1/ota/campaigns/{campaign_id}/targets", tag = "campaigns",
-    params(PageQuery, ("stage" = Option<String>, Query, description = "Devices of this stage alone")),
+    params(PageQuery, ShownQuery),
     responses(
         (status = 200, description = "Numbers of the whole, and a page of the devices", body = DryRunDto),
         (status = 409, description = "It has begun; its devices are at its path with `/devices`"),
@@ -124,7 +156,7 @@ async fn targets(id: Segment, call: Call) -> Answer {
     let id: CampaignId = id.id("campaign")?;
     let (asked, filters) = shown(call.query()?)?;
     let found = call.shared.engine.campaign_targets(&id, &asked).await?;
-    Ok(dto::ok(&DryRunDto::new(&found, asked.page, &filters)))
+    Ok(dto::ok(&DryRunDto::new(&found, &asked, &filters)))
 }
 
 /// Why a device is, or is not, offered what a campaign has for it
@@ -155,7 +187,6 @@ async fn why(campaign: Segment, device: Segment, call: Call) -> Answer {
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
         (status = 404, description = "There is no such campaign or image"),
         (status = 409, description = "It has begun, was deleted, was changed meanwhile, or the image is out of use"),
-        (status = 422, description = "The strategy is not served"),
     ),
 )]
 async fn edit(id: Segment, call: Call, body: Body) -> Answer {

@@ -1,6 +1,6 @@
 //! Campaigns: their rows, as spec and state in JSON beside the few columns that lists look at.
 
-use device_ota_domain::campaign::Campaign;
+use device_ota_domain::campaign::{Campaign, Named};
 use device_ota_domain::page::Page;
 use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::CampaignFilter;
@@ -52,6 +52,9 @@ statements! {
     SAVE_CAMPAIGN = "UPDATE update_campaigns SET status = $3, state = $4, target_count = $5, updated_at = $6, \
          approval = $7, deleted_at = $8, revision = revision + 1 WHERE campaign_id = $1 AND revision = $2";
     PACE = "UPDATE update_campaigns SET next_offer_at = $2 WHERE campaign_id = $1";
+    NAMED = "SELECT n.named FROM campaign_names n WHERE n.campaign_id = $1";
+    FORGET_NAMED = "DELETE FROM campaign_names WHERE campaign_id = $1";
+    SAVE_NAMED = "INSERT INTO campaign_names (campaign_id, named) VALUES ($1, $2)";
     REPLACE_SPEC = "UPDATE update_campaigns SET firmware_id = $2, priority = $3, spec = $4 WHERE campaign_id = $1";
 }
 
@@ -76,6 +79,34 @@ pub(crate) async fn locked<D: Dialect>(
 ) -> Result<Option<Campaign>, DbError> {
     let args = Args::<D>::new().text(id.as_str());
     sql::fetch_optional(conn, &CAMPAIGN_LOCKED, args, read_campaign).await
+}
+
+/// Whom a campaign names.
+pub(crate) async fn named<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &Campaign,
+) -> Result<Named, DbError> {
+    if !campaign.spec.names_devices() {
+        return Ok(Named::default());
+    }
+    let args = Args::<D>::new().text(campaign.id.as_str());
+    let named = sql::fetch_optional(conn, &NAMED, args, |row| row.json("named")).await?;
+    named.ok_or_else(|| DbError::corrupt("a campaign that names devices, and none of them"))
+}
+
+/// Writes whom a campaign names.
+pub(crate) async fn save_named<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    named: &Named,
+) -> Result<(), DbError> {
+    let id = || Args::<D>::new().text(campaign.as_str());
+    sql::execute::<D>(conn, &FORGET_NAMED, id()).await?;
+    if !named.is_empty() {
+        let named = to_json(named)?;
+        sql::execute::<D>(conn, &SAVE_NAMED, id().text(named.as_str())).await?;
+    }
+    Ok(())
 }
 
 /// Campaigns, newest first.
@@ -209,4 +240,116 @@ fn read_campaign<D: Dialect>(row: &Record<'_, D>) -> Result<Campaign, DbError> {
         },
         deleted_at: row.time_opt("deleted_at")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use device_ota_domain::campaign::{Approval, CampaignDraft, CampaignState};
+    use device_ota_domain::ring::Shares;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::SqlStore;
+    use crate::sql::Statement;
+    use crate::testing::{PostgresDatabase, SqliteDatabase};
+
+    const IMAGE: &str = r"INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta,
+        is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, created_at, updated_at,
+        created_by) VALUES ('770987aca3a746dfa5bef4f8b0e59f22', 'n', '1', 'm', '', 0, 0, '{}', '', 1, '', '', '', '', 0, 0, '')";
+
+    static OLD_SPEC: Statement = Statement::new(
+        "OLD_SPEC",
+        &[],
+        "UPDATE update_campaigns SET spec = $2 WHERE campaign_id = $1",
+    );
+
+    fn campaign(number: u8, fields: &Value) -> (Campaign, Named) {
+        let mut draft =
+            json!({"name": "spring", "firmware_id": "770987aca3a746dfa5bef4f8b0e59f22"});
+        let members = draft.as_object_mut().expect("an object");
+        members.extend(fields.as_object().expect("an object").clone());
+        let draft: CampaignDraft = serde_json::from_value(draft).expect("a draft");
+        let named = draft.named();
+        let at = Timestamp::UNIX_EPOCH;
+        let campaign = Campaign {
+            id: CampaignId::from_entropy([number; 8]),
+            spec: draft.into_spec(10.0, 0, Shares::default()).expect("a spec"),
+            state: CampaignState::Created,
+            approval: Approval::NotRequired,
+            target_count: 0,
+            revision: 0,
+            created_at: at,
+            updated_at: at,
+            created_by: "admin".into(),
+            next_offer_at: None,
+            readings: Vec::new(),
+            deleted_at: None,
+        };
+        (campaign, named)
+    }
+
+    /// The spec as it was kept when it held the names.
+    fn old(campaign: &Campaign, named: &Named) -> String {
+        let mut spec = serde_json::to_value(&campaign.spec).expect("serializes");
+        let mut put = |at: &str, value| *spec.pointer_mut(at).expect("is there") = value;
+        let targets = json!({"devices": named.targets, "groups": [], "filter": null});
+        put("/targets", targets);
+        for (stage, devices) in &named.stages {
+            let takes = json!({ "devices": devices });
+            put(&format!("/stages/{stage}/takes"), takes);
+        }
+        spec.to_string()
+    }
+
+    /// The migration's own statements take the names out of the specs there are.
+    async fn taken_out<D: Dialect>(store: &SqlStore<D>, migration: &str) {
+        let mut conn = store.writer.acquire().await.expect("a connection");
+        D::batch(&mut conn, IMAGE.to_owned()).await.expect("runs");
+        let campaigns = [
+            json!({}),
+            json!({"target_devices": ["b", "a", "c"]}),
+            json!({"stages": [{"percent": 0.5}, {"devices": ["d", "a"]}, {"count": 5}, {"devices": ["e"]}]}),
+            json!({"target_devices": ["x"], "stages": [{"devices": ["d"]}]}),
+        ];
+        let campaigns = (1..).zip(&campaigns);
+        let campaigns: Vec<_> = campaigns.map(|(n, json)| campaign(n, json)).collect();
+        for (campaign, named) in &campaigns {
+            insert::<D>(&mut conn, campaign).await.expect("is new");
+            let (id, spec) = (campaign.id.as_str(), old(campaign, named));
+            let args = Args::<D>::new().text(id).text(spec.as_str());
+            sql::execute::<D>(&mut conn, &OLD_SPEC, args)
+                .await
+                .expect("runs");
+        }
+        let (_, take_out) = migration.split_once(");\n").expect("the table is there");
+        D::batch(&mut conn, take_out.to_owned())
+            .await
+            .expect("runs");
+        for (made, names) in &campaigns {
+            let found = super::campaign::<D>(&mut conn, &made.id)
+                .await
+                .expect("reads");
+            assert_eq!(found.as_ref(), Some(made));
+            let found = super::named::<D>(&mut conn, made).await.expect("reads");
+            assert_eq!(found, *names);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_migration_takes_names_out_of_specs_on_sqlite() {
+        let database = SqliteDatabase::new();
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/sqlite/0029_campaign_names.sql");
+        taken_out(&store, migration.replace(") STRICT;\n", ");\n").as_str()).await;
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_migration_takes_names_out_of_specs_on_postgres() {
+        let database = PostgresDatabase::create().await;
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/postgres/0029_campaign_names.sql");
+        taken_out(&store, migration).await;
+        store.close().await;
+    }
 }

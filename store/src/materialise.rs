@@ -110,8 +110,10 @@ pub(crate) async fn make_updates<D: Dialect>(
     at: Timestamp,
 ) -> Result<u64, DbError> {
     let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
+    let named = campaigns::named::<D>(conn, campaign).await?;
     let aim = Aim {
         spec: &campaign.spec,
+        named: &named,
         firmware,
         now: at,
     };

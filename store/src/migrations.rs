@@ -46,6 +46,7 @@ const STEPS: &[Step] = &steps![
     (23, "regressions", "0023_regressions.sql"),
     (24, "vitals", "0024_vitals.sql"),
     (25, "revisions", "0025_revisions.sql"),
+    (29, "campaign names", "0029_campaign_names.sql"),
 ];
 
 /// The steps for SQLite.

@@ -3,14 +3,14 @@
 
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
-use device_ota_domain::campaign::{Campaign, Counts};
+use device_ota_domain::campaign::{Campaign, Counts, Named};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
 use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
-use device_ota_domain::targeting::Cuts;
+use device_ota_domain::targeting::{Cuts, Exclusion};
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
@@ -96,6 +96,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>> {
         Ok(campaigns::campaign::<D>(&mut *self.read().await?, campaign).await?)
     }
+    async fn named(&self, campaign: &Campaign) -> Result<Named> {
+        Ok(campaigns::named::<D>(&mut *self.read().await?, campaign).await?)
+    }
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>> {
         Ok(campaigns::list::<D>(&mut *self.read().await?, filter, page).await?)
     }
@@ -122,6 +125,14 @@ impl<D: Dialect> Store for SqlStore<D> {
         page: Page,
     ) -> Result<Vec<TargetDevice>> {
         Ok(targets::targets::<D>(&mut *self.read().await?, aim, cuts, stage, page).await?)
+    }
+    async fn excluded(
+        &self,
+        aim: Aim<'_>,
+        because: Exclusion,
+        page: Page,
+    ) -> Result<Vec<DeviceId>> {
+        Ok(targets::excluded::<D>(&mut *self.read().await?, aim, because, page).await?)
     }
     async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>> {
         Ok(targets::left_out::<D>(&mut *self.read().await?, aim, page).await?)

@@ -76,6 +76,14 @@ statements! {
         verdict!(),
         " = 'target' AND (CAST($10 AS BIGINT) < 0 OR {stage} = $10) ORDER BY d.device_id LIMIT $11 OFFSET $12"
     );
+    EXCLUDED = concat!(
+        "SELECT d.device_id FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
+        verdict!(),
+        " = $10 ORDER BY d.device_id LIMIT $11 OFFSET $12"
+    );
+    UNKNOWN_NAMES = "SELECT DISTINCT e.value AS device_id FROM {each:$1} WHERE NOT EXISTS ( \
+         SELECT 1 FROM devices d WHERE d.device_id = e.value AND d.deleted_at IS NULL) \
+         ORDER BY e.value LIMIT $2 OFFSET $3";
     LEFT_OUT = concat!(
         "SELECT DISTINCT e.value AS device_id FROM {each:$10} WHERE NOT EXISTS (SELECT 1 FROM devices d \
          JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id = e.value AND ",
@@ -137,9 +145,9 @@ pub(crate) async fn meant<D: Dialect>(
         Vec::new()
     };
     let mut condition = Condition::new(args, bound, &versions, aim.now);
-    let means = sources(&mut condition, aim.spec);
+    let means = sources(&mut condition, aim);
     let stage = match cuts {
-        Some(cuts) => stage_of(&mut condition, aim.spec, cuts),
+        Some(cuts) => stage_of(&mut condition, aim, cuts),
         None => "0".to_owned(),
     };
     Ok(Meant {
@@ -150,14 +158,14 @@ pub(crate) async fn meant<D: Dialect>(
 }
 
 /// The condition "the campaign's targets name this device".
-fn sources<D: Dialect>(condition: &mut Condition<'_, D>, spec: &CampaignSpec) -> String {
-    let targets = &spec.targets;
+fn sources<D: Dialect>(condition: &mut Condition<'_, D>, aim: Aim<'_>) -> String {
+    let targets = &aim.spec.targets;
     if targets.is_everybody() {
         return "d.device_model = $1".to_owned();
     }
     let mut sources = Vec::new();
-    if !targets.devices.is_empty() {
-        sources.push(condition.one_of("d.device_id", &named(spec)));
+    if targets.named > 0 {
+        sources.push(condition.one_of("d.device_id", &texts(&aim.named.targets)));
     }
     if !targets.groups.is_empty() {
         let groups: Vec<&str> = targets.groups.iter().map(String::as_str).collect();
@@ -173,14 +181,11 @@ fn sources<D: Dialect>(condition: &mut Condition<'_, D>, spec: &CampaignSpec) ->
 }
 
 /// The first stage that takes the device, as `domain::targeting` has it.
-fn stage_of<D: Dialect>(
-    condition: &mut Condition<'_, D>,
-    spec: &CampaignSpec,
-    cuts: &Cuts,
-) -> String {
+fn stage_of<D: Dialect>(condition: &mut Condition<'_, D>, aim: Aim<'_>, cuts: &Cuts) -> String {
     let place = position!();
-    let mut cases = Vec::with_capacity(spec.stages.len());
-    for (number, stage) in (0_u16..).zip(&spec.stages) {
+    let stages = &aim.spec.stages;
+    let mut cases = Vec::with_capacity(stages.len());
+    for (number, stage) in (0_u16..).zip(stages) {
         let takes = match &stage.takes {
             Takes::Share => format!("{place} < {}", stage.end_bucket),
             Takes::First(_) => match cuts.get(&number) {
@@ -190,10 +195,7 @@ fn stage_of<D: Dialect>(
                     last.position, last.device.0
                 ),
             },
-            Takes::Devices(ids) => {
-                let ids: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
-                condition.one_of("d.device_id", &ids)
-            }
+            Takes::Named => condition.one_of("d.device_id", &texts(aim.named.of_stage(number))),
             Takes::Filter(filter) => condition.of(filter),
         };
         cases.push(format!("WHEN {takes} THEN {number}"));
@@ -236,8 +238,8 @@ fn filters(spec: &CampaignSpec) -> impl Iterator<Item = &Filter> {
     spec.targets.filter.iter().chain(of_stages)
 }
 
-fn named(spec: &CampaignSpec) -> Vec<&str> {
-    spec.targets.devices.iter().map(DeviceId::as_str).collect()
+fn texts(devices: &[DeviceId]) -> Vec<&str> {
+    devices.iter().map(DeviceId::as_str).collect()
 }
 
 fn compares_versions(filter: &Filter) -> bool {
@@ -283,7 +285,7 @@ pub(crate) async fn summary<D: Dialect>(
             (None, None) => return Err(DbError::corrupt("a target of no stage")),
         }
     }
-    let unknown = unknown::<D>(conn, aim.spec).await?;
+    let unknown = unknown::<D>(conn, &aim.named.targets).await?;
     if unknown > 0 {
         summary.left_out.insert(Exclusion::UnknownDevice, unknown);
     }
@@ -291,14 +293,11 @@ pub(crate) async fn summary<D: Dialect>(
 }
 
 /// Named devices that are not registered.
-async fn unknown<D: Dialect>(
-    conn: &mut D::Connection,
-    spec: &CampaignSpec,
-) -> Result<u64, DbError> {
-    if spec.targets.devices.is_empty() {
+async fn unknown<D: Dialect>(conn: &mut D::Connection, named: &[DeviceId]) -> Result<u64, DbError> {
+    if named.is_empty() {
         return Ok(0);
     }
-    let args = Args::<D>::new().texts(&named(spec));
+    let args = Args::<D>::new().texts(&texts(named));
     let count = sql::fetch_optional(conn, &UNKNOWN, args, |row| row.uint("devices"));
     Ok(count.await?.unwrap_or(0))
 }
@@ -338,21 +337,38 @@ fn read_open<D: Dialect>(
     Ok((DeviceKey(row.int("device_key")?), row.parse("campaign_id")?))
 }
 
+/// The devices that are meant and that the campaign would leave out for this reason, in id order.
+pub(crate) async fn excluded<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+    because: Exclusion,
+    page: Page,
+) -> Result<Vec<DeviceId>, DbError> {
+    let read = |row: &Record<'_, D>| row.parse("device_id");
+    if because == Exclusion::UnknownDevice {
+        let args = Args::new().texts(&texts(&aim.named.targets)).page(page);
+        return sql::fetch_all(conn, &UNKNOWN_NAMES, args, read).await;
+    }
+    let args = bind_aim(aim).text(because.name()).page(page);
+    let mut meant = meant::<D>(conn, aim, None, args, AIM + 3).await?;
+    let (given, args) = meant.split();
+    sql::fetch_given(conn, &EXCLUDED, given, args, read).await
+}
+
 /// The named devices that the campaign would leave out, in id order; `None` for those that are not registered.
 pub(crate) async fn left_out<D: Dialect>(
     conn: &mut D::Connection,
     aim: Aim<'_>,
     page: Page,
 ) -> Result<Vec<(DeviceId, Option<Device>)>, DbError> {
-    let named = named(aim.spec);
+    let named = &aim.named.targets;
     if named.is_empty() {
         return Ok(Vec::new());
     }
-    let args = bind_aim(aim).texts(&named).page(page);
+    let args = bind_aim(aim).texts(&texts(named)).page(page);
     let ids: Vec<DeviceId> =
         sql::fetch_all::<D, _>(conn, &LEFT_OUT, args, |row| row.parse("device_id")).await?;
-    let texts: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
-    let known = devices::by_ids::<D>(conn, &texts).await?;
+    let known = devices::by_ids::<D>(conn, &texts(&ids)).await?;
     let mut known: HashMap<DeviceId, Device> = known
         .into_iter()
         .map(|device| (device.registration.device_id.clone(), device))

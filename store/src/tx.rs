@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
-use device_ota_domain::campaign::{Campaign, Counts, Delta, Reading};
+use device_ota_domain::campaign::{Campaign, Counts, Delta, Named, Reading};
 use device_ota_domain::device::{Device, DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::Firmware;
@@ -191,6 +191,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()> {
         run!(self, campaigns::replace_spec::<D>, campaign)
+    }
+    async fn save_named(&mut self, campaign: &CampaignId, named: &Named) -> Result<()> {
+        Ok(campaigns::save_named::<D>(&mut *self.inner, campaign, named).await?)
     }
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()> {
         run!(self, campaigns::save::<D>, campaign)

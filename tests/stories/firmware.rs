@@ -41,7 +41,17 @@ async fn an_image_out_of_use_leaves_the_lists_and_is_offered_to_nobody(options: 
     let waiting = json!({ "name": "not begun", "firmware_id": id });
     let waiting = admin.create_campaign(waiting).await;
     let path = format!("{FIRMWARE}/{id}");
+    assert_eq!(admin.get(&path).await.expect(200)["status"], "active");
+    let link = admin.get(&format!("{path}/download")).await.expect(200);
+    let link = admin.client().get(link["url"].as_str().unwrap());
+    let served = link.try_clone().unwrap().send().await.unwrap();
+    assert_eq!(served.status(), 200);
     let gone = admin.delete(&path).await.expect(200);
+    assert_eq!(gone["status"], "deprecated");
+    let recalled = link.send().await.unwrap();
+    assert_eq!(recalled.status(), 409, "a link from before serves no more");
+    let recalled: Value = recalled.json().await.unwrap();
+    assert_eq!(recalled["code"], "firmware_deprecated");
     assert!(gone["deprecated_at"].is_string(), "{gone:#}");
     loop {
         let event = subscriber.event().await.1;
@@ -375,6 +385,12 @@ async fn an_image_goes_as_far_as_it_is_promoted(options: Options) {
     let unknown = format!("/api/v1/firmware/{}/deploy", "0".repeat(32));
     let answer = admin.post(&unknown, json!({ "ring": "canary" })).await;
     assert_eq!(code(answer, 404), "not_found");
+    assert_eq!(
+        code(deploy("canary").await, 409),
+        "no_devices",
+        "everybody has it"
+    );
+    service.register(device_json("newcomer")).await;
     let again = deploy("canary").await.expect(201);
     assert_ne!(
         again["campaign_id"],

@@ -8,6 +8,8 @@ use crate::harness::{
 
 matrix!(an_image_for_another_model_is_not_for_this_device: sqlite_gateway, postgres_gateway);
 matrix!(what_failed_in_a_campaign_that_ended_is_not_tried_again: sqlite_gateway, postgres_gateway);
+matrix!(an_image_out_of_use_is_refused_wherever_it_is_asked_for: sqlite_gateway);
+matrix!(what_was_taken_back_is_not_begun_again: sqlite_gateway);
 matrix!(nobody_goes_back_to_an_image_that_is_not_there: sqlite_gateway, postgres_gateway);
 
 fn code(refused: &Value) -> &str {
@@ -128,4 +130,68 @@ async fn nobody_goes_back_to_an_image_that_is_not_there(options: Options) {
     admin.post(path, back).await.expect(200);
     let offer = device.offer(&trust).await;
     assert_eq!(offer.text("action"), "rollback");
+}
+
+async fn an_image_out_of_use_is_refused_wherever_it_is_asked_for(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let trust = trust(&admin).await;
+    let credentials = service.register(device_json("frame-1")).await;
+    let (firmware, other) = (admin.image("2.1.0").await, admin.image("2.2.0").await);
+    let draft = |firmware: &str| json!({"name": "n", "firmware_id": firmware});
+    let campaign = admin.create_campaign(draft(&other)).await;
+    let one = json!({ "firmware_id": firmware, "max_retries": 0 });
+    let path = "/api/v1/ota/devices/frame-1/update";
+    admin.post(path, one).await.expect(201);
+    let mut device = Device::connect(&service, MqttVersion::V311, &credentials).await;
+    device.check("2.0.0", "boot").await;
+    let offer = device.offer(&trust).await;
+    device.fail(&offer).await;
+    let update = offer.text("update_id");
+    admin.update_becomes(update, "failed").await;
+    let gone = format!("/api/v1/ota/firmware/{firmware}");
+    admin.delete(&gone).await.expect(200);
+
+    let dry_run = "/api/v1/ota/campaigns/dry-run";
+    let answer = admin.post(dry_run, draft(&firmware)).await.refused(409);
+    assert_eq!(code(&answer), "firmware_deprecated");
+    let path = format!("/api/v1/ota/campaigns/{campaign}");
+    let answer = admin.put(&path, draft(&firmware)).await.refused(409);
+    assert_eq!(code(&answer), "firmware_deprecated");
+    assert_eq!(admin.campaign(&campaign).await["revision"], 0);
+    let retry = format!("/api/v1/ota/updates/{update}/retry");
+    let answer = admin.post(&retry, json!({})).await.refused(409);
+    assert_eq!(code(&answer), "firmware_deprecated");
+
+    let unknown = "0".repeat(32);
+    let answer = admin.post(dry_run, draft(&unknown)).await.refused(404);
+    assert_eq!(code(&answer), "not_found");
+    let bulk = json!({ "firmware_id": unknown, "device_ids": ["frame-1"] });
+    let path = "/api/v1/ota/devices/bulk/update";
+    let answer = admin.post(path, bulk).await.refused(404);
+    assert_eq!(code(&answer), "not_found");
+}
+
+async fn what_was_taken_back_is_not_begun_again(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    service.register(device_json("frame-1")).await;
+    let firmware = admin.image("2.1.0").await;
+    let created = admin
+        .create_campaign(json!({ "name": "n", "firmware_id": firmware }))
+        .await;
+    let refused = admin.act(&created, "rollback").await.refused(409);
+    assert_eq!(code(&refused), "wrong_state", "it has not begun");
+
+    let path = format!("/api/v1/firmware/{firmware}/deploy");
+    let deploy = json!({ "ring": "canary" });
+    let made = admin.post(&path, deploy.clone()).await.expect(201);
+    let campaign = made["campaign_id"].as_str().unwrap();
+    admin.act(campaign, "rollback").await.expect(200);
+    let back = |c: &Value| c["status"] == "rolled_back";
+    admin.campaign_becomes(campaign, "rolled back", back).await;
+    let refused = admin.post(&path, deploy).await.refused(409);
+    assert_eq!(code(&refused), "wrong_state");
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("rolled_back"), "{detail}");
 }

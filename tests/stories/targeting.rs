@@ -6,6 +6,7 @@ use crate::harness::{Admin, Device, MqttVersion, Options, Service, Trust, device
 
 matrix!(a_dry_run_names_the_devices_that_the_campaign_then_means: sqlite_gateway, postgres_gateway);
 matrix!(a_filter_that_is_none_is_refused_by_its_place: sqlite_gateway);
+matrix!(who_is_named_and_not_there_is_told: sqlite_gateway, postgres_gateway);
 matrix!(each_device_is_told_why_it_is_or_is_not_offered: sqlite_gateway, postgres_gateway);
 
 const CAMPAIGNS: &str = "/api/v1/ota/campaigns";
@@ -89,6 +90,7 @@ async fn a_dry_run_names_the_devices_that_the_campaign_then_means(options: Optio
                     left_out("e-other", "wrong_model", "the device is of another model than the firmware"),
                     left_out("nobody", "unknown_device", "the device is not registered"),
                 ],
+                "devices": [],
             },
             "targets": [
                 target("a-lobby", "canary", "2.0.0"),
@@ -108,12 +110,14 @@ async fn a_dry_run_names_the_devices_that_the_campaign_then_means(options: Optio
         .post(&format!("{path}?stage=none"), draft.clone())
         .await
         .refused(400);
+    left_out_are_listed_by_reason(&admin, &path, &draft).await;
     let list = admin.get(CAMPAIGNS).await.expect(200);
     assert_eq!(list["count"], 0, "a dry run leaves nothing");
 
     let id = admin.create_campaign(draft.clone()).await;
     let campaign = admin.campaign(&id).await;
     assert_eq!(campaign["target_device_count"], 3);
+    assert_eq!(campaign["left_out"], found["left_out"]["by_reason"]);
     assert_eq!(campaign["target_filters"], draft["target_filters"]);
     let targets = format!("{CAMPAIGNS}/{id}/targets");
     let again = admin.get(&targets).await.expect(200);
@@ -136,6 +140,33 @@ async fn a_dry_run_names_the_devices_that_the_campaign_then_means(options: Optio
     });
     let waiting = admin.post(&path, waiting).await.expect(200);
     assert_eq!(waiting["targets"][0]["waits_for_campaign"], json!(id));
+}
+
+async fn left_out_are_listed_by_reason(admin: &Admin, path: &str, draft: &Value) {
+    for (reason, device) in [
+        ("already_installed", "b-lobby"),
+        ("wrong_model", "e-other"),
+        ("unknown_device", "nobody"),
+    ] {
+        let asked = format!("{path}?left_out={reason}");
+        let page = admin.post(&asked, draft.clone()).await.expect(200);
+        assert_eq!(ids(&page["left_out"]["devices"]), [device]);
+        assert_eq!(
+            (&page["targets"], &page["count"], &page["filters"]),
+            (&json!([]), &json!(1), &json!({"left_out": reason}))
+        );
+        assert_eq!(
+            page["target_device_count"], 3,
+            "the numbers are of the whole"
+        );
+        let beyond = format!("{asked}&offset=1");
+        let page = admin.post(&beyond, draft.clone()).await.expect(200);
+        assert_eq!(page["left_out"]["devices"], json!([]));
+    }
+    for asked in ["left_out=not_meant", "left_out=wrong_model&stage=early"] {
+        let asked = format!("{path}?{asked}");
+        admin.post(&asked, draft.clone()).await.refused(400);
+    }
 }
 
 async fn a_filter_that_is_none_is_refused_by_its_place(options: Options) {
@@ -236,4 +267,40 @@ async fn each_device_is_told_why_it_is_or_is_not_offered(options: Options) {
     assert_eq!(codes(&why(&admin, &id, "new-0").await), ["too_late"]);
     admin.act(&id, "cancel").await.expect(200);
     assert_eq!(codes(&why(&admin, &id, "later-0").await), ["cancelled"]);
+}
+
+async fn who_is_named_and_not_there_is_told(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let firmware = admin.image("2.1.0").await;
+    let draft =
+        |names: Value| json!({"name": "typo", "firmware_id": firmware, "target_devices": names});
+    let made = admin
+        .post(CAMPAIGNS, draft(json!(["frame-1", "frmae-2"])))
+        .await;
+    let made = made.expect(201);
+    assert_eq!(
+        (&made["target_device_count"], &made["left_out"]),
+        (&json!(0), &json!({"unknown_device": 2}))
+    );
+    let id = made["campaign_id"].as_str().unwrap();
+    let refused = admin.act(id, "start").await.refused(409);
+    assert_eq!(refused["code"], "no_devices");
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("2 unknown_device"), "{detail}");
+    assert_eq!(admin.campaign(id).await["status"], "created");
+
+    admin.register(&[device_json("frame-1")]).await;
+    let path = format!("{CAMPAIGNS}/{id}");
+    let changed = admin.put(&path, draft(json!(["frame-1", "frmae-2"]))).await;
+    assert_eq!(
+        changed.expect(200)["left_out"],
+        json!({"unknown_device": 1})
+    );
+    let started = admin.act(id, "start").await.expect(200);
+    assert_eq!(started["total_devices"], 1);
+    let everybody = json!({"name": "nobody", "firmware_id": firmware, "target_groups": ["lab"]});
+    let nobody = admin.create_campaign(everybody).await;
+    let refused = admin.act(&nobody, "start").await.refused(409);
+    assert_eq!(refused["code"], "no_devices");
 }

@@ -6,6 +6,7 @@ pub(crate) mod fan_out;
 pub(crate) mod heartbeats;
 pub(crate) mod history;
 pub(crate) mod latencies;
+pub(crate) mod named;
 pub(crate) mod progress_reads;
 pub(crate) mod start;
 pub(crate) mod statistics;

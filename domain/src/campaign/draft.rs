@@ -1,11 +1,14 @@
 //! A campaign as an admin sends it, and the one way from there to a checked spec.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::abort::{self, Abort};
 use super::error::SpecError;
 use super::health::Health;
+use super::named::Named;
 use super::rate::RateDraft;
 use super::spec::{CampaignSpec, MAX_TARGET_DEVICES, Requires, Schedule, Strategy, Targets};
 use super::stages::{
@@ -65,7 +68,7 @@ pub struct CampaignDraft {
     #[serde(default = "hundred_devices")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub max_concurrent_updates: u32,
-    /// Default 100.
+    /// Offers that may be out and not taken up, at the same time: the next go out as devices take those. Default 100.
     #[serde(default = "hundred_devices")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub batch_size: u32,
@@ -148,7 +151,17 @@ fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecEr
 }
 
 impl CampaignDraft {
-    /// The spec that this draft means. `default_threshold` and `rings` are the service's settings; `entropy` turns the
+    /// The devices that it names, which its spec goes without. Stages keep their places in the spec.
+    pub fn named(&self) -> Named {
+        let stages = (0..).zip(&self.stages);
+        let stages = stages.filter_map(|(number, stage)| Some((number, stage.devices.clone()?)));
+        Named {
+            targets: self.target_devices.clone(),
+            stages: stages.collect(),
+        }
+    }
+
+    /// The spec that this draft means; whom it names, is in [`Self::named`], and who of them is left out, the fleet says. `default_threshold` and `rings` are the service's settings; `entropy` turns the
     /// wheel.
     pub fn into_spec(
         self,
@@ -185,7 +198,8 @@ impl CampaignDraft {
             description: self.description,
             firmware_id: self.firmware_id,
             targets: Targets {
-                devices: self.target_devices,
+                named: u32::try_from(self.target_devices.len()).unwrap_or(u32::MAX),
+                left_out: BTreeMap::new(),
                 groups: self.target_groups,
                 filter: filter(self.target_filters.as_ref())?,
             },

@@ -1,15 +1,16 @@
 //! The way back from a checked spec to the draft that it comes of.
 
 use super::draft::CampaignDraft;
+use super::named::Named;
 use super::rate::Rate;
 use super::spec::{CampaignSpec, Strategy};
 use super::stages::{by_rings, default_gate, drafts_of, everybody};
 use crate::filter::Filter;
 
 impl CampaignSpec {
-    /// The draft that this comes of, with all that was left to a default said: what a campaign is changed by, field by field.
+    /// The draft that this and whom it names come of, with all that was left to a default said: what a campaign is changed by, field by field.
     /// The same settings of the service make the same spec of it.
-    pub fn to_draft(&self, requires_approval: bool) -> CampaignDraft {
+    pub fn to_draft(&self, named: &Named, requires_approval: bool) -> CampaignDraft {
         let gate = default_gate(self.failure_threshold_percent);
         let (said, unsaid) = match (self.strategy, self.stages.as_slice()) {
             (Strategy::Immediate | Strategy::Scheduled, all) => (all, everybody(gate)),
@@ -20,7 +21,7 @@ impl CampaignSpec {
             name: self.name.clone(),
             description: self.description.clone(),
             firmware_id: self.firmware_id.clone(),
-            target_devices: self.targets.devices.clone(),
+            target_devices: named.targets.clone(),
             target_groups: self.targets.groups.clone(),
             target_filters: self.targets.filter.as_ref().map(Filter::to_json),
             deployment_strategy: self.strategy,
@@ -42,7 +43,7 @@ impl CampaignSpec {
             stages: if said == unsaid || self.strategy == Strategy::Immediate {
                 Vec::new()
             } else {
-                drafts_of(said)
+                drafts_of(said, named)
             },
             requires: self.requires,
             requires_approval,

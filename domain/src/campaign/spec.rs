@@ -1,15 +1,18 @@
 //! What a campaign shall do: the checked spec, which [`super::draft`] makes of what an admin sends.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::abort::{Abort, AbortAction, AbortOn};
+use super::exclusion::Exclusion;
 use super::health::Health;
 use super::rate::Rate;
 use super::window::Windows;
 use crate::filter::Filter;
-use crate::ids::{DeviceId, FirmwareId};
+use crate::ids::FirmwareId;
 use crate::ring::Shares;
 use crate::update::Priority;
 
@@ -47,9 +50,12 @@ impl Strategy {
 /// firmware's model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Targets {
-    /// Named devices.
+    /// So many devices are named; which, is in [`super::Named`].
     #[serde(default)]
-    pub devices: Vec<DeviceId>,
+    pub named: u32,
+    /// How many devices that are meant were left out when this was written, by reason; reasons without devices are not there.
+    #[serde(default)]
+    pub left_out: BTreeMap<Exclusion, u64>,
     /// Named groups.
     #[serde(default)]
     pub groups: Vec<String>,
@@ -61,7 +67,7 @@ pub struct Targets {
 impl Targets {
     /// Nobody is named: every device of the firmware's model is meant.
     pub fn is_everybody(&self) -> bool {
-        self.devices.is_empty() && self.groups.is_empty() && self.filter.is_none()
+        self.named == 0 && self.groups.is_empty() && self.filter.is_none()
     }
 }
 
@@ -112,8 +118,8 @@ pub enum Takes {
     Share,
     /// That many, the first on the wheel as the campaign has turned it; cumulative.
     First(u64),
-    /// Those that are named.
-    Devices(Vec<DeviceId>),
+    /// Those that it names; which, is in [`super::Named`].
+    Named,
     /// Those that are like this.
     Filter(Filter),
 }
@@ -171,6 +177,11 @@ pub enum Period {
 }
 
 impl CampaignSpec {
+    /// Devices are named, among the targets or by a stage.
+    pub fn names_devices(&self) -> bool {
+        self.targets.named > 0 || self.stages.iter().any(|stage| stage.takes == Takes::Named)
+    }
+
     /// Devices that are offered it go no further than `staged` while no stage beyond this one is open.
     pub fn holds_at(&self, open_stage: u16) -> bool {
         self.strategy == Strategy::BlueGreen && open_stage < self.last_stage()
@@ -239,7 +250,7 @@ pub struct CampaignSpec {
     pub rollout_buckets: u16,
     /// Slots: devices that may have an update in flight at the same time.
     pub max_concurrent_updates: u32,
-    /// Devices claimed in one pass.
+    /// Devices that may have been told something and not have answered, at the same time.
     pub batch_size: u32,
     /// Offers in a minute; `None`: as many as the slots let.
     #[serde(default)]

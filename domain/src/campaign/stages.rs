@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::SpecError;
+use super::named::Named;
 use super::spec::{Gate, MAX_TARGET_DEVICES, Stage, Takes};
 use crate::filter::Filter;
 use crate::ids::DeviceId;
@@ -105,14 +106,14 @@ pub(super) fn by_rings(rings: Shares, gate: Gate) -> Vec<Stage> {
 
 /// The drafts that these stages come of; the way back from [`given`], whose last stage goes without saying when the drafts are
 /// full.
-pub(super) fn drafts_of(stages: &[Stage]) -> Vec<StageDraft> {
-    let draft = |stage: &Stage| {
+pub(super) fn drafts_of(stages: &[Stage], named: &Named) -> Vec<StageDraft> {
+    let draft = |(number, stage): (u16, &Stage)| {
         let is_share = stage.takes == Takes::Share;
         let ring = is_share.then(|| Ring::from_name(&stage.name)).flatten();
         let (count, devices, filter) = match &stage.takes {
             Takes::Share => (None, None, None),
             Takes::First(count) => (Some(*count), None, None),
-            Takes::Devices(devices) => (None, Some(devices.clone()), None),
+            Takes::Named => (None, Some(named.of_stage(number).to_vec()), None),
             Takes::Filter(filter) => (None, None, Some(filter.to_json())),
         };
         StageDraft {
@@ -124,7 +125,7 @@ pub(super) fn drafts_of(stages: &[Stage]) -> Vec<StageDraft> {
             gate: Some(drafted(stage.gate)),
         }
     };
-    stages.iter().take(MAX_STAGES).map(draft).collect()
+    (0..).zip(stages).take(MAX_STAGES).map(draft).collect()
 }
 
 fn drafted(gate: Gate) -> GateDraft {
@@ -168,7 +169,7 @@ pub(super) fn given(
                 }
                 count = *first;
             }
-            (Takes::Devices(_) | Takes::Filter(_), ..) => {}
+            (Takes::Named | Takes::Filter(_), ..) => {}
         }
         let gate = match draft.gate {
             Some(gate) => gate.checked(default_gate)?,
@@ -231,11 +232,11 @@ impl StageDraft {
             let filter = Filter::parse(json).map_err(|error| error.within("stages.filter"))?;
             return Ok(("filter".to_owned(), Takes::Filter(filter)));
         }
-        let devices = self.devices.clone().unwrap_or_default();
-        if devices.is_empty() || devices.len() > MAX_TARGET_DEVICES {
+        let devices = self.devices.as_ref().map_or(0, Vec::len);
+        if !(1..=MAX_TARGET_DEVICES).contains(&devices) {
             return Err(one);
         }
-        Ok(("named devices".to_owned(), Takes::Devices(devices)))
+        Ok(("named devices".to_owned(), Takes::Named))
     }
 }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Why;
 use crate::campaign::{
-    ApprovalError, Campaign, CampaignState, Period, Requires, Strategy, TIME_ZONE_TAG,
+    ApprovalError, Campaign, CampaignState, Named, Period, Requires, Strategy, TIME_ZONE_TAG,
 };
 use crate::device::Device;
 use crate::firmware::UploadMetadata;
@@ -18,6 +18,8 @@ pub struct Case<'c> {
     pub now: Timestamp,
     /// The campaign.
     pub campaign: &'c Campaign,
+    /// The devices that it names; looked at only where it has no update of the device.
+    pub named: &'c Named,
     /// What it rolls out.
     pub image: &'c UploadMetadata,
     /// Why it does not go on by itself, as the planner says.
@@ -45,7 +47,7 @@ fn without_update(case: &Case<'_>) -> Vec<Why> {
     let campaign = case.campaign;
     let excluded = match case.device {
         None => Some(Exclusion::UnknownDevice),
-        Some(device) => judge(&campaign.spec, case.image, device, case.now).err(),
+        Some(device) => judge(&campaign.spec, case.named, case.image, device, case.now).err(),
     };
     let excluded = excluded.map(|because| Why::NotTarget { because });
     if campaign.state != CampaignState::Created {

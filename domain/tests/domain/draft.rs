@@ -1,6 +1,7 @@
 //! What a campaign's draft means, and the text of each refusal.
 
-use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Schedule, Strategy, Takes};
+use device_ota_domain::DeviceId;
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, Named, Schedule, Strategy, Takes};
 use serde_json::{Value, json};
 
 use crate::sample::{draft, spec};
@@ -124,7 +125,8 @@ fn a_stage_takes_a_number_a_list_or_what_a_filter_finds() {
         {"devices": ["a", "b"]}, {"count": 10}, {"filter": {"field": "ring", "op": "eq", "value": "canary"}},
         {"percent": 20}, {"devices": ["c"]}, {"count": 500},
     ]);
-    let spec = spec(&json!({"stages": stages, "deployment_strategy": "canary"}));
+    let fields = json!({"stages": stages, "deployment_strategy": "canary"});
+    let spec = spec(&fields);
     assert_eq!(
         ends(&spec),
         [
@@ -138,6 +140,10 @@ fn a_stage_takes_a_number_a_list_or_what_a_filter_finds() {
         ]
     );
     assert_eq!(spec.stages[1].takes, Takes::First(10));
+    let named = draft(&fields).named();
+    let of_stage = |stage: u16| named.of_stage(stage).iter().map(DeviceId::as_str);
+    assert_eq!(spec.stages[4].takes, Takes::Named);
+    assert!(of_stage(0).eq(["a", "b"]) && of_stage(4).eq(["c"]) && of_stage(1).eq([""; 0]));
     let kept = serde_json::to_string(&spec).unwrap();
     assert_eq!(
         serde_json::from_str::<CampaignSpec>(&kept).unwrap(),
@@ -285,7 +291,7 @@ fn a_rate_is_one_number_or_grows() {
     );
     let spec = spec(&rate(growing.clone()));
     assert_eq!(
-        serde_json::to_value(spec.to_draft(false)).unwrap()["rate"],
+        serde_json::to_value(spec.to_draft(&Named::default(), false)).unwrap()["rate"],
         growing
     );
 }
@@ -457,12 +463,14 @@ proptest::proptest! {
     #[test]
     fn what_is_read_of_a_campaign_makes_the_same_campaign(fields in drafts()) {
         let rings = device_ota_domain::ring::Shares::default();
+        let named = draft(&fields).named();
         let made = draft(&fields).into_spec(20.0, 7, rings);
         proptest::prop_assume!(made.is_ok()); // shares that round to the same place are refused
         let spec = made.unwrap();
-        let shown = serde_json::to_value(spec.to_draft(true)).unwrap();
+        let shown = serde_json::to_value(spec.to_draft(&named, true)).unwrap();
         let read: CampaignDraft = serde_json::from_value(shown).unwrap();
         proptest::prop_assert!(read.requires_approval);
+        proptest::prop_assert_eq!(read.named(), named);
         // Whatever the service's own threshold is by then.
         proptest::prop_assert_eq!(read.into_spec(90.0, 7, rings).unwrap(), spec);
     }

@@ -1,6 +1,6 @@
 //! Why a device is, or is not, offered what a campaign has for it: all reasons, in their order.
 
-use device_ota_domain::campaign::{Approval, Campaign, CampaignState};
+use device_ota_domain::campaign::{Approval, Campaign, CampaignState, Named};
 use device_ota_domain::device::{Device, DeviceKey, Latest};
 use device_ota_domain::firmware::UploadMetadata;
 use device_ota_domain::targeting::Exclusion;
@@ -66,6 +66,7 @@ impl World {
         explain(&Case {
             now: at(100),
             campaign: &self.campaign,
+            named: &Named::default(),
             image: &image(),
             waits: &self.waits,
             device: self.device.as_ref(),
@@ -180,4 +181,28 @@ fn who_has_no_update_is_none_of_the_campaigns_or_came_too_late() {
             Why::NotStarted
         ]
     );
+}
+
+/// The table of codes in `docs/targeting.md` has every one.
+#[test]
+fn every_code_is_in_the_table() {
+    let schema = <Why as utoipa::PartialSchema>::schema();
+    let schema = serde_json::to_value(schema).unwrap();
+    let codes = schema["oneOf"].as_array().unwrap().iter();
+    let codes = codes.map(|one| {
+        one.pointer("/properties/code/enum/0")
+            .or_else(|| one.pointer("/allOf/1/properties/code/enum/0"))
+    });
+    let codes: Vec<_> = codes.map(|code| code.unwrap().as_str().unwrap()).collect();
+    assert!(
+        codes.contains(&"not_promoted") && codes.len() > 20,
+        "{codes:?}"
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/targeting.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, table) = page.split_once("\n## Why\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    for code in codes {
+        assert!(table.contains(&format!("`{code}`")), "{code} is missing");
+    }
 }

@@ -1,6 +1,7 @@
 //! What the audit trail keeps of each thing: what an act may change of it. Never a secret, a verifier or a signature.
 
 use device_ota_domain::api_key::ApiKey;
+use device_ota_domain::campaign::Named;
 use device_ota_domain::device::Registration;
 use device_ota_domain::ring::{Ring, Shares};
 use device_ota_domain::webhook::Webhook;
@@ -42,6 +43,15 @@ fn campaign_at(campaign: &Campaign, revision: i64) -> Value {
         facts.extend(spec);
     }
     facts
+}
+
+/// Adds whom a campaign names to what there is of it.
+pub(crate) fn naming(campaign: &mut Value, named: &Named) {
+    if !named.is_empty()
+        && let Value::Object(facts) = campaign
+    {
+        facts.insert("named".to_owned(), json!(named));
+    }
 }
 
 /// Whose an update is, and where it stands.

@@ -2,6 +2,7 @@
 
 use device_ota_domain::CampaignId;
 use device_ota_domain::audit::Act;
+use device_ota_domain::campaign::Named;
 use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Advance, AdvanceError};
 
@@ -29,7 +30,7 @@ impl Engine {
             tx.as_mut(),
             Act::CampaignAdvanced,
             Some(before.clone()),
-            &campaign,
+            (&campaign, &Named::default()),
             now,
             by,
         )

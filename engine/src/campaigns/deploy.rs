@@ -8,7 +8,7 @@ use device_ota_domain::{CampaignId, Firmware, FirmwareId};
 use jiff::Timestamp;
 
 use super::proposal::Proposal;
-use super::{CampaignView, tell};
+use super::{CampaignView, made_for_somebody, tell};
 use crate::audit::facts;
 use crate::firmware::held;
 use crate::ports::clock::random;
@@ -29,7 +29,7 @@ pub struct Deployed {
 
 impl Engine {
     /// Lets an image go as far as this ring: starts its campaign, or promotes the one there is. 409 when the image is out of use,
-    /// when its campaign is paused, rolls back or was rolled back, and when it has gone further already.
+    /// when its campaign is paused, rolls back or was rolled back, when it has gone further already, and when there is no device for it.
     pub async fn deploy(&self, id: &FirmwareId, ring: Ring, by: &Caller) -> Result<Deployed> {
         let now = self.clock.now();
         let draft = draft_of(&self.firmware(id).await?)?;
@@ -96,14 +96,14 @@ impl Engine {
             readings: Vec::new(),
             deleted_at: None,
         };
-        tx.insert_campaign(&campaign).await?;
+        tx.insert_campaign(&campaign).await?; // which names nobody
         let created = EventType::CampaignCreated;
         tell(tx.as_mut(), created, None, &campaign, now, by).await?;
         let before = facts::campaign(&campaign);
         let firmware = held(tx.as_mut(), campaign.firmware()).await?;
         campaign = campaign.start(now)?;
         campaign.state = campaign.state.promote(last)?;
-        campaign.target_count = tx.make_updates(&campaign, &firmware, now).await?;
+        campaign.target_count = made_for_somebody(tx.as_mut(), &campaign, &firmware, now).await?;
         self.settle(tx, before, campaign, EventType::CampaignStarted, now, by)
             .await
     }

@@ -2,13 +2,13 @@
 
 use device_ota_domain::campaign::{
     Approval, ApprovalError, Campaign, CampaignDraft, CampaignSpec, CampaignState,
-    MAX_COMMENT_BYTES, Verdict,
+    MAX_COMMENT_BYTES, Named, Verdict,
 };
 use device_ota_domain::event::EventType;
 use device_ota_domain::{CampaignId, Firmware, ring};
 use jiff::Timestamp;
 
-use super::{CampaignView, locked, tell};
+use super::{CampaignView, locked, tell_naming};
 use crate::ports::clock::random;
 use crate::ports::store::Aim;
 use crate::revision::is_of;
@@ -20,6 +20,7 @@ const FIRST_REVISION: i64 = 0;
 /// A draft that has been checked.
 pub(super) struct Proposal {
     pub(super) spec: CampaignSpec,
+    pub(super) named: Named,
     pub(super) firmware: Firmware,
     requires_approval: bool,
 }
@@ -28,6 +29,7 @@ impl Proposal {
     pub(super) fn aim(&self, now: Timestamp) -> Aim<'_> {
         Aim {
             spec: &self.spec,
+            named: &self.named,
             firmware: &self.firmware,
             now,
         }
@@ -45,6 +47,7 @@ impl Engine {
         let turn = ring::bucket(&format!("{}:{}", draft.firmware_id, draft.name));
         let rings = self.store.rings().await?.shares;
         let threshold = self.settings.failure_threshold_percent;
+        let named = draft.named();
         let mut spec = draft.into_spec(threshold, turn, rings)?;
         let asked = crate::offers::firmware_requires(&firmware);
         spec.requires.min_battery_percent = spec
@@ -57,17 +60,26 @@ impl Engine {
             .max(asked.min_free_storage_bytes);
         Ok(Proposal {
             spec,
+            named,
             firmware,
             requires_approval,
         })
     }
 
+    /// How many devices it means by now; notes how many are left out.
+    async fn count_targets(&self, proposal: &mut Proposal, now: Timestamp) -> Result<u64> {
+        let summary = self.store.target_summary(proposal.aim(now)).await?;
+        let count = summary.total();
+        proposal.spec.targets.left_out = summary.left_out;
+        Ok(count)
+    }
+
     /// Creates a campaign; nothing is sent before it is started. 404 for an unknown firmware, 409 for one that is out of
     /// use.
     pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
-        let proposal = self.proposal(draft).await?;
+        let mut proposal = self.proposal(draft).await?;
         let now = self.clock.now();
-        let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
+        let target_count = self.count_targets(&mut proposal, now).await?;
         let campaign = Campaign {
             id: CampaignId::from_entropy(random(self.entropy.as_ref())),
             spec: proposal.spec,
@@ -84,8 +96,9 @@ impl Engine {
         };
         let mut tx = self.store.begin().await?;
         tx.insert_campaign(&campaign).await?;
-        let created = EventType::CampaignCreated;
-        tell(tx.as_mut(), created, None, &campaign, now, by).await?;
+        tx.save_named(&campaign.id, &proposal.named).await?;
+        let (created, of) = (EventType::CampaignCreated, (&campaign, &proposal.named));
+        tell_naming(tx.as_mut(), created, None, of, now, by).await?;
         self.commit(tx).await?;
         self.campaign(&campaign.id).await
     }
@@ -99,9 +112,9 @@ impl Engine {
         expected: Option<i64>,
         by: &Caller,
     ) -> Result<CampaignView> {
-        let proposal = self.proposal(draft).await?;
+        let mut proposal = self.proposal(draft).await?;
         let now = self.clock.now();
-        let target_count = self.store.target_summary(proposal.aim(now)).await?.total();
+        let target_count = self.count_targets(&mut proposal, now).await?;
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
         is_of(expected, "the campaign", campaign.revision)?;
@@ -109,8 +122,14 @@ impl Engine {
             campaign.edit(proposal.spec, proposal.requires_approval, by.subject())?;
         campaign.target_count = target_count;
         tx.replace_spec(&campaign).await?;
-        self.settle(tx, before, campaign, EventType::CampaignUpdated, now, by)
-            .await
+        tx.save_named(&campaign.id, &proposal.named).await?;
+        campaign.updated_at = now;
+        tx.save_campaign(&campaign).await?;
+        let (updated, of) = (EventType::CampaignUpdated, (&campaign, &proposal.named));
+        tell_naming(tx.as_mut(), updated, Some(before), of, now, by).await?;
+        self.commit(tx).await?;
+        self.wake();
+        self.campaign(id).await
     }
 
     /// Agrees to a campaign as it is at the revision `expected`: 409 when it is another by now, and when none is named

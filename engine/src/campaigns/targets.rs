@@ -1,6 +1,6 @@
 //! Whom a campaign would mean, before anything is sent: how many and which, stage by stage, and who is left out and why.
 
-use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, CampaignState};
+use device_ota_domain::campaign::{CampaignDraft, CampaignSpec, CampaignState, Named};
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::targeting::{Exclusion, Stages, judge_meant};
 use device_ota_domain::{CampaignId, Device, DeviceId, Firmware};
@@ -18,8 +18,10 @@ pub struct DryRun {
     pub firmware: Firmware,
     /// How many, by stage, and how many are left out.
     pub summary: TargetSummary,
-    /// A page of the devices, each with its stage.
+    /// A page of the devices, each with its stage; empty where those that are left out are asked for.
     pub targets: Vec<(TargetDevice, u16)>,
+    /// A page of the devices that are left out for the reason that was asked for.
+    pub excluded: Vec<DeviceId>,
     /// The first of the named devices that are left out.
     pub left_out: Vec<(DeviceId, Exclusion)>,
 }
@@ -29,6 +31,8 @@ pub struct DryRun {
 pub struct DryRunQuery {
     /// Devices of this stage alone, by name.
     pub stage: Option<String>,
+    /// Instead of them those that are left out for this reason.
+    pub left_out: Option<Exclusion>,
     /// Which of them.
     pub page: Page,
 }
@@ -36,8 +40,13 @@ pub struct DryRunQuery {
 impl Engine {
     /// What a campaign of this draft would come to; nothing is created.
     pub async fn dry_run(&self, draft: CampaignDraft, query: &DryRunQuery) -> Result<DryRun> {
-        let Proposal { spec, firmware, .. } = self.proposal(draft).await?;
-        self.run_dry(spec, firmware, query).await
+        let Proposal {
+            spec,
+            named,
+            firmware,
+            ..
+        } = self.proposal(draft).await?;
+        self.run_dry(spec, &named, firmware, query).await
     }
 
     /// What a campaign would come to if it started now. 409 once it has: then it has updates, which say more.
@@ -49,17 +58,21 @@ impl Engine {
                 "the campaign has begun; its devices are at its path with /devices",
             ));
         }
-        self.run_dry(view.campaign.spec, view.firmware, query).await
+        let named = self.named(&view.campaign).await?;
+        self.run_dry(view.campaign.spec, &named, view.firmware, query)
+            .await
     }
 
     async fn run_dry(
         &self,
         spec: CampaignSpec,
+        named: &Named,
         firmware: Firmware,
         query: &DryRunQuery,
     ) -> Result<DryRun> {
         let aim = Aim {
             spec: &spec,
+            named,
             firmware: &firmware,
             now: self.clock.now(),
         };
@@ -67,11 +80,19 @@ impl Engine {
         let verdict = |device: &Device| judge_meant(&spec, &firmware.metadata, device);
         let stage = query.stage.as_deref().map(|name| stage_of(&spec, name));
         let summary = self.store.target_summary(aim).await?;
-        let targets = self
-            .store
-            .targets(aim, &summary.cuts, stage.transpose()?, query.page)
-            .await?;
-        let stages = Stages::new(&spec, &summary.cuts);
+        let stage = stage.transpose()?;
+        let (targets, excluded) = match query.left_out {
+            None => {
+                let cuts = &summary.cuts;
+                let targets = self.store.targets(aim, cuts, stage, query.page);
+                (targets.await?, Vec::new())
+            }
+            Some(because) => {
+                let excluded = self.store.excluded(aim, because, query.page);
+                (Vec::new(), excluded.await?)
+            }
+        };
+        let stages = Stages::new(&spec, named, &summary.cuts);
         let targets = targets
             .into_iter()
             .filter_map(|target| {
@@ -98,6 +119,7 @@ impl Engine {
             firmware,
             summary,
             targets,
+            excluded,
             left_out,
         })
     }

@@ -1,5 +1,6 @@
 //! Why a device has, or has not, been offered what a campaign has for it.
 
+use device_ota_domain::campaign::Named;
 use device_ota_domain::page::Page;
 use device_ota_domain::why::{Case, Why, explain};
 use device_ota_domain::{CampaignId, DeviceId};
@@ -18,15 +19,21 @@ impl Engine {
     pub async fn why_of_campaign(&self, id: &CampaignId, device: &DeviceId) -> Result<Vec<Why>> {
         let view = self.campaign(id).await?;
         let found = self.store.device(device).await?;
-        if found.is_none() && !view.campaign.spec.targets.devices.contains(device) {
-            return Err(Error::not_found("device", &device));
-        }
         let filter = UpdateFilter {
             campaign: Some(id.clone()),
             device: Some(device.clone()),
             ..UpdateFilter::default()
         };
         let updates = self.store.updates(&filter, OF_ONE_DEVICE).await?;
+        // Who has an update was meant.
+        let named = if updates.is_empty() || found.is_none() {
+            self.named(&view.campaign).await?
+        } else {
+            Named::default()
+        };
+        if found.is_none() && !named.targets.contains(device) {
+            return Err(Error::not_found("device", &device));
+        }
         let busy_with = match &found {
             Some(device) => self.store.busy_with(&[device.key]).await?,
             None => Vec::new(),
@@ -34,6 +41,7 @@ impl Engine {
         Ok(explain(&Case {
             now: self.clock.now(),
             campaign: &view.campaign,
+            named: &named,
             image: &view.firmware.metadata,
             waits: &view.waits,
             device: found.as_ref(),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
 use device_ota_domain::campaign::{
-    Campaign, CampaignSpec, Counts, Delta, Group, OpenFor, Priority, Reading, Requires,
+    Campaign, CampaignSpec, Counts, Delta, Group, Named, OpenFor, Priority, Reading, Requires,
 };
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
@@ -77,6 +77,8 @@ pub struct CampaignFilter {
 pub struct Aim<'c> {
     /// What the campaign shall do.
     pub spec: &'c CampaignSpec,
+    /// Whom it names.
+    pub named: &'c Named,
     /// With what.
     pub firmware: &'c Firmware,
     /// The present, for tests of age.
@@ -320,6 +322,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     async fn rings(&self) -> Result<RingSettings>;
     /// One campaign.
     async fn campaign(&self, campaign: &CampaignId) -> Result<Option<Campaign>>;
+    /// Whom it names; read only where its spec says that it does.
+    async fn named(&self, campaign: &Campaign) -> Result<Named>;
     /// Campaigns that are not deleted, newest first.
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>>;
     /// Campaigns that are active, cancelled with updates still open, or completed with a device that has regressed since `regressed_since`;
@@ -341,6 +345,9 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
         stage: Option<u16>,
         page: Page,
     ) -> Result<Vec<TargetDevice>>;
+    /// The devices that are meant and that it would leave out for this reason, in id order.
+    async fn excluded(&self, aim: Aim<'_>, because: Exclusion, page: Page)
+    -> Result<Vec<DeviceId>>;
     /// The named devices that it would leave out, in id order, with what is known of them.
     async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>>;
 
@@ -444,15 +451,17 @@ pub trait Tx: Send + WebhookChanges {
     async fn rings(&mut self) -> Result<RingSettings>;
     /// Writes the shares of the rings.
     async fn save_rings(&mut self, rings: &RingSettings) -> Result<()>;
-    /// Inserts a campaign.
+    /// Inserts a campaign; to be followed by [`Tx::save_named`] when it names devices.
     async fn insert_campaign(&mut self, campaign: &Campaign) -> Result<()>;
     /// One campaign, locked until the transaction ends.
     async fn campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
     /// The same as it is at the moment: not locked.
     async fn peek_campaign(&mut self, campaign: &CampaignId) -> Result<Option<Campaign>>;
     /// Writes what the campaign shall do, and makes its stages anew; for campaigns that have no rows yet. To be followed
-    /// by [`Tx::save_campaign`], which looks at the revision.
+    /// by [`Tx::save_named`] and by [`Tx::save_campaign`], which looks at the revision.
     async fn replace_spec(&mut self, campaign: &Campaign) -> Result<()>;
+    /// Writes whom the campaign names, in place of whom it named before.
+    async fn save_named(&mut self, campaign: &CampaignId, named: &Named) -> Result<()>;
     /// Writes state, approval, `target_count`, `updated_at` and `deleted_at`, and raises the revision; `Conflict` when `campaign.revision`
     /// is no longer the row's.
     async fn save_campaign(&mut self, campaign: &Campaign) -> Result<()>;

@@ -1,10 +1,14 @@
 //! Campaigns and how far they are (PRD, E2; appendix 2).
 
+use std::collections::BTreeMap;
+
 use device_ota_domain::campaign::{
     Abort, Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Failures, Gate, Health,
-    Priority, Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally, Window,
+    Named, Priority, Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally,
+    Window,
 };
 use device_ota_domain::filter::Filter;
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::{CampaignId, RollbackTrigger};
 use device_ota_engine::CampaignView;
 use jiff::Timestamp;
@@ -50,6 +54,9 @@ pub(crate) struct CampaignDto<'a> {
     target_groups: &'a [String],
     target_filters: Option<&'a Filter>,
     target_device_count: u64,
+    /// Devices that its targets mean and that were left out when it was written, by reason; a dry run tells which.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    left_out: &'a BTreeMap<Exclusion, u64>,
     total_devices: u64,
     pending_devices: u64,
     in_progress_devices: u64,
@@ -188,6 +195,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             target_groups: &spec.targets.groups,
             target_filters: spec.targets.filter.as_ref(),
             target_device_count: campaign.target_count,
+            left_out: &spec.targets.left_out,
             total_devices: tally.total(),
             pending_devices: tally.pending,
             in_progress_devices: tally.in_flight,
@@ -223,9 +231,9 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
 
 impl<'a> CampaignDto<'a> {
     /// With the draft: all that it names, up to 200,000 devices. Lists and answers to actions go without.
-    pub(crate) fn with_draft(view: &'a CampaignView) -> Self {
+    pub(crate) fn with_draft(view: &'a CampaignView, named: &Named) -> Self {
         let dto = Self::from(view);
-        let draft = view.campaign.spec.to_draft(dto.requires_approval);
+        let draft = view.campaign.spec.to_draft(named, dto.requires_approval);
         Self {
             draft: Some(draft),
             ..dto

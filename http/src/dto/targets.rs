@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::Stage;
-use device_ota_domain::page::Page;
 use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, DeviceId};
-use device_ota_engine::DryRun;
 use device_ota_engine::ports::store::TargetDevice;
+use device_ota_engine::{DryRun, DryRunQuery};
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,7 +17,7 @@ use super::campaign::{count_of, share_of};
 use super::firmware::FirmwareDto;
 use super::update::WhyDto;
 
-/// A dry run: numbers of the whole, and a page of the devices.
+/// A dry run: numbers of the whole, and a page of the devices, or of those that `left_out` asks for.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DryRun)]
 pub(crate) struct DryRunDto<'a> {
@@ -55,9 +54,11 @@ struct LeftOutDto<'a> {
     by_reason: &'a BTreeMap<Exclusion, u64>,
     /// The first of those that are named one by one.
     named: Vec<NamedDto<'a>>,
+    /// The page of those that `left_out` asks for; empty without.
+    devices: Vec<NamedDto<'a>>,
 }
 
-/// A named device that is left out.
+/// A device that is left out.
 #[derive(Serialize, ToSchema)]
 #[schema(as = LeftOutDevice)]
 struct NamedDto<'a> {
@@ -80,7 +81,7 @@ struct TargetDto<'a> {
 }
 
 impl<'a> DryRunDto<'a> {
-    pub(crate) fn new(run: &'a DryRun, page: Page, filters: &'a Filters) -> Self {
+    pub(crate) fn new(run: &'a DryRun, asked: &DryRunQuery, filters: &'a Filters) -> Self {
         let stages = run.spec.stages.iter().zip(&run.summary.stages);
         let targets: Vec<_> = run
             .targets
@@ -104,18 +105,30 @@ impl<'a> DryRunDto<'a> {
                 named: run
                     .left_out
                     .iter()
-                    .map(|(device_id, reason)| NamedDto {
-                        device_id,
-                        code: *reason,
-                        detail: reason.to_string(),
-                    })
+                    .map(|(device, reason)| NamedDto::new(device, *reason))
                     .collect(),
+                devices: asked.left_out.map_or_else(Vec::new, |reason| {
+                    let devices = run.excluded.iter();
+                    devices
+                        .map(|device| NamedDto::new(device, reason))
+                        .collect()
+                }),
             },
-            count: targets.len(),
+            count: targets.len() + run.excluded.len(),
             targets,
-            limit: page.limit,
-            offset: page.offset,
+            limit: asked.page.limit,
+            offset: asked.page.offset,
             filters,
+        }
+    }
+}
+
+impl<'a> NamedDto<'a> {
+    fn new(device_id: &'a DeviceId, reason: Exclusion) -> Self {
+        Self {
+            device_id,
+            code: reason,
+            detail: reason.to_string(),
         }
     }
 }

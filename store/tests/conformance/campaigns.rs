@@ -1,6 +1,6 @@
 //! Campaigns: rows, revisions, and whom they mean.
 
-use device_ota_domain::campaign::{Approval, Campaign, Priority};
+use device_ota_domain::campaign::{Approval, Campaign, Named, Priority};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::update::{Action, UpdateState};
@@ -244,9 +244,16 @@ async fn named_devices_and_groups_are_united(store: &dyn Store) {
         name(0),
         name(1)
     );
-    let campaign = campaign(1, &firmware, &draft);
-    assert_eq!(count_targets(store, &campaign, &firmware).await, 3);
-    assert_eq!(start(store, campaign, &firmware).await.target_count, 3);
+    let (campaign, named) = campaign_naming(1, &firmware, &draft);
+    let started = start_naming(store, (campaign, named.clone()), &firmware).await;
+    assert_eq!(started.target_count, 3);
+    assert_eq!(store.named(&started).await.unwrap(), named);
+    let mut tx = store.begin().await.unwrap();
+    let nobody = Named::default();
+    tx.save_named(&started.id, &nobody).await.unwrap();
+    tx.commit().await.unwrap();
+    let lost = store.named(&started).await;
+    assert!(lost.is_err(), "nobody is taken for everybody: {lost:?}");
 }
 
 async fn devices_that_have_it_or_cannot_run_it_are_left_out(store: &dyn Store) {

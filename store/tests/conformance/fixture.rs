@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{
-    Approval, Campaign, CampaignDraft, CampaignState, Delta, Group, OpenFor, Requires,
+    Approval, Campaign, CampaignDraft, CampaignState, Delta, Group, Named, OpenFor, Requires,
 };
 use device_ota_domain::device::{DeviceKey, Registration};
 use device_ota_domain::event::{Event, EventType};
@@ -147,13 +147,19 @@ pub(crate) async fn upload(store: &dyn Store, firmware: &Firmware) {
 
 /// A campaign for `firmware` from a draft's JSON members beside name and firmware.
 pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
+    campaign_naming(n, firmware, draft).0
+}
+
+/// The same, and whom it names.
+pub(crate) fn campaign_naming(n: u8, firmware: &Firmware, draft: &str) -> (Campaign, Named) {
     let comma = if draft.is_empty() { "" } else { "," };
     let json = format!(
         r#"{{"name":"c{n}","firmware_id":"{}"{comma}{draft}}}"#,
         firmware.id
     );
     let draft: CampaignDraft = serde_json::from_str(&json).expect("a valid draft");
-    Campaign {
+    let named = draft.named();
+    let campaign = Campaign {
         id: CampaignId::from_entropy([n; 8]),
         spec: draft
             .into_spec(10.0, 0, device_ota_domain::ring::Shares::default())
@@ -168,10 +174,11 @@ pub(crate) fn campaign(n: u8, firmware: &Firmware, draft: &str) -> Campaign {
         next_offer_at: None,
         readings: Vec::new(),
         deleted_at: None,
-    }
+    };
+    (campaign, named)
 }
 
-/// How many devices a campaign would mean if it started now.
+/// How many devices a campaign that names none would mean if it started now.
 pub(crate) async fn count_targets(
     store: &dyn Store,
     campaign: &Campaign,
@@ -179,6 +186,7 @@ pub(crate) async fn count_targets(
 ) -> u64 {
     let aim = Aim {
         spec: &campaign.spec,
+        named: &Named::default(),
         firmware,
         now: at(2),
     };
@@ -186,13 +194,19 @@ pub(crate) async fn count_targets(
 }
 
 /// Stores a campaign, starts it and makes its updates; answers it as stored.
-pub(crate) async fn start(
+pub(crate) async fn start(store: &dyn Store, campaign: Campaign, firmware: &Firmware) -> Campaign {
+    start_naming(store, (campaign, Named::default()), firmware).await
+}
+
+/// The same of one that names devices.
+pub(crate) async fn start_naming(
     store: &dyn Store,
-    mut campaign: Campaign,
+    (mut campaign, named): (Campaign, Named),
     firmware: &Firmware,
 ) -> Campaign {
     let mut tx = store.begin().await.expect("begins");
     tx.insert_campaign(&campaign).await.expect("is new");
+    tx.save_named(&campaign.id, &named).await.expect("saves");
     campaign.state = campaign.state.start(at(2), at(2)).expect("starts");
     campaign.target_count = tx
         .make_updates(&campaign, firmware, at(2))

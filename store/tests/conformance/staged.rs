@@ -92,7 +92,7 @@ async fn holding_away(store: &dyn Store) -> (Campaign, DeviceKey) {
     let keys = register(store, &[device]).await;
     online(store, &keys).await;
     let named = r#""target_devices":["away"]"#;
-    let campaign = start(store, campaign(3, &firmware, named), &firmware).await;
+    let campaign = start_naming(store, campaign_naming(3, &firmware, named), &firmware).await;
     let query = ClaimQuery {
         hold: true,
         ..all_due(&campaign, at(5))

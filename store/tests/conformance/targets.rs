@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::Firmware;
-use device_ota_domain::campaign::{Campaign, CampaignSpec, Takes};
+use device_ota_domain::campaign::{Campaign, Named, Takes};
 use device_ota_domain::device::Device;
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::{Ring, Shares};
@@ -260,25 +260,25 @@ async fn the_database_means_whom_the_domain_means(store: &dyn Store) {
     for n in 0..CAMPAIGNS {
         let firmware = if n % 2 == 0 { &firmware } else { &everywhere };
         let json = drawn(&mut runner, draft());
-        let mut campaign = with_members(firmware, &json);
+        let (mut campaign, named) = with_members(firmware, &json);
         campaign.spec.bucket_offset = 1_234;
         let ends = [[500, 2_500, 7_500], [1, 2, 9_999], [4_000, 5_000, 6_000]][n % 3];
         let [canary, early, broad] = ends;
         campaign.spec.rings = Shares::of_buckets([canary, early, broad, 10_000]).unwrap();
-        meant += agrees(store, &campaign, firmware, &fleet, &json).await;
+        meant += agrees(store, (&campaign, &named), firmware, &fleet, &json).await;
     }
     assert!(meant > CAMPAIGNS, "the fleet is not missed altogether");
 }
 
 /// A campaign of a draft's JSON members.
-fn with_members(firmware: &Firmware, json: &Value) -> Campaign {
-    campaign(1, firmware, &members(json))
+fn with_members(firmware: &Firmware, json: &Value) -> (Campaign, Named) {
+    campaign_naming(1, firmware, &members(json))
 }
 
 /// Compares one campaign's targets, stages and exclusions with the domain's; answers how many it means.
 async fn agrees(
     store: &dyn Store,
-    campaign: &Campaign,
+    (campaign, named): (&Campaign, &Named),
     firmware: &Firmware,
     fleet: &[Device],
     json: &Value,
@@ -286,18 +286,19 @@ async fn agrees(
     let spec = &campaign.spec;
     let aim = Aim {
         spec,
+        named,
         firmware,
         now: at(NOW),
     };
     let summary = store.target_summary(aim).await.unwrap();
-    counts_hold(spec, fleet, firmware, &summary.cuts, json);
+    counts_hold(aim, fleet, &summary.cuts, json);
     let mut stages = vec![0; spec.stages.len()];
     let mut of_stages = vec![Vec::new(); spec.stages.len()];
     let mut left_out: BTreeMap<Exclusion, u64> = BTreeMap::new();
     let mut expected = Vec::new();
-    let taken = Stages::new(spec, &summary.cuts);
+    let taken = Stages::new(spec, named, &summary.cuts);
     for device in fleet {
-        match judge(spec, &firmware.metadata, device, at(NOW)) {
+        match judge(spec, named, &firmware.metadata, device, at(NOW)) {
             Ok(_) => {
                 let stage = taken.stage_of(device, at(NOW));
                 let stage = usize::from(stage.expect("a stage"));
@@ -311,12 +312,8 @@ async fn agrees(
     }
     let known =
         |id: &device_ota_domain::DeviceId| fleet.iter().any(|d| d.registration.device_id == *id);
-    let unknown: std::collections::BTreeSet<_> = spec
-        .targets
-        .devices
-        .iter()
-        .filter(|id| !known(id))
-        .collect();
+    let unknown = named.targets.iter().filter(|id| !known(id));
+    let unknown: std::collections::BTreeSet<_> = unknown.collect();
     if !unknown.is_empty() {
         left_out.insert(Exclusion::UnknownDevice, unknown.len() as u64);
     }
@@ -346,16 +343,11 @@ async fn agrees(
 }
 
 /// A stage that takes a number of devices ends behind that many of them, wherever they stand.
-fn counts_hold(
-    spec: &CampaignSpec,
-    fleet: &[Device],
-    firmware: &Firmware,
-    cuts: &Cuts,
-    json: &Value,
-) {
+fn counts_hold(aim: Aim<'_>, fleet: &[Device], cuts: &Cuts, json: &Value) {
+    let (spec, image) = (aim.spec, &aim.firmware.metadata);
     let places = fleet
         .iter()
-        .filter_map(|device| judge(spec, &firmware.metadata, device, at(NOW)).ok());
+        .filter_map(|device| judge(spec, aim.named, image, device, aim.now).ok());
     let mut places: Vec<Place> = places.collect();
     places.sort_unstable();
     for (number, stage) in (0..).zip(&spec.stages) {
@@ -375,11 +367,12 @@ async fn named_devices_that_are_left_out_are_told_with_the_reason(store: &dyn St
     devices[3].registration.firmware_version = Some("2.0.0".into());
     devices[4].bucket = 9_000;
     register(store, &devices).await;
-    let names: Vec<String> = (0..7).map(name).collect();
-    let json = json!({"target_devices": names, "rollout_percentage": 50});
-    let campaign = with_members(&firmware, &json);
+    let seven: Vec<String> = (0..7).map(name).collect();
+    let json = json!({"target_devices": seven, "rollout_percentage": 50});
+    let (campaign, named) = with_members(&firmware, &json);
     let aim = Aim {
         spec: &campaign.spec,
+        named: &named,
         firmware: &firmware,
         now: at(2),
     };
@@ -387,7 +380,7 @@ async fn named_devices_that_are_left_out_are_told_with_the_reason(store: &dyn St
         let found = store.left_out(aim, page).await.unwrap();
         let reason = |device: Option<&Device>| {
             device.map_or(Exclusion::UnknownDevice, |device| {
-                judge(&campaign.spec, &firmware.metadata, device, at(2)).unwrap_err()
+                judge(&campaign.spec, &named, &firmware.metadata, device, at(2)).unwrap_err()
             })
         };
         found
@@ -415,9 +408,9 @@ async fn targets_are_paged_by_stage_and_say_what_they_wait_for(store: &dyn Store
     let firmware = image("frame", "2.0.0", 1);
     upload(store, &firmware).await;
     fleet(store, 100).await;
-    let other = start(
+    let other = start_naming(
         store,
-        campaign(
+        campaign_naming(
             9,
             &firmware,
             &format!(r#""target_devices":["{}"]"#, name(6)),
@@ -425,9 +418,10 @@ async fn targets_are_paged_by_stage_and_say_what_they_wait_for(store: &dyn Store
         &firmware,
     )
     .await;
-    let campaign = campaign(1, &firmware, "");
+    let (campaign, nobody) = campaign_naming(1, &firmware, "");
     let aim = Aim {
         spec: &campaign.spec,
+        named: &nobody,
         firmware: &firmware,
         now: Timestamp::UNIX_EPOCH,
     };

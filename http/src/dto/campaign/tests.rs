@@ -77,6 +77,7 @@ fn before_its_start_every_device_it_means_is_pending() {
       "health": "…",
       "health_figures": [],
       "in_progress_devices": 0,
+      "left_out": {},
       "max_concurrent_updates": 100,
       "max_retries": 3,
       "name": "Security Patch Q4 2025",
