@@ -285,8 +285,8 @@ pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
     free.min(counts.room.unwrap_or(u64::MAX))
 }
 
-/// How many devices may be claimed now: within the campaign's slots, the whole service's, a batch, and the rate, which is
-/// for updates alone: what is bad is taken back as soon as the slots let.
+/// How many devices may be claimed now: within the campaign's slots, the whole service's, a batch of devices that have not
+/// answered, and the rate, which is for updates alone: what is bad is taken back as soon as the slots let.
 fn slots(
     now: Timestamp,
     campaign: &Campaign,
@@ -294,12 +294,16 @@ fn slots(
     action: UpdateAction,
 ) -> Result<u32, Why> {
     let spec = &campaign.spec;
-    let free = free_slots(campaign, counts).min(u64::from(spec.batch_size));
+    let free = free_slots(campaign, counts);
     if free == 0 {
         return Err(match counts.room {
             Some(0) => Why::NoRoom,
             _ => Why::NoSlot,
         });
+    }
+    let batch = u64::from(spec.batch_size).saturating_sub(counts.unanswered(action));
+    if batch == 0 {
+        return Err(Why::Batch);
     }
     let due = match spec.rate.filter(|_| action == UpdateAction::Update) {
         Some(rate) => rate
@@ -307,7 +311,7 @@ fn slots(
             .map_err(|next| Why::Rate { next })?,
         None => u32::MAX,
     };
-    Ok(u32::try_from(free).unwrap_or(u32::MAX).min(due))
+    Ok(u32::try_from(free.min(batch)).unwrap_or(u32::MAX).min(due))
 }
 
 /// When the campaign's next offer is due, after `offers` were made now; `None`: it has no rate.

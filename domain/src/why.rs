@@ -67,6 +67,8 @@ pub enum Why {
     NoSlot,
     /// All slots of the whole service are taken.
     NoRoom,
+    /// As many devices as a batch has were told something, and have not answered.
+    Batch,
     /// The campaign has offered as much as its rate lets.
     Rate {
         /// When the next offer is due.
@@ -184,6 +186,7 @@ impl std::fmt::Display for Why {
             }
             Self::NoSlot => f.write_str("all slots are taken"),
             Self::NoRoom => f.write_str("all slots of the whole service are taken"),
+            Self::Batch => f.write_str("the devices of the batch before have not answered"),
             Self::Rate { next } => {
                 write!(f, "the campaign's rate lets the next offer go out at {next}")
             }

@@ -20,6 +20,8 @@ statements! {
          WHERE campaign_id = $1 ORDER BY action, stage";
     FAILURES = "SELECT failure_code, CAST(SUM(updates) AS BIGINT) AS updates FROM update_figures \
          WHERE campaign_id = $1 AND action = 'update' AND failure_code <> '' GROUP BY failure_code";
+    UNANSWERED = "SELECT action, COUNT(*) AS updates FROM device_updates \
+         WHERE campaign_id = $1 AND nudge_at IS NOT NULL GROUP BY action";
     COUNTS_BY_ROWS = counted!("WHERE campaign_id = $1 AND number > $2");
     ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
          staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9, \
@@ -89,6 +91,17 @@ pub(crate) async fn counts<D: Dialect>(
     for (kind, updates) in failures.await? {
         *counts.failures.of_mut(kind) += u64::try_from(updates).unwrap_or_default();
     }
+    let args = Args::<D>::new().text(campaign.as_str());
+    let unanswered = sql::fetch_all(conn, &UNANSWERED, args, |row| {
+        let action = sql::present("action", Action::from_name(row.text("action")?))?;
+        Ok((action, row.uint("updates")?))
+    });
+    for (action, updates) in unanswered.await? {
+        match action {
+            Action::Update => counts.unanswered_updates = updates,
+            Action::Rollback => counts.unanswered_rollbacks = updates,
+        }
+    }
     Ok(counts)
 }
 
@@ -100,6 +113,8 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
     let kept = counts::<D>(conn, campaign).await?;
     let mut counted = Counts {
         stages: vec![Tally::default(); kept.stages.len()],
+        unanswered_updates: kept.unanswered_updates,
+        unanswered_rollbacks: kept.unanswered_rollbacks,
         ..Counts::default()
     };
     for rows in count_rows::<D>(conn, campaign, 0).await? {

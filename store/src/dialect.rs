@@ -33,6 +33,8 @@ pub trait Dialect: Database {
     /// Whether several rows' values are numbered (`$1`) or counted (`?`). SQLite looks a numbered parameter up by
     /// walking a list, which makes large statements quadratic.
     const NUMBERED_ROWS: bool;
+    /// There is one connection that writes, beside a pool of those that read.
+    const ONE_WRITER: bool;
 
     /// The function that makes a JSON object of names and values, each by turns.
     const JSON_OBJECT: &'static str;
@@ -176,6 +178,7 @@ impl Dialect for Sqlite {
     const FOR_UPDATE: &'static str = "";
     const FOR_KEY_SHARE: &'static str = "";
     const NUMBERED_ROWS: bool = false;
+    const ONE_WRITER: bool = true;
     const JSON_OBJECT: &'static str = "json_object";
     const COMMIT_ORDER: Option<&'static str> = None;
     const HISTORY_WRITES: Option<&'static str> = None;
@@ -232,6 +235,7 @@ impl Dialect for Postgres {
     const FOR_UPDATE: &'static str = "FOR UPDATE";
     const FOR_KEY_SHARE: &'static str = "FOR KEY SHARE";
     const NUMBERED_ROWS: bool = true;
+    const ONE_WRITER: bool = false;
     const JSON_OBJECT: &'static str = "json_build_object";
     // The number is arbitrary; it names this lock alone.
     const COMMIT_ORDER: Option<&'static str> =

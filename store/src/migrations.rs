@@ -47,6 +47,7 @@ const STEPS: &[Step] = &steps![
     (24, "vitals", "0024_vitals.sql"),
     (25, "revisions", "0025_revisions.sql"),
     (29, "campaign names", "0029_campaign_names.sql"),
+    (30, "batches", "0030_batches.sql"),
 ];
 
 /// The steps for SQLite.

@@ -238,6 +238,21 @@ impl<D: Dialect> SqlStore<D> {
         }
     }
 
+    /// Open connections: which pool, whether they are in use, how many.
+    pub(crate) fn connections(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let writer = D::ONE_WRITER.then_some(("writer", &self.writer));
+        let readers = if D::ONE_WRITER { "readers" } else { "all" };
+        let pools = writer.into_iter().chain([(readers, &self.reader)]);
+        let count = |(name, pool): (&'static str, &Pool<D>)| {
+            let (open, idle) = (u64::from(pool.size()), pool.num_idle() as u64);
+            [
+                (name, "idle", idle),
+                (name, "in_use", open.saturating_sub(idle)),
+            ]
+        };
+        pools.flat_map(count).collect()
+    }
+
     /// Waits for what is running and closes all connections.
     pub async fn close(&self) {
         self.reader.close().await;

@@ -117,6 +117,7 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         ),
         (&campaigns::CAMPAIGN, Args::new().text("camp_1")),
         (&counts::COUNTS, Args::new().text("camp_1")),
+        (&counts::UNANSWERED, Args::new().text("camp_1")),
         (
             &outbox::TELL_CANCELLED,
             Args::new().ints(&[7, 77, 777]).text("1970").time(now),

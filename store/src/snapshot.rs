@@ -18,6 +18,7 @@ statements! {
          CAST(SUM(s.failed) AS BIGINT) AS failed, CAST(SUM(s.cancelled) AS BIGINT) AS cancelled \
          FROM update_campaigns c JOIN campaign_stages s ON s.campaign_id = c.campaign_id \
          WHERE c.status IN ('in_progress', 'paused', 'rolling_back') GROUP BY s.action ORDER BY s.action";
+    ALL_UPDATES = "SELECT action, state, CAST(SUM(updates) AS BIGINT) AS updates FROM update_figures GROUP BY action, state";
     PLACES = "SELECT sink, place FROM outbox_places WHERE sink {any:$1}";
     WEBHOOKS_NOW = "SELECT status, COUNT(*) AS webhooks, MIN(place) AS place FROM webhooks GROUP BY status";
 }
@@ -51,6 +52,19 @@ pub(crate) async fn read<D: Dialect>(
         Ok((action, counts?))
     })
     .await?;
+    let all = sql::fetch_all::<D, _>(conn, &ALL_UPDATES, Args::new(), |row| {
+        let updates: i64 = row.int("updates")?;
+        Ok((row.string("action")?, row.string("state")?, updates))
+    })
+    .await?;
+    let mut all_updates = Vec::with_capacity(2 * STATES.len());
+    for action in Action::ALL.map(Action::name) {
+        for state in STATES {
+            let found = all.iter().find(|(a, s, _)| a == action && s == state);
+            let count = found.map_or(0, |(.., count)| u64::try_from(*count).unwrap_or_default());
+            all_updates.push((action, state, count));
+        }
+    }
     let mut updates = Vec::with_capacity(2 * STATES.len());
     for action in Action::ALL.map(Action::name) {
         let found = counted.iter().find(|(known, _)| known == action);
@@ -85,6 +99,8 @@ pub(crate) async fn read<D: Dialect>(
     Ok(Snapshot {
         campaigns: each(&OPEN, &campaigns),
         updates,
+        all_updates,
+        connections: Vec::new(), // the pools know
         events_kept: difference(newest, oldest - 1),
         waiting,
         webhooks: each(

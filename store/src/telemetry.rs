@@ -32,7 +32,12 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
         Ok(vitals::sample::<D>(&mut *self.read().await?, campaign, since, limit).await?)
     }
     async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot> {
-        Ok(snapshot::read::<D>(&mut *self.read().await?, sinks).await?)
+        let connections = self.connections();
+        let read = snapshot::read::<D>(&mut *self.read().await?, sinks).await?;
+        Ok(Snapshot {
+            connections,
+            ..read
+        })
     }
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>> {
         Ok(fleet::fleet::<D>(&mut *self.read().await?, filter, low_battery).await?)

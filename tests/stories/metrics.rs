@@ -150,6 +150,8 @@ async fn figures_follow_what_happens(options: Options) {
         ("database_up", 1),
         ("campaigns{status=\"in_progress\"}", 1),
         ("campaign_updates{action=\"update\",state=\"pending\"}", 1),
+        ("updates{action=\"update\",state=\"pending\"}", 1),
+        ("updates{action=\"update\",state=\"completed\"}", 1),
         ("mqtt_sessions", 1),
         ("updates_claimed_total{action=\"update\"}", 1),
         ("upload_bytes_count", 1),
@@ -165,6 +167,7 @@ async fn figures_follow_what_happens(options: Options) {
     for nothing in [
         "campaigns{status=\"paused\"}",
         "campaign_updates{action=\"rollback\",state=\"failed\"}",
+        "updates{action=\"rollback\",state=\"failed\"}",
         "events_waiting{receiver=\"webhook\"}",
         "webhooks{status=\"disabled\"}",
     ] {
@@ -186,6 +189,19 @@ async fn figures_follow_what_happens(options: Options) {
     ] {
         assert!(figures.value(at_least_one) >= 1, "{at_least_one}\n{text}");
     }
+    let pools = ["writer", "readers", "all"].map(|pool| {
+        let states = ["idle", "in_use"];
+        let state = |state| {
+            figures.value(&format!(
+                "database_connections{{pool=\"{pool}\",state=\"{state}\"}}"
+            ))
+        };
+        states.map(state).iter().sum::<u64>()
+    });
+    assert!(
+        matches!(pools, [1, readers, 0] if readers > 0) || matches!(pools, [0, 0, all] if all > 0),
+        "{pools:?}\n{text}"
+    );
     for name in ["frame-1", campaign.as_str(), firmware.as_str(), "admin"] {
         assert!(!text.contains(name), "{name} is nobody's business");
     }

@@ -142,7 +142,7 @@ pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<Stri
             "firmware_id": id(&firmware, "firmware_id").context("no firmware_id")?,
             "deployment_strategy": "immediate",
             "max_concurrent_updates": devices,
-            "batch_size": 1_000,
+            "batch_size": devices,
             "auto_rollback": false,
         })),
     )?;

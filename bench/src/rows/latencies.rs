@@ -1,6 +1,8 @@
 //! How long each request of the requirements' table takes while reports come in: one request at a time over a kept
 //! connection, from the first byte sent to the last one read.
 
+mod setting;
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -8,19 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use device_ota_domain::UpdateId;
-use device_ota_domain::statistics::Ledger;
-use device_ota_domain::update::{Failure, Retry, UpdateState};
-use device_ota_engine::ports::store::Touch;
 use serde_json::{Value, json};
 
 use super::runtime;
 use crate::Plan;
-use crate::fleet::{self, Database, MODEL};
+use crate::fleet::{Database, MODEL};
 use crate::http::{Admin, Image, answer_length, head_length};
 use crate::load::{Load, offered};
 use crate::mqtt::Target;
 use crate::service::Service;
 use crate::stats::{Target as Wanted, title, verdict};
+use setting::{complete, fail, moved_on, named};
 
 /// Devices that report.
 const REPORTING: usize = 1_000;
@@ -31,6 +31,10 @@ const BULK: usize = 100;
 
 /// The version that devices are registered with.
 const REGISTERED: &str = "1.0.0";
+/// The version that they say later, see [`moved_on`].
+const MOVED_ON: &str = "2.0.0";
+/// Size of an image whose upload is measured, bytes.
+const UPLOADED: u64 = 8 * 1_024 * 1_024;
 
 /// Kinds of requests that several parts make, and the milliseconds that each is allowed.
 const SINGLE: (&str, u64) = ("update of one device (E3-US1)", 500);
@@ -90,8 +94,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     desk.rolled_back(count)?;
     desk.bulk(count / 20)?;
     desk.campaigns(count)?;
-    desk.campaigns_back(count / 4)?;
-    desk.images(&service, count / 4)?;
+    desk.campaigns_back(count / 4, &database).await?;
+    desk.images(&service, count / 20)?;
     let rate = crate::stats::real(load.acknowledged() - before) / began.elapsed().as_secs_f64();
     load.end()?;
     println!("  {rate:.0} reports a second were committed meanwhile");
@@ -133,6 +137,7 @@ impl Desk {
             key: &service.key,
         };
         upload(&admin, REGISTERED)?;
+        upload(&admin, MOVED_ON)?;
         let firmware = upload(&admin, "3.0.0")?;
         let key = json!({"name": "bench", "subject": "approver", "roles": ["approver"]});
         let key = admin.post("/api/v1/ota/keys", Some(&key))?;
@@ -248,6 +253,12 @@ impl Desk {
             self.act("campaign started (E2-US2)", 200, "start")?;
             let path = self.campaign.clone();
             self.get("campaign (E2-US3)", (95, 100), &path)?;
+            let devices = format!("{path}/devices?limit=1");
+            let found = self.call("devices of a campaign", (95, 100), "GET", &devices, "")?;
+            let update = found.pointer("/devices/0").context("no update")?;
+            let update = format!("/api/v1/ota/updates/{}", text(update, "update_id")?);
+            let kind = "progress of an update that waits (NFR-1)";
+            self.get(kind, (95, 50), &update)?;
             self.act("campaign paused (E2-US4)", 100, "pause")?;
             self.act("campaign resumed (E2-US4)", 100, "resume")?;
             self.act("campaign cancelled (E2-US5)", 200, "cancel")?;
@@ -259,7 +270,9 @@ impl Desk {
         Ok(())
     }
 
-    fn campaigns_back(&mut self, count: usize) -> anyhow::Result<()> {
+    /// Campaigns whose every device has completed, and is taken back.
+    async fn campaigns_back(&mut self, count: usize, database: &Database) -> anyhow::Result<()> {
+        let store = database.open().await?;
         let request = json!({
             "name": "bench back", "firmware_id": self.firmware, "deployment_strategy": "immediate",
             "target_devices": named(),
@@ -269,7 +282,9 @@ impl Desk {
             let made = self.post(CREATED.0, CREATED.1, path, Some(&request))?;
             self.campaign = format!("{path}/{}", text(&made, "campaign_id")?);
             self.act("campaign started (E2-US2)", 200, "start")?;
+            complete(store.as_ref(), &text(&made, "campaign_id")?.parse()?).await?;
             self.act("campaign rolled back (E4-US3)", 500, "rollback")?;
+            self.act("campaign cancelled (E2-US5)", 200, "cancel")?;
         }
         Ok(())
     }
@@ -281,7 +296,13 @@ impl Desk {
             key: &service.key,
         };
         for n in 0..count.max(1) {
-            let firmware = upload(&admin, &format!("9.{n}.0"))?;
+            let (began, version) = (Instant::now(), format!("9.{n}.0"));
+            let firmware = upload_of(&admin, &version, UPLOADED)?;
+            self.note(
+                "image of 8 MiB uploaded (E1-US1)",
+                (95, 30_000),
+                began.elapsed(),
+            );
             let path = format!("/api/v1/ota/firmware/{firmware}");
             self.call("firmware deleted (E1-US5)", (95, 100), "DELETE", &path, "")?;
         }
@@ -334,7 +355,12 @@ impl Desk {
         let began = Instant::now();
         self.stream.write_all(request.as_bytes())?;
         let answer = read_answer(&mut self.stream).with_context(|| format!("{method} {path}"))?;
-        let took = began.elapsed();
+        self.note(kind, (percentile, millis), began.elapsed());
+        Ok(answer)
+    }
+
+    /// Notes the time that a request of this kind took.
+    fn note(&mut self, kind: &'static str, (percentile, millis): (u8, u64), took: Duration) {
         match self.kinds.iter_mut().find(|known| known.name == kind) {
             Some(known) => known.took.push(took),
             None => self.kinds.push(Kind {
@@ -343,7 +369,6 @@ impl Desk {
                 took: vec![took],
             }),
         }
-        Ok(answer)
     }
 
     fn print(&mut self) {
@@ -368,57 +393,19 @@ impl Desk {
 }
 
 fn upload(admin: &Admin<'_>, version: &str) -> anyhow::Result<String> {
+    upload_of(admin, version, 64 * 1_024)
+}
+
+fn upload_of(admin: &Admin<'_>, version: &str, size: u64) -> anyhow::Result<String> {
     let piece = vec![0x77; 4_096];
     let image = Image {
         name: "Other",
         version,
         model: MODEL,
-        size: 64 * 1_024,
+        size,
         piece: &piece,
     };
     text(&admin.upload(&image)?, "firmware_id")
-}
-
-/// Lets updates of devices that are never there fail, as their own reports would.
-async fn fail(database: &Database, updates: &[UpdateId]) -> anyhow::Result<()> {
-    let (store, mut ledger) = (database.open().await?, Ledger::default());
-    let mut tx = store.begin().await?;
-    let mut failed = tx.updates(updates).await?;
-    for update in &mut failed {
-        let before = update.standing();
-        update.state = UpdateState::Failed {
-            at: fleet::now(),
-            failure: Failure::new("install_failed", "", Retry::Never),
-        };
-        ledger.moved(&before, update);
-    }
-    tx.save_updates(&failed).await?;
-    tx.count(ledger);
-    tx.commit().await?;
-    Ok(())
-}
-
-/// Lets the named devices have said that they run something newer than what they were registered with.
-async fn moved_on(database: &Database) -> anyhow::Result<()> {
-    let store = database.open().await?;
-    let mut touches = Vec::new();
-    for name in named() {
-        let device = store.device(&name.parse()?).await?;
-        touches.push(Touch {
-            device: device.context("a named device is missing")?.key,
-            version: Some("2.0.0".to_owned()),
-            ..Touch::default()
-        });
-    }
-    let mut tx = store.begin().await?;
-    tx.touch(&touches).await?;
-    tx.commit().await?;
-    Ok(())
-}
-
-/// The devices that requests name: registered, and never there.
-fn named() -> Vec<String> {
-    fleet::names(REPORTING + NAMED).split_off(REPORTING)
 }
 
 fn text(value: &Value, name: &str) -> anyhow::Result<String> {

@@ -143,6 +143,10 @@ pub struct Counts {
     pub rollbacks: Tally,
     /// Its updates that failed or regressed, all stages together.
     pub failures: Failures,
+    /// Devices of its updates that have not answered what they were told last: an offer, or to activate what they hold.
+    pub unanswered_updates: u64,
+    /// The same of its rollbacks.
+    pub unanswered_rollbacks: u64,
     /// Slots that the limit of the whole service leaves; `None`: there is none.
     pub room: Option<u64>,
 }
@@ -157,6 +161,14 @@ impl Counts {
     pub fn up_to_stage(&self, stage: u16) -> Tally {
         let stages = self.stages.iter().take(usize::from(stage) + 1);
         stages.fold(Tally::default(), Tally::plus)
+    }
+
+    /// Devices that have not answered, of its updates or of its rollbacks.
+    pub fn unanswered(&self, action: Action) -> u64 {
+        match action {
+            Action::Update => self.unanswered_updates,
+            Action::Rollback => self.unanswered_rollbacks,
+        }
     }
 
     /// Slots in use, by updates and rollbacks.

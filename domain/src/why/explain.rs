@@ -128,7 +128,10 @@ fn waiting(case: &Case<'_>, update: &Update) -> Vec<Why> {
 impl Why {
     /// How fast the campaign goes, or the service: who waits for nothing else waits for that.
     pub const fn is_of_pace(&self) -> bool {
-        matches!(self, Self::NoSlot | Self::NoRoom | Self::Rate { .. })
+        matches!(
+            self,
+            Self::NoSlot | Self::NoRoom | Self::Batch | Self::Rate { .. }
+        )
     }
 }
 

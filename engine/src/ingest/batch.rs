@@ -33,7 +33,7 @@ pub(crate) struct Batch {
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) answers: Answers,
-    /// A counter moved or a device appeared: the planner may have something to do.
+    /// A counter moved, a device has answered or appeared: the planner may have something to do.
     pub(crate) moved: bool,
 }
 
@@ -108,8 +108,9 @@ impl Batch {
             rows.take(engine, message);
         }
         let Pending { answers, again } = self.answers(&rows);
+        let answered = rows.answered;
         let (changes, after) = rows.into_changes();
-        let moved = changes.moves_counters();
+        let moved = answered || changes.moves_counters();
         if !changes.is_empty() {
             changes.write(tx).await?;
         }
@@ -188,7 +189,7 @@ struct Said {
     again: Vec<Update>,
     /// Every update that the batch spoke of.
     after: HashMap<UpdateId, Update>,
-    /// A counter moved.
+    /// A counter moved, or a device has answered.
     moved: bool,
 }
 
@@ -210,6 +211,8 @@ struct Rows {
     terms: HashMap<UpdateId, WatchTerms>,
     touched: BTreeSet<UpdateId>,
     now: Option<Timestamp>,
+    /// A device has answered what it was told: its batch has room for another.
+    answered: bool,
 }
 
 impl Rows {
@@ -283,6 +286,7 @@ impl Rows {
             terms,
             touched: BTreeSet::new(),
             now: None,
+            answered: false,
         })
     }
 
@@ -385,6 +389,9 @@ impl Rows {
     }
 
     fn put(&mut self, before: Standing, update: Update) {
+        let known = self.by_id.get(&update.id);
+        let waited = known.is_some_and(|(_, known)| known.is_unanswered());
+        self.answered |= waited && !update.is_unanswered();
         self.touched.insert(update.id.clone());
         self.by_id.insert(update.id.clone(), (before, update));
     }

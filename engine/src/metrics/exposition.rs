@@ -99,6 +99,22 @@ impl Engine {
         );
         register(
             &mut registry,
+            "updates",
+            "All updates and rollbacks that there are, of campaigns that have ended and of single devices too, by state",
+            kept.all_updates
+                .iter()
+                .map(|(action, state, count)| ([("action", *action), ("state", *state)], *count)),
+        );
+        register(
+            &mut registry,
+            "database_connections",
+            "Connections to the database that are open, by pool and whether they are in use",
+            kept.connections
+                .iter()
+                .map(|(pool, state, count)| ([("pool", *pool), ("state", *state)], *count)),
+        );
+        register(
+            &mut registry,
             "events_waiting",
             "Events that a receiver has not taken yet; of webhooks, the one that is furthest behind",
             kept.waiting

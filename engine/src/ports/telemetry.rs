@@ -122,6 +122,10 @@ pub struct Snapshot {
     pub campaigns: Vec<(&'static str, u64)>,
     /// Updates and rollbacks of those among them that have started: each action and state, how many.
     pub updates: Vec<(&'static str, &'static str, u64)>,
+    /// All updates and rollbacks that there are: each action and state, how many.
+    pub all_updates: Vec<(&'static str, &'static str, u64)>,
+    /// Connections to the database that are open: of which pool, whether in use, how many.
+    pub connections: Vec<(&'static str, &'static str, u64)>,
     /// Events in the outbox.
     pub events_kept: u64,
     /// Receivers of events that were asked for, and [`WEBHOOK`]: how many they have not taken yet.

@@ -9,6 +9,7 @@
 mod absence;
 mod adversity;
 mod approval;
+mod batches;
 mod blue_green;
 mod credentials;
 mod ends;

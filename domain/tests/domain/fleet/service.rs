@@ -1,6 +1,6 @@
 //! The service of the model: it carries out plans and keeps rows and counters as the engine does, and decides nothing.
 
-use device_ota_domain::campaign::{CampaignState, Group, OpenFor, Tally};
+use device_ota_domain::campaign::{CampaignState, Counts, Group, OpenFor, Tally};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
@@ -90,10 +90,15 @@ impl World {
     fn plan_and_act(&mut self, rollout: usize) -> Result<bool, String> {
         let in_flight: u64 = self.rollouts.iter().map(|it| it.counts.in_flight()).sum();
         let room = self.limit.map(|limit| limit - in_flight);
-        let it = &mut self.rollouts[rollout];
-        it.counts.room = room;
-        let plan = planner::plan(self.now, &it.campaign, &it.counts);
-        it.counts.room = None;
+        let [updates, rollbacks] = UpdateAction::ALL.map(|action| self.unanswered(rollout, action));
+        let it = &self.rollouts[rollout];
+        let counts = Counts {
+            room,
+            unanswered_updates: updates,
+            unanswered_rollbacks: rollbacks,
+            ..it.counts.clone()
+        };
+        let plan = planner::plan(self.now, &it.campaign, &counts);
         if plan.actions.is_empty() && plan.waits.is_empty() {
             return Err("a plan that neither acts nor says why".into());
         }
@@ -106,6 +111,14 @@ impl World {
             changed |= self.act(rollout, action)?;
         }
         Ok(changed)
+    }
+
+    /// Devices that have not answered what they were told last.
+    fn unanswered(&self, rollout: usize, action: UpdateAction) -> u64 {
+        let of_it = |row: &&Row| row.rollout == rollout && row.update.action == action;
+        let rows = self.rows.iter().filter(of_it);
+        let waiting = rows.filter(|row| row.update.is_unanswered());
+        u64::try_from(waiting.count()).unwrap()
     }
 
     fn act(&mut self, rollout: usize, action: Action) -> Result<bool, String> {

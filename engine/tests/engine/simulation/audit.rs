@@ -341,6 +341,8 @@ fn counters_are_a_group_by(
     let mut counted = Counts {
         stages: vec![Tally::default(); counts.stages.len()],
         rollbacks: Tally::default(),
+        unanswered_updates: 0,
+        unanswered_rollbacks: 0,
         ..counts.clone()
     };
     for row in rows
@@ -353,6 +355,10 @@ fn counters_are_a_group_by(
         };
         *tally.of_mut(row.group()) += 1;
         tally.regressed += u64::from(row.regression().is_some());
+        match row.action {
+            Action::Update => counted.unanswered_updates += u64::from(row.is_unanswered()),
+            Action::Rollback => counted.unanswered_rollbacks += u64::from(row.is_unanswered()),
+        }
     }
     rule(counted == *counts, || {
         format!("counters {counts:?}, but rows {counted:?}")
