@@ -44,9 +44,11 @@ fn a_path_knows_its_methods() {
 fn what_is_healthy_is_told_apart_by_name() {
     // Two schemas of one name: the later takes the place of the other, and nobody is told.
     let document = serde_json::to_value(&*DOCUMENT).unwrap();
-    let schemas = &document["components"]["schemas"];
-    let has = |schema: &str, field: &str| schemas[schema]["properties"][field].is_object();
-    assert!(has("Health", "status"), "{}", schemas["Health"]);
+    let has = |schema: &str, field: &str| {
+        let path = format!("/components/schemas/{schema}/properties/{field}");
+        document.pointer(&path).is_some()
+    };
+    assert!(has("Health", "status"));
     assert!(has("CampaignHealth", "watch_seconds"));
 }
 
