@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Broker, Config};
 use crate::data_dir::DataDir;
+use crate::open_files::Room;
 use crate::password_file::{self, OwnUser};
 use crate::tasks::Tasks;
 
 /// The way to devices, before and after the engine exists.
 pub(crate) enum Edge {
-    Gateway(Gateway, Sessions),
+    Gateway(Box<Gateway>, Sessions),
     Link(Link),
 }
 
@@ -80,11 +81,11 @@ impl Edge {
     ) {
         let (engine, stop) = (engine.clone(), stop.clone());
         if let Broker::External {
-            url,
             password_file: Some(path),
+            ..
         } = &config.broker
         {
-            let own = own_user(&url.0);
+            let own = own_user(config);
             let keeping = password_file::keep(engine.clone(), path.clone(), own, stop.clone());
             tasks.spawn("password_file", keeping);
         }
@@ -99,11 +100,14 @@ impl Edge {
     /// Opens what the configuration names.
     pub(crate) fn open(
         config: &Config,
+        room: &Room,
         data: &DataDir,
         entropy: &dyn Entropy,
     ) -> anyhow::Result<Self> {
         let limits = Limits {
-            max_connections: config.mqtt_max_connections as usize,
+            max_connections: room.devices,
+            max_unauthenticated: room.strangers,
+            max_lingering: room.lingering,
             heartbeat: config.rate_limit_heartbeat,
             check: config.rate_limit_update_check,
             ..Limits::default()
@@ -113,7 +117,7 @@ impl Edge {
                 let sessions = Sessions::new(config.topic_prefix.clone(), limits);
                 let gateway = Gateway::bind(*addr, sessions.clone(), limits)
                     .with_context(|| format!("MQTT_ADDR: cannot listen on {addr}"))?;
-                Ok(Self::Gateway(gateway, sessions))
+                Ok(Self::Gateway(Box::new(gateway), sessions))
             }
             Broker::External { url, .. } => {
                 // The broker keeps our session under this name while we are away, so it must outlive a restart.
@@ -128,9 +132,12 @@ impl Edge {
     }
 }
 
-/// The service's own user, as the broker's URL names it.
-fn own_user(url: &str) -> Option<OwnUser> {
-    let (name, password) = LinkOptions::parse(url, "").ok()?.login?;
+/// The service's own user at an external broker, as its URL names it.
+pub(crate) fn own_user(config: &Config) -> Option<OwnUser> {
+    let Broker::External { url, .. } = &config.broker else {
+        return None;
+    };
+    let (name, password) = LinkOptions::parse(&url.0, "").ok()?.login?;
     Some(OwnUser { name, password })
 }
 

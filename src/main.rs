@@ -11,6 +11,7 @@ mod config;
 mod data_dir;
 mod edge;
 mod keys;
+mod open_files;
 mod password_file;
 mod screen;
 mod serve;

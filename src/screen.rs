@@ -25,6 +25,8 @@ pub(crate) struct Started<'s> {
     pub admin_key: &'s Path,
     /// Keys were made by the service itself.
     pub development: bool,
+    /// What does not suffice.
+    pub warning: Option<String>,
 }
 
 /// Says it on the standard output. A closed output is no reason not to serve.
@@ -77,6 +79,9 @@ fn text(started: &Started<'_>) -> String {
         text.push_str(
             "  This service made its own signing keys, all of them on this machine. That is for trying it out;\n  in production keep the root and release keys elsewhere (TRUST_ROOT, DISPATCH_KEY).\n\n",
         );
+    }
+    if let Some(warning) = &started.warning {
+        let _ = writeln!(text, "  WARNING: {warning}\n");
     }
     let mqtt = started
         .mqtt

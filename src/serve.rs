@@ -17,14 +17,14 @@ use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Database, LogFormat};
+use crate::config::{Broker, Config, Database, LogFormat};
 use crate::data_dir::DataDir;
 use crate::edge::{self, Edge};
 use crate::screen::{self, Started};
 use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
-use crate::{access, admin, keys};
+use crate::{access, admin, keys, open_files};
 
 /// Runs the service until a signal.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
@@ -70,6 +70,8 @@ struct Assembly {
     bus: Option<Arc<Bus>>,
     database: String,
     data: DataDir,
+    /// Fewer devices can be connected than should be.
+    warning: Option<String>,
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -93,6 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         database: assembly.database.clone(),
         admin_key: &admin_key,
         development: config.keys.is_none(),
+        warning: assembly.warning.clone(),
     };
     // Heard before anybody is told that we are ready, and may answer by one.
     let signals = Signals::listen()?;
@@ -103,6 +106,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let data = DataDir::open(&config.data_dir)?;
+    let listeners = 1 + u8::from(config.internal_addr.is_some());
+    let devices = match config.broker {
+        Broker::Embedded { .. } => config.mqtt_max_connections,
+        Broker::External { .. } => 0,
+    };
+    let room = open_files::room(devices, listeners)?;
+    if let Some(warning) = &room.warning {
+        tracing::warn!(devices.max = room.devices, "{warning}");
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let known = match &config.keys {
@@ -125,7 +137,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         Http::bind(addr).with_context(|| format!("INTERNAL_ADDR: cannot listen on {addr}"))
     });
     let internal = internal.transpose()?;
-    let edge = Edge::open(config, &data, entropy.as_ref())?;
+    let edge = Edge::open(config, &room, &data, entropy.as_ref())?;
     let bus = open_bus(config).await?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
     let (engine, work) = Engine::new(Parts {
@@ -150,7 +162,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         webhooks: Arc::new(webhooks),
         access: access::access(config, &admin_key, engine.clone(), clock)?,
         limits: config.rate_limits,
-        seats: Seats::new(config.http_connections_per_address),
+        seats: Seats::new(room.http, config.http_connections_per_address),
         cors: config.cors.clone(),
         version: env!("CARGO_PKG_VERSION"),
         run_id,
@@ -171,6 +183,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         bus,
         database,
         data,
+        warning: room.warning,
     })
 }
 
@@ -315,6 +328,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         health_seconds: config.health_seconds,
         credentials_believed: believed(&config.database),
         rollback_timeout: hours(config.rollback_timeout_hours),
+        broker_user: edge::own_user(config).map(|user| user.name),
         heartbeat_retention: SignedDuration::from_hours(
             24 * i64::from(config.heartbeat_retention_days),
         ),

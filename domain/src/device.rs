@@ -101,6 +101,22 @@ pub struct DeviceChange {
     pub ring: Option<Option<Ring>>,
 }
 
+/// The service's own user in `mosquitto.acl`, and, with more behind it, how its client ids at a broker begin.
+const OWN_NAME: &str = "device-ota";
+
+/// Whether a name is the service's own at an MQTT broker, where a device of that name would be taken for it.
+///
+/// ```
+/// use device_ota_domain::device::is_services_own;
+///
+/// assert!(is_services_own("device-ota") && is_services_own("device-ota-7f-up"));
+/// assert!(!is_services_own("device-otas") && !is_services_own("my-device-ota"));
+/// ```
+pub fn is_services_own(name: &str) -> bool {
+    let rest = name.strip_prefix(OWN_NAME);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
 /// Why a registration was refused; names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationError {
@@ -115,6 +131,11 @@ pub enum RegistrationError {
         "{0} must hold no invisible characters (of no width, or that change the direction of writing)"
     )]
     Unseen(&'static str),
+    /// The id is the service's own ([`is_services_own`], and its user at the broker).
+    #[error(
+        "device_id {0} is a name that the service itself has at an MQTT broker; give the device another"
+    )]
+    Reserved(DeviceId),
     /// Too many groups or tags.
     #[error("{0} has too many entries, at most {1}")]
     Many(&'static str, usize),

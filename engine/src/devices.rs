@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use device_ota_domain::audit::Act;
-use device_ota_domain::device::{Device, DeviceChange, Registration};
+use device_ota_domain::device::{
+    Device, DeviceChange, Registration, RegistrationError, is_services_own,
+};
 use device_ota_domain::page::Page;
 use device_ota_domain::{DeviceId, Update, ring};
 use jiff::Timestamp;
@@ -47,6 +50,23 @@ pub enum RegistrationOutcome {
 }
 
 impl Engine {
+    /// Whether a registration can be taken: its texts and lists, and that no broker would take the device for the service.
+    pub fn check_registration(
+        &self,
+        registration: &Registration,
+    ) -> std::result::Result<(), RegistrationError> {
+        registration.check()?;
+        if self.is_own_name(&registration.device_id) {
+            return Err(RegistrationError::Reserved(registration.device_id.clone()));
+        }
+        Ok(())
+    }
+
+    /// Whether a device id is a name that the service itself has at a broker.
+    fn is_own_name(&self, id: &DeviceId) -> bool {
+        is_services_own(id.as_str()) || self.settings.broker_user.as_deref() == Some(id.as_str())
+    }
+
     /// Registers devices, all in one transaction; one answer for each, in order. An id that comes twice exists the
     /// second time.
     pub async fn register_devices(
@@ -60,7 +80,9 @@ impl Engine {
                 format!("at most {MAX_REGISTRATIONS} devices can be registered at once"),
             ));
         }
-        registrations.iter().try_for_each(Registration::check)?;
+        for registration in &registrations {
+            self.check_registration(registration)?;
+        }
         let at = self.clock.now();
         let ids: Vec<DeviceId> = registrations.iter().map(|r| r.device_id.clone()).collect();
         let mut first = HashSet::new();
@@ -98,6 +120,7 @@ impl Engine {
             by = by.subject(),
             "devices registered"
         );
+        self.registrations.fetch_add(1, Ordering::Relaxed);
         self.credentials_changed();
         let mut made: std::collections::HashMap<DeviceId, String> = new
             .into_iter()
@@ -151,6 +174,11 @@ impl Engine {
         .await
     }
 
+    /// Rises with every registration: who was a stranger may be a device now.
+    pub fn registrations(&self) -> u64 {
+        self.registrations.load(Ordering::Relaxed)
+    }
+
     /// Notified after every change of a device's credentials; for a broker's password file.
     pub fn on_credentials(&self) -> &tokio::sync::Notify {
         &self.credentials
@@ -160,19 +188,27 @@ impl Engine {
         self.credentials.notify_one();
     }
 
-    /// All `(device id, verifier)` pairs, in id order; for a broker's password file.
+    /// All `(device id, verifier)` pairs, in id order; for a broker's password file. Without devices that have one of the
+    /// service's own names: they were registered before that was refused, or before the broker's user was called so.
     pub async fn verifiers(&self) -> Result<Vec<(DeviceId, String)>> {
         const PIECE: u32 = 10_000;
-        let mut all: Vec<(DeviceId, String)> = Vec::new();
+        let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let piece = self
-                .store
-                .all_credentials(all.last().map(|(id, _)| id), PIECE)
-                .await?;
-            if piece.is_empty() {
+            let piece = self.store.all_credentials(after.as_ref(), PIECE).await?;
+            let Some((last, _)) = piece.last() else {
                 return Ok(all);
+            };
+            after = Some(last.clone());
+            for (id, known) in piece {
+                if self.is_own_name(&id) {
+                    tracing::warn!(
+                        device.id = %id,
+                        "a device has the service's own name at the broker and is not let in there; register it under another"
+                    );
+                } else {
+                    all.push((id, known.verifier));
+                }
             }
-            all.extend(piece.into_iter().map(|(id, known)| (id, known.verifier)));
         }
     }
 

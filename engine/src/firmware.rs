@@ -2,13 +2,12 @@
 
 mod checksums;
 pub(crate) mod life;
+mod record;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
-use device_ota_domain::audit::Act;
-use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::{
     Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, Results, UploadMetadata,
 };
@@ -17,10 +16,10 @@ use device_ota_protocol::digest::Digest;
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::objects::{self, Kind, Release};
 
-use crate::audit::facts;
-use crate::ports::{ObjectWriter, StoreError, Tx};
+use crate::ports::{ObjectWriter, Tx};
 use crate::{Caller, Engine, Error, Result};
 use checksums::{Hasher, Sums};
+pub(crate) use record::Recording;
 
 /// An upload under way. Dropped before [`Upload::finish`], it leaves nothing behind.
 pub struct Upload {
@@ -129,30 +128,12 @@ impl Upload {
             metadata.checksum_sha256.as_deref(),
             &sha256,
         )?;
-        let id = metadata.firmware_id();
-        if let Some(known) = engine.store.firmware(&id).await? {
+        let known = engine.store.firmware(&metadata.firmware_id()).await?;
+        if let Some(known) = known {
             return same_bytes(known, &sha256);
         }
         let firmware = engine.sign(metadata, format, size, &sums, release, by)?;
-        writer.commit(&sha256).await?;
-        let inserted = engine.insert_firmware(&firmware, by).await;
-        match inserted {
-            Ok(()) => {
-                engine.metrics.uploaded(size);
-                Ok(Uploaded::Created(firmware))
-            }
-            Err(StoreError::Conflict(_)) => match engine.store.firmware(&id).await? {
-                Some(known) => same_bytes(known, &sha256),
-                None => Err(Error::conflict(
-                    "changed_meanwhile",
-                    "the firmware was changed at the same time; try again",
-                )),
-            },
-            Err(error) => {
-                engine.forget_object(&sha256).await;
-                Err(error.into())
-            }
-        }
+        engine.record(writer, firmware, by).await
     }
 }
 
@@ -266,35 +247,6 @@ impl Engine {
                 "release_mismatch",
                 "release does not say what was uploaded; nothing was stored",
             ))
-        }
-    }
-
-    async fn insert_firmware(
-        &self,
-        firmware: &Firmware,
-        by: &Caller,
-    ) -> std::result::Result<(), StoreError> {
-        let mut tx = self.store.begin().await?;
-        tx.insert_firmware(firmware).await?;
-        let uploaded = Event::of_firmware(
-            EventType::FirmwareUploaded,
-            firmware,
-            &firmware.created_by,
-            firmware.created_at,
-        );
-        tx.append_events(&[uploaded]).await?;
-        let states = (None, Some(facts::firmware(firmware)));
-        let (act, at) = (Act::FirmwareUploaded, firmware.created_at);
-        tx.append_audit(by.did(act, at, &firmware.id, states))
-            .await?;
-        self.commit(tx).await
-    }
-
-    async fn forget_object(&self, sha256: &str) {
-        if let Ok(false) = self.store.object_is_used(sha256).await
-            && let Err(error) = self.objects.remove(sha256).await
-        {
-            tracing::warn!(%error, "an object of a failed upload stays until the next start");
         }
     }
 }

@@ -51,6 +51,7 @@ mod why;
 mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -122,6 +123,8 @@ pub struct Engine {
     attentive: listening::Listening,
     dispatch: Notify,
     credentials: Notify,
+    registrations: AtomicU64,
+    recording: firmware::Recording,
     chunks: mpsc::Sender<chunks::Wanted>,
     api_keys: ApiKeys,
     last_look: health::LastLook,
@@ -167,6 +170,8 @@ impl Engine {
             attentive: listening::Listening::default(),
             dispatch: Notify::new(),
             credentials: Notify::new(),
+            registrations: AtomicU64::new(0),
+            recording: firmware::Recording::default(),
             chunks,
             api_keys,
             last_look: health::LastLook::default(),

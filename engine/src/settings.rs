@@ -27,6 +27,8 @@ pub struct Settings {
     pub next_check_seconds: u64,
     /// How long heartbeats stay in the history; zero keeps none.
     pub heartbeat_retention: SignedDuration,
+    /// The service's own user at an external broker; no device may be called so.
+    pub broker_user: Option<String>,
     /// How often the planner looks without being woken.
     pub tick: std::time::Duration,
     /// How long a device's verifier is believed after it was read: as long as another process may need to take one back.
@@ -48,6 +50,7 @@ impl Default for Settings {
             url_lifetime: SignedDuration::from_hours(1),
             next_check_seconds: 3_600,
             heartbeat_retention: SignedDuration::from_hours(30 * 24),
+            broker_user: None,
             tick: std::time::Duration::from_secs(1),
             credentials_believed: Some(SignedDuration::from_secs(5)),
         }

@@ -1,6 +1,6 @@
-//! Upkeep: heartbeats are indexed, read for the health of campaigns, and let go, events that everybody has taken and figures by the minute too, and what was
-//! made for a device in the moment of its deletion ends. In small pieces, each a short transaction, so that reports and
-//! requests pass in between.
+//! Upkeep: heartbeats are indexed, read for the health of campaigns, and let go, events that everybody has taken and
+//! figures by the minute too, what was made for a device in the moment of its deletion ends, and objects that failed uploads
+//! could not take back go. In small pieces, each a short transaction, so that reports and requests pass in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +44,7 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
             if reads && engine.uplinks.waiting() < BUSY {
                 report("reading health", engine.read_health().await);
             }
+            engine.settle_objects().await;
             if prunes {
                 report("pruning heartbeats", engine.prune_heartbeats().await);
                 report("pruning events", engine.prune_events().await);

@@ -12,7 +12,7 @@ use http::header::RETRY_AFTER;
 use crate::errors::ApiError;
 use places::{Full, Place, Places};
 
-/// Most connections at a time. The rest wait in the kernel's queue; the process needs its file handles for devices.
+/// Most connections of a listener at a time. The rest wait in the kernel's queue; the process needs its files for devices.
 pub const MAX_CONNECTIONS: usize = 2_048;
 /// Connections of one address at a time, an IPv6 address counting as its /64 network, unless a setting says otherwise: a
 /// page in a browser opens six, a fleet behind one address seldom more than this at once.
@@ -23,27 +23,29 @@ const MAX_UPLOADS: usize = 16;
 const UPLOADS_OF_SUBJECT: usize = 8;
 /// Most downloads at a time, a quarter of the connections: a reader may be as slow as its line, and each holds a piece
 /// of the image in memory, some 256 KiB. An address may have half as many as it may have connections.
-const MAX_DOWNLOADS: usize = MAX_CONNECTIONS / 4;
+const DOWNLOADS_PART: usize = 4;
 /// When to come back, in seconds: an upload or a download is seldom over sooner.
 const RETRY_AFTER_SECONDS: u64 = 10;
 
 /// What is under way; one for all listeners of a service.
 #[derive(Clone)]
 pub struct Seats {
+    pub(crate) connections: usize,
     pub(crate) connections_of_address: usize,
     uploads: Arc<Places<String>>,
     downloads: Arc<Places<IpAddr>>,
 }
 
 impl Seats {
-    /// With so many connections for one address: [`CONNECTIONS_OF_ADDRESS`], or up to [`MAX_CONNECTIONS`] where all
-    /// clients come through a proxy.
-    pub fn new(connections_of_address: usize) -> Self {
+    /// With so many connections for each listener, [`MAX_CONNECTIONS`] or what files are left for, and so many for one
+    /// address: [`CONNECTIONS_OF_ADDRESS`], or up to [`MAX_CONNECTIONS`] where all clients come through a proxy.
+    pub fn new(connections: usize, connections_of_address: usize) -> Self {
         let downloads_of_address = (connections_of_address / 2).max(1);
         Self {
+            connections,
             connections_of_address,
             uploads: Places::new(MAX_UPLOADS, UPLOADS_OF_SUBJECT),
-            downloads: Places::new(MAX_DOWNLOADS, downloads_of_address),
+            downloads: Places::new((connections / DOWNLOADS_PART).max(1), downloads_of_address),
         }
     }
 
@@ -83,7 +85,7 @@ impl Seats {
 
 impl Default for Seats {
     fn default() -> Self {
-        Self::new(CONNECTIONS_OF_ADDRESS)
+        Self::new(MAX_CONNECTIONS, CONNECTIONS_OF_ADDRESS)
     }
 }
 
@@ -118,7 +120,7 @@ mod tests {
 
     #[test]
     fn one_address_leaves_room_for_others_downloads() {
-        let seats = Seats::new(4);
+        let seats = Seats::new(MAX_CONNECTIONS, 4);
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
         let held = [seats.download(one).unwrap(), seats.download(one).unwrap()];
         assert_eq!(told(seats.download(one)), (503, "downloads_busy"));

@@ -89,7 +89,7 @@ impl Gateway {
             sessions: self.sessions,
             limits: self.limits,
             lobby: Arc::new(Lobby::new(self.limits.max_unauthenticated)),
-            porch: Porch::default(),
+            porch: Porch::new(self.limits.max_lingering),
             lookups: Semaphore::new(MAX_LOOKUPS),
             log: RateLimiter::direct(Quota::per_second(LOGGED_A_SECOND)),
             last_session: AtomicI64::new(0),

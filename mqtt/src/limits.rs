@@ -31,11 +31,13 @@ pub const RESERVED_MAIL_BYTES: usize = 64 * 1024;
 /// The gateway's limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connected devices; beyond, CONNECT is refused. Below the number of files that a process may open.
+    /// Connected devices; beyond, CONNECT is refused. With the next two, below the number of files that a process may open.
     pub max_connections: usize,
     /// Connections that have not proved who they are; beyond, a new one takes the place of the oldest that has not sent
     /// its CONNECT.
     pub max_unauthenticated: usize,
+    /// Connections that were refused or ended, while they read why; beyond, the oldest is closed.
+    pub max_lingering: usize,
     /// Time from accept to a whole CONNECT and its answer.
     pub connect_timeout: Duration,
     /// Time that a connection may take no byte of what waits for it.
@@ -59,6 +61,7 @@ impl Default for Limits {
         Self {
             max_connections: 19_000,
             max_unauthenticated: 1_024,
+            max_lingering: 256,
             connect_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(20),
             max_keep_alive: 600,

@@ -11,7 +11,7 @@ mod options;
 mod presence;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,6 +60,8 @@ struct Inner {
     sender: RwLock<Option<AsyncClient>>,
     /// Whether reports are subscribed to.
     receiving: AtomicBool,
+    /// Devices whose secret was taken back, for the intake to look up anew.
+    ended: Mutex<Vec<DeviceId>>,
 }
 
 impl Link {
@@ -72,6 +74,7 @@ impl Link {
             rates: RateLimits::new(limits, DefaultClock::default()),
             sender: RwLock::new(None),
             receiving,
+            ended: Mutex::default(),
         }))
     }
 
@@ -106,6 +109,11 @@ impl Link {
 
     fn set_receiving(&self, receiving: bool) {
         self.0.receiving.store(receiving, Ordering::Relaxed);
+    }
+
+    /// Whose secret was taken back since it was last asked.
+    fn take_ended(&self) -> Vec<DeviceId> {
+        std::mem::take(&mut self.0.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A new client, with nothing of an earlier one, that takes packets up to `max_incoming` bytes. `role` tells the two
@@ -184,8 +192,12 @@ impl Downlink for Link {
         }
     }
 
-    /// Does nothing: a client cannot end another's session. The broker checks the new secret at the next connect.
-    async fn disconnect(&self, _device: &DeviceId) {}
+    /// A client cannot end another's session: the broker checks the new secret when it is told to, or at the next connect.
+    /// What is known of the device is forgotten: it may be deleted, and it shows itself anew.
+    async fn disconnect(&self, device: &DeviceId) {
+        let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.push(device.clone());
+    }
 }
 
 impl std::fmt::Debug for Link {

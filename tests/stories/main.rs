@@ -44,6 +44,7 @@ mod limits;
 mod lists;
 mod lost_keys;
 mod metrics;
+mod open_files;
 mod pace;
 mod refusals;
 mod registration;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Device, Event, Link, MqttEnd, MqttVersion, Options, Service, device_json, eventually,
+    Device, Event, Link, MqttEnd, MqttVersion, Options, Service, Trust, device_json, eventually,
 };
 
 matrix!(a_single_device_is_taken_without_a_list: sqlite_gateway);
@@ -11,6 +11,8 @@ matrix!(a_thousand_are_taken_and_one_more_refused: sqlite_gateway, postgres_gate
 matrix!(each_wrong_entry_is_told_and_harms_no_other: sqlite_gateway, postgres_gateway);
 matrix!(no_name_stands_twice_in_what_is_registered: sqlite_gateway);
 matrix!(new_credentials_end_the_old_session);
+matrix!(no_device_is_taken_for_the_service: sqlite_gateway, sqlite_mosquitto, postgres_mosquitto);
+matrix!(a_device_that_was_deleted_comes_back_as_a_new_one);
 
 const DEVICES: &str = "/api/v1/ota/devices";
 
@@ -211,4 +213,77 @@ async fn new_credentials_end_the_old_session(options: Options) {
             .await
             .refused(404);
     }
+}
+
+async fn no_device_is_taken_for_the_service(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    for id in [
+        "device-ota",
+        "device-ota-",
+        "device-ota-0123456789abcdef-up",
+    ] {
+        let body = admin.post(DEVICES, device_json(id)).await.refused(400);
+        let detail = body["detail"].as_str().unwrap();
+        assert!(detail.contains("MQTT broker"), "{detail}");
+        let listed = json!({ "devices": [device_json(id)] });
+        let body = admin.post(DEVICES, listed).await.expect(201);
+        assert_eq!(body["devices"][0]["status"], "error", "{body}");
+    }
+    let near = admin.post(DEVICES, device_json("device-otaku")).await;
+    assert_eq!(near.expect(201)["devices"][0]["status"], "created");
+    if service.options().end == MqttEnd::Gateway {
+        return;
+    }
+
+    // One that was registered before this was refused, or before the broker's user was called so.
+    let old = service.register(device_json("frame-old")).await;
+    service
+        .tamper("UPDATE devices SET device_id = 'device-ota' WHERE device_id = 'frame-old'")
+        .await
+        .unwrap();
+    let frame = service.register(device_json("frame-1")).await;
+    let file = service.scratch().join("mosquitto/passwords");
+    let text = std::fs::read_to_string(file).unwrap();
+    let own = text.lines().filter(|line| line.starts_with("device-ota:"));
+    assert_eq!(own.count(), 1, "{text}");
+    let mut link = Link::open(
+        MqttVersion::V311,
+        &service.mqtt(),
+        "device-ota",
+        "device-ota",
+        &old.password,
+    );
+    let event = link.event().await;
+    assert!(matches!(event, Event::Closed(_)), "{event:?}");
+    // The service has its own place still.
+    let mut device = Device::connect(&service, MqttVersion::V311, &frame).await;
+    assert_eq!(device.check("2.0.0", "boot").await["offer"], false);
+}
+
+async fn a_device_that_was_deleted_comes_back_as_a_new_one(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let before = service.register(device_json("frame-1")).await;
+    let mut device = Device::connect(&service, MqttVersion::V311, &before).await;
+    device.check("2.0.0", "boot").await;
+    admin
+        .delete(&format!("{DEVICES}/frame-1"))
+        .await
+        .expect(200);
+    drop(device);
+
+    let after = service.register(device_json("frame-1")).await;
+    assert_ne!(after.password, before.password);
+    let firmware = admin.image("2.1.0").await;
+    let spec = json!({ "name": "n", "firmware_id": firmware, "deployment_strategy": "immediate" });
+    admin.start_campaign(spec).await;
+    let mut device = Device::connect(&service, MqttVersion::V311, &after).await;
+    device.check("2.0.0", "boot").await;
+    let offer = device.offer(&trust).await;
+    device.complete(&offer).await;
+    admin
+        .update_becomes(offer.text("update_id"), "completed")
+        .await;
 }

@@ -15,7 +15,7 @@ use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::store::UpdateFilter;
-use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Store};
+use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Objects, Store};
 use device_ota_engine::{
     Caller, Engine, Grants, Parts, RegistrationOutcome, Settings, Uploaded, Work,
 };
@@ -29,6 +29,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::held::HeldObjects;
 
 /// Who asks for everything here.
 pub(crate) fn tester() -> Caller {
@@ -148,14 +150,14 @@ struct Made {
 }
 
 impl Made {
-    fn of(store: &Arc<dyn Store>, folder: &std::path::Path, clock: &Arc<TestClock>) -> Self {
+    fn of(store: &Arc<dyn Store>, objects: Arc<dyn Objects>, clock: &Arc<TestClock>) -> Self {
         let [root_key, release, dispatch] = keys();
         let chain = vec![seal(&root(), &root_key).unwrap()];
         let (sent, wire) = mpsc::unbounded_channel();
         let (sender, disconnected) = mpsc::unbounded_channel();
         let (engine, work) = Engine::new(Parts {
             store: store.clone(),
-            objects: Arc::new(LocalFolder::open(folder).unwrap()),
+            objects,
             downlink: Arc::new(Wire {
                 sent,
                 disconnected: sender,
@@ -181,6 +183,10 @@ impl Made {
     }
 }
 
+fn local(folder: &Path) -> Arc<dyn Objects> {
+    Arc::new(LocalFolder::open(folder).unwrap())
+}
+
 /// An hour: nothing but the test's own calls and wakes makes a pass.
 pub(crate) const NEVER: std::time::Duration = std::time::Duration::from_hours(1);
 pub(crate) const LEASE: SignedDuration = SignedDuration::from_mins(5);
@@ -199,11 +205,22 @@ impl Fixture {
     }
 
     pub(crate) async fn stopped() -> (Self, Work) {
+        Self::over(local).await
+    }
+
+    /// With an object store that the test holds up.
+    pub(crate) async fn with_objects(objects: HeldObjects) -> Self {
+        let (mut fixture, work) = Self::over(|folder| objects.over(folder)).await;
+        fixture.start(work);
+        fixture
+    }
+
+    async fn over(objects: impl FnOnce(&Path) -> Arc<dyn Objects>) -> (Self, Work) {
         let database = SqliteDatabase::new();
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
-        let made = Made::of(&store, folder.path(), &clock);
+        let made = Made::of(&store, objects(folder.path()), &clock);
         let fixture = Self {
             engine: made.engine,
             store,
@@ -225,7 +242,7 @@ impl Fixture {
         if let Some(running) = self.running.take() {
             running.await.unwrap().unwrap();
         }
-        let made = Made::of(&self.store, self.folder.path(), &self.clock);
+        let made = Made::of(&self.store, local(self.folder.path()), &self.clock);
         self.engine = made.engine;
         self.wire = made.wire;
         self.disconnected = made.disconnected;

@@ -15,7 +15,7 @@ mod credentials;
 mod ends;
 mod feed;
 mod fixture;
-
+mod held;
 mod ingest;
 mod metrics;
 mod regressions;

@@ -1,10 +1,17 @@
 //! Uploads: all or nothing.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use device_ota_domain::firmware::UploadMetadata;
-use device_ota_engine::Uploaded;
+use device_ota_engine::{Engine, Result, Uploaded};
+use device_ota_store::testing::run_sql;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::fixture::{Fixture, left, tester};
+use crate::held::HeldObjects;
 
 fn metadata(more: &str) -> UploadMetadata {
     let text = format!(
@@ -96,5 +103,115 @@ async fn an_object_without_a_record_is_gone_after_the_next_start() {
     fixture.engine.reconcile_objects().await.unwrap();
     assert!(!folder.join(&orphan).exists());
     left(fixture.folder.path(), 1).await;
+    fixture.stop().await;
+}
+
+/// An upload under way, of an image of that version.
+fn uploading(
+    engine: &Arc<Engine>,
+    version: &str,
+    content: &'static [u8],
+) -> JoinHandle<Result<Uploaded>> {
+    let engine = engine.clone();
+    let metadata = UploadMetadata {
+        version: version.to_owned(),
+        ..metadata("")
+    };
+    tokio::spawn(async move {
+        let mut upload = engine.begin_upload("a.bin").await?;
+        upload.write(Bytes::from_static(content)).await?;
+        upload.finish(metadata, None, &tester()).await
+    })
+}
+
+async fn sql(fixture: &Fixture, sql: &str) {
+    let url = format!("sqlite://{}", fixture.database.path().display());
+    run_sql(&url, sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_at_the_last_moment_leaves_all_or_nothing() {
+    let (objects, held) = HeldObjects::new();
+    let fixture = Fixture::with_objects(objects).await;
+    let upload = uploading(&fixture.engine, "1.0.0", b"image");
+    let release = held.committed().await;
+    upload.abort();
+    assert!(upload.await.unwrap_err().is_cancelled());
+    release.go_on();
+    // It goes on to its end, and the image is there as if the answer had been read.
+    let known = async {
+        loop {
+            let id = metadata("").firmware_id();
+            if fixture.engine.firmware(&id).await.is_ok() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), known).await.unwrap();
+    left(fixture.folder.path(), 1).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_beaten_to_a_name_leaves_nothing() {
+    let (objects, held) = HeldObjects::new();
+    let fixture = Fixture::with_objects(objects).await;
+    let slow = uploading(&fixture.engine, "1.0.0", b"slow");
+    let release = held.committed().await;
+    let fast = uploading(&fixture.engine, "1.0.0", b"fast");
+    held.committed().await.go_on();
+    assert!(matches!(fast.await.unwrap(), Ok(Uploaded::Created(_))));
+    release.go_on();
+    assert_eq!(slow.await.unwrap().unwrap_err().code(), "other_content");
+    left(fixture.folder.path(), 1).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_takes_no_others_bytes_away() {
+    let (objects, held) = HeldObjects::new();
+    let fixture = Fixture::with_objects(objects).await;
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON firmware WHEN NEW.version = '1.0.0' \
+                  BEGIN SELECT RAISE(ABORT, 'for a test'); END";
+    sql(&fixture, refuse).await;
+    let good = uploading(&fixture.engine, "2.0.0", b"the same");
+    let release = held.committed().await;
+    // The other has its object and not yet its row.
+    let mut bad = uploading(&fixture.engine, "1.0.0", b"the same");
+    let early = timeout(Duration::from_millis(300), async {
+        held.committed().await.go_on();
+        (&mut bad).await
+    });
+    let early = early.await.ok();
+    release.go_on();
+    let Uploaded::Created(image) = good.await.unwrap().unwrap() else {
+        panic!("it is new")
+    };
+    if early.is_none() {
+        held.committed().await.go_on();
+        assert!(bad.await.unwrap().is_err());
+    }
+    let object = fixture
+        .folder
+        .path()
+        .join("objects")
+        .join(image.sha256.split_at(2).0);
+    assert!(object.join(&image.sha256).exists(), "its bytes are gone");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_that_could_not_be_taken_back_goes_once_the_database_is_there() {
+    let (objects, held) = HeldObjects::new();
+    let fixture = Fixture::with_objects(objects).await;
+    let upload = uploading(&fixture.engine, "1.0.0", b"image");
+    let release = held.committed().await;
+    sql(&fixture, "ALTER TABLE firmware RENAME TO away").await;
+    release.go_on();
+    assert!(upload.await.unwrap().is_err());
+    left(fixture.folder.path(), 1).await;
+    sql(&fixture, "ALTER TABLE away RENAME TO firmware").await;
+    left(fixture.folder.path(), 0).await;
     fixture.stop().await;
 }

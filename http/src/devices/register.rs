@@ -1,6 +1,6 @@
 //! Registration of devices, and their credentials (DESIGN.md, *HTTP*).
 
-use device_ota_domain::device::Registration;
+use device_ota_domain::device::{Registration, RegistrationError};
 use device_ota_domain::{DeviceId, Role};
 use device_ota_engine::{Caller, MAX_REGISTRATIONS, RegistrationOutcome};
 use serde_json::{Map, Value};
@@ -46,14 +46,15 @@ pub(super) async fn register(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;
     call.no_query()?;
     let value: Value = json_up_to(MAX_REGISTRATION_BYTES, &call.headers, body).await?;
+    let check = |registration: &Registration| call.shared.engine.check_registration(registration);
     let devices = match value {
         Value::Object(mut fields) if fields.contains_key("devices") => {
             let devices = fields.remove("devices");
             only_devices(&fields)?;
-            read_each(devices)?
+            read_each(devices, check)?
         }
         one => {
-            vec![Ok(read_one(one).map_err(|error| {
+            vec![Ok(read_one(one, check).map_err(|error| {
                 ApiError::invalid("invalid_device", error)
             })?)]
         }
@@ -64,6 +65,10 @@ pub(super) async fn register(call: Call, body: Body) -> Answer {
         devices,
     }))
 }
+
+/// What a registration has to hold.
+trait Check: Fn(&Registration) -> Result<(), RegistrationError> {}
+impl<F: Fn(&Registration) -> Result<(), RegistrationError>> Check for F {}
 
 /// A registration, or the answer to one that is none.
 type Read = Result<Registration, RegisteredDto>;
@@ -78,7 +83,7 @@ fn only_devices(others: &Map<String, Value>) -> Result<(), ApiError> {
     }
 }
 
-fn read_each(devices: Option<Value>) -> Result<Vec<Read>, ApiError> {
+fn read_each(devices: Option<Value>, check: impl Check) -> Result<Vec<Read>, ApiError> {
     let Some(Value::Array(devices)) = devices else {
         return Err(ApiError::invalid(
             "invalid_json",
@@ -97,15 +102,15 @@ fn read_each(devices: Option<Value>) -> Result<Vec<Read>, ApiError> {
             .get("device_id")
             .and_then(Value::as_str)
             .map(|id| id.chars().take(64).collect());
-        read_one(device).map_err(|error| RegisteredDto::refused(id, error))
+        read_one(device, &check).map_err(|error| RegisteredDto::refused(id, error))
     };
     Ok(devices.into_iter().map(read).collect())
 }
 
-fn read_one(device: Value) -> Result<Registration, String> {
+fn read_one(device: Value, check: impl Check) -> Result<Registration, String> {
     let registration: Registration =
         from_value(device, "device").map_err(|error| error.detail().to_owned())?;
-    registration.check().map_err(|error| error.to_string())?;
+    check(&registration).map_err(|error| error.to_string())?;
     Ok(registration)
 }
 
@@ -171,7 +176,7 @@ mod tests {
             {"device_id": "e", "device_model": ""},
             7,
         ]);
-        let read: Vec<String> = read_each(Some(devices))
+        let read: Vec<String> = read_each(Some(devices), Registration::check)
             .unwrap()
             .into_iter()
             .map(|read| {
@@ -192,9 +197,9 @@ mod tests {
 
     #[test]
     fn a_list_is_a_list_of_bounded_length_and_stands_alone() {
-        assert!(read_each(Some(json!([]))).is_err());
-        assert!(read_each(Some(json!({}))).is_err());
-        assert!(read_each(Some(vec![json!({}); MAX_REGISTRATIONS + 1].into())).is_err());
+        let is_refused = |devices: Value| read_each(Some(devices), Registration::check).is_err();
+        assert!(is_refused(json!([])) && is_refused(json!({})));
+        assert!(is_refused(vec![json!({}); MAX_REGISTRATIONS + 1].into()));
         let others = json!({"device": []});
         let error = only_devices(others.as_object().unwrap()).unwrap_err();
         assert_eq!(

@@ -30,7 +30,6 @@ use warp::reply::Response;
 use crate::gate::Gate;
 use crate::limits::network;
 use crate::request::linger::Lingering;
-use crate::seats::MAX_CONNECTIONS;
 use crate::seats::places::Places;
 use crate::shared::Shared;
 use crate::{Api, routes};
@@ -92,7 +91,7 @@ impl Http {
             service, api.access, api.limits, api.cors, metrics, api.run_id,
         );
         let bounds = Bounds {
-            connections: MAX_CONNECTIONS,
+            connections: api.seats.connections,
             of_address: api.seats.connections_of_address,
         };
         serve_gate(self.listener, gate, bounds, shutdown).await;

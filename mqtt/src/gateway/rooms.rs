@@ -12,9 +12,6 @@ use tokio::time::{Instant, timeout_at};
 /// Time that everybody gets for a CONNECT, however many wait behind: its bytes are on their way when a connection is
 /// accepted, and our own tasks need a turn to read them.
 const PATIENCE_WHEN_FULL: Duration = Duration::from_millis(100);
-/// Connections that may linger after their end, until the peer has read why. Beyond, the oldest is closed: it has had its
-/// time, and its word has been sent.
-pub(super) const MAX_LINGERING: usize = 256;
 
 /// Connections in the order in which they came, each of which can be told to leave.
 #[derive(Default)]
@@ -146,16 +143,26 @@ impl Drop for Place {
     }
 }
 
-/// Where connections stay for a moment after their end.
-#[derive(Default)]
-pub(super) struct Porch(Queue);
+/// Where connections stay for a moment after their end, until the peer has read why. Beyond so many, the oldest is closed:
+/// it has had its time, and its word has been sent.
+pub(super) struct Porch {
+    guests: Queue,
+    places: usize,
+}
 
 impl Porch {
+    pub(super) fn new(places: usize) -> Self {
+        Self {
+            guests: Queue::default(),
+            places: places.max(1),
+        }
+    }
+
     /// Runs a good-bye, as long as there is room. False: it was cut short.
     pub(super) async fn linger(&self, good_bye: impl Future<Output = ()>) -> bool {
-        while self.0.len() >= MAX_LINGERING && self.0.tell_oldest_to_leave() {}
-        let (number, registration) = self.0.join();
-        let _leaves = Leaves(&self.0, number);
+        while self.guests.len() >= self.places && self.guests.tell_oldest_to_leave() {}
+        let (number, registration) = self.guests.join();
+        let _leaves = Leaves(&self.guests, number);
         Abortable::new(good_bye, registration).await.is_ok()
     }
 }

@@ -164,6 +164,10 @@ impl Intake<'_> {
             return Err("retain_ignored");
         }
         let report = parse_report(up, &publish.payload).map_err(|invalid| invalid.reason())?;
+        // Before each look-up: what was read in the moment of a deletion is forgotten with the next message.
+        for ended in self.link.take_ended() {
+            self.presence.forget(ended.as_str());
+        }
         let known = loop {
             match self.presence.of(self.engine, &id).await {
                 Ok(Some(known)) => break known,

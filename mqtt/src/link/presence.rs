@@ -27,9 +27,16 @@ pub(super) struct Known {
 pub(super) struct Presence {
     known: HashMap<DeviceId, Known>,
     strangers: HashMap<DeviceId, Instant>,
+    /// The registrations that there were when strangers were looked up.
+    registrations: u64,
 }
 
 impl Presence {
+    /// The device's secret was taken back, perhaps with the device: it is looked up anew, and shows itself anew.
+    pub(super) fn forget(&mut self, id: &str) {
+        self.known.remove(id);
+    }
+
     /// The registered device of that id, if there is one.
     pub(super) async fn of(
         &mut self,
@@ -38,6 +45,11 @@ impl Presence {
     ) -> Result<Option<&mut Known>, StoreError> {
         if !self.known.contains_key(id) {
             let now = Instant::now();
+            let registrations = engine.registrations();
+            if self.registrations != registrations {
+                self.registrations = registrations;
+                self.strangers.clear();
+            }
             if self.strangers.get(id).is_some_and(|until| *until > now) {
                 return Ok(None);
             }

@@ -34,9 +34,13 @@ fn free_port() -> u16 {
 
 impl Broker {
     /// The repository's configuration, with other ports, in a folder of its own.
-    async fn start(folder: &Path, lines: &[String], change: impl Fn(String) -> String) -> Self {
+    async fn start(
+        folder: &Path,
+        (devices, service): (u16, u16),
+        lines: &[String],
+        change: impl Fn(String) -> String,
+    ) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let (devices, service) = (free_port(), free_port());
         let conf = std::fs::read_to_string(root.join("mosquitto.conf")).unwrap();
         let conf = conf
             .replace("listener 1883", &format!("listener {devices} 127.0.0.1"))
@@ -95,11 +99,6 @@ impl Broker {
         self.process = Self::spawn(&self.folder);
         self.until_up().await;
     }
-
-    fn options(&self) -> LinkOptions {
-        let url = format!("mqtt://device-ota:service@127.0.0.1:{}", self.service);
-        LinkOptions::parse(&url, "device-ota-1").unwrap()
-    }
 }
 
 /// A password file line for the service, made as `mosquitto_passwd` makes them.
@@ -144,15 +143,13 @@ impl WithBroker {
 
     /// With limits, and a configuration of the broker that differs from the repository's.
     async fn start_with(limits: Limits, change: impl Fn(String) -> String) -> Self {
-        // The broker needs the verifiers, these the engine, the engine a way down, and the link the broker: so the engine
-        // gets another link.
+        // The link is told where the broker will be, which needs the verifiers, and these the engine, with its way down.
         let folder = tempfile::tempdir().unwrap();
-        let placeholder = Link::new(
-            LinkOptions::parse("mqtt://127.0.0.1:1", "x").unwrap(),
-            Prefix::default(),
-            &limits,
-        );
-        let mut service = Service::start(Arc::new(placeholder)).await;
+        let ports = (free_port(), free_port());
+        let url = format!("mqtt://device-ota:service@127.0.0.1:{}", ports.1);
+        let options = LinkOptions::parse(&url, "device-ota-1").unwrap();
+        let link = Link::new(options, Prefix::default(), &limits);
+        let mut service = Service::start(Arc::new(link.clone())).await;
         let secret = service.register("d1").await;
         let verifiers = device_ota_engine::ports::Store::all_credentials(&*service.store, None, 10)
             .await
@@ -162,9 +159,8 @@ impl WithBroker {
             .map(|(id, known)| format!("{id}:{}", known.verifier))
             .collect();
         lines.push(own_line(folder.path()).await);
-        let broker = Broker::start(folder.path(), &lines, change).await;
+        let broker = Broker::start(folder.path(), ports, &lines, change).await;
         service.keep(folder);
-        let link = Link::new(broker.options(), Prefix::default(), &limits);
         service.spawn(
             link.clone()
                 .serve(service.engine.clone(), service.shutdown.clone()),
@@ -430,5 +426,43 @@ async fn a_message_beyond_all_sizes_holds_up_nobody() {
         .await;
     assert_eq!(with.service.counted("mqtt_dropped", "too_large"), 1);
     assert_eq!(with.service.counted("mqtt_link", "lost"), 1);
+    with.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_device_is_heard_no_more_and_comes_back_as_a_new_one() {
+    let with = WithBroker::start().await;
+    let (client, mut events) = with.device("d1");
+    let mut say = async |version: &str| {
+        let payload = format!(r#"{{"version":"{version}"}}"#);
+        client
+            .publish("ota/v1/d1/up/heartbeat", QoS::AtLeastOnce, false, payload)
+            .await
+            .unwrap();
+        wait_for(&mut events, |packet| matches!(packet, Packet::PubAck(_))).await;
+    };
+    say("1.0.0").await;
+    let is = |version: &'static str| {
+        move |d: &device_ota_domain::device::Device| {
+            d.latest.version.as_deref() == Some(version) && d.latest.online
+        }
+    };
+    with.service.until("d1", is("1.0.0")).await;
+    let by = device_ota_engine::Caller::service();
+    let engine = &with.service.engine;
+    engine
+        .delete_device(&device_id("d1"), None, &by)
+        .await
+        .unwrap();
+    // The broker was not told yet, and lets it speak.
+    say("6.6.6").await;
+    until("it is a stranger", async || {
+        with.service.counted("mqtt_dropped", "unknown_device") == 1
+    })
+    .await;
+    assert_eq!(with.service.heartbeats().await, 1);
+    with.service.register("d1").await;
+    say("2.0.0").await;
+    with.service.until("d1", is("2.0.0")).await;
     with.service.stop().await;
 }

@@ -35,6 +35,8 @@ pub struct Options {
     /// The MQTT end.
     pub end: MqttEnd,
     settings: Vec<(String, String)>,
+    /// Shell commands before its start.
+    shell: Option<String>,
     expected_errors: Vec<&'static str>,
 }
 
@@ -51,6 +53,7 @@ impl Options {
             database,
             end,
             settings: settings.into(),
+            shell: None,
             expected_errors: Vec::new(),
         }
     }
@@ -81,6 +84,12 @@ impl Options {
     /// Without a setting that the harness makes: the service's own default is what the story is about.
     pub fn without(mut self, name: &str) -> Self {
         self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// Started by a shell that does this first, such as setting a limit.
+    pub fn after(mut self, shell: impl Into<String>) -> Self {
+        self.shell = Some(shell.into());
         self
     }
 
@@ -180,7 +189,14 @@ impl Service {
 
     /// The command that starts the service as it is configured here, on some data folder.
     pub fn command(&self, data_dir: &Path) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match &self.options.shell {
+            Some(shell) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &format!("{shell}; exec \"$0\""), BINARY]);
+                command
+            }
+            None => Command::new(BINARY),
+        };
         command.env_clear();
         for name in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
