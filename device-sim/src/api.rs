@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep};
 
 /// Most devices a registration takes.
 const MAX_REGISTRATIONS: usize = 1_000;
+/// Devices of one page of a list.
+const PAGE: usize = 200;
 /// How long the service may be away (it may be restarting) or busy before a request fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause before a request is tried again.
@@ -209,6 +211,20 @@ struct Renewed {
     mqtt: Credentials,
 }
 
+/// A device as the service knows it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct KnownDevice {
+    /// Its name.
+    pub device_id: String,
+    /// What it runs.
+    pub firmware_version: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Devices {
+    devices: Vec<KnownDevice>,
+}
+
 #[derive(Deserialize)]
 struct Updates {
     updates: Vec<Update>,
@@ -250,6 +266,24 @@ impl Api {
     /// A campaign's state.
     pub async fn campaign(&self, id: &str) -> Result<Campaign, Error> {
         self.get(&format!("/api/v1/ota/campaigns/{id}")).await
+    }
+
+    /// The devices of a group, in as many requests as it takes.
+    pub async fn devices_of(&self, group: &str) -> Result<Vec<KnownDevice>, Error> {
+        let mut all = Vec::new();
+        loop {
+            let query = form_urlencoded::Serializer::new(String::new())
+                .append_pair("group", group)
+                .append_pair("limit", &PAGE.to_string())
+                .append_pair("offset", &all.len().to_string())
+                .finish();
+            let page: Devices = self.get(&format!("/api/v1/ota/devices?{query}")).await?;
+            let is_last = page.devices.len() < PAGE;
+            all.extend(page.devices);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     /// What became of a device's updates, newest first.

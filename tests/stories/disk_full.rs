@@ -1,4 +1,7 @@
-//! A full disk: an upload is refused in good order, nothing of it stays, and the service goes on.
+//! Room for no more: an upload is refused in good order, nothing of it stays, and the service goes on. The room is made small
+//! by a limit on the size of files, which needs no rights; what a file system says when it is full is in the tests of `objects`.
+
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -7,22 +10,37 @@ use crate::harness::{Options, Service, SmallDisk, device_json, eventually, image
 matrix!(an_upload_to_a_full_disk_is_refused_and_leaves_nothing: sqlite_gateway, postgres_gateway);
 matrix!(nobody_is_sent_to_a_service_whose_database_takes_no_writes: sqlite_gateway);
 
+/// The shell counts in blocks of 512 bytes: eight mebibytes, more than the database is. The signal that comes with the
+/// limit would end the process.
+const SMALL_FILES: &str = "trap '' XFSZ; ulimit -f 16384";
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .flat_map(|path| {
+            if path.is_dir() {
+                files(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
+
 async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options) {
-    let disk = SmallDisk::mount(2);
-    let path = disk.path().display().to_string();
+    let storage = tempfile::tempdir().unwrap();
     let options = options
-        .with("STORAGE_BASE_PATH", path)
-        .expecting_error("space");
+        .after(SMALL_FILES)
+        .with("STORAGE_BASE_PATH", storage.path().display().to_string())
+        .expecting_error("too large");
     let service = Service::start(options).await;
     let admin = service.admin();
-    let before = disk.files();
-    let answer = admin
-        .upload(
-            &image_metadata("2.1.0"),
-            "image.bin",
-            vec![7; 5 * 1024 * 1024],
-        )
-        .await;
+    let before = files(storage.path());
+    let large = vec![7; 9 * 1024 * 1024];
+    let metadata = image_metadata("2.1.0");
+    let answer = admin.upload(&metadata, "image.bin", large).await;
     let body = answer.refused(503);
     insta::allow_duplicates! { insta::assert_json_snapshot!(body, { ".request_id" => "[id]" }, @r#"
     {
@@ -31,15 +49,14 @@ async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options
       "request_id": "[id]"
     }
     "#) }
-    assert_eq!(disk.files(), before, "nothing of it is left");
+    assert_eq!(files(storage.path()), before, "nothing of it is left");
     let list = admin.get("/api/v1/ota/firmware").await.expect(200);
     assert_eq!(list["firmware"], json!([]));
 
-    // What fits is taken, so the space of the failed upload is free again.
-    admin
-        .upload(&image_metadata("2.1.0"), "image.bin", vec![7; 1024 * 1024])
-        .await
-        .expect(201);
+    // What fits is taken.
+    let small = vec![7; 1024 * 1024];
+    let answer = admin.upload(&metadata, "image.bin", small).await;
+    answer.expect(201);
     service.register(device_json("frame-1")).await;
     assert_eq!(admin.get("/health").await.status, 200);
 }

@@ -7,11 +7,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::harness::{Device, MqttVersion, Options, Service, device_json};
+use crate::harness::{
+    Device, MqttVersion, Options, Service, device_json, eventually, image_metadata,
+};
 
 /// The longest that an end may take (issue: "Ctrl-C ends it cleanly within 5 s").
 const END_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes of an image that no socket holds.
+const LARGE: usize = 32 * 1024 * 1024;
 
 matrix!(nothing_is_set_up_and_it_runs: sqlite_gateway);
 matrix!(an_end_and_a_second_start_change_nothing);
@@ -99,6 +105,50 @@ fn every_secret_is_private_or_empty(folder: &Path) {
     }
 }
 
+fn files_in(folder: &Path) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
+
+/// An upload of which more never comes.
+async fn unending_upload(service: &Service) -> TcpStream {
+    let mut stream = TcpStream::connect(&service.ready().http).await.unwrap();
+    let head = format!(
+        "POST /api/v1/ota/firmware HTTP/1.1\r\nHost: x\r\nX-API-Key: {}\r\nContent-Length: 100000000\r\n\
+         Content-Type: multipart/form-data; boundary=b\r\n\r\n\
+         --b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.bin\"\r\n\r\nhalf an image",
+        service.key()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let folder = service.data_dir().join("storage/tmp");
+    eventually("the upload is under way", async || {
+        (files_in(&folder) == 1)
+            .then_some(())
+            .ok_or_else(String::new)
+    })
+    .await;
+    stream
+}
+
+/// A download that has begun, and is not read.
+async fn unread_download(service: &Service, firmware: &str) -> TcpStream {
+    let path = format!("/api/v1/ota/firmware/{firmware}/download");
+    let grant = service.admin().get(&path).await.expect(200);
+    let http = &service.ready().http;
+    let path = grant["url"]
+        .as_str()
+        .unwrap()
+        .split_once(http.as_str())
+        .unwrap()
+        .1;
+    let mut stream = TcpStream::connect(http).await.unwrap();
+    let ask = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    stream
+}
+
 async fn an_end_and_a_second_start_change_nothing(options: Options) {
     let mut service = Service::start(options).await;
     let admin = service.admin();
@@ -114,16 +164,22 @@ async fn an_end_and_a_second_start_change_nothing(options: Options) {
         .expect(200);
     let read = admin.campaign(&campaign).await;
     let (key, ready) = (service.key().to_owned(), service.ready().clone());
+    let metadata = image_metadata("3.0.0");
+    let large = admin.upload(&metadata, "a.bin", vec![7; LARGE]).await;
+    let large = large.expect(201)["firmware_id"].to_string();
 
-    // What could hold it up: a connected device, and a client that has opened a connection and says nothing.
+    // What could hold it up: a connected device, a client that has opened a connection and says nothing, an upload that
+    // never ends, and a download that nobody reads.
+    let upload = unending_upload(&service).await;
+    let download = unread_download(&service, large.trim_matches('"')).await;
     let device = Device::connect(&service, MqttVersion::V311, &credentials).await;
-    let silent = tokio::net::TcpStream::connect(&ready.http).await.unwrap();
+    let silent = TcpStream::connect(&ready.http).await.unwrap();
     let asked = Instant::now();
     service.signal(Signal::SIGINT);
     let status = service.ended().await;
     assert_eq!(status.code(), Some(0), "ended with {status}");
     assert!(asked.elapsed() < END_WITHIN, "took {:?}", asked.elapsed());
-    drop((device, silent));
+    drop((device, silent, upload, download));
 
     service.start_again().await;
     assert_eq!(service.key(), key);
@@ -136,6 +192,9 @@ async fn an_end_and_a_second_start_change_nothing(options: Options) {
             .expect(200),
         image
     );
+    let list = admin.get("/api/v1/ota/firmware").await.expect(200);
+    assert_eq!(list["firmware"].as_array().unwrap().len(), 2);
+    assert_eq!(files_in(&service.data_dir().join("storage/tmp")), 0);
     assert_eq!(admin.campaign(&campaign).await, read);
     Device::connect(&service, MqttVersion::V5, &credentials)
         .await

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Options, Service, eventually, image};
 
 matrix!(a_healthy_fleet_ends_on_the_new_version);
+matrix!(five_hundred_devices_end_on_the_new_version: sqlite_gateway);
 matrix!(a_fleet_gets_over_what_networks_do);
 matrix!(a_failing_fleet_flips_back_to_the_image_it_still_has);
 matrix!(a_failing_fleet_downloads_the_image_it_no_longer_has: sqlite_gateway, postgres_mosquitto);
@@ -75,6 +76,14 @@ pub fn image_file(folder: &Path, version: &str) -> PathBuf {
 }
 
 async fn a_healthy_fleet_ends_on_the_new_version(options: Options) {
+    rolled_out(options, 60).await;
+}
+
+async fn five_hundred_devices_end_on_the_new_version(options: Options) {
+    rolled_out(options, 500).await;
+}
+
+async fn rolled_out(options: Options, devices: usize) {
     let service = Service::start(options).await;
     let file = image_file(service.scratch(), "2.0.0");
     let rollout = [
@@ -85,14 +94,19 @@ async fn a_healthy_fleet_ends_on_the_new_version(options: Options) {
         "--chunks",
         "20%",
     ];
-    let summary = run(arguments(&service, 60, &rollout)).await;
+    let summary = run(arguments(&service, devices, &rollout)).await;
     assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
-    assert_eq!(summary.by_version.get("2.0.0"), Some(&60));
-    counters_are_those_of(&service, &summary, "completed", 60).await;
+    assert_eq!(summary.by_version.get("2.0.0"), Some(&devices));
+    counters_are_those_of(&service, &summary, "completed", devices).await;
 }
 
 /// The campaign's numbers as the service counts them.
-async fn counters_are_those_of(service: &Service, summary: &Summary, status: &str, completed: u64) {
+async fn counters_are_those_of(
+    service: &Service,
+    summary: &Summary,
+    status: &str,
+    completed: usize,
+) {
     let list = service
         .admin()
         .get("/api/v1/ota/campaigns")

@@ -6,12 +6,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::net::TcpStream;
 
-use crate::harness::raw::{Packet, Raw, connect, publish, subscribe};
-use crate::harness::{Device, MqttVersion, Options, Service, device_json};
+use crate::harness::raw::{Packet, Raw, connect, packet, publish, subscribe};
+use crate::harness::{Device, MqttVersion, Options, Service, device_json, within};
 
 matrix!(idle_strangers_and_slow_ones_keep_nobody_out: sqlite_gateway);
 matrix!(malformed_bytes_by_the_hundred_end_only_their_own_connection: sqlite_gateway);
 matrix!(a_device_that_stops_reading_harms_only_itself: sqlite_gateway);
+matrix!(who_is_refused_at_the_door_is_told_of: sqlite_gateway);
 matrix!(more_connections_than_the_cap_are_turned_away: sqlite_gateway);
 
 /// What a healthy device may wait for an answer while others misbehave: far above the usual milliseconds, far below
@@ -213,4 +214,33 @@ async fn more_connections_than_the_cap_are_turned_away(options: Options) {
         }
     })
     .await;
+}
+
+async fn who_is_refused_at_the_door_is_told_of(options: Options) {
+    let service = Service::start(options).await;
+    let mut unknown = connect(MqttVersion::V311, "d", "d", "x", 30);
+    unknown[8] = 9;
+    let strangers: [(&str, &[u8]); 5] = [
+        ("connect_timeout", &[]),
+        ("bad_version", &unknown),
+        ("connect_too_large", &[0x10, 0xff, 0xff, 0x7f]),
+        ("not_connect", &[0xc0, 0]),
+        ("malformed", &packet(0x10, &[0, 0])),
+    ];
+    let mut open = Vec::new();
+    for (_, bytes) in &strangers {
+        let mut raw = Raw::open(&service.mqtt(), MqttVersion::V311).await;
+        raw.send(bytes).await;
+        open.push(raw);
+    }
+    for (raw, (reason, _)) in open.iter_mut().zip(&strangers) {
+        raw.until_closed().await;
+        let is_told = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            let told = (&line["level"], &line["fields"]["reason"]);
+            (told == (&"INFO".into(), &(*reason).into())).then_some(())
+        };
+        let told = within("the log tells of it", service.log().find(is_told)).await;
+        told.unwrap_or_else(|| panic!("{reason} is not told"));
+    }
 }

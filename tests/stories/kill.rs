@@ -9,10 +9,11 @@ use serde_json::json;
 
 use crate::fleet::{arguments, image_file, run};
 use crate::harness::{
-    Device, Event, MqttEnd, MqttVersion, Options, Service, Trust, device_json, eventually,
+    Admin, Device, Event, MqttEnd, MqttVersion, Options, Service, Trust, device_json, eventually,
 };
 
 matrix!(a_rollout_survives_kills_at_any_moment);
+matrix!(a_rollback_survives_kills_at_any_moment);
 matrix!(what_was_acknowledged_is_there_after_the_kill);
 
 /// Kills in one rollout.
@@ -36,14 +37,7 @@ async fn a_rollout_survives_kills_at_any_moment(options: Options) {
     ];
     let fleet = tokio::spawn(run(arguments(&service, FLEET, &rollout)));
     let admin = service.admin();
-    let campaign = eventually("the fleet has started its campaign", async || {
-        let list = admin.get("/api/v1/ota/campaigns").await.expect(200);
-        match list["campaigns"][0]["campaign_id"].as_str() {
-            Some(id) if list["campaigns"][0]["status"] == "in_progress" => Ok(id.to_owned()),
-            _ => Err(list.to_string()),
-        }
-    })
-    .await;
+    let campaign = started(&admin).await;
     let mut random = StdRng::seed_from_u64(23);
     for kill in 1..=KILLS {
         // Somewhere in the kill's own part of the rollout, and some milliseconds beside any event.
@@ -64,6 +58,60 @@ async fn a_rollout_survives_kills_at_any_moment(options: Options) {
     assert_eq!(summary.by_version.get("2.0.0"), Some(&FLEET));
 }
 
+/// The campaign that the fleet has started.
+async fn started(admin: &Admin) -> String {
+    eventually("the fleet has started its campaign", async || {
+        let list = admin.get("/api/v1/ota/campaigns").await.expect(200);
+        match list["campaigns"][0]["campaign_id"].as_str() {
+            Some(id) if list["campaigns"][0]["status"] == "in_progress" => Ok(id.to_owned()),
+            _ => Err(list.to_string()),
+        }
+    })
+    .await
+}
+
+async fn a_rollback_survives_kills_at_any_moment(options: Options) {
+    let mut service = Service::start(options.with("LEASE_SECONDS", "10")).await;
+    let admin = service.admin();
+    // Devices have to fetch it again, which takes a second.
+    admin.image("1.0.0").await;
+    let file = image_file(service.scratch(), "2.0.0");
+    let mut rollout = vec!["--rollout", file.to_str().unwrap(), "--to-version", "2.0.0"];
+    rollout.extend(["--seed", "7", "--speed", "200000", "--connect-rate", "100"]);
+    let fleet = tokio::spawn(run(arguments(&service, FLEET, &rollout)));
+    let campaign = started(&admin).await;
+    let some_are_done =
+        |campaign: &serde_json::Value| campaign["completed_devices"].as_u64() >= Some(8);
+    admin
+        .campaign_becomes(&campaign, "on its way", some_are_done)
+        .await;
+    service.kill();
+    service.start_again().await;
+    let reason = json!({ "reason": "for a test" });
+    let path = format!("/api/v1/ota/campaigns/{campaign}/rollback");
+    admin.post(&path, reason).await.expect(200);
+    service.kill();
+    service.start_again().await;
+    let goes_back = |campaign: &serde_json::Value| {
+        campaign["status"] == "rolling_back"
+            && campaign["rollback"]["in_flight"].as_u64() >= Some(1)
+    };
+    admin
+        .campaign_becomes(&campaign, "on its way back", goes_back)
+        .await;
+    service.kill();
+    service.start_again().await;
+    let summary = fleet.await.unwrap();
+    assert_eq!(summary.violations, 0, "{summary:#?}");
+    assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
+    assert_eq!(summary.by_version.get("1.0.0"), Some(&FLEET));
+    let ended = admin.campaign(&campaign).await;
+    assert_eq!(ended["status"], "rolled_back", "{ended:#}");
+    let log = admin.rollbacks_of(&campaign).await;
+    assert_eq!(log.len() as u64, ended["completed_devices"], "{ended:#}");
+    assert!(log.iter().all(|entry| entry["status"] == "completed"));
+}
+
 async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
     let mut service = Service::start(options).await;
     let admin = service.admin();
@@ -80,14 +128,26 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
         .await;
     let mut seq: u64 = 1;
     for _ in 0..KILLS {
-        // A stream of reports, several on their way at a time, and the end in the midst of it.
-        let (mut sent, mut acknowledged) = (seq, seq);
-        while acknowledged < seq + 60 {
+        // A stream of reports, a progress and a heartbeat by turns, several on their way at a time, and the end in the
+        // midst of it. Acknowledgements come in the order of what they are for.
+        let (mut sent, mut acknowledged) = (0_u64, 0_u64);
+        while acknowledged < 120 {
             while sent < acknowledged + 8 {
                 sent += 1;
-                let more = json!({ "bytes_done": sent, "bytes_total": 200_000, "percent": 0.1 });
-                let report = offer.progress(u32::try_from(sent).unwrap(), "downloading", &more);
-                let topic = device.topic("up/progress");
+                let number = seq + sent.div_ceil(2);
+                let (kind, report) = if sent.is_multiple_of(2) {
+                    let metrics = json!({ "number": number });
+                    (
+                        "heartbeat",
+                        json!({ "version": "2.0.0", "metrics": metrics }),
+                    )
+                } else {
+                    let more =
+                        json!({ "bytes_done": number, "bytes_total": 200_000, "percent": 0.1 });
+                    let seq = u32::try_from(number).unwrap();
+                    ("progress", offer.progress(seq, "downloading", &more))
+                };
+                let topic = device.topic(&format!("up/{kind}"));
                 device.link().publish(&topic, report.to_string());
             }
             match device.link().event().await {
@@ -99,13 +159,15 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
         service.kill();
         drop(device);
         service.start_again().await;
-        let shown = bytes_done(&service, offer.text("update_id"), acknowledged).await;
+        let (progress, heartbeat) = (seq + acknowledged.div_ceil(2), seq + acknowledged / 2);
+        let shown = bytes_done(&service, offer.text("update_id"), progress).await;
         assert!(
-            shown >= acknowledged,
-            "acknowledged up to {acknowledged}, kept up to {shown}"
+            shown >= progress,
+            "acknowledged up to {progress}, kept up to {shown}"
         );
-        assert!(shown <= sent);
-        seq = sent;
+        heartbeat_is_kept(&service, heartbeat).await;
+        seq += sent.div_ceil(2);
+        assert!(shown <= seq);
         device = Device::connect(&service, MqttVersion::V311, &credentials).await;
     }
     let reply = device.check("2.0.0", "reconnect").await;
@@ -119,6 +181,30 @@ async fn what_was_acknowledged_is_there_after_the_kill(options: Options) {
     admin
         .update_becomes(offer.text("update_id"), "completed")
         .await;
+}
+
+/// The device has no connection any more, so what is shown later was there, or with the broker.
+async fn heartbeat_is_kept(service: &Service, wanted: u64) {
+    let admin = service.admin();
+    eventually("every acknowledged heartbeat is kept", async || {
+        let read = admin.get("/api/v1/heartbeat/frame-1?limit=200").await;
+        let body = read.expect(200);
+        let kept = body["heartbeats"].as_array().unwrap();
+        let numbers = kept
+            .iter()
+            .filter_map(|kept| kept["metrics"]["number"].as_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let wanted = wanted as f64;
+        let missing = (1..=60).map(|back| wanted - f64::from(back) + 1.0);
+        let numbers: Vec<_> = numbers.collect();
+        match missing.filter(|n| *n > 1.0 && !numbers.contains(n)).count() {
+            0 => Ok(()),
+            missing => Err(format!(
+                "{missing} of those up to {wanted} are missing: {numbers:?}"
+            )),
+        }
+    })
+    .await;
 }
 
 /// What the service knows of the download. An external broker has acknowledged by itself, and hands over what the

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::raw::{Packet, Raw, connect};
-use crate::harness::{MqttVersion, Options, Service, device_json};
+use crate::harness::{MqttVersion, Options, Service, device_json, within};
 
 matrix!(what_is_allowed_is_used: sqlite_gateway);
 matrix!(who_is_too_many_for_the_open_files_is_told_so: sqlite_gateway);
@@ -63,6 +63,13 @@ async fn who_is_too_many_for_the_open_files_is_told_so(options: Options) {
         let answer = refused.packet().await.expect("an answer to CONNECT");
         assert_eq!((answer.kind(), answer.body[1]), (Packet::CONNACK, told));
     }
+    // Told as those are that have a name.
+    let told = service
+        .log()
+        .find(|line| line.contains("crowded_out").then_some(()));
+    within("who was crowded out is in the log", told)
+        .await
+        .unwrap();
     let health = service.admin().health().await;
     assert_eq!(health["counters"]["mqtt_accept"], json!(null), "{health:#}");
     assert!(held[0].answers().await);

@@ -37,6 +37,7 @@ scenarios! {
     cancel_midway, also postgres_gateway;
     gate_fails;
     half_offline;
+    hard_faults;
     immediate;
     low_battery_and_storage;
     lying_minority, also postgres_mosquitto;

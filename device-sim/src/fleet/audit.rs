@@ -1,8 +1,10 @@
 //! Holding the service to its acknowledgements after the run: what a device said last and was
 //! acknowledged is what the service knows, and no device is left with two live updates.
 
-use futures_util::{StreamExt as _, stream};
+use std::collections::HashMap;
 use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
 use tokio::time::sleep;
 
 use device_ota_protocol::messages::Phase;
@@ -23,6 +25,8 @@ const DECIDED_BY_SERVICE: [&str; 4] = ["timeout", "device_lost", "reverted", "ve
 pub(super) struct Audit {
     pub(super) checked: usize,
     pub(super) violations: Vec<String>,
+    /// What the service takes each device to run; looked up where no version is expected.
+    pub(super) versions: HashMap<String, String>,
     /// Why it could not be made, if so.
     pub(super) failed: Option<String>,
 }
@@ -35,8 +39,15 @@ impl Fleet {
                 finals.push((index, seat.finals.clone()));
             }
         });
+        let mut audit = Audit::default();
+        if self.expected_version(0).is_none() {
+            match self.versions_at_rest().await {
+                Ok(versions) => audit.versions = versions,
+                Err(error) => audit.failed = Some(error.to_string()),
+            }
+        }
         if finals.is_empty() {
-            return Audit::default();
+            return audit;
         }
         observer.said(&format!(
             "comparing {} devices with the service",
@@ -49,7 +60,6 @@ impl Fleet {
             .buffer_unordered(CONCURRENCY)
             .collect()
             .await;
-        let mut audit = Audit::default();
         for result in results {
             match result {
                 Ok(violations) => {
@@ -60,6 +70,28 @@ impl Fleet {
             }
         }
         audit
+    }
+
+    /// What the service takes devices to run, looked up once more where that is not what they say.
+    async fn versions_at_rest(&self) -> Result<HashMap<String, String>, crate::api::Error> {
+        let first = self.versions_known().await?;
+        let mut agrees = true;
+        self.ctx.board.each(|index, seat| {
+            agrees &= !seat.seen || first.get(&self.config.device_id(index)) == Some(&seat.version);
+        });
+        if agrees {
+            return Ok(first);
+        }
+        sleep(SECOND_LOOK).await;
+        self.versions_known().await
+    }
+
+    async fn versions_known(&self) -> Result<HashMap<String, String>, crate::api::Error> {
+        let known = self.api.devices_of(&self.config.group).await?;
+        let pairs = known
+            .into_iter()
+            .filter_map(|device| Some((device.device_id, device.firmware_version?)));
+        Ok(pairs.collect())
     }
 
     async fn audit_device(

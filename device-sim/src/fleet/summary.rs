@@ -1,7 +1,7 @@
 //! What became of a fleet, in numbers and in a verdict.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -93,6 +93,7 @@ impl Fleet {
         let (mut violations, mut texts) = board.violations();
         violations += audit.violations.len() as u64;
         texts.extend(audit.violations);
+        let known = audit.versions;
         let mut summary = Summary {
             verdict: Verdict::Good,
             reached_goal: (self.config.until != Until::Stopped).then_some(self.reached),
@@ -115,7 +116,8 @@ impl Fleet {
         let (mut good, mut all_good) = (Expectation::default(), 0);
         board.each(|index, seat| {
             let faults = self.faults.get(index).copied().unwrap_or_default();
-            let is_good = self.ended_well(index, seat, faults);
+            let id = self.config.device_id(index);
+            let is_good = self.ended_well(index, seat, faults, known.get(&id));
             all_good += usize::from(is_good);
             summary.count(seat, faults, is_good);
             if self.config.can_update(faults) {
@@ -124,10 +126,11 @@ impl Fleet {
             }
             if !is_good && summary.astray.len() < MAX_NAMED {
                 let last = seat.last.map_or("no update", |phase| phase.as_str());
-                let id = self.config.device_id(index);
-                summary
-                    .astray
-                    .push(format!("{id} on {} after {last}", seat.version));
+                let mut text = format!("{id} on {} after {last}", seat.version);
+                if let Some(other) = known.get(&id).filter(|known| **known != seat.version) {
+                    let _ = write!(text, "; the service takes it to be on {other}");
+                }
+                summary.astray.push(text);
             }
         });
         summary.verdict = self.verdict(&summary, good, all_good);
@@ -150,7 +153,7 @@ impl Fleet {
     }
 
     /// What was asked for, else what the goal or the campaign's end says.
-    fn expected_version(&self, index: usize) -> Option<String> {
+    pub(super) fn expected_version(&self, index: usize) -> Option<String> {
         if self.config.expect.is_some() {
             return self.config.expect.clone();
         }
@@ -165,21 +168,28 @@ impl Fleet {
         }
     }
 
-    /// Whether a device is where it should be: on the expected version, or with a flaw on the one
-    /// it had; and running it for good, with the service in the know.
-    fn ended_well(&self, index: usize, seat: &Seat, faults: Faults) -> bool {
+    /// Whether a device is where it should be: on the expected version, or without one on whatever the service takes it
+    /// to run; with a flaw on the version it had; and running it for good, with the service in the know.
+    fn ended_well(
+        &self,
+        index: usize,
+        seat: &Seat,
+        faults: Faults,
+        known: Option<&String>,
+    ) -> bool {
         let expected = self.expected_version(index);
         let start = self.versions.get(index).map(String::as_str);
         let at_rest = seat.live.is_none() && seat.confirmed && seat.is_heard();
         if self.config.can_update(faults) {
             return match &expected {
                 Some(version) => seat.seen && at_rest && seat.version == *version,
-                None => seat.seen || faults.offline,
+                None if !seat.seen => faults.offline,
+                None => at_rest && known == Some(&seat.version),
             };
         }
         // One that never connected ran nothing else.
         let on_old = !seat.seen || Some(seat.version.as_str()) == start;
-        on_old && (seat.gone || expected.is_none() || at_rest)
+        on_old && (seat.gone || at_rest || expected.is_none() && !seat.seen)
     }
 }
 

@@ -49,7 +49,7 @@ const STALL_TIME: Duration = Duration::from_mins(1);
 /// Pause after the system refused to accept, e.g. because it is out of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests may go on after the shutdown began: the process has 5 s, and the engine ends after us.
-const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
+const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 /// Most bytes of a request's head, and of a body that are read ahead.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 

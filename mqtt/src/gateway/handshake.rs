@@ -138,12 +138,20 @@ async fn read_connect(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Con
 async fn give_up(stream: TcpStream, error: Unread, hub: &Hub) {
     match error {
         Unread::Gone => {}
-        Unread::Silent(label) => hub.count("mqtt_refused", label),
+        Unread::Silent(label) => tell_refused(&stream, label, hub),
         Unread::Refused(version, refusal) => {
-            hub.count("mqtt_refused", refusal.label());
-            debug!(reason = refusal.label(), "connection refused");
+            tell_refused(&stream, refusal.label(), hub);
             turn_away(stream, version, None, refusal, hub).await;
         }
+    }
+}
+
+/// Counts the refusal of somebody without a name, and logs it.
+fn tell_refused(stream: &TcpStream, reason: &'static str, hub: &Hub) {
+    hub.count("mqtt_refused", reason);
+    if hub.may_log() {
+        let client = stream.peer_addr().ok().map(tracing::field::display);
+        info!(client.address = client, reason, "connection refused");
     }
 }
 

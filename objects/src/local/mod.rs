@@ -116,7 +116,25 @@ async fn blocking<T: Send + 'static>(
 /// What an error of the file system means to the engine.
 fn failed(error: io::Error) -> ObjectError {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ObjectError::Full(error),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            ObjectError::Full(error)
+        }
         _ => ObjectError::Unavailable(Box::new(error)),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn what_a_full_file_system_says_is_that_the_store_is_full() {
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = failed(full.write_all(b"image").unwrap_err());
+        assert!(matches!(error, ObjectError::Full(_)), "{error:?}");
     }
 }

@@ -46,24 +46,6 @@ impl SmallDisk {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
-
-    /// Every file on it.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut folders = vec![self.path().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let entry = entry.unwrap();
-                let list = if entry.file_type().unwrap().is_dir() {
-                    &mut folders
-                } else {
-                    &mut files
-                };
-                list.push(entry.path());
-            }
-        }
-        files
-    }
 }
 
 impl Drop for SmallDisk {

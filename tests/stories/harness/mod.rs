@@ -17,7 +17,7 @@ pub use device::{Device, Offer};
 pub use disk::SmallDisk;
 pub use dsse::Trust;
 pub use link::{Event, Link, MqttVersion};
-pub use service::{MqttEnd, Options, Service};
+pub use service::{BINARY, MqttEnd, Options, Service};
 pub use wait::{eventually, in_seconds, within};
 
 /// Runs a story once for each named pair of database and MQTT end, each as a test of its own.
