@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use device_ota_engine::ports::clock::random;
@@ -25,6 +26,9 @@ use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
 use crate::{access, admin, keys, open_files};
+
+/// Time that the database gets to close.
+const CLOSING: Duration = Duration::from_millis(500);
 
 /// Runs the service until a signal.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
@@ -99,9 +103,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     // Heard before anybody is told that we are ready, and may answer by one.
     let signals = Signals::listen()?;
+    let engine = Arc::clone(&assembly.engine);
     let running = assembly.start(&config);
     screen::show(&started);
-    running.until_asked(signals).await
+    let outcome = running.until_asked(signals).await;
+    // A database in a file is left at rest; who still reads is not waited for.
+    let _ = tokio::time::timeout(CLOSING, engine.close()).await;
+    outcome
 }
 
 async fn assemble(config: &Config) -> anyhow::Result<Assembly> {

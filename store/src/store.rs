@@ -38,6 +38,9 @@ impl<D: Dialect> SqlStore<D> {
 
 #[async_trait]
 impl<D: Dialect> Store for SqlStore<D> {
+    async fn close(&self) {
+        Self::close(self).await;
+    }
     async fn begin(&self) -> Result<Box<dyn Tx>> {
         Ok(Box::new(SqlTx::begin(self).await?))
     }

@@ -177,7 +177,7 @@ impl Figures {
             .push(bare::insert_rate(database, devices, plan.length).await?);
         self.store
             .push(bare::store_rate(store, devices, plan.length).await?);
-        store.close().await;
+        Bare::close(store).await;
         Ok(())
     }
 

@@ -282,6 +282,8 @@ impl InFlight {
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
 pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
+    /// Ends it: what is under way is waited for, and a database in a file is left at rest.
+    async fn close(&self);
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
     /// The database answers, and takes what is written as far as is known: when a write has failed, one is tried, seldom.
