@@ -337,11 +337,6 @@ impl Engine {
         tx.reset_presence(self.clock.now()).await?;
         Ok(self.commit(tx).await?)
     }
-
-    /// Lets go of the database, once nothing else of the service runs.
-    pub async fn close(&self) {
-        self.store.close().await;
-    }
 }
 
 /// The device to change or to ask for something, locked.

@@ -262,6 +262,11 @@ impl Engine {
         ingest::run(self, work.uplinks, shutdown).await;
     }
 
+    /// Lets go of the database, once nothing else of the service runs.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+
     /// The way in for device messages.
     pub fn uplinks(&self) -> &Uplinks {
         &self.uplinks

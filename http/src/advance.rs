@@ -12,7 +12,7 @@ use crate::dto;
 use crate::dto::campaign::CampaignDto;
 use crate::request::body::{Body, body};
 use crate::request::json::optional_json;
-use crate::request::revision::expected_revision;
+use crate::request::revision::{IfMatch, expected_revision};
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -48,7 +48,7 @@ struct AdvanceRequest {
 /// name the stage, or say in `If-Match` what you have seen.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/advance", tag = "campaigns",
     request_body(content = Option<AdvanceRequest>),
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The campaign, with one stage more open", body = CampaignDto),
         (status = 409, description = "Nothing waits for a person, the stage is open already or not the next, the campaign is not in progress, or was changed meanwhile"),

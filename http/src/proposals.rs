@@ -19,7 +19,7 @@ use crate::dto::{self, PageQuery};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{json_up_to, no_body, optional_json};
-use crate::request::revision::{expected_revision, of_revision};
+use crate::request::revision::{IfMatch, expected_revision, of_revision};
 use crate::request::{Call, Query, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -181,7 +181,7 @@ async fn why(campaign: Segment, device: Segment, call: Call) -> Answer {
 /// It is written anew as a whole; its targets are counted again, and a verdict on it is void. An approval that was once
 /// asked for stays so.
 #[utoipa::path(put, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns", request_body = CampaignDraft,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The campaign as it is now", body = CampaignDto,
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
@@ -205,7 +205,7 @@ async fn edit(id: Segment, call: Call, body: Body) -> Answer {
 ///
 /// It leaves the lists and cannot be changed any more; it can still be read.
 #[utoipa::path(delete, path = "/api/v1/ota/campaigns/{campaign_id}", tag = "campaigns",
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The campaign, deleted", body = CampaignDto),
         (status = 409, description = "It is active: cancel it first; or it was deleted or changed before"),
@@ -238,7 +238,7 @@ struct VerdictRequest {
 /// it may be left out as long as the campaign is as it was created.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/approve", tag = "campaigns",
     request_body = Option<VerdictRequest>,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The campaign, approved", body = CampaignDto),
         (status = 403, description = "The caller wrote the campaign, or is no approver"),
@@ -254,7 +254,7 @@ async fn approve(id: Segment, call: Call, body: Body) -> Answer {
 /// Also after an approval, before its start. It can be approved after all.
 #[utoipa::path(post, path = "/api/v1/ota/campaigns/{campaign_id}/reject", tag = "campaigns",
     request_body = Option<VerdictRequest>,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The campaign, rejected", body = CampaignDto),
         (status = 403, description = "The caller wrote the campaign, or is no approver"),

@@ -13,7 +13,7 @@ use warp::Filter as _;
 use crate::dto;
 use crate::request::body::{Body, body};
 use crate::request::json::json;
-use crate::request::revision::{expected_revision, of_revision};
+use crate::request::revision::{IfMatch, expected_revision, of_revision};
 use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -107,7 +107,7 @@ async fn read(call: Call) -> Answer {
 /// For campaigns that are created from now on: those that there are keep the shares that they were made with. Shares rise, to
 /// 100.
 #[utoipa::path(put, path = "/api/v1/rings", tag = "campaigns", request_body = SetRings,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The rings as they are now", body = RingsDto,
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),

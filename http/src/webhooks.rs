@@ -14,7 +14,7 @@ use crate::dto::{self, DeadLetterList, List, PageQuery, WebhookList};
 use crate::errors::ApiError;
 use crate::request::body::{Body, body};
 use crate::request::json::{json, no_body};
-use crate::request::revision::{expected_revision, of_revision};
+use crate::request::revision::{IfMatch, expected_revision, of_revision};
 use crate::request::{Call, Segment, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 
@@ -187,7 +187,7 @@ async fn get(id: Segment, call: Call) -> Answer {
 ///
 /// It goes on from its place with what it has not taken; failures so far are forgotten.
 #[utoipa::path(put, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks", request_body = WebhookRequest,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The webhook as it is now", body = WebhookDto,
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
@@ -210,7 +210,7 @@ async fn change(id: Segment, call: Call, body: Body) -> Answer {
 ///
 /// With what was laid aside for it.
 #[utoipa::path(delete, path = "/api/v1/ota/webhooks/{webhook_id}", tag = "webhooks",
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses((status = 200, description = "The webhook as it was", body = WebhookDto)),
 )]
 async fn delete(id: Segment, call: Call, body: Body) -> Answer {

@@ -36,6 +36,17 @@ const STATES: [&str; 6] = [
     "cancelled",
 ];
 
+/// Every action and state, with what was counted of it, or 0.
+fn by_state<S: AsRef<str>>(counted: &[(String, S, u64)]) -> Vec<(&'static str, &'static str, u64)> {
+    let each = |action: Action| STATES.map(|state| (action.name(), state));
+    let count = |(action, state): (&'static str, &'static str)| {
+        let mut known = counted.iter();
+        let found = known.find(|(a, s, _)| a == action && s.as_ref() == state);
+        (action, state, found.map_or(0, |(.., count)| *count))
+    };
+    Action::ALL.into_iter().flat_map(each).map(count).collect()
+}
+
 /// Reads all of it; of receivers, those of these names and the webhooks.
 pub(crate) async fn read<D: Dialect>(
     conn: &mut D::Connection,
@@ -47,32 +58,20 @@ pub(crate) async fn read<D: Dialect>(
     .await?;
     let counted = sql::fetch_all::<D, _>(conn, &UPDATES_NOW, Args::new(), |row| {
         let action = row.string("action")?;
-        let counts = STATES.map(|state| row.uint::<u64>(state));
-        let counts: Result<Vec<u64>, DbError> = counts.into_iter().collect();
-        Ok((action, counts?))
+        let of_state = |state| Ok((action.clone(), state, row.uint(state)?));
+        STATES
+            .into_iter()
+            .map(of_state)
+            .collect::<Result<Vec<_>, DbError>>()
     })
     .await?;
+    let counted = counted.concat();
     let all = sql::fetch_all::<D, _>(conn, &ALL_UPDATES, Args::new(), |row| {
         let updates: i64 = row.int("updates")?;
+        let updates = u64::try_from(updates).unwrap_or_default();
         Ok((row.string("action")?, row.string("state")?, updates))
     })
     .await?;
-    let mut all_updates = Vec::with_capacity(2 * STATES.len());
-    for action in Action::ALL.map(Action::name) {
-        for state in STATES {
-            let found = all.iter().find(|(a, s, _)| a == action && s == state);
-            let count = found.map_or(0, |(.., count)| u64::try_from(*count).unwrap_or_default());
-            all_updates.push((action, state, count));
-        }
-    }
-    let mut updates = Vec::with_capacity(2 * STATES.len());
-    for action in Action::ALL.map(Action::name) {
-        let found = counted.iter().find(|(known, _)| known == action);
-        for (number, state) in STATES.into_iter().enumerate() {
-            let count = found.and_then(|(_, counts)| counts.get(number));
-            updates.push((action, state, count.copied().unwrap_or_default()));
-        }
-    }
     let kept = outbox::kept::<D>(conn).await?;
     let (oldest, newest) = kept.map_or((1, 0), |kept| (kept.oldest, kept.newest));
     // Whoever has never taken anything waits for all that there is.
@@ -98,8 +97,8 @@ pub(crate) async fn read<D: Dialect>(
     waiting.push((WEBHOOK, furthest.map_or(0, |(_, place)| behind(*place))));
     Ok(Snapshot {
         campaigns: each(&OPEN, &campaigns),
-        updates,
-        all_updates,
+        updates: by_state(&counted),
+        all_updates: by_state(&all),
         connections: Vec::new(), // the pools know
         events_kept: difference(newest, oldest - 1),
         waiting,

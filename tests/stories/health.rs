@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Admin, Device, MqttVersion, Options, Service, Trust, device_json};
+use crate::harness::{
+    Admin, Credentials, Device, MqttVersion, Options, Service, Trust, device_json,
+};
 
 matrix!(a_canary_that_falls_back_in_its_soak_takes_the_campaign_back: sqlite_gateway, postgres_gateway);
 
@@ -18,10 +20,9 @@ async fn update_of(admin: &Admin, campaign: &str, device: &str) -> Value {
     update.unwrap().clone()
 }
 
-async fn a_canary_that_falls_back_in_its_soak_takes_the_campaign_back(options: Options) {
-    let service = Service::start(options).await;
+/// An image for a device of the ring `canary` and one of `production`, which run another, and the devices' credentials.
+async fn a_canary_and_the_rest(service: &Service) -> (String, Vec<Credentials>) {
     let admin = service.admin();
-    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
     admin.image("2.0.0").await;
     let firmware = admin.image("2.1.0").await;
     let mut devices = vec![device_json("canary"), device_json("rest")];
@@ -29,6 +30,14 @@ async fn a_canary_that_falls_back_in_its_soak_takes_the_campaign_back(options: O
     devices[1]["ring"] = json!("production");
     let credentials = admin.register(&devices).await;
     service.knows(&credentials[1].username).await;
+    (firmware, credentials)
+}
+
+async fn a_canary_that_falls_back_in_its_soak_takes_the_campaign_back(options: Options) {
+    let service = Service::start(options).await;
+    let admin = service.admin();
+    let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
+    let (firmware, credentials) = a_canary_and_the_rest(&service).await;
     let spec = json!({
         "name": "shows later", "firmware_id": firmware, "deployment_strategy": "canary",
         "stages": [{"ring": "canary", "gate": {"soak_seconds": 3600}}],
@@ -145,13 +154,7 @@ async fn a_fleet_that_runs_hotter_than_before_goes_back(options: Options) {
     let service = Service::start(options.with("HEALTH_SECONDS", "1")).await;
     let admin = service.admin();
     let trust = Trust::from_root(&admin.get("/api/v1/ota/trust/root").await.expect(200));
-    admin.image("2.0.0").await;
-    let firmware = admin.image("2.1.0").await;
-    let mut devices = vec![device_json("canary"), device_json("rest")];
-    devices[0]["ring"] = json!("canary");
-    devices[1]["ring"] = json!("production");
-    let credentials = admin.register(&devices).await;
-    service.knows(&credentials[1].username).await;
+    let (firmware, credentials) = a_canary_and_the_rest(&service).await;
     let mut canary = Device::connect(&service, MqttVersion::V5, &credentials[0]).await;
     canary.check("2.0.0", "boot").await;
     let beat = |version, degrees| json!({"version": version, "metrics": {"degrees": degrees}});

@@ -9,7 +9,6 @@ use device_ota_engine::ports::store::Touch;
 use device_ota_engine::ports::telemetry::HeartbeatRow;
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::Up;
-use device_ota_store::SqlStore;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
@@ -23,18 +22,6 @@ use crate::stats::real;
 const BATCH: usize = 4_096;
 /// Rows of one `VALUES` list.
 const STATEMENT_ROWS: usize = 1_024;
-
-/// A store that can be closed.
-pub(crate) trait Bare: Store {
-    /// Waits for its connections to end.
-    async fn close(&self);
-}
-
-impl<D: device_ota_store::Dialect> Bare for SqlStore<D> {
-    async fn close(&self) {
-        SqlStore::close(self).await;
-    }
-}
 
 /// Rows a second of multi-row inserts into the history of heartbeats, and nothing else.
 pub(crate) async fn insert_rate(
@@ -115,7 +102,7 @@ async fn insert_postgres(
 
 /// Rows a second of the service's own store, driven in batches: history and latest state.
 pub(crate) async fn store_rate(
-    store: &impl Store,
+    store: &dyn Store,
     devices: i64,
     length: Duration,
 ) -> anyhow::Result<f64> {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
+use device_ota_engine::ports::Store;
 use device_ota_store::{PostgresStore, SqliteStore};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::bare::{self, Bare};
+use super::bare;
 use super::runtime;
 use crate::Plan;
 use crate::fleet::{self, Database, Engine};
@@ -165,9 +166,9 @@ impl Figures {
         Ok(())
     }
 
-    async fn alone<B: Bare>(
+    async fn alone(
         &mut self,
-        store: &B,
+        store: &dyn Store,
         database: &Database,
         plan: Plan,
         options: &Options,
@@ -177,7 +178,7 @@ impl Figures {
             .push(bare::insert_rate(database, devices, plan.length).await?);
         self.store
             .push(bare::store_rate(store, devices, plan.length).await?);
-        Bare::close(store).await;
+        store.close().await;
         Ok(())
     }
 

@@ -161,7 +161,8 @@ impl CampaignDraft {
         }
     }
 
-    /// The spec that this draft means; whom it names, is in [`Self::named`], and who of them is left out, the fleet says. `default_threshold` and `rings` are the service's settings; `entropy` turns the
+    /// The spec that this draft means; whom it names, is in [`Self::named`], and who of them is left out, the fleet says.
+    /// `default_threshold` and `rings` are the service's settings; `entropy` turns the
     /// wheel.
     pub fn into_spec(
         self,

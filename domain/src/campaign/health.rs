@@ -5,16 +5,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::SpecError;
-use super::spec::CampaignSpec;
-use super::stages::MAX_SOAK_SECONDS;
 use super::vitals::{self, Criterion};
 use crate::update::WatchTerms;
 
 /// How long a device is watched where nobody says otherwise, in seconds: an hour, in which one that says `completed` and
 /// falls back, or never was what it said, shows itself.
 pub const DEFAULT_WATCH_SECONDS: u64 = 3_600;
-/// Longest watch, in seconds: 30 days, as the longest soak.
-pub const MAX_WATCH_SECONDS: u64 = MAX_SOAK_SECONDS;
+/// Longest watch, in seconds: 30 days.
+pub const MAX_WATCH_SECONDS: u64 = 30 * 24 * 3_600;
 /// Restarts within the watch from which on a device is in a boot loop, where nobody says otherwise: more than a person makes by
 /// switching a device off and on.
 pub const DEFAULT_MAX_RESTARTS: u32 = 5;
@@ -90,14 +88,5 @@ impl Health {
             silent_seconds: self.silent_seconds.or((soak_seconds > 0).then_some(lease)),
             max_restarts: self.max_restarts,
         }
-    }
-}
-
-impl CampaignSpec {
-    /// How the devices of a stage are watched once they have completed.
-    pub fn watch(&self, stage: u16, lease: SignedDuration) -> WatchTerms {
-        let stage = self.stages.get(usize::from(stage));
-        let soak = stage.map_or(0, |stage| stage.gate.soak_seconds);
-        self.health.terms(soak, lease)
     }
 }

@@ -8,8 +8,8 @@ use super::stages::{by_rings, default_gate, drafts_of, everybody};
 use crate::filter::Filter;
 
 impl CampaignSpec {
-    /// The draft that this and whom it names come of, with all that was left to a default said: what a campaign is changed by, field by field.
-    /// The same settings of the service make the same spec of it.
+    /// The draft that this and whom it names come of, with all that was left to a default said: what a campaign is changed by,
+    /// field by field. The same settings of the service make the same spec of it.
     pub fn to_draft(&self, named: &Named, requires_approval: bool) -> CampaignDraft {
         let gate = default_gate(self.failure_threshold_percent);
         let (said, unsaid) = match (self.strategy, self.stages.as_slice()) {

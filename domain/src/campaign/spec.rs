@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,7 +14,7 @@ use super::window::Windows;
 use crate::filter::Filter;
 use crate::ids::FirmwareId;
 use crate::ring::Shares;
-use crate::update::Priority;
+use crate::update::{Priority, WatchTerms};
 
 /// How the fleet is divided (PRD, FR-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -180,6 +180,13 @@ impl CampaignSpec {
     /// Devices are named, among the targets or by a stage.
     pub fn names_devices(&self) -> bool {
         self.targets.named > 0 || self.stages.iter().any(|stage| stage.takes == Takes::Named)
+    }
+
+    /// How the devices of a stage are watched once they have completed.
+    pub fn watch(&self, stage: u16, lease: SignedDuration) -> WatchTerms {
+        let stage = self.stages.get(usize::from(stage));
+        let soak = stage.map_or(0, |stage| stage.gate.soak_seconds);
+        self.health.terms(soak, lease)
     }
 
     /// Devices that are offered it go no further than `staged` while no stage beyond this one is open.

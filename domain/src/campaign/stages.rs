@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::SpecError;
+use super::health::MAX_WATCH_SECONDS;
 use super::named::Named;
 use super::spec::{Gate, MAX_TARGET_DEVICES, Stage, Takes};
 use crate::filter::Filter;
@@ -14,8 +15,8 @@ use crate::ring::{BUCKETS, Ring, Shares};
 pub const MAX_STAGES: usize = 64;
 /// Most devices that a stage names by their number: more than any fleet here.
 pub const MAX_STAGE_COUNT: u64 = 10_000_000;
-/// Longest soak of a gate, in seconds: 30 days. A gate that opens later than that is a forgotten one.
-pub const MAX_SOAK_SECONDS: u64 = 30 * 24 * 3_600;
+/// Longest soak of a gate, in seconds: 30 days, as its devices are watched that long. A gate that opens later is a forgotten one.
+pub const MAX_SOAK_SECONDS: u64 = MAX_WATCH_SECONDS;
 
 /// The name of the stage whose opening activates, with `blue_green`.
 const ACTIVATE: &str = "activate";

@@ -11,6 +11,15 @@ use device_ota_domain::{CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
 use proptest::prelude::*;
 use serde_json::json;
 
+/// A registration's names, beside its groups and tags.
+const TEXTS: [&str; 5] = [
+    "device_model",
+    "device_type",
+    "manufacturer",
+    "hw_revision",
+    "firmware_version",
+];
+
 #[test]
 fn device_ids_are_one_plain_topic_level() {
     for good in ["a", "7", "frame-1", "AA:BB:CC", "x_.:-", &"d".repeat(64)] {
@@ -285,13 +294,7 @@ fn registrations_are_bounded_field_by_field() {
         serde_json::json!({"tags": {"": "x"}}),
         "tags must not be empty",
     );
-    for field in [
-        "device_model",
-        "device_type",
-        "manufacturer",
-        "hw_revision",
-        "firmware_version",
-    ] {
+    for field in TEXTS {
         let text = format!("{field} must be at most 128 bytes without control characters");
         refused(serde_json::json!({field: long}), &text);
         refused(serde_json::json!({field: "a\u{7}b"}), &text);
@@ -460,13 +463,7 @@ fn no_name_holds_what_is_not_seen() {
     };
     for unseen in UNSEEN {
         let text = format!("SF{unseen}-100");
-        for field in [
-            "device_model",
-            "device_type",
-            "manufacturer",
-            "hw_revision",
-            "firmware_version",
-        ] {
+        for field in TEXTS {
             let mut device = json!({"device_id": "a", "device_model": "m"});
             device[field] = json!(text);
             assert_eq!(

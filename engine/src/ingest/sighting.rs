@@ -28,23 +28,23 @@ impl Sighting {
             return false;
         };
         let passed = at.duration_since(since);
-        match self {
-            Self::Restarted => true,
-            Self::Up(seconds) => i64::try_from(seconds).is_ok_and(|up| up < passed.as_secs()),
-            Self::Unclear => passed > UNCLEAR_GRACE,
-        }
+        self.is_of_a_start_within(passed)
+            .unwrap_or(passed > UNCLEAR_GRACE)
     }
 
     /// Whether the report was sent after the device had completed at `completed`. A heartbeat that was under way when it
     /// restarted shows the old version and means nothing; one that never restarted and lies shows it for ever.
     pub(super) fn is_after_completion(self, completed: Timestamp, at: Timestamp) -> bool {
         let passed = at.duration_since(completed);
+        self.is_of_a_start_within(passed) == Some(true) || passed > UNCLEAR_GRACE
+    }
+
+    /// Whether its device started no longer ago than that, if it tells.
+    fn is_of_a_start_within(self, passed: SignedDuration) -> Option<bool> {
         match self {
-            Self::Restarted => true,
-            Self::Up(seconds) if i64::try_from(seconds).is_ok_and(|up| up < passed.as_secs()) => {
-                true
-            }
-            Self::Up(_) | Self::Unclear => passed > UNCLEAR_GRACE,
+            Self::Restarted => Some(true),
+            Self::Up(seconds) => Some(i64::try_from(seconds).is_ok_and(|up| up < passed.as_secs())),
+            Self::Unclear => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::dto::{self, device::DeviceDto};
 use crate::errors::ApiError;
 use crate::request::body::Body;
 use crate::request::json::{json, no_body};
-use crate::request::revision::{expected_revision, of_revision};
+use crate::request::revision::{IfMatch, expected_revision, of_revision};
 use crate::request::{Call, Segment};
 use crate::shared::Answer;
 
@@ -17,7 +17,7 @@ use crate::shared::Answer;
 ///
 /// What the body leaves out stays, `null` clears. Campaigns that have started keep the devices they have.
 #[utoipa::path(put, path = "/api/v1/ota/devices/{device_id}", tag = "devices", request_body = DeviceChange,
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses(
         (status = 200, description = "The device as it is now", body = DeviceDto,
             headers(("ETag" = String, description = "Its `revision`, for `If-Match`"))),
@@ -59,7 +59,7 @@ fn deleted() -> utoipa::openapi::Object {
 ///
 /// Its open updates are cancelled, its credentials and its session end; its records stay. Registered again, it is a new device.
 #[utoipa::path(delete, path = "/api/v1/ota/devices/{device_id}", tag = "devices",
-    params(("If-Match" = Option<String>, Header, description = "The `revision` that was read; 409 when it is another by now", example = "\"3\"")),
+    params(IfMatch),
     responses((status = 200, description = "It is gone", body = DeletedDto)),
 )]
 pub(super) async fn delete(id: Segment, call: Call, body: Body) -> Answer {

@@ -33,7 +33,7 @@ impl<K: Hash + Eq + Clone> Keyed<K> {
     pub(super) fn check(&self, key: &K) -> Result<(), NotUntil<QuantaInstant>> {
         let new = || RateLimiter::direct_with_clock(self.quota, self.clock.clone());
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        states.renew(key, new).check()
+        states.renew(key, new, RateLimiter::check)
     }
 
     /// How many are remembered.

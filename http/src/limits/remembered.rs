@@ -31,22 +31,26 @@ impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
 
     pub(super) fn put(&mut self, key: K, value: V) {
         self.old.remove(&key);
-        self.make_room(&key);
+        if self.young.len() >= self.half && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
         self.young.insert(key, value);
     }
 
-    /// What is known of a key, or what `new` makes; forgotten among the last from now on.
-    pub(super) fn renew(&mut self, key: &K, new: impl FnOnce() -> V) -> &V {
-        let known = self.old.remove(key);
-        self.make_room(key);
-        let entry = self.young.entry(key.clone());
-        entry.or_insert_with(|| known.unwrap_or_else(new))
-    }
-
-    fn make_room(&mut self, key: &K) {
-        if self.young.len() >= self.half && !self.young.contains_key(key) {
-            self.old = std::mem::take(&mut self.young);
+    /// Does something with what is known of a key, or what `new` makes; it is forgotten among the last from now on.
+    pub(super) fn renew<R>(
+        &mut self,
+        key: &K,
+        new: impl FnOnce() -> V,
+        then: impl FnOnce(&V) -> R,
+    ) -> R {
+        if let Some(known) = self.young.get(key) {
+            return then(known);
         }
+        let value = self.old.remove(key).unwrap_or_else(new);
+        let done = then(&value);
+        self.put(key.clone(), value);
+        done
     }
 
     #[cfg(test)]

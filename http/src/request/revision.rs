@@ -2,9 +2,20 @@
 
 use http::HeaderMap;
 use http::header::{ETAG, HeaderValue, IF_MATCH};
+use utoipa::IntoParams;
 use warp::reply::Response;
 
 use crate::errors::ApiError;
+
+/// The header of a change that shall not undo somebody else's.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what `expected_revision` reads")]
+pub(crate) struct IfMatch {
+    /// The `revision` that was read; 409 when it is another by now
+    #[param(rename = "If-Match", example = "\"3\"")]
+    if_match: Option<String>,
+}
 
 /// The revision that `If-Match` names, quoted or not; `*` is any.
 pub(crate) fn expected_revision(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
