@@ -129,7 +129,7 @@ async fn who_is_offered_something_else_is_not_asked_about_the_first(store: &dyn 
     let newer = image("frame", "3.0.0", 2);
     upload(store, &newer).await;
     let json = r#""target_devices":["dev-00000"]"#;
-    let second = start(store, campaign(2, &newer, json), &newer).await;
+    let second = start_naming(store, campaign_naming(2, &newer, json), &newer).await;
     let superseded = async || {
         let due = store.expired(at(110), 100).await.unwrap();
         let of_it = due.into_iter().filter(|due| due.update.watch().is_some());
