@@ -127,7 +127,7 @@ pub struct Update {
     pub started_at: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
-    /// Last change.
+    /// Last change, or when it was last told what it has not answered. A lease that is prolonged changes nothing.
     pub updated_at: Timestamp,
 }
 

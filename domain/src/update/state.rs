@@ -384,17 +384,19 @@ impl Update {
                 cancel_requested,
                 hold,
             } if lease_until.min(deadline) <= at.now => {
-                self.state = if heard {
-                    let lease_until = later(at.now, at.lease);
-                    UpdateState::InFlight {
+                if heard {
+                    self.state = UpdateState::InFlight {
                         phase,
                         since,
-                        lease_until,
+                        lease_until: later(at.now, at.lease),
                         deadline,
                         cancel_requested,
                         hold,
-                    }
-                } else if cancel_requested {
+                    };
+                    // Not changed: what it has not answered is as old as it was, and said again in time.
+                    return Some(self);
+                }
+                self.state = if cancel_requested {
                     UpdateState::Cancelled { at: at.now }
                 } else if phase == Phase::Staged && hold {
                     // It was told to activate what it holds, and is not there: it holds it when it returns.

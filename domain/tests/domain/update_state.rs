@@ -5,8 +5,8 @@ use device_ota_domain::campaign::Group;
 use device_ota_domain::update::{Failure, Outcome, Phase, Report, Reported, Retry, UpdateState};
 
 use crate::sample::{
-    LEASE, at, cancelled, changed, completed, due, failed, fails, failure, in_phase, offered,
-    pending, says, terms, unheard,
+    LEASE, at, cancelled, changed, completed, due, failed, fails, failure, heard, in_phase,
+    offered, pending, says, terms, unheard,
 };
 
 fn ignored(update: Update, report: &Report, reason: &str) {
@@ -50,6 +50,18 @@ fn a_second_offer_keeps_the_first_start_and_forgets_the_progress() {
         (2, 0, 0.0)
     );
     assert_eq!(again.started_at, Some(at(10)));
+}
+
+#[test]
+fn a_prolonged_lease_is_no_new_offer() {
+    let prolonged = offered().expire(&heard(200)).unwrap();
+    let UpdateState::InFlight { lease_until, .. } = prolonged.state else {
+        panic!("{prolonged:?}")
+    };
+    assert_eq!(lease_until, at(320));
+    // From then on it is unanswered.
+    assert!(prolonged.is_unanswered());
+    assert_eq!(prolonged.updated_at, at(10));
 }
 
 #[test]

@@ -45,6 +45,25 @@ async fn an_unanswered_offer_is_said_again_with_a_higher_seq() {
 }
 
 #[tokio::test]
+async fn an_offer_that_was_lost_is_said_again_however_often_its_lease_is_prolonged() {
+    let mut fixture = Fixture::new().await;
+    fixture.campaign_before("1.1.0", "", 1).await;
+    let lost = fixture.offer().await;
+    let device = fixture.known(lost.device_id.as_str()).await;
+    fixture.advance(LEASE / 2);
+    fixture.engine.keep_time().await.unwrap();
+    assert_eq!(fixture.offer().await.update_id, lost.update_id);
+    fixture.advance(SECOND + SECOND);
+    let heartbeat = r#"{"version":"1.0.0"}"#;
+    fixture.publish(&device, Up::Heartbeat, heartbeat).await;
+    // Its lease is prolonged in the very pass that finds it unanswered.
+    fixture.advance(LEASE / 2 - SECOND);
+    fixture.engine.keep_time().await.unwrap();
+    assert_eq!(fixture.offer().await.update_id, lost.update_id);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_silent_device_loses_its_slot_and_one_that_took_the_offer_is_lost_at_its_deadline() {
     let mut fixture = Fixture::new().await;
     let campaign = fixture
