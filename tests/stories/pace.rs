@@ -115,9 +115,15 @@ async fn the_whole_service_has_a_limit(options: Options) {
     .await;
     one.complete(&offer).await;
     // Whoever is first: one after the other.
-    let offer = two.offer(&trust).await;
-    two.complete(&offer).await;
-    let offer = three.offer(&trust).await;
-    three.complete(&offer).await;
+    let (offer, first, second) = tokio::select! {
+        offer = two.offer(&trust) => (offer, &mut two, &mut three),
+        offer = three.offer(&trust) => (offer, &mut three, &mut two),
+    };
+    first.complete(&offer).await;
+    let offer = second.offer(&trust).await;
+    second.complete(&offer).await;
+    admin
+        .campaign_becomes(&campaigns[1], "completed", |c| c["status"] == "completed")
+        .await;
     admin.update_becomes(update, "completed").await;
 }
