@@ -1,13 +1,17 @@
 //! Too many failures.
 
 use super::Action;
-use crate::campaign::{Abort, AbortAction, AbortOn, Accepted, Campaign, Counts, Reading};
+use crate::campaign::{
+    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Reading, Strategy,
+    Tally,
+};
 
 /// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
 pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Option<Action> {
     let criteria = campaign.spec.criteria();
+    let all = results_so_far(campaign, counts);
     let breached = criteria.filter_map(|criterion| {
-        let reason = breach(&criterion, accepted, counts)?;
+        let reason = breach(&criterion, accepted, counts, &all)?;
         Some((criterion.action, reason))
     });
     let breached = breached.chain(unhealthy(campaign, accepted));
@@ -39,11 +43,23 @@ fn unhealthy<'c>(
         })
 }
 
+/// What is staged is a success so far, and what has regressed a failure. Once devices flip, those that are at it stay successes
+/// until they say otherwise: else the flip itself would raise the share of failures, and take back what it has just begun.
+fn results_so_far(campaign: &Campaign, counts: &Counts) -> Tally {
+    let mut all = counts.updates().so_far();
+    let spec = &campaign.spec;
+    if let CampaignState::InProgress(running) = &campaign.state
+        && spec.strategy == Strategy::BlueGreen
+        && !spec.holds_at(running.open_stage)
+    {
+        all.completed = all.completed.saturating_add(all.in_flight);
+    }
+    all
+}
+
 /// Why a criterion is breached, if it is: by all results, and by those since the last resume, which accepted the ones before.
 /// Both, so that a resume never makes a campaign stop sooner.
-fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts) -> Option<String> {
-    // What is staged is a success so far, and what has regressed a failure.
-    let all = counts.updates().so_far();
+fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts, all: &Tally) -> Option<String> {
     let failures = counts.failures.since(accepted.failures());
     // A success that was accepted and regresses is a new result, and no further device with one.
     let results = all.settled().saturating_sub(accepted.settled());

@@ -169,6 +169,37 @@ fn everybody_prepares_and_flips_when_the_last_stage_opens() {
 }
 
 #[test]
+fn that_devices_flip_raises_no_share_of_failures() {
+    let spec = spec(&json!({"deployment_strategy": "blue_green", "failure_threshold_percent": 10}));
+    let planned = |tally: Tally| {
+        let counts = Counts {
+            stages: vec![tally, Tally::default()],
+            ..Counts::default()
+        };
+        let state = CampaignState::InProgress(running(1, 0));
+        plan(at(1), &campaign(spec.clone(), state), &failing(counts)).actions
+    };
+    let rolls_back = |tally| matches!(planned(tally)[..], [Action::RollBack { .. }]);
+    let flipping = |failed, in_flight| Tally {
+        failed,
+        in_flight,
+        staged: 90 - in_flight,
+        ..Tally::default()
+    };
+    for in_flight in 0..=90 {
+        assert!(!rolls_back(flipping(10, in_flight)), "{in_flight} flip");
+    }
+    // One that fails at it is one too many.
+    let failed = Tally {
+        failed: 11,
+        in_flight: 39,
+        staged: 50,
+        ..Tally::default()
+    };
+    assert!(rolls_back(failed));
+}
+
+#[test]
 fn what_is_staged_counts_for_done_until_it_fails_and_is_cancelled_with_what_waits() {
     let json = json!({"deployment_strategy": "blue_green", "failure_threshold_percent": 20});
     let tally = |staged, failed| {
