@@ -134,6 +134,16 @@ impl Campaign {
         })
     }
 
+    /// Whether it takes in devices that it comes to mean by now, and lets go of those that it no longer means.
+    pub fn follows_its_fleet(&self, now: Timestamp) -> bool {
+        let runs = matches!(
+            self.state,
+            CampaignState::InProgress(_) | CampaignState::Paused { .. }
+        );
+        let over = matches!(self.spec.schedule.period(now), Period::Over(_));
+        self.spec.continuous && runs && !over
+    }
+
     /// The firmware it rolls out.
     pub fn firmware(&self) -> &FirmwareId {
         &self.spec.firmware_id

@@ -154,7 +154,7 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     }
     match spec.schedule.period(now) {
         Period::Over(on_end) => return over(on_end, counts),
-        _ if all.open() == 0 => return Plan::act(Action::Finish),
+        _ if all.open() == 0 && !spec.continuous => return Plan::act(Action::Finish),
         Period::Before(at) => return Plan::wait(Why::Scheduled { at }),
         Period::Open => {}
     }
@@ -187,6 +187,9 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     };
     let (open, hold) = (running.open_stage, spec.holds_at(running.open_stage));
     let here = counts.up_to_stage(open);
+    if all.open() == 0 && plan.waits.is_empty() {
+        return Plan::wait(Why::Newcomers);
+    }
     if here.pending == 0 && (here.staged == 0 || hold) {
         return plan.or_wait_for_answers();
     }

@@ -118,7 +118,7 @@ impl Update {
                 let code = self.regression().map(|r| r.failure.code.clone());
                 (code, Some(*at))
             }
-            UpdateState::Cancelled { at } => (None, Some(*at)),
+            UpdateState::Cancelled { at, .. } => (None, Some(*at)),
             UpdateState::Failed { at, failure } => (Some(failure.code.clone()), Some(*at)),
         };
         let group = self.group();

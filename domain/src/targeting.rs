@@ -115,6 +115,18 @@ impl<'c> Stages<'c> {
     }
 }
 
+/// The ends of stages that take a number of devices, for devices that come after the start: those stages have had theirs, and take
+/// nobody more.
+pub fn cuts_after_start(spec: &CampaignSpec) -> Cuts {
+    let nobody = Place {
+        position: 0,
+        device: DeviceKey(0),
+    };
+    let numbered = (0..).zip(&spec.stages);
+    let counted = numbered.filter(|(_, stage)| matches!(stage.takes, Takes::First(_)));
+    counted.map(|(number, _)| (number, nobody)).collect()
+}
+
 /// Where the device stands on the wheel as the campaign has turned it; a pinned one at the beginning of its ring.
 fn position(spec: &CampaignSpec, device: &Device) -> u16 {
     let pinned = device.registration.ring;

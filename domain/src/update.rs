@@ -3,6 +3,7 @@
 mod aftermath;
 mod arrival;
 mod failure;
+mod follow;
 mod group;
 mod order;
 mod phase;
@@ -183,7 +184,7 @@ impl Update {
         match self.state {
             UpdateState::Completed { at }
             | UpdateState::Failed { at, .. }
-            | UpdateState::Cancelled { at } => Some(at),
+            | UpdateState::Cancelled { at, .. } => Some(at),
             UpdateState::Pending { .. }
             | UpdateState::InFlight { .. }
             | UpdateState::Staged { .. } => None,

@@ -118,6 +118,10 @@ pub enum Why {
     },
     /// The device was none of the campaign's when it started, and would be by now.
     TooLate,
+    /// The same, and the campaign takes such devices in: it will in a moment.
+    Joining,
+    /// Every device has ended, and the campaign goes on for those that it comes to mean.
+    Newcomers,
     /// The device has an offer and has not ended.
     InFlight {
         /// Forward or back.
@@ -158,6 +162,9 @@ pub enum Why {
         action: Action,
         /// When.
         at: Timestamp,
+        /// Why the device was none of the campaign's any more; left out when somebody withdrew it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        because: Option<Exclusion>,
     },
 }
 
@@ -232,8 +239,17 @@ impl std::fmt::Display for Why {
             Self::Failed { action, at, error } => {
                 write!(f, "the {} failed at {at} with {error}", action.name())
             }
-            Self::Cancelled { action, at } => {
-                write!(f, "the {} was cancelled at {at}", action.name())
+            Self::Joining => f.write_str("the campaign means the device by now and takes it in"),
+            Self::Newcomers => f.write_str(
+                "every device has ended; the campaign goes on for those that it comes to mean",
+            ),
+            Self::Cancelled {
+                action,
+                at,
+                because,
+            } => {
+                write!(f, "the {} was cancelled at {at}", action.name())?;
+                because.map_or(Ok(()), |because| write!(f, ": {because}"))
             }
         }
     }

@@ -202,7 +202,8 @@ async fn made_for_somebody(
     now: Timestamp,
 ) -> Result<u64> {
     let made = tx.make_updates(campaign, firmware, now).await?;
-    if made > 0 {
+    // A continuous one waits for whoever comes.
+    if made > 0 || campaign.spec.continuous {
         return Ok(made);
     }
     let left_out = campaign.spec.targets.left_out.iter();

@@ -9,6 +9,7 @@ use device_ota_domain::device::{
     Device, DeviceChange, Registration, RegistrationError, is_services_own,
 };
 use device_ota_domain::page::Page;
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::{DeviceId, Update, ring};
 use jiff::Timestamp;
 
@@ -122,6 +123,7 @@ impl Engine {
         );
         self.registrations.fetch_add(1, Ordering::Relaxed);
         self.credentials_changed();
+        self.fleet_changed();
         let mut made: std::collections::HashMap<DeviceId, String> = new
             .into_iter()
             .zip(secrets_made)
@@ -227,7 +229,7 @@ impl Engine {
 
     /// Changes what is registered of a device: laid over what is there at the moment, so that two changes at once both hold.
     /// Campaigns that have started keep the devices they have, but for one whose model is another now: what waits for it is
-    /// for the old one, and is cancelled. 409 when it is no longer of the revision `expected`.
+    /// for the old one, and is cancelled. Continuous ones follow. 409 when it is no longer of the revision `expected`.
     pub async fn change_device(
         &self,
         id: &DeviceId,
@@ -250,7 +252,8 @@ impl Engine {
             waiting.retain(|update| update.owed().is_some());
         }
         tx.save_device(&device).await?;
-        let ended = abandon(tx.as_mut(), waiting, now, by).await?;
+        let because = Exclusion::WrongModel;
+        let ended = abandon(tx.as_mut(), waiting, because, now, by).await?;
         let states = (
             Some(facts::device(&known.registration)),
             Some(facts::device(&device)),
@@ -259,6 +262,7 @@ impl Engine {
             .await?;
         self.commit(tx).await?;
         tracing::info!(device.id = %id, by = by.subject(), updates.cancelled = ended.len(), "device changed");
+        self.fleet_changed();
         self.wake();
         self.device(id).await
     }
@@ -279,7 +283,8 @@ impl Engine {
         let open = tx.open_updates(known.key).await?;
         tx.end_watches(known.key).await?;
         tx.delete_device(id, now).await?;
-        let ended = abandon(tx.as_mut(), open, now, by).await?;
+        let because = Exclusion::UnknownDevice;
+        let ended = abandon(tx.as_mut(), open, because, now, by).await?;
         let states = (Some(facts::device(&known.registration)), None);
         tx.append_audit(by.did(Act::DeviceDeleted, now, id, states))
             .await?;
@@ -305,7 +310,8 @@ impl Engine {
             }
             let mut tx = self.store.begin().await?;
             let left = tx.updates(&left).await?;
-            abandon(tx.as_mut(), left, now, &Caller::service()).await?;
+            let because = Exclusion::UnknownDevice;
+            abandon(tx.as_mut(), left, because, now, &Caller::service()).await?;
             self.commit(tx).await?;
             self.wake();
         }
@@ -349,6 +355,7 @@ pub(crate) async fn locked(tx: &mut dyn Tx, id: &DeviceId) -> Result<Device> {
 async fn abandon(
     tx: &mut dyn Tx,
     updates: Vec<Update>,
+    because: Exclusion,
     now: Timestamp,
     by: &Caller,
 ) -> Result<Vec<Update>> {
@@ -356,7 +363,7 @@ async fn abandon(
     let mut ended = Vec::new();
     for update in updates {
         let (before, was) = (update.standing(), facts::update(&update));
-        if let Some(update) = update.abandon(now) {
+        if let Some(update) = update.abandon(because, now) {
             let states = (Some(was), Some(facts::update(&update)));
             tx.append_audit(by.did(Act::UpdateCancelled, now, &update.id, states))
                 .await?;

@@ -187,7 +187,8 @@ impl Engine {
         while self.expire().await? == MAX_ROWS as usize {}
         self.tell_absences().await?;
         self.say_again().await?;
-        self.write_download_counts().await
+        self.write_download_counts().await?;
+        self.follow_the_fleet().await
     }
 
     async fn expire(&self) -> Result<usize> {

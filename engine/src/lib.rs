@@ -22,6 +22,7 @@ mod downloads;
 mod error;
 pub mod feed;
 mod firmware;
+mod following;
 mod health;
 mod heartbeats;
 pub mod inbound;
@@ -129,6 +130,7 @@ pub struct Engine {
     api_keys: ApiKeys,
     last_look: health::LastLook,
     feed: feed::Feed,
+    following: following::Following,
 }
 
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
@@ -176,6 +178,7 @@ impl Engine {
             api_keys,
             last_look: health::LastLook::default(),
             feed: feed::Feed::default(),
+            following: following::Following::default(),
         };
         let work = Work {
             uplinks: uplinks_end,

@@ -27,6 +27,8 @@ statements! {
          staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9, \
          regressed = regressed + $10, regressed_at = COALESCE($11, regressed_at) \
          WHERE campaign_id = $1 AND action = $2 AND stage = $3";
+    SHIFT_PENDING = "UPDATE campaign_stages SET pending = pending + $4 \
+         WHERE campaign_id = $1 AND action = $2 AND stage = $3";
 }
 
 /// A row for every stage, for updates and for rollbacks.
@@ -145,6 +147,27 @@ pub(crate) async fn count_rows<D: Dialect>(
 ) -> Result<Vec<Counted>, DbError> {
     let args = Args::<D>::new().text(campaign.as_str()).int(after);
     sql::fetch_all(conn, &COUNTS_BY_ROWS, args, read_counted).await
+}
+
+/// Moves updates that wait from stage to stage: each stage by its number, which add up to nothing.
+pub(crate) async fn shift_pending<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    action: Action,
+    stages: &BTreeMap<u16, i64>,
+) -> Result<(), DbError> {
+    for (stage, by) in stages.iter().filter(|(_, by)| **by != 0) {
+        let args = Args::new()
+            .text(campaign.as_str())
+            .text(action.name())
+            .int(i64::from(*stage));
+        if sql::execute::<D>(conn, &SHIFT_PENDING, args.int(*by)).await? == 0 {
+            return Err(DbError::corrupt(format!(
+                "campaign {campaign} has no counter for stage {stage}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn read_counter<D: Dialect>(row: &Record<'_, D>) -> Result<(Action, i64, Tally), DbError> {

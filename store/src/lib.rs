@@ -17,6 +17,7 @@ mod counts;
 mod devices;
 mod dialect;
 mod dispatch;
+mod drift;
 mod error;
 mod figures;
 mod filter;
@@ -66,6 +67,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     counts::STATEMENTS,
     devices::STATEMENTS,
     dispatch::STATEMENTS,
+    drift::STATEMENTS,
     figures::STATEMENTS,
     firmware::STATEMENTS,
     fleet::STATEMENTS,

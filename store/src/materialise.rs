@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{Campaign, Delta, Group};
+use device_ota_domain::device::DeviceKey;
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::statistics::{Amount, Ledger, Share, Took, minute_of};
+use device_ota_domain::targeting::cuts_after_start;
 use device_ota_domain::update::Action;
 use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::{Aim, RollbackTerms};
@@ -12,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::sql::{self, Args, Record, statements};
+use crate::sql::{self, Args, Given, Record, statements};
 use crate::targets::{bind_aim, cuts, meant, verdict};
 use crate::{campaigns, counts, rollbacks};
 
@@ -97,7 +99,7 @@ statements! {
              AND COALESCE(l.version, device_updates.from_version) = device_updates.from_version) \
          ORDER BY number LIMIT $3 {for_update}"
     );
-    REVIVE = "UPDATE device_updates SET state = 'pending', due_at = $2, ended_at = NULL, updated_at = $2, \
+    REVIVE = "UPDATE device_updates SET state = 'pending', due_at = $2, ended_at = NULL, excluded = NULL, updated_at = $2, \
          give_up_at = $3, check_at = $3 WHERE number {any_int:$1}";
 }
 
@@ -117,18 +119,55 @@ pub(crate) async fn make_updates<D: Dialect>(
         firmware,
         now: at,
     };
-    let args = bind_aim::<D>(aim)
-        .text(campaign.id.as_str())
-        .int(i64::from(campaign.spec.max_retries))
-        .uint(campaign.spec.timeout_seconds)
-        .time(at)
-        .uint(firmware.size);
     let cuts = cuts::<D>(conn, aim).await?;
+    let args = bind_new::<D>(campaign, aim);
     let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 14).await?;
     let (given, args) = meant.split();
     let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, given, args).await?;
     count_born::<D>(conn, ledger, &campaign.id, before).await?;
     Ok(made)
+}
+
+/// The same, of these devices alone, after the start.
+pub(crate) async fn make_updates_of<D: Dialect>(
+    conn: &mut D::Connection,
+    ledger: &mut Ledger,
+    campaign: &Campaign,
+    firmware: &Firmware,
+    at: Timestamp,
+    devices: &[DeviceKey],
+) -> Result<u64, DbError> {
+    let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
+    let named = campaigns::named::<D>(conn, campaign).await?;
+    let aim = Aim {
+        spec: &campaign.spec,
+        named: &named,
+        firmware,
+        now: at,
+    };
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = bind_new::<D>(campaign, aim).ints(&keys);
+    let cuts = cuts_after_start(aim.spec);
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 15).await?;
+    let (given, args) = meant.split();
+    let condition = format!("d.device_key {} AND {}", D::any_int("$15"), given.condition);
+    let given = Given {
+        condition: &condition,
+        ..given
+    };
+    let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, given, args).await?;
+    count_born::<D>(conn, ledger, &campaign.id, before).await?;
+    Ok(made)
+}
+
+/// Binds `$1` to `$14` of [`MAKE_UPDATES`].
+fn bind_new<D: Dialect>(campaign: &Campaign, aim: Aim<'_>) -> Args<D> {
+    bind_aim::<D>(aim)
+        .text(campaign.id.as_str())
+        .int(i64::from(campaign.spec.max_retries))
+        .uint(campaign.spec.timeout_seconds)
+        .time(aim.now)
+        .uint(aim.firmware.size)
 }
 
 /// Makes one rollback, and its log entry, for every completed update of the campaign that has none; answers their

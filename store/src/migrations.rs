@@ -48,6 +48,7 @@ const STEPS: &[Step] = &steps![
     (25, "revisions", "0025_revisions.sql"),
     (29, "campaign names", "0029_campaign_names.sql"),
     (30, "batches", "0030_batches.sql"),
+    (27, "continuous", "0027_continuous.sql"),
 ];
 
 /// The steps for SQLite.

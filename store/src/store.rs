@@ -15,8 +15,8 @@ use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::store::{
-    Absence, Aim, CampaignFilter, Credentials, InFlight, RollbackFilter, Store, TargetDevice,
-    TargetSummary, Tx, UpdateFilter,
+    Absence, Aim, CampaignFilter, Credentials, Drift, InFlight, RollbackFilter, Store,
+    TargetDevice, TargetSummary, Tx, UpdateFilter,
 };
 use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
@@ -26,8 +26,8 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
-    SqlStore, api_keys, campaigns, counts, devices, dispatch, firmware, lists, outbox, presence,
-    rings, rollbacks, targets, updates,
+    SqlStore, api_keys, campaigns, counts, devices, dispatch, drift, firmware, lists, outbox,
+    presence, rings, rollbacks, targets, updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -136,6 +136,9 @@ impl<D: Dialect> Store for SqlStore<D> {
         page: Page,
     ) -> Result<Vec<DeviceId>> {
         Ok(targets::excluded::<D>(&mut *self.read().await?, aim, because, page).await?)
+    }
+    async fn drift(&self, campaign: &CampaignId, aim: Aim<'_>, limit: u32) -> Result<Drift> {
+        Ok(drift::drift::<D>(&mut *self.read().await?, campaign, aim, limit).await?)
     }
     async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>> {
         Ok(targets::left_out::<D>(&mut *self.read().await?, aim, page).await?)

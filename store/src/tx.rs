@@ -26,7 +26,7 @@ use crate::firmware::Lock;
 use crate::outbox::Stroke;
 use crate::writes::{Writes, seen};
 use crate::{
-    SqlStore, api_keys, audit, campaigns, counts, devices, dispatch, figures, firmware,
+    SqlStore, api_keys, audit, campaigns, counts, devices, dispatch, drift, figures, firmware,
     materialise, outbox, presence, rings, rollbacks, updates, vitals,
 };
 
@@ -221,6 +221,25 @@ impl<D: Dialect> Tx for SqlTx<D> {
             materialise::make_updates::<D>(conn, ledger, campaign, firmware, at).await,
             &self.writes,
         )
+    }
+    async fn take_in(
+        &mut self,
+        campaign: &Campaign,
+        firmware: &Firmware,
+        at: Timestamp,
+        devices: &[DeviceKey],
+    ) -> Result<u64> {
+        let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
+        let taken = drift::take_in::<D>(conn, ledger, campaign, firmware, at, devices).await;
+        seen(taken, &self.writes)
+    }
+    async fn restage(
+        &mut self,
+        campaign: &CampaignId,
+        moves: &[(UpdateId, u16)],
+        at: Timestamp,
+    ) -> Result<u64> {
+        run!(self, drift::restage::<D>, campaign, moves, at)
     }
     async fn make_rollbacks(
         &mut self,

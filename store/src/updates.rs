@@ -3,6 +3,7 @@
 use device_ota_domain::campaign::{Group, Priority};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::firmware::Results;
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{
     Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Update, UpdateState, Watch,
 };
@@ -22,8 +23,8 @@ macro_rules! select_update {
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
              u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, u.hold, \
-             u.give_up_at, u.ended_at, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.regressed_at, u.started_at, \
-             u.created_at, u.updated_at",
+             u.give_up_at, u.ended_at, u.excluded, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.regressed_at, \
+             u.started_at, u.created_at, u.updated_at",
             $($rest),+
         )
     };
@@ -48,21 +49,21 @@ statements! {
     INSERT_UPDATE[
         Text, Int, Text, Text, Text, Text, Text, Int, Int, Int, Int,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
     ] = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
          stage, priority, timeout_seconds, created_at, \
          from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
          bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, hold, give_up_at, ended_at, check_at, nudge_at) VALUES {rows}";
+         cancel_requested, hold, give_up_at, ended_at, excluded, check_at, nudge_at) VALUES {rows}";
     SAVE_UPDATES[
         Text,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
     ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
          bytes_total, bytes_earlier, speed_bps, started_at, updated_at, \
          state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
-         cancel_requested, hold, give_up_at, ended_at, check_at, nudge_at) AS (VALUES {rows}) \
+         cancel_requested, hold, give_up_at, ended_at, excluded, check_at, nudge_at) AS (VALUES {rows}) \
          UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
          last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
          bytes_done = v.bytes_done, bytes_total = v.bytes_total, bytes_earlier = v.bytes_earlier, speed_bps = v.speed_bps, \
@@ -70,7 +71,7 @@ statements! {
          state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
          lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, hold = v.hold, give_up_at = v.give_up_at, \
-         ended_at = v.ended_at, check_at = v.check_at, nudge_at = v.nudge_at \
+         ended_at = v.ended_at, excluded = v.excluded, check_at = v.check_at, nudge_at = v.nudge_at \
          FROM v WHERE device_updates.update_id = v.update_id";
     // Apart from what reports of progress change, which are many.
     SAVE_AFTERMATHS[Text, Int, Int, Int, Int] =
@@ -225,6 +226,7 @@ struct StateColumns<'u> {
     hold: bool,
     give_up_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
+    excluded: Option<Exclusion>,
     check_at: Option<Timestamp>,
     nudge_at: Option<Timestamp>,
 }
@@ -276,9 +278,10 @@ impl<'u> StateColumns<'u> {
                 check_at: update.watch().map(|watch| watch.look_at),
                 ..Self::default()
             },
-            UpdateState::Cancelled { at } => Self {
+            UpdateState::Cancelled { at, because } => Self {
                 state,
                 ended_at: Some(*at),
+                excluded: *because,
                 ..Self::default()
             },
             UpdateState::Failed { at, failure } => Self {
@@ -317,6 +320,7 @@ impl<'u> StateColumns<'u> {
             .flag(self.hold)
             .time(self.give_up_at)
             .time(self.ended_at)
+            .text(self.excluded.map(Exclusion::name))
             .time(self.check_at)
             .time(self.nudge_at)
     }
@@ -399,6 +403,7 @@ fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
         },
         "cancelled" => UpdateState::Cancelled {
             at: row.time("ended_at")?,
+            because: read_excluded(row)?,
         },
         other => return Err(DbError::corrupt(format!("state is {other}"))),
     })
@@ -419,6 +424,12 @@ fn read_aftermath<D: Dialect>(row: &Record<'_, D>) -> Result<Aftermath, DbError>
         silent_seconds: silent.and_then(|seconds| u64::try_from(seconds).ok()),
         restarts_left: row.uint("watch_restarts")?,
     }))
+}
+
+fn read_excluded<D: Dialect>(row: &Record<'_, D>) -> Result<Option<Exclusion>, DbError> {
+    let name = row.text_opt("excluded")?;
+    name.map(|name| present("excluded", Exclusion::from_name(name)))
+        .transpose()
 }
 
 fn read_failure<D: Dialect>(row: &Record<'_, D>) -> Result<Option<Failure>, DbError> {

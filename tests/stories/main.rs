@@ -26,6 +26,7 @@ mod bus;
 mod by_hand;
 mod catalogue;
 mod check_config;
+mod continuous;
 mod crowded;
 mod database_away;
 mod disk_full;

@@ -100,6 +100,10 @@ pub struct CampaignDraft {
     #[serde(default = "three")]
     #[schema(maximum = 100)]
     pub max_retries: u32,
+    /// Default false: it means the devices of the moment in which it starts. Otherwise it takes in those that it comes to mean, and
+    /// goes on until it is cancelled or its schedule ends.
+    #[serde(default)]
+    pub continuous: bool,
     /// Default: from the start on, with no end. The strategy `scheduled` must say `start_at`.
     #[serde(default)]
     pub schedule: Schedule,
@@ -222,6 +226,7 @@ impl CampaignDraft {
             bucket_offset: entropy % BUCKETS,
             rings,
             ring_deployment: false,
+            continuous: self.continuous,
             schedule: self.schedule,
             windows,
         })

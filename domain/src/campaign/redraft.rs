@@ -38,6 +38,7 @@ impl CampaignSpec {
             abort: self.abort.clone(),
             health: self.health.clone(),
             max_retries: self.max_retries,
+            continuous: self.continuous,
             schedule: self.schedule,
             windows: self.windows.0.clone(),
             stages: if said == unsaid || self.strategy == Strategy::Immediate {

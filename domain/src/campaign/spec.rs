@@ -284,6 +284,9 @@ pub struct CampaignSpec {
     pub requires: Requires,
     /// Turns the wheel of buckets for this campaign.
     pub bucket_offset: u16,
+    /// It takes in devices that it comes to mean after its start, and goes on until it is cancelled or its schedule ends.
+    #[serde(default)]
+    pub continuous: bool,
     /// When it may offer.
     #[serde(default)]
     pub schedule: Schedule,

@@ -136,30 +136,25 @@ impl Event {
                 _,
             ) => return None,
         };
-        let failure = match &update.state {
-            UpdateState::Failed { failure, .. } => Some(failure),
-            _ => None,
+        let error = match &update.state {
+            UpdateState::Failed { failure, .. } => told(failure),
+            UpdateState::Cancelled {
+                because: Some(because),
+                ..
+            } => json!({ "code": because.name(), "message": because.to_string() }),
+            _ => Value::Null,
         };
-        Some(Self::of_update(event_type, update, failure, at))
+        Some(Self::of_update(event_type, update, &error, at))
     }
 
     /// An update has regressed; `None` when it has not.
     pub fn regressed(update: &Update, at: Timestamp) -> Option<Self> {
         let failure = &update.regression()?.failure;
         let event_type = EventType::UpdateRegressed;
-        Some(Self::of_update(event_type, update, Some(failure), at))
+        Some(Self::of_update(event_type, update, &told(failure), at))
     }
 
-    fn of_update(
-        event_type: EventType,
-        update: &Update,
-        failure: Option<&Failure>,
-        at: Timestamp,
-    ) -> Self {
-        let error = failure.map_or(
-            Value::Null,
-            |failure| json!({ "code": failure.code, "message": failure.message }),
-        );
+    fn of_update(event_type: EventType, update: &Update, error: &Value, at: Timestamp) -> Self {
         Self {
             event_type,
             entity: update.device_id.to_string(),
@@ -209,4 +204,8 @@ impl Event {
             at,
         }
     }
+}
+
+fn told(failure: &Failure) -> Value {
+    json!({ "code": failure.code, "message": failure.message })
 }

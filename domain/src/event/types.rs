@@ -50,7 +50,7 @@ event_types! {
     UpdateCompleted "update.completed" "A device runs the new version.";
     UpdateRegressed "update.regressed" "A device that had completed an update shows its old version, restarts again and again, says that it failed after all, or fell silent; its update counts as failed from now on.";
     UpdateFailed "update.failed" "An update ended without the new version.";
-    UpdateCancelled "update.cancelled" "An update was withdrawn.";
+    UpdateCancelled "update.cancelled" "An update was withdrawn. When its device was deleted, or is none of its campaign's any more, `error` tells.";
     RollbackInitiated "rollback.initiated" "A rollback of one device began, by itself or as one of a campaign.";
     RollbackCompleted "rollback.completed" "A device runs its old version again.";
     RollbackFailed "rollback.failed" "A rollback ended without the old version.";

@@ -6,6 +6,7 @@ use super::failure::{Failure, Retry, back_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
+use crate::targeting::Exclusion;
 
 /// Shortest that a device may put an update off, in seconds: each time costs a transaction and a signature.
 const MIN_DEFER_SECONDS: u64 = 30;
@@ -66,6 +67,8 @@ pub enum UpdateState {
     Cancelled {
         /// When.
         at: Timestamp,
+        /// Why its device was none of its campaign's any more; `None`: somebody withdrew it.
+        because: Option<Exclusion>,
     },
 }
 
@@ -238,7 +241,7 @@ impl Update {
                 self = self.defer(failure.clone(), *retry_after_seconds, now);
             }
             Reported::Failed(failure) => self = self.fail(failure.clone(), now),
-            Reported::Cancelled => self.state = UpdateState::Cancelled { at: now },
+            Reported::Cancelled => self.state = cancelled(now),
         }
         self.last_seq = report.seq;
         self.updated_at = now;
@@ -310,7 +313,7 @@ impl Update {
         if let Some(cancel_requested) = holds {
             // What lies in the idle slot of a device that was asked to stop is never started.
             self.state = if cancel_requested {
-                UpdateState::Cancelled { at: now }
+                cancelled(now)
             } else {
                 UpdateState::Staged { since: now }
             };
@@ -374,7 +377,7 @@ impl Update {
                 cancel_requested: true,
                 ..
             } if lease_until.min(deadline) <= at.now => {
-                self.state = UpdateState::Cancelled { at: at.now };
+                self.state = cancelled(at.now);
             }
             UpdateState::InFlight {
                 phase,
@@ -397,7 +400,7 @@ impl Update {
                     return Some(self);
                 }
                 self.state = if cancel_requested {
-                    UpdateState::Cancelled { at: at.now }
+                    cancelled(at.now)
                 } else if phase == Phase::Staged && hold {
                     // It was told to activate what it holds, and is not there: it holds it when it returns.
                     UpdateState::Staged { since }
@@ -437,7 +440,7 @@ impl Update {
     pub fn cancel(mut self, now: Timestamp) -> Result<Self, CancelError> {
         match &mut self.state {
             UpdateState::Pending { .. } | UpdateState::Staged { .. } => {
-                self.state = UpdateState::Cancelled { at: now };
+                self.state = cancelled(now);
             }
             UpdateState::InFlight {
                 phase,
@@ -454,7 +457,7 @@ impl Update {
     /// never takes comes to its end.
     fn give_up(mut self, now: Timestamp) -> Self {
         self.state = if self.cancel_requested() {
-            UpdateState::Cancelled { at: now }
+            cancelled(now)
         } else {
             let left = match &self.state {
                 UpdateState::InFlight { phase, .. } => {
@@ -475,12 +478,15 @@ impl Update {
         self
     }
 
-    /// Its device was deleted: whatever is open ends. `None` when it has ended.
-    pub fn abandon(mut self, now: Timestamp) -> Option<Self> {
+    /// Its device was deleted, or is another one now: whatever is open ends. `None` when it has ended.
+    pub fn abandon(mut self, because: Exclusion, now: Timestamp) -> Option<Self> {
         if self.is_terminal() {
             return None;
         }
-        self.state = UpdateState::Cancelled { at: now };
+        self.state = UpdateState::Cancelled {
+            at: now,
+            because: Some(because),
+        };
         self.updated_at = now;
         Some(self)
     }
@@ -508,7 +514,7 @@ impl Update {
 
     fn defer(mut self, failure: Failure, retry_after: Option<u64>, now: Timestamp) -> Self {
         self.state = if self.cancel_requested() {
-            UpdateState::Cancelled { at: now }
+            cancelled(now)
         } else {
             let pause = retry_after
                 .unwrap_or(DEFAULT_DEFER_SECONDS)
@@ -590,6 +596,11 @@ fn lost() -> Failure {
         "the device took the offer and was not heard of again",
         Retry::Never,
     )
+}
+
+/// Somebody has withdrawn it.
+fn cancelled(at: Timestamp) -> UpdateState {
+    UpdateState::Cancelled { at, because: None }
 }
 
 fn seconds(seconds: u64) -> SignedDuration {

@@ -51,7 +51,12 @@ fn without_update(case: &Case<'_>) -> Vec<Why> {
     };
     let excluded = excluded.map(|because| Why::NotTarget { because });
     if campaign.state != CampaignState::Created {
-        return vec![excluded.unwrap_or(Why::TooLate)];
+        let late = if campaign.follows_its_fleet(case.now) {
+            Why::Joining
+        } else {
+            Why::TooLate
+        };
+        return vec![excluded.unwrap_or(late)];
     }
     let unapproved = match campaign.approval.permits() {
         Err(ApprovalError::Missing { rejected }) => Some(Why::Unapproved { rejected }),
@@ -79,7 +84,11 @@ fn of_update(case: &Case<'_>, update: &Update) -> Vec<Why> {
             at: *at,
             error: failure.code.clone(),
         }],
-        UpdateState::Cancelled { at } => vec![Why::Cancelled { action, at: *at }],
+        UpdateState::Cancelled { at, because } => vec![Why::Cancelled {
+            action,
+            at: *at,
+            because: *because,
+        }],
         UpdateState::InFlight { phase, .. } => vec![Why::InFlight {
             action,
             phase: *phase,

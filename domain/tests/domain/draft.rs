@@ -398,11 +398,11 @@ fn numbers_and_texts_are_bounded() {
 
 #[test]
 fn fields_that_are_not_served_are_refused_by_name() {
-    let json = json!({"name": "a", "firmware_id": "0".repeat(32), "continuous": true});
+    let json = json!({"name": "a", "firmware_id": "0".repeat(32), "canary_share": 5});
     let error = serde_json::from_value::<CampaignDraft>(json)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("unknown field `continuous`"), "{error}");
+    assert!(error.contains("unknown field `canary_share`"), "{error}");
 }
 
 /// Drafts of every strategy that is served, with and without stages of their own.
@@ -443,7 +443,7 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
         json!({
             "deployment_strategy": strategy, "stages": stages, "rollout_percentage": f64::from(share) / 100.0,
             "timeout_minutes": f64::from(seconds) / 60.0, "failure_threshold_percent": f64::from(threshold) / 10.0,
-            "auto_rollback": flag, "requires_approval": flag, "description": flag.then_some("of spring"),
+            "auto_rollback": flag, "continuous": flag, "requires_approval": flag, "description": flag.then_some("of spring"),
             "target_devices": if flag { json!(["frame-1", "frame-2"]) } else { json!([]) },
             "target_groups": ["lab"], "priority": "critical", "max_concurrent_updates": seconds, "batch_size": 7,
             "target_filters": {"not": {"field": "firmware_version", "op": "semver", "value": ">=2.0.0"}},

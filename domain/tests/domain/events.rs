@@ -108,7 +108,10 @@ fn failed() -> UpdateState {
 }
 
 fn cancelled() -> UpdateState {
-    UpdateState::Cancelled { at: at(9) }
+    UpdateState::Cancelled {
+        at: at(9),
+        because: None,
+    }
 }
 
 /// One event of each type.

@@ -8,6 +8,7 @@
 mod aftermath;
 mod audit;
 mod campaign_state;
+mod continuous;
 mod draft;
 mod events;
 mod filter;

@@ -1,6 +1,7 @@
 //! Updates whose devices hold the image until they are told to activate it.
 
 use device_ota_domain::campaign::{Group, Priority};
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{
     Action, Order, Outcome, Owed, Phase, Report, Reported, Retry, UpdateState,
 };
@@ -92,7 +93,13 @@ fn whoever_is_away_when_it_is_told_holds_it_still() {
 #[test]
 fn it_is_withdrawn_at_once_and_while_it_is_told() {
     assert_eq!(staged().cancel(at(30)).unwrap().group(), Group::Cancelled);
-    assert_eq!(staged().abandon(at(30)).unwrap().group(), Group::Cancelled);
+    assert_eq!(
+        staged()
+            .abandon(Exclusion::UnknownDevice, at(30))
+            .unwrap()
+            .group(),
+        Group::Cancelled
+    );
     let asked = activating().cancel(at(101)).unwrap();
     assert_eq!(asked.order(), Some(Order::Cancel));
     assert_eq!(

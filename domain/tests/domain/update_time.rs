@@ -116,7 +116,13 @@ fn a_device_that_is_heard_keeps_its_slot_until_the_deadline() {
 
 #[test]
 fn cancel_is_at_once_for_what_waits_and_a_request_for_what_runs() {
-    assert_eq!(cancelled().state, UpdateState::Cancelled { at: at(5) });
+    assert_eq!(
+        cancelled().state,
+        UpdateState::Cancelled {
+            at: at(5),
+            because: None
+        }
+    );
     for phase in Phase::ALL.into_iter().skip(1) {
         let cancel = in_phase(phase).cancel(at(40));
         if matches!(phase, Phase::Installing | Phase::Rebooting) {

@@ -166,6 +166,9 @@ fn who_has_no_update_is_none_of_the_campaigns_or_came_too_late() {
     let mut world = World::new();
     world.updates.clear();
     assert_eq!(world.reasons(), [Why::TooLate]);
+    world.campaign.spec.continuous = true;
+    assert_eq!(world.reasons(), [Why::Joining]);
+    world.campaign.spec.continuous = false;
     let because = |because| Why::NotTarget { because };
     world.device.as_mut().unwrap().latest.version = Some("2.0.0".into());
     assert_eq!(world.reasons(), [because(Exclusion::AlreadyInstalled)]);

@@ -112,6 +112,32 @@ pub struct TargetDevice {
     pub waits_for: Option<CampaignId>,
 }
 
+/// How a campaign's updates have come apart from whom it means by now; of those alone that were offered nothing yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Devices that it means, and has no update for.
+    pub newcomers: Vec<DeviceKey>,
+    /// Updates that wait, of devices that it no longer means.
+    pub leaves: Vec<(UpdateId, Exclusion)>,
+    /// Updates that had ended because it did not mean their device, which it does once more; and its stage.
+    pub returns: Vec<(UpdateId, u16)>,
+    /// Updates that wait in another stage than that of their device.
+    pub moves: Vec<(UpdateId, u16)>,
+}
+
+impl Drift {
+    /// Nothing has come apart.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many devices and updates that are; the more of both.
+    pub fn len(&self) -> usize {
+        let updates = self.leaves.len() + self.returns.len() + self.moves.len();
+        self.newcomers.len().max(updates)
+    }
+}
+
 /// Filters of an update list; newest first.
 #[derive(Debug, Clone, Default)]
 pub struct UpdateFilter {
@@ -350,6 +376,9 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
     /// The devices that are meant and that it would leave out for this reason, in id order.
     async fn excluded(&self, aim: Aim<'_>, because: Exclusion, page: Page)
     -> Result<Vec<DeviceId>>;
+    /// How the updates of a campaign that has started have come apart from whom it means, up to `limit` devices that have none
+    /// and as many updates. What a stage takes a number of stays as it was at the start.
+    async fn drift(&self, campaign: &CampaignId, aim: Aim<'_>, limit: u32) -> Result<Drift>;
     /// The named devices that it would leave out, in id order, with what is known of them.
     async fn left_out(&self, aim: Aim<'_>, page: Page) -> Result<Vec<(DeviceId, Option<Device>)>>;
 
@@ -483,6 +512,21 @@ pub trait Tx: Send + WebhookChanges {
         &mut self,
         campaign: &Campaign,
         firmware: &Firmware,
+        at: Timestamp,
+    ) -> Result<u64>;
+    /// The same for those of these devices that the campaign means by now and has no update for, into the stages that they have now.
+    async fn take_in(
+        &mut self,
+        campaign: &Campaign,
+        firmware: &Firmware,
+        at: Timestamp,
+        devices: &[DeviceKey],
+    ) -> Result<u64>;
+    /// Moves updates that wait to other stages, and the counters with them. Answers how many.
+    async fn restage(
+        &mut self,
+        campaign: &CampaignId,
+        moves: &[(UpdateId, u16)],
         at: Timestamp,
     ) -> Result<u64>;
     /// Makes one rollback, and its log entry, for every completed update of the campaign that has none: pending when

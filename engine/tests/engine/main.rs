@@ -11,6 +11,7 @@ mod adversity;
 mod approval;
 mod batches;
 mod blue_green;
+mod continuous;
 mod credentials;
 mod ends;
 mod feed;

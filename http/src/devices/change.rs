@@ -15,7 +15,8 @@ use crate::shared::Answer;
 
 /// Change what is registered of a device
 ///
-/// What the body leaves out stays, `null` clears. Campaigns that have started keep the devices they have.
+/// What the body leaves out stays, `null` clears. Campaigns that have started keep the devices they have, but for continuous
+/// ones, which follow.
 #[utoipa::path(put, path = "/api/v1/ota/devices/{device_id}", tag = "devices", request_body = DeviceChange,
     params(IfMatch),
     responses(

@@ -49,6 +49,8 @@ pub(crate) struct CampaignDto<'a> {
     /// What its criteria of health have found, in their order; empty before they were first read.
     health_figures: Vec<HealthFigureDto>,
     requires: Requires,
+    /// It takes in devices that it comes to mean after its start.
+    continuous: bool,
     schedule: Schedule,
     windows: &'a [Window],
     target_groups: &'a [String],
@@ -190,6 +192,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             health: &spec.health,
             health_figures: health::figures(campaign),
             requires: spec.requires,
+            continuous: spec.continuous,
             schedule: spec.schedule,
             windows: &spec.windows.0,
             target_groups: &spec.targets.groups,

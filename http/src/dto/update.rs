@@ -1,5 +1,7 @@
 //! Updates and how far they are (PRD, E3; appendix 3).
 
+use std::borrow::Cow;
+
 use device_ota_domain::campaign::Priority;
 use device_ota_domain::update::{Action, Failure, Phase, Update, UpdateState};
 use device_ota_domain::why::Why;
@@ -36,7 +38,7 @@ pub(crate) struct UpdateDto<'a> {
     from_version: Option<&'a str>,
     to_version: &'a str,
     error_code: Option<&'a str>,
-    error_message: Option<&'a str>,
+    error_message: Option<Cow<'a, str>>,
     /// Completed, and its device has not stayed well: when that was seen. `error_code` says how; it counts as failed.
     regressed_at: Option<Timestamp>,
     /// Completed: whether its device stays well is looked at until then.
@@ -86,7 +88,7 @@ impl<'a> UpdateDto<'a> {
         firmware: Option<&'a FirmwareRef>,
         why: Option<Why>,
     ) -> Self {
-        let failure = failure(update);
+        let error = error(update);
         let completed_at = ended_at(update);
         let download = download_percent(update);
         Self {
@@ -106,8 +108,8 @@ impl<'a> UpdateDto<'a> {
             bytes_total: update.progress.bytes_total,
             from_version: update.from_version.as_deref(),
             to_version: &update.to_version,
-            error_code: failure.map(|f| f.code.as_str()),
-            error_message: failure.map(|f| f.message.as_str()),
+            error_code: error.as_ref().map(|(code, _)| *code),
+            error_message: error.map(|(_, message)| message),
             regressed_at: update.regression().map(|regression| regression.at),
             watched_until: update.watch().map(|watch| watch.until),
             retry_count: update.retries,
@@ -137,12 +139,18 @@ impl<'a> UpdateDto<'a> {
     }
 }
 
-/// What went wrong: the end, what came after it, or the attempt before the one that is waited for.
-fn failure(update: &Update) -> Option<&Failure> {
+/// What went wrong: the end, what came after it, or the attempt before the one that is waited for; or why its device was none of its
+/// campaign's any more. A code, and a sentence for people.
+fn error(update: &Update) -> Option<(&str, Cow<'_, str>)> {
     match &update.state {
-        UpdateState::Failed { failure, .. } => Some(failure),
-        UpdateState::Pending { last_failure, .. } => last_failure.as_ref(),
-        _ => update.regression().map(|regression| &regression.failure),
+        UpdateState::Failed { failure, .. } => Some(told(failure)),
+        UpdateState::Pending { last_failure, .. } => last_failure.as_ref().map(told),
+        UpdateState::Cancelled { because, .. } => {
+            because.map(|because| (because.name(), because.to_string().into()))
+        }
+        _ => update
+            .regression()
+            .map(|regression| told(&regression.failure)),
     }
 }
 
@@ -150,7 +158,7 @@ fn ended_at(update: &Update) -> Option<Timestamp> {
     match update.state {
         UpdateState::Completed { at }
         | UpdateState::Failed { at, .. }
-        | UpdateState::Cancelled { at } => Some(at),
+        | UpdateState::Cancelled { at, .. } => Some(at),
         UpdateState::Pending { .. } | UpdateState::InFlight { .. } | UpdateState::Staged { .. } => {
             None
         }
@@ -229,6 +237,10 @@ fn share(part: u64, whole: u64) -> f64 {
     } else {
         (part as f64 / whole as f64 * 100.0).min(100.0)
     }
+}
+
+fn told(failure: &Failure) -> (&str, Cow<'_, str>) {
+    (&failure.code, failure.message.as_str().into())
 }
 
 #[cfg(test)]
@@ -406,7 +418,7 @@ mod tests {
         let dto = UpdateDto::new(&failed, None, None);
         assert_eq!(
             (dto.error_code, dto.error_message),
-            (Some("hash_mismatch"), Some("wrong bytes"))
+            (Some("hash_mismatch"), Some("wrong bytes".into()))
         );
         assert_eq!(
             (dto.duration_seconds, dto.completed_at),

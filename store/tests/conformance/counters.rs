@@ -119,7 +119,10 @@ fn moved(mut update: Update, random: u32) -> Update {
             last_failure: None,
         },
         3 => UpdateState::Staged { since: at(7) },
-        _ => UpdateState::Cancelled { at: at(7) },
+        _ => UpdateState::Cancelled {
+            at: at(7),
+            because: None,
+        },
     };
     update
 }

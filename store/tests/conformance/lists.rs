@@ -154,7 +154,10 @@ async fn updates_are_listed_by_what_was_asked_for_and_no_others(store: &dyn Stor
         .into_iter()
         .chain([
             UpdateState::Completed { at: at(20) },
-            UpdateState::Cancelled { at: at(22) },
+            UpdateState::Cancelled {
+                at: at(22),
+                because: None,
+            },
             UpdateState::Staged { since: at(23) },
         ])
         .collect();

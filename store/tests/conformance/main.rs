@@ -14,6 +14,7 @@ mod audit;
 mod campaigns;
 mod claims;
 mod combined;
+mod continuous;
 mod counters;
 mod devices;
 mod events;

@@ -52,7 +52,10 @@ async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
             at: at(21),
             failure: Failure::new("lost", "", Retry::Now),
         },
-        UpdateState::Cancelled { at: at(22) },
+        UpdateState::Cancelled {
+            at: at(22),
+            because: None,
+        },
         UpdateState::Staged { since: at(23) },
         UpdateState::InFlight {
             phase: Phase::Downloading,

@@ -62,6 +62,7 @@ fn before_its_start_every_device_it_means_is_pending() {
       "cancelled_devices": 0,
       "completed_at": null,
       "completed_devices": 0,
+      "continuous": false,
       "created_at": "2025-12-18T10:05:00Z",
       "created_by": "admin",
       "deleted_at": null,
