@@ -86,7 +86,33 @@ pub(crate) fn action(update: &Update) -> objects::Action {
 
 #[cfg(test)]
 mod tests {
+    use device_ota_domain::device::DeviceKey;
+    use device_ota_domain::update::back_off;
+
     use super::*;
+
+    /// What `docs/campaigns.md` says of each error code, by the first word of its row.
+    #[test]
+    fn the_page_tells_of_every_code_when_it_is_tried_again() {
+        let page = include_str!("../../docs/campaigns.md");
+        for code in messages::ErrorCode::ALL {
+            let pause = back_off(code.as_str(), 1, DeviceKey(0));
+            let row = match (code.retry(), pause) {
+                (messages::Retry::Now, _) => "| at once |",
+                (messages::Retry::Backoff, 15..=18) => "| 15 s, up to 15 minutes |",
+                (messages::Retry::Backoff, 30..=37) => "| 30 s, up to an hour |",
+                (messages::Retry::Backoff, 900..=1_125) => "| 15 minutes, up to four hours |",
+                (messages::Retry::Backoff, other) => panic!("{code:?} waits {other} s"),
+                (messages::Retry::Never, _) => "| never |",
+            };
+            let rows: Vec<&str> = page.lines().filter(|line| line.starts_with(row)).collect();
+            let told = format!("`{}`", code.as_str());
+            assert!(
+                matches!(rows[..], [row] if row.contains(&told)),
+                "{told} belongs to {row}"
+            );
+        }
+    }
 
     #[test]
     fn both_crates_take_the_same_device_ids() {

@@ -2,21 +2,15 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::failure::{Failure, Retry, back_off};
+use super::failure::{Failure, Retry, back_off, put_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
 use crate::targeting::Exclusion;
 
-/// Shortest that a device may put an update off, in seconds: each time costs a transaction and a signature.
-const MIN_DEFER_SECONDS: u64 = 30;
-/// Longest that a device may put an update off, in seconds: a week.
-const MAX_DEFER_SECONDS: u64 = 7 * 24 * 3_600;
 /// A rollback whose time is over before it had a slot is looked at again after this: short beside the hours it has, so
 /// that one whose device is gone does not outlive the queue by much.
 const AGAIN_WITHOUT_SLOT: SignedDuration = SignedDuration::from_mins(10);
-/// How long a deferred update waits when the device does not say, in seconds.
-const DEFAULT_DEFER_SECONDS: u64 = 900;
 
 /// Where an update stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -516,9 +510,9 @@ impl Update {
         self.state = if self.cancel_requested() {
             cancelled(now)
         } else {
-            let pause = retry_after
-                .unwrap_or(DEFAULT_DEFER_SECONDS)
-                .clamp(MIN_DEFER_SECONDS, MAX_DEFER_SECONDS);
+            // Attempts that cost no retry were put off, or lost their slot.
+            let times = self.attempt.saturating_sub(self.retries);
+            let pause = put_off(retry_after, times, self.device);
             UpdateState::Pending {
                 due_at: later(now, seconds(pause)),
                 lost_at: None,
@@ -536,7 +530,7 @@ impl Update {
             self.retries += 1;
             let pause = match failure.retry {
                 Retry::Now => 0,
-                _ => back_off(self.retries, self.device.0.unsigned_abs()),
+                _ => back_off(&failure.code, self.retries, self.device),
             };
             UpdateState::Pending {
                 due_at: later(now, seconds(pause)),

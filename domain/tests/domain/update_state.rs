@@ -319,9 +319,36 @@ fn a_deferral_waits_as_long_as_the_device_says_within_a_week() {
             ),
         )
     };
-    assert_eq!(due(&defers(Some(60))), 50 + 60);
-    assert_eq!(due(&defers(None)), 50 + 900);
-    assert_eq!(due(&defers(Some(u64::MAX))), 50 + 7 * 24 * 3_600);
+    let within = |update: &Update, least: i64, most: i64| {
+        let pause = due(update) - 50;
+        assert!((least..=most).contains(&pause), "{pause}");
+    };
+    within(&defers(Some(60)), 60, 75);
+    within(&defers(None), 900, 1_125);
+    let week = 7 * 24 * 3_600;
+    within(&defers(Some(u64::MAX)), week, week + 600);
+    let mut again = defers(None);
+    for (least, most) in [
+        (1_800, 2_250),
+        (3_600, 4_500),
+        (7_200, 9_000),
+        (14_400, 18_000),
+        (14_400, 18_000),
+    ] {
+        again = again.offer(&terms(at(50))).unwrap();
+        let failure = Failure::new("user_deferred", "", Retry::Backoff);
+        let said = Reported::Deferred {
+            failure,
+            retry_after_seconds: None,
+        };
+        let report = Report {
+            attempt: again.attempt,
+            ..says(1, said)
+        };
+        again = again.report(&report, at(50), LEASE).into_update();
+        within(&again, least, most);
+        assert_eq!(again.retries, 0, "it costs no retry");
+    }
     assert_eq!(
         (failure(&defers(None)), defers(None).retries),
         (("low_battery", Group::Pending), 0)

@@ -1,12 +1,13 @@
 //! Ids, rings, formats, pages, registrations, upload metadata: what they take and what they refuse.
 
 use device_ota_domain::campaign::{Group, Priority, Tally};
+use device_ota_domain::device::DeviceKey;
 use device_ota_domain::device::{DeviceChange, Registration};
 use device_ota_domain::firmware::{Format, UploadMetadata};
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::ring::{BUCKETS, Ring, bucket, turned};
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::back_off;
+use device_ota_domain::update::{back_off, put_off};
 use device_ota_domain::{CampaignId, DeviceId, FirmwareId, RollbackId, UpdateId};
 use proptest::prelude::*;
 use serde_json::json;
@@ -133,10 +134,44 @@ proptest! {
     }
 
     #[test]
-    fn back_off_grows_to_an_hour_and_a_quarter(retry: u32, spread: u64) {
-        let pause = back_off(retry, spread);
-        prop_assert!((30..=4_500).contains(&pause));
-        prop_assert!(back_off(retry.saturating_add(1), 0) >= back_off(retry, 0));
+    fn a_pause_doubles_up_to_its_longest_with_up_to_a_quarter_more(retry in 1..40_u32, device: i64) {
+        let device = DeviceKey(device);
+        for (code, first, longest) in [
+            ("download_failed", 15, 900), ("hash_mismatch", 30, 3_600), ("timeout", 30, 3_600), ("anything", 30, 3_600),
+            ("low_battery", 900, 14_400), ("low_storage", 900, 14_400), ("user_deferred", 900, 14_400),
+        ] {
+            let base = (1..retry).fold(first, |pause: u64, _| (pause * 2).min(longest));
+            let pause = back_off(code, retry, device);
+            prop_assert!((base..=base * 5 / 4).contains(&pause), "{code}: {pause} instead of {base}");
+            prop_assert_eq!(pause, back_off(code, retry, device), "always the same");
+        }
+    }
+
+    #[test]
+    fn a_device_puts_off_as_long_as_it_says_within_bounds(asked: Option<u64>, times: u32, device: i64) {
+        let pause = put_off(asked, times, DeviceKey(device));
+        let least = asked.map_or(900, |asked| asked.clamp(30, 604_800));
+        let most = asked.map_or(18_000, |asked| asked.clamp(30, 604_800) + 600);
+        prop_assert!((least..=most).contains(&pause), "{pause}");
+    }
+}
+
+#[test]
+fn a_fleet_that_failed_together_does_not_return_together() {
+    // Whatever the numbers of its devices have in common.
+    for step in [1, 2, 7, 1_000, 4_096] {
+        for (code, seconds) in [("download_failed", 60_usize), ("hash_mismatch", 120)] {
+            let mut seen = std::collections::BTreeMap::<u64, usize>::new();
+            for device in 0..1_000 {
+                let pause = back_off(code, 5, DeviceKey(device * step));
+                *seen.entry(pause).or_default() += 1;
+            }
+            let most = seen.values().max().unwrap();
+            assert!(
+                *most <= 3_000 / seconds,
+                "{most} of 1000 in one second, {code}, {step}"
+            );
+        }
     }
 }
 
