@@ -11,6 +11,7 @@ mod values;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use device_ota_domain::bandwidth::Budgets;
 use device_ota_engine::Rate;
 use device_ota_http::{Cors, RateLimits};
 use device_ota_protocol::topics::Prefix;
@@ -113,6 +114,8 @@ pub(crate) struct Config {
     pub failure_threshold_percent: f64,
     /// Updates and rollbacks in flight in all; `None`: no limit.
     pub max_concurrent_updates: Option<u32>,
+    /// Bytes a second that offers may bring about.
+    pub budgets: Budgets,
     /// How long a silent device keeps its slot, seconds.
     pub lease_seconds: u32,
     /// How long a device may be away before that is told, seconds.

@@ -331,6 +331,7 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,
         max_in_flight: config.max_concurrent_updates.map(u64::from),
+        budgets: config.budgets.clone(),
         lease: SignedDuration::from_secs(config.lease_seconds.into()),
         offline_after: SignedDuration::from_secs(config.offline_after_seconds.into()),
         health_seconds: config.health_seconds,

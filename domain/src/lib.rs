@@ -12,6 +12,7 @@
 
 pub mod api_key;
 pub mod audit;
+pub mod bandwidth;
 pub mod campaign;
 mod change;
 pub mod device;

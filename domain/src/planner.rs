@@ -70,6 +70,8 @@ pub struct Claim {
     pub hold: bool,
     /// Devices whose maintenance window is closed are passed over.
     pub open_for: OpenFor,
+    /// Devices are offered it. Otherwise only those that hold it are told to activate it.
+    pub offers: bool,
 }
 
 /// What to do, and why there is nothing more to do.
@@ -201,8 +203,18 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
                 up_to_stage: open,
                 hold,
                 open_for,
+                offers: counts.lines_free_at.is_none(),
             };
-            plan.claim(now, campaign, counts, claim);
+            let flips = here.staged > 0 && !hold;
+            if let Some(next) = counts.lines_free_at
+                && here.pending > 0
+            {
+                plan.waits.push(Why::Bandwidth { next });
+            }
+            // What devices hold has been downloaded.
+            if claim.offers || flips {
+                plan.claim(now, campaign, counts, claim);
+            }
         }
     }
     plan.or_wait_for_answers()
@@ -239,6 +251,7 @@ fn back(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
             up_to_stage: u16::MAX,
             hold: false,
             open_for: OpenFor::All,
+            offers: true,
         };
         plan.claim(now, campaign, counts, claim);
     }

@@ -74,6 +74,11 @@ pub enum Why {
         /// When the next offer is due.
         next: Timestamp,
     },
+    /// The lines over which the image goes carry no more, by their budgets of bandwidth.
+    Bandwidth {
+        /// When they carry the next offer.
+        next: Timestamp,
+    },
     /// Every device whose turn it is holds a slot and has not ended.
     Answers,
     /// The device is not connected.
@@ -196,6 +201,9 @@ impl std::fmt::Display for Why {
             Self::Batch => f.write_str("the devices of the batch before have not answered"),
             Self::Rate { next } => {
                 write!(f, "the campaign's rate lets the next offer go out at {next}")
+            }
+            Self::Bandwidth { next } => {
+                write!(f, "it waits for bandwidth; the next offer can go out at {next}")
             }
             Self::Answers => f.write_str("the devices that hold a slot have not ended"),
             Self::Offline { since: None } => f.write_str("the device is not connected"),

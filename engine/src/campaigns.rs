@@ -79,7 +79,7 @@ impl Engine {
     }
 
     async fn view(&self, campaign: Campaign, firmware: Firmware) -> Result<CampaignView> {
-        let counts = self.counts(&campaign.id).await?;
+        let counts = self.counts(&campaign).await?;
         let waits = planner::plan(self.clock.now(), &campaign, &counts).waits;
         Ok(CampaignView {
             campaign,

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use device_ota_domain::bandwidth::Lines;
 use device_ota_domain::campaign::{Campaign, Counts, Group};
 use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action, Claim};
@@ -20,7 +21,7 @@ use crate::campaigns::{decided, tell};
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, Tx};
+use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, SingleQuery, Tx};
 use crate::updates::without_arrived;
 use crate::{Caller, Engine, Result};
 
@@ -94,7 +95,7 @@ impl Engine {
             return Ok(false);
         };
         let now = self.clock.now();
-        let counts = self.counts(id).await?;
+        let counts = self.counts(&campaign).await?;
         if planner::plan(now, &campaign, &counts).actions.is_empty() {
             return Ok(false);
         }
@@ -104,12 +105,15 @@ impl Engine {
         };
         let mut counts = tx.counts(id).await?;
         counts.room = self.room_in(tx.as_mut()).await?;
+        let lines = self.hold_lines(tx.as_mut(), Some(&campaign), now).await?;
+        counts.lines_free_at = self.free_at(&lines, Some(&campaign), now);
         let plan = planner::plan(now, &campaign, &counts);
         let mut pass = Pass {
             engine: self,
             tx: tx.as_mut(),
             campaign,
             counts,
+            lines,
             now,
             due: Vec::new(),
             more: false,
@@ -123,10 +127,13 @@ impl Engine {
         Ok(more)
     }
 
-    /// A campaign's counters, and the room that the whole service leaves it.
-    pub(crate) async fn counts(&self, id: &CampaignId) -> Result<Counts> {
-        let mut counts = self.store.counts(id).await?;
+    /// A campaign's counters, and what room and bandwidth the whole service leaves it.
+    pub(crate) async fn counts(&self, campaign: &Campaign) -> Result<Counts> {
+        let mut counts = self.store.counts(&campaign.id).await?;
         counts.room = self.room().await?;
+        let now = self.clock.now();
+        let lines = self.lines(Some(campaign), now).await?;
+        counts.lines_free_at = self.free_at(&lines, Some(campaign), now);
         Ok(counts)
     }
 
@@ -159,8 +166,23 @@ impl Engine {
             let mut tx = self.store.begin().await?;
             let room = self.room_in(tx.as_mut()).await?.unwrap_or(u64::MAX);
             let limit = u32::try_from(room).unwrap_or(u32::MAX).min(SINGLE_CLAIM);
-            let found = tx.claimable_singles(action, now, limit).await?;
+            let mut lines = self.hold_lines(tx.as_mut(), None, now).await?;
+            let waits = action == UpdateAction::Update;
+            if waits && self.free_at(&lines, None, now).is_some() {
+                return Ok(());
+            }
+            let busy = lines.busy(now).filter(|_| waits).cloned().collect();
+            let query = SingleQuery {
+                action,
+                now,
+                limit,
+                busy,
+            };
+            let found = tx.claimable_singles(&query).await?;
             let found = without_arrived(tx.as_mut(), found, now).await?;
+            let found = self
+                .carried(tx.as_mut(), None, &mut lines, found, now)
+                .await?;
             let due = claim(self, tx.as_mut(), action, found, (now, false)).await?;
             self.commit(tx).await?;
             self.send_due(due).await;
@@ -251,7 +273,7 @@ impl Engine {
         let mut full = HashSet::new();
         for id in campaigns {
             if let Some(campaign) = self.store.campaign(&id).await?
-                && planner::free_slots(&campaign, &self.counts(&id).await?) == 0
+                && planner::free_slots(&campaign, &self.counts(&campaign).await?) == 0
             {
                 full.insert(id);
             }
@@ -314,6 +336,7 @@ struct Pass<'p> {
     tx: &'p mut dyn Tx,
     campaign: Campaign,
     counts: Counts,
+    lines: Lines,
     now: Timestamp,
     due: Vec<Due>,
     more: bool,
@@ -375,10 +398,22 @@ impl Pass<'_> {
             requires: self.campaign.spec.requires,
             hold: what.hold,
             open_for: what.open_for,
+            offers: what.offers,
+            busy: match action {
+                UpdateAction::Update => self.lines.busy(self.now).cloned().collect(),
+                UpdateAction::Rollback => Vec::new(),
+            },
         };
         let found = self.tx.claimable(&query).await?;
+        let all = found.len() == query.limit as usize;
+        let campaign = Some(&self.campaign);
+        let lines = &mut self.lines;
+        let found = self
+            .engine
+            .carried(self.tx, campaign, lines, found, self.now)
+            .await?;
         let claimed = u32::try_from(found.len()).unwrap_or(u32::MAX);
-        self.more |= claimed == query.limit;
+        self.more |= all && claimed > 0;
         if action == UpdateAction::Update
             && claimed > 0
             && let Some(next) = planner::next_offer(self.now, &self.campaign, &self.counts, claimed)

@@ -11,6 +11,7 @@
 mod absence;
 mod api_keys;
 mod audit;
+mod bandwidth;
 mod caller;
 mod campaigns;
 mod changes;

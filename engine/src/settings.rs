@@ -1,5 +1,6 @@
 //! Settings of the engine, checked before they come here.
 
+use device_ota_domain::bandwidth::Budgets;
 use jiff::SignedDuration;
 
 /// How the engine behaves; every figure has its unit.
@@ -13,6 +14,8 @@ pub struct Settings {
     pub lease: SignedDuration,
     /// Updates and rollbacks in flight at the same time, of all campaigns and single devices; `None`: no limit.
     pub max_in_flight: Option<u64>,
+    /// Bytes a second that offers may bring about, by line.
+    pub budgets: Budgets,
     /// A device that is away for longer is told of, once an absence.
     pub offline_after: SignedDuration,
     /// A rollback that is not done this long after it was made ends as failed.
@@ -43,6 +46,7 @@ impl Default for Settings {
             failure_threshold_percent: 10.0,
             lease: SignedDuration::from_mins(5),
             max_in_flight: None,
+            budgets: Budgets::default(),
             offline_after: SignedDuration::from_mins(5),
             rollback_timeout: SignedDuration::from_hours(6),
             health_seconds: 60,

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use device_ota_domain::bandwidth::Lines;
 use device_ota_domain::campaign::{Group, Requires};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::planner::{self, Action, Plan};
@@ -37,6 +38,8 @@ struct Surroundings {
     images: HashMap<FirmwareId, Requires>,
     /// All slots of the whole service are taken.
     is_full: bool,
+    /// How far the lines are taken over which images go.
+    lines: Lines,
 }
 
 impl Engine {
@@ -82,7 +85,7 @@ impl Engine {
         let ids: HashSet<_> = waiting().filter_map(|u| u.campaign.as_ref()).collect();
         for id in ids {
             if let Some(campaign) = self.store.campaign(id).await? {
-                let counts = self.counts(id).await?;
+                let counts = self.counts(&campaign).await?;
                 let plan = planner::plan(self.clock.now(), &campaign, &counts);
                 around.plans.insert(id.clone(), plan);
                 around.campaigns.insert(id.clone(), campaign);
@@ -105,6 +108,10 @@ impl Engine {
             return Ok(around);
         }
         around.is_full = self.room().await? == Some(0);
+        let mut campaigns = around.campaigns.values();
+        if self.has_budgets(None) || campaigns.any(|campaign| self.has_budgets(Some(campaign))) {
+            around.lines = self.store.lines(now).await?;
+        }
         let devices = self.store.devices_by_key(&keys).await?;
         around.devices = devices.into_iter().map(|d| (d.key, d)).collect();
         let live = self.store.busy_with(&keys).await?;
@@ -135,7 +142,12 @@ impl Engine {
                 }
             }
             (_, Owed::Offer(until)) if until > now => Why::BackOff { until },
-            _ => around.pace(update).unwrap_or(Why::Turn),
+            _ => {
+                let next = self.free_for(&around.lines, campaign, device, now);
+                let busy = next.map(|next| Why::Bandwidth { next });
+                let busy = busy.filter(|why| why.is_of_pace_for(update));
+                around.pace(update).or(busy).unwrap_or(Why::Turn)
+            }
         })
     }
 }
@@ -160,10 +172,10 @@ impl Surroundings {
             return self.is_full.then_some(Why::NoRoom);
         };
         let plan = self.plans.get(campaign)?;
-        let claims = |action: &Action| matches!(action, Action::Claim { .. });
+        let claims = |action: &Action| matches!(action, Action::Claim { what, .. } if what.offers);
         let claims = plan.actions.iter().any(claims);
-        let why = plan.waits.iter().find(|why| why.is_of_pace() && !claims);
-        why.cloned()
+        let mut waits = plan.waits.iter().filter(|_| !claims);
+        waits.find(|why| why.is_of_pace_for(update)).cloned()
     }
 
     fn held_by_campaign(&self, update: &Update, now: Timestamp) -> Option<Why> {

@@ -1,9 +1,11 @@
 //! From texts to settings; each refusal names its setting and what would be right.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use device_ota_domain::bandwidth::{Budgets, MAX_BYTES_PER_SECOND};
 use device_ota_http::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS};
 use device_ota_protocol::topics::Prefix;
 
@@ -41,6 +43,7 @@ impl Config {
                 None | Some("off") => None,
                 given => Some(number("MAX_CONCURRENT_UPDATES", given, 1, 1..=1_000_000)?),
             },
+            budgets: budgets(raw)?,
             lease_seconds: number(
                 "LEASE_SECONDS",
                 raw.lease_seconds.as_deref(),
@@ -110,6 +113,37 @@ impl Config {
             data_dir,
         })
     }
+}
+
+fn budgets(raw: &RawConfig) -> Checked<Budgets> {
+    fn bytes(name: &str, text: &str) -> Checked<u64> {
+        number(name, Some(text), 1, 1..=MAX_BYTES_PER_SECOND)
+    }
+    let by_name = |name: &'static str, list: Option<&str>| {
+        let mut budgets = BTreeMap::new();
+        for entry in list
+            .unwrap_or_default()
+            .split(',')
+            .filter(|e| !e.is_empty())
+        {
+            let wrong = |what| ConfigError::new(name, format!("{entry:?} {what}"));
+            let (key, text) = entry
+                .rsplit_once('=')
+                .ok_or_else(|| wrong("must be a name and bytes a second, such as name=1000000"))?;
+            if budgets.insert(key.to_owned(), bytes(name, text)?).is_some() {
+                return Err(wrong("has a budget already; name it once"));
+            }
+        }
+        Ok(budgets)
+    };
+    Ok(Budgets {
+        service: match raw.bandwidth_bytes_per_second.as_deref() {
+            None | Some("off") => None,
+            Some(text) => Some(bytes("BANDWIDTH_BYTES_PER_SECOND", text)?),
+        },
+        groups: by_name("BANDWIDTH_OF_GROUPS", raw.bandwidth_of_groups.as_deref())?,
+        tags: by_name("BANDWIDTH_OF_TAGS", raw.bandwidth_of_tags.as_deref())?,
+    })
 }
 
 fn local_storage(raw: &RawConfig) -> Checked<()> {

@@ -70,6 +70,12 @@ settings! {
     auto_rollback_failure_threshold "auto-rollback-failure-threshold" "auto_rollback_failure_threshold",
     /// Updates and rollbacks at the same time, of all campaigns and devices together, or `off` [default: off]
     max_concurrent_updates "max-concurrent-updates" "max_concurrent_updates",
+    /// Bytes a second of images that all offers together may bring about, or `off` [default: off]
+    bandwidth_bytes_per_second "bandwidth-bytes-per-second" "bandwidth_bytes_per_second",
+    /// The same for the devices of a group, `group=bytes,…` [default: none]
+    bandwidth_of_groups "bandwidth-of-groups" "bandwidth_of_groups",
+    /// The same for the devices that share the value of a tag, `tag=bytes,…` [default: none]
+    bandwidth_of_tags "bandwidth-of-tags" "bandwidth_of_tags",
     /// How long a silent device keeps its slot, seconds [default: 300]
     lease_seconds "lease-seconds" "lease_seconds",
     /// How long a device may be away before that is told, seconds [default: 300]
@@ -288,6 +294,21 @@ mod tests {
                 "DEVICE_OTA_AUTO_ROLLBACK_FAILURE_THRESHOLD",
                 "101",
                 "AUTO_ROLLBACK_FAILURE_THRESHOLD: ",
+            ),
+            (
+                "DEVICE_OTA_BANDWIDTH_BYTES_PER_SECOND",
+                "0",
+                "BANDWIDTH_BYTES_PER_SECOND: ",
+            ),
+            (
+                "DEVICE_OTA_BANDWIDTH_OF_GROUPS",
+                "shops",
+                "BANDWIDTH_OF_GROUPS: ",
+            ),
+            (
+                "DEVICE_OTA_BANDWIDTH_OF_TAGS",
+                "site=1,site=2",
+                "BANDWIDTH_OF_TAGS: ",
             ),
             ("DEVICE_OTA_LEASE_SECONDS", "0", "LEASE_SECONDS: "),
             (

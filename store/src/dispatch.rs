@@ -2,13 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use device_ota_domain::bandwidth::Line;
 use device_ota_domain::campaign::{OpenFor, TIME_ZONE_TAG};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{CampaignId, UpdateId};
-use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight};
+use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight, SingleQuery};
 use jiff::Timestamp;
 
+use crate::bandwidth::Conditions;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Statement, statements};
@@ -79,7 +81,7 @@ statements! {
         takes_offers!(),
         " AND ",
         fits_image!(),
-        " ORDER BY u.priority DESC, u.due_at, u.number LIMIT $3 {skip_locked}"
+        " AND {given} ORDER BY u.priority DESC, u.due_at, u.number LIMIT $3 {skip_locked}"
     );
     DUE_SINGLE = concat!(
         "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
@@ -184,38 +186,48 @@ pub(crate) async fn claimable<D: Dialect>(
 ) -> Result<Vec<Claimable>, DbError> {
     let mut staged = Vec::new();
     if !query.hold && query.action == Action::Update {
-        staged = found::<D>(conn, &CLAIMABLE_STAGED, query).await?;
+        staged = found::<D>(conn, &CLAIMABLE_STAGED, query, &[]).await?;
     }
     let taken = u32::try_from(staged.len()).unwrap_or(u32::MAX);
     let rest = ClaimQuery {
         limit: query.limit.saturating_sub(taken),
         ..query.clone()
     };
-    if rest.limit > 0 {
-        let rows = found::<D>(conn, &CLAIMABLE, &rest).await?;
+    if rest.offers && rest.limit > 0 {
+        let rows = found::<D>(conn, &CLAIMABLE, &rest, &rest.busy).await?;
         staged.extend(displacing::<D>(conn, rows).await?);
     }
     Ok(staged)
 }
 
-/// What a statement finds of devices whose maintenance window is open.
+/// What a statement finds of devices whose maintenance window is open, and behind no line that is busy.
 async fn found<D: Dialect>(
     conn: &mut D::Connection,
     statement: &'static Statement,
     query: &ClaimQuery,
+    busy: &[Line],
 ) -> Result<Vec<Claimable>, DbError> {
     let args = bind_claim::<D>(query);
-    let (not, zones) = match &query.open_for {
-        OpenFor::All => return sql::fetch_all(conn, statement, args, read_claimable).await,
-        OpenFor::Zones(zones) => ("", zones),
-        OpenFor::AllBut(zones) => ("NOT ", zones),
+    if query.open_for == OpenFor::All && busy.is_empty() {
+        return sql::fetch_all(conn, statement, args, read_claimable).await;
+    }
+    let mut conditions = Conditions::new(args, 7);
+    conditions.behind_none(busy);
+    let windows = match &query.open_for {
+        OpenFor::All => None,
+        OpenFor::Zones(zones) => Some(("", zones)),
+        OpenFor::AllBut(zones) => Some(("NOT ", zones)),
     };
-    // A device whose tag names none has none.
-    let zone = D::member_text("d.tags", &format!("'{TIME_ZONE_TAG}'"));
-    let zone = format!("(SELECT {zone} FROM devices d WHERE d.device_key = u.device_key)");
-    let condition = format!("{not}(COALESCE({zone}, '') {})", D::within("$8"));
-    let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
-    let args = args.texts(&zones);
+    if let Some((not, zones)) = windows {
+        // A device whose tag names none has none.
+        let zone = D::member_text("d.tags", &format!("'{TIME_ZONE_TAG}'"));
+        let zone = format!("(SELECT {zone} FROM devices d WHERE d.device_key = u.device_key)");
+        let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
+        conditions.add(&zones, |is_one| {
+            format!("{not}(COALESCE({zone}, '') {is_one})")
+        });
+    }
+    let (condition, args) = conditions.finish();
     sql::fetch_given(conn, statement, &condition, args, read_claimable).await
 }
 
@@ -237,12 +249,17 @@ async fn displacing<D: Dialect>(
 /// Those of single devices, at most one a device.
 pub(crate) async fn claimable_singles<D: Dialect>(
     conn: &mut D::Connection,
-    action: Action,
-    now: Timestamp,
-    limit: u32,
+    query: &SingleQuery,
 ) -> Result<Vec<Claimable>, DbError> {
-    let args = bind_single_claim::<D>(action, now, limit);
-    let mut rows = sql::fetch_all(conn, &CLAIMABLE_SINGLE, args, read_claimable).await?;
+    let args = bind_single_claim::<D>(query.action, query.now, query.limit);
+    let mut rows = if query.busy.is_empty() {
+        sql::fetch_all(conn, &CLAIMABLE_SINGLE, args, read_claimable).await?
+    } else {
+        let mut conditions = Conditions::new(args, 3);
+        conditions.behind_none(&query.busy);
+        let (condition, args) = conditions.finish();
+        sql::fetch_given(conn, &CLAIMABLE_SINGLE, &condition, args, read_claimable).await?
+    };
     // A device may have several updates that wait; only the first may take its one place in flight.
     let mut devices = HashSet::with_capacity(rows.len());
     rows.retain(|row| devices.insert(row.update.device));

@@ -11,6 +11,7 @@
 
 mod api_keys;
 mod audit;
+mod bandwidth;
 mod campaigns;
 mod combine;
 mod counts;
@@ -63,6 +64,7 @@ use writes::Writes;
 static STATEMENTS: &[&[&sql::Statement]] = &[
     api_keys::STATEMENTS,
     audit::STATEMENTS,
+    bandwidth::STATEMENTS,
     campaigns::STATEMENTS,
     counts::STATEMENTS,
     devices::STATEMENTS,

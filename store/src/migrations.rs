@@ -49,6 +49,7 @@ const STEPS: &[Step] = &steps![
     (29, "campaign names", "0029_campaign_names.sql"),
     (30, "batches", "0030_batches.sql"),
     (27, "continuous", "0027_continuous.sql"),
+    (28, "bandwidth", "0028_bandwidth.sql"),
 ];
 
 /// The steps for SQLite.

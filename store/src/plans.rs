@@ -70,6 +70,8 @@ fn claim() -> ClaimQuery {
         requires: Requires::default(),
         hold: false,
         open_for: OpenFor::All,
+        offers: true,
+        busy: Vec::new(),
     }
 }
 

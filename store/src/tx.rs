@@ -14,7 +14,8 @@ use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::store::{
-    Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, RollbackTerms, Touch, Tx,
+    Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, RollbackTerms, SingleQuery,
+    Touch, Tx,
 };
 use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
@@ -294,13 +295,8 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
         run!(self, dispatch::claimable::<D>, query)
     }
-    async fn claimable_singles(
-        &mut self,
-        action: Action,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<Claimable>> {
-        run!(self, dispatch::claimable_singles::<D>, action, now, limit)
+    async fn claimable_singles(&mut self, query: &SingleQuery) -> Result<Vec<Claimable>> {
+        run!(self, dispatch::claimable_singles::<D>, query)
     }
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>> {
         run!(self, updates::locked::<D>, ids)

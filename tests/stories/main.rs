@@ -21,6 +21,7 @@ mod harness;
 mod aborts;
 mod approval;
 mod audit;
+mod bandwidth;
 mod blue_green;
 mod bus;
 mod by_hand;

@@ -149,6 +149,8 @@ pub struct Counts {
     pub unanswered_rollbacks: u64,
     /// Slots that the limit of the whole service leaves; `None`: there is none.
     pub room: Option<u64>,
+    /// When the lines that all its offers go over carry the next one; `None`: now.
+    pub lines_free_at: Option<Timestamp>,
 }
 
 impl Counts {

@@ -15,6 +15,7 @@ use super::stages::{
     MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
 };
 use super::window::{Window, Windows};
+use crate::bandwidth::MAX_BYTES_PER_SECOND;
 use crate::device::text_ok;
 use crate::filter::{Filter, FilterError};
 use crate::ids::{DeviceId, FirmwareId};
@@ -75,6 +76,10 @@ pub struct CampaignDraft {
     /// Offers in a minute. Default: as many as the slots let.
     #[serde(default)]
     pub rate: Option<RateDraft>,
+    /// Bytes of the image in a second that its offers may bring about. Default: as many as they do.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000_000_000.0)]
+    pub bandwidth_bytes_per_second: Option<u64>,
     /// Default 60; fractions are taken.
     #[serde(default = "hour")]
     #[schema(minimum = 0.016_666_666_666_666_666, maximum = 43_200)]
@@ -214,6 +219,7 @@ impl CampaignDraft {
             max_concurrent_updates: self.max_concurrent_updates,
             batch_size: self.batch_size,
             rate: self.rate.map(RateDraft::checked).transpose()?,
+            bandwidth_bytes_per_second: self.bandwidth_bytes_per_second,
             timeout_seconds: seconds(self.timeout_minutes),
             auto_rollback: self.auto_rollback,
             failure_threshold_percent: threshold,
@@ -290,6 +296,13 @@ impl CampaignDraft {
             slots.contains(&self.batch_size),
             "batch_size",
             "1 to 1000000",
+        )?;
+        let bandwidth = 1..=MAX_BYTES_PER_SECOND;
+        range(
+            self.bandwidth_bytes_per_second
+                .is_none_or(|bytes| bandwidth.contains(&bytes)),
+            "bandwidth_bytes_per_second",
+            "1 to 1000000000000",
         )?;
         let minutes = self.timeout_minutes;
         range(

@@ -30,6 +30,7 @@ impl CampaignSpec {
             max_concurrent_updates: self.max_concurrent_updates,
             batch_size: self.batch_size,
             rate: self.rate.map(Rate::to_draft),
+            bandwidth_bytes_per_second: self.bandwidth_bytes_per_second,
             timeout_minutes: std::time::Duration::from_secs(self.timeout_seconds).as_secs_f64()
                 / 60.0,
             auto_rollback: self.auto_rollback,

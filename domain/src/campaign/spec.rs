@@ -262,6 +262,9 @@ pub struct CampaignSpec {
     /// Offers in a minute; `None`: as many as the slots let.
     #[serde(default)]
     pub rate: Option<Rate>,
+    /// Bytes of the image in a second that its offers may bring about; `None`: as many as they do.
+    #[serde(default)]
+    pub bandwidth_bytes_per_second: Option<u64>,
     /// Longest that one attempt may take.
     pub timeout_seconds: u64,
     /// Roll back when the threshold is passed; otherwise pause.

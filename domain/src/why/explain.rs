@@ -30,6 +30,8 @@ pub struct Case<'c> {
     pub updates: &'c [Update],
     /// What the device is given to, whoever asked for it: an update in flight, or one whose image it holds.
     pub busy_with: Option<&'c Update>,
+    /// When the lines that the device is behind carry an image; `None`: now.
+    pub lines_free_at: Option<Timestamp>,
 }
 
 /// Every reason, the most decisive first; never none.
@@ -128,19 +130,25 @@ fn waiting(case: &Case<'_>, update: &Update) -> Vec<Why> {
         reasons.push(Why::BackOff { until: due_at });
     }
     if reasons.is_empty() {
-        let full = case.waits.iter().find(|why| why.is_of_pace());
-        reasons.push(full.cloned().unwrap_or(Why::Turn));
+        let full = case.waits.iter().find(|why| why.is_of_pace_for(update));
+        let busy = case.lines_free_at.map(|next| Why::Bandwidth { next });
+        let busy = busy.filter(|why| why.is_of_pace_for(update));
+        reasons.push(full.cloned().or(busy).unwrap_or(Why::Turn));
     }
     reasons
 }
 
 impl Why {
-    /// How fast the campaign goes, or the service: who waits for nothing else waits for that.
-    pub const fn is_of_pace(&self) -> bool {
-        matches!(
-            self,
-            Self::NoSlot | Self::NoRoom | Self::Batch | Self::Rate { .. }
-        )
+    /// How fast the campaign goes, or the service: an update that waits for nothing else waits for that.
+    pub fn is_of_pace_for(&self, update: &Update) -> bool {
+        match self {
+            Self::NoSlot | Self::NoRoom | Self::Batch | Self::Rate { .. } => true,
+            // What is held has been downloaded, and what is taken back does not wait for the lines.
+            Self::Bandwidth { .. } => {
+                update.action == Action::Update && matches!(update.owed(), Some(Owed::Offer(_)))
+            }
+            _ => false,
+        }
     }
 }
 

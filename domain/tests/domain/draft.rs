@@ -446,6 +446,7 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
             "auto_rollback": flag, "continuous": flag, "requires_approval": flag, "description": flag.then_some("of spring"),
             "target_devices": if flag { json!(["frame-1", "frame-2"]) } else { json!([]) },
             "target_groups": ["lab"], "priority": "critical", "max_concurrent_updates": seconds, "batch_size": 7,
+            "bandwidth_bytes_per_second": flag.then_some(seconds),
             "target_filters": {"not": {"field": "firmware_version", "op": "semver", "value": ">=2.0.0"}},
             "schedule": {"start_at": "2026-01-01T08:00:00Z", "end_at": null, "on_end": "cancel"},
             "requires": {"min_battery_percent": 30}, "max_retries": 5,

@@ -7,6 +7,7 @@
 
 mod aftermath;
 mod audit;
+mod bandwidth;
 mod campaign_state;
 mod continuous;
 mod draft;

@@ -132,6 +132,7 @@ fn everybody_prepares_and_flips_when_the_last_stage_opens() {
             up_to_stage,
             hold,
             open_for: OpenFor::All,
+            offers: true,
         },
         count: 10,
     };

@@ -449,6 +449,7 @@ fn a_rollback_cancels_what_waits_takes_back_what_completed_and_keeps_the_limits(
         up_to_stage: u16::MAX,
         hold: false,
         open_for: OpenFor::All,
+        offers: true,
     };
     let claim = Action::Claim { what, count: 2 };
     assert_eq!(

@@ -40,6 +40,7 @@ struct World {
     device: Option<Device>,
     updates: Vec<Update>,
     in_flight: Option<Update>,
+    lines_free_at: Option<jiff::Timestamp>,
 }
 
 impl World {
@@ -59,6 +60,7 @@ impl World {
                 ..pending()
             }],
             in_flight: None,
+            lines_free_at: None,
         }
     }
 
@@ -72,6 +74,7 @@ impl World {
             device: self.device.as_ref(),
             updates: &self.updates,
             busy_with: self.in_flight.as_ref(),
+            lines_free_at: self.lines_free_at,
         })
     }
 }

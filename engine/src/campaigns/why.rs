@@ -38,8 +38,13 @@ impl Engine {
             Some(device) => self.store.busy_with(&[device.key]).await?,
             None => Vec::new(),
         };
+        let now = self.clock.now();
+        let lines = self.lines(Some(&view.campaign), now).await?;
+        let lines_free_at = found
+            .as_ref()
+            .and_then(|device| self.free_for(&lines, Some(&view.campaign), device, now));
         Ok(explain(&Case {
-            now: self.clock.now(),
+            now,
             campaign: &view.campaign,
             named: &named,
             image: &view.firmware.metadata,
@@ -47,6 +52,7 @@ impl Engine {
             device: found.as_ref(),
             updates: &updates,
             busy_with: busy_with.first(),
+            lines_free_at,
         }))
     }
 }

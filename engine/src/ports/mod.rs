@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod auth;
+pub mod bandwidth;
 pub mod clock;
 pub mod downlink;
 pub mod error;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::audit::Entry;
+use device_ota_domain::bandwidth::Line;
 use device_ota_domain::campaign::{
     Campaign, CampaignSpec, Counts, Delta, Group, Named, OpenFor, Priority, Reading, Requires,
 };
@@ -24,6 +25,7 @@ use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
 use super::audit::AuditLog;
+use super::bandwidth::{Bandwidth, BandwidthChanges};
 pub use super::error::Result;
 use super::figures::Figures;
 use super::outbox::Outbox;
@@ -186,6 +188,23 @@ pub struct ClaimQuery {
     pub hold: bool,
     /// Devices whose maintenance window is closed are not found.
     pub open_for: OpenFor,
+    /// Updates that are to be offered are found. Otherwise only those that their devices hold.
+    pub offers: bool,
+    /// Devices behind these lines are not found for an offer.
+    pub busy: Vec<Line>,
+}
+
+/// Which updates outside of campaigns may be offered now.
+#[derive(Debug, Clone)]
+pub struct SingleQuery {
+    /// Forward or back.
+    pub action: Action,
+    /// Due at or before this.
+    pub now: Timestamp,
+    /// Rows at most.
+    pub limit: u32,
+    /// Devices behind these lines are not found.
+    pub busy: Vec<Line>,
 }
 
 /// The terms of a campaign's rollbacks.
@@ -307,7 +326,7 @@ impl InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
+pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth {
     /// Ends it: what is under way is waited for, and a database in a file is left at rest.
     async fn close(&self);
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
@@ -425,7 +444,7 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog {
 
 /// One transaction.
 #[async_trait]
-pub trait Tx: Send + WebhookChanges {
+pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     /// Makes it durable. Answers how the figures have moved with it.
     async fn commit(self: Box<Self>) -> Result<Ledger>;
 
@@ -567,12 +586,7 @@ pub trait Tx: Send + WebhookChanges {
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>>;
     /// The same outside of campaigns, at most one a device: of devices that are fit for what the image asks by now; the highest
     /// priority first, then oldest due.
-    async fn claimable_singles(
-        &mut self,
-        action: Action,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<Claimable>>;
+    async fn claimable_singles(&mut self, query: &SingleQuery) -> Result<Vec<Claimable>>;
     /// Updates by id, locked; unknown ids are left out.
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.

@@ -9,6 +9,7 @@
 mod absence;
 mod adversity;
 mod approval;
+mod bandwidth;
 mod batches;
 mod blue_green;
 mod continuous;

@@ -39,6 +39,7 @@ pub(crate) struct CampaignDto<'a> {
     max_concurrent_updates: u32,
     batch_size: u32,
     rate: Option<RateDraft>,
+    bandwidth_bytes_per_second: Option<u64>,
     timeout_minutes: f64,
     max_retries: u32,
     auto_rollback: bool,
@@ -182,6 +183,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             max_concurrent_updates: spec.max_concurrent_updates,
             batch_size: spec.batch_size,
             rate: spec.rate.map(Rate::to_draft),
+            bandwidth_bytes_per_second: spec.bandwidth_bytes_per_second,
             timeout_minutes: std::time::Duration::from_secs(spec.timeout_seconds).as_secs_f64()
                 / 60.0,
             max_retries: spec.max_retries,

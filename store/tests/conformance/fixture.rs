@@ -15,7 +15,7 @@ use device_ota_domain::update::{
 };
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
-    Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, Store, Touch, Tx,
+    Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, SingleQuery, Store, Touch, Tx,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -232,6 +232,8 @@ pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
         requires: Requires::default(),
         hold: false,
         open_for: OpenFor::All,
+        offers: true,
+        busy: Vec::new(),
     }
 }
 
@@ -252,7 +254,13 @@ pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update>
 /// The same of updates of single devices.
 pub(crate) async fn claim_singles(store: &dyn Store, now: Timestamp, limit: u32) -> Vec<Update> {
     let mut tx = store.begin().await.expect("begins");
-    let found = tx.claimable_singles(Action::Update, now, limit).await;
+    let query = SingleQuery {
+        action: Action::Update,
+        now,
+        limit,
+        busy: Vec::new(),
+    };
+    let found = tx.claimable_singles(&query).await;
     let claimed = offer(tx.as_mut(), found.expect("claims"), now, false).await;
     tx.commit().await.expect("commits");
     claimed

@@ -11,6 +11,7 @@
 mod aftermaths;
 mod api_keys;
 mod audit;
+mod bandwidth;
 mod campaigns;
 mod claims;
 mod combined;

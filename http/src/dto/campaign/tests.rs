@@ -57,6 +57,7 @@ fn before_its_start_every_device_it_means_is_pending() {
       "approval": "…",
       "approved_by": null,
       "auto_rollback": true,
+      "bandwidth_bytes_per_second": null,
       "batch_size": 100,
       "campaign_id": "camp_789abcdef0123456",
       "cancelled_devices": 0,
