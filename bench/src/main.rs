@@ -24,8 +24,8 @@ use clap::{Parser, Subcommand};
 
 use fleet::Engine;
 use rows::{
-    connections, fan_out, heartbeats, history, latencies, named, progress_reads, start, statistics,
-    upload,
+    campaign, connections, fan_out, heartbeats, history, latencies, named, progress_reads, start,
+    statistics, upload,
 };
 
 /// Measures `device-ota` beside its peers.
@@ -60,6 +60,9 @@ enum Command {
     Connections(connections::Options),
     /// Offers to a connected fleet, beside mosquitto publishing ready-made bytes.
     FanOut(fan_out::Options),
+    /// Creation and start of a campaign of a large fleet, and its offers beside the rate that they are given.
+    #[command(visible_alias = "campaign-100k")]
+    Campaign(campaign::Options),
     /// Reads of an update's progress while reports come in, beside warp answering a constant.
     ProgressReads(progress_reads::Options),
     /// Times of the requests that the requirements bound, while reports come in.
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Heartbeats(options) => heartbeats::run(plan, &options),
         Command::Connections(options) => connections::run(plan, &options),
         Command::FanOut(options) => fan_out::run(plan, &options),
+        Command::Campaign(options) => campaign::run(plan, &options),
         Command::ProgressReads(options) => progress_reads::run(plan, &options),
         Command::Latencies(options) => latencies::run(plan, &options),
         Command::Upload(options) => upload::run(plan, &options),
@@ -133,6 +137,7 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     }
     connections::run(plan, &connections::Options::default())?;
     fan_out::run(plan, &fan_out::Options::default())?;
+    campaign::run(plan, &campaign::Options::default())?;
     progress_reads::run(plan, &progress_reads::Options::default())?;
     latencies::run(plan, &latencies::Options::default())?;
     upload::run(plan, &upload::Options::default())?;

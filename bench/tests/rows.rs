@@ -19,6 +19,13 @@ fn runs(row: &[&str]) {
 }
 
 #[test]
+fn campaign() {
+    let few = "--devices 200 --connected 20 --per-minute 6000";
+    let row: Vec<&str> = std::iter::once("campaign").chain(few.split(' ')).collect();
+    runs(&row);
+}
+
+#[test]
 fn connections() {
     runs(&["connections", "--devices", "100"]);
 }

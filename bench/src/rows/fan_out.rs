@@ -24,7 +24,7 @@ use crate::stats::{Series, Target as Wanted, ratio, real, title, verdict};
 /// Connections opened at the same time: mosquitto lets 100 wait, and those beyond lose a second.
 const OPENING: usize = 64;
 /// Time in which the service writes down who is connected.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 /// How long a whole fan-out may take.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Bytes of the image that is offered; nobody fetches it here.
@@ -104,7 +104,8 @@ async fn service_round(folder: &Path, devices: usize) -> anyhow::Result<(Took, D
     Service::make_keys(folder, &database.url())?;
     database.fill(devices).await?;
     let service = Service::start(folder, &database.url())?;
-    let receivers = Receivers::connect(&Target::of_devices(service.mqtt), devices).await?;
+    let names = fleet::names(devices);
+    let receivers = Receivers::connect(&Target::of_devices(service.mqtt), names).await?;
     let admin = Admin {
         addr: service.http,
         key: &service.key,
@@ -123,8 +124,8 @@ async fn service_round(folder: &Path, devices: usize) -> anyhow::Result<(Took, D
     Ok((took, start.await??))
 }
 
-/// Uploads an image and creates a campaign of every device; gives back the campaign's id.
-pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<String> {
+/// Uploads an image; gives back its id.
+pub(super) fn image(admin: &Admin<'_>) -> anyhow::Result<String> {
     let piece = vec![0x5a; 4_096];
     let image = Image {
         name: "Bench",
@@ -134,12 +135,19 @@ pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<Stri
         piece: &piece,
     };
     let firmware = admin.upload(&image)?;
+    let id = firmware.get("firmware_id").and_then(Value::as_str);
+    id.map(str::to_owned).context("no firmware_id")
+}
+
+/// Uploads an image and creates a campaign of every device; gives back the campaign's id.
+pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<String> {
+    let firmware = image(admin)?;
     let id = |value: &Value, name| value.get(name).and_then(Value::as_str).map(str::to_owned);
     let campaign = admin.post(
         "/api/v1/ota/campaigns",
         Some(&json!({
             "name": "bench",
-            "firmware_id": id(&firmware, "firmware_id").context("no firmware_id")?,
+            "firmware_id": firmware,
             "deployment_strategy": "immediate",
             "max_concurrent_updates": devices,
             "batch_size": devices,
@@ -152,7 +160,7 @@ pub(crate) fn campaign(admin: &Admin<'_>, devices: usize) -> anyhow::Result<Stri
 async fn mosquitto_round(folder: &Path, devices: usize, size: usize) -> anyhow::Result<Took> {
     let mosquitto = Mosquitto::start(folder, None)?;
     let target = Target::open_to_all(mosquitto.addr);
-    let receivers = Receivers::connect(&target, devices).await?;
+    let receivers = Receivers::connect(&target, fleet::names(devices)).await?;
     let publisher = Connection::open(&target, "bench-publisher").await?;
     let payload = vec![b'x'; size];
     let mut bytes = Vec::new();
@@ -178,17 +186,17 @@ async fn mosquitto_round(folder: &Path, devices: usize, size: usize) -> anyhow::
 }
 
 /// What a fan-out took.
-struct Took {
+pub(super) struct Took {
     /// From its beginning to the last receipt.
     total: Duration,
     /// From the first receipt to the last.
-    spread: Duration,
+    pub(super) spread: Duration,
     /// Bytes of a message.
     size: usize,
 }
 
 /// Subscribed devices that acknowledge what they get.
-struct Receivers {
+pub(super) struct Receivers {
     taken: Arc<Mutex<Taken>>,
     all: Arc<Notify>,
     // Ends them when this is dropped.
@@ -204,8 +212,8 @@ struct Taken {
 }
 
 impl Receivers {
-    async fn connect(target: &Target, devices: usize) -> anyhow::Result<Self> {
-        let open = mqtt::open_all(target, fleet::names(devices), OPENING).await?;
+    pub(super) async fn connect(target: &Target, names: Vec<String>) -> anyhow::Result<Self> {
+        let open = mqtt::open_all(target, names, OPENING).await?;
         let open = mqtt::subscribe_all(open, OPENING).await?;
         let taken = Arc::new(Mutex::new(Taken {
             missing: open.len(),
@@ -229,7 +237,7 @@ impl Receivers {
     }
 
     /// Waits until every device has got its message.
-    async fn all(mut self, began: Instant) -> anyhow::Result<Took> {
+    pub(super) async fn all(mut self, began: Instant) -> anyhow::Result<Took> {
         let waited = tokio::time::timeout(PATIENCE, self.all.notified()).await;
         self.tasks.abort_all();
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! One file a row of figures.
 
 mod bare;
+pub(crate) mod campaign;
 pub(crate) mod connections;
 pub(crate) mod fan_out;
 pub(crate) mod heartbeats;
