@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use device_ota_protocol::dsse::Envelope;
 use reqwest::multipart::Part;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -180,6 +181,22 @@ impl Update {
     }
 }
 
+/// How a rollout divides its fleet, by the API's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Strategy {
+    /// All at once.
+    Immediate,
+    /// Ring by ring.
+    #[default]
+    Staged,
+    /// Ring by ring; by another name.
+    Canary,
+    /// Everybody holds the image, then all flip.
+    BlueGreen,
+}
+
 /// An image to roll out, and how.
 #[derive(Debug, Clone)]
 pub struct Rollout {
@@ -195,6 +212,8 @@ pub struct Rollout {
     pub manufacturer: String,
     /// Groups of devices that are to have it.
     pub groups: Vec<String>,
+    /// How the fleet is divided.
+    pub strategy: Strategy,
     /// Share of failures, in percent, above which everything is rolled back.
     pub failure_threshold_percent: f64,
     /// Most updates at a time.
@@ -293,7 +312,7 @@ impl Api {
         Ok(updates.updates)
     }
 
-    /// Uploads an image, makes a staged campaign of it and starts it.
+    /// Uploads an image, makes a campaign of it and starts it.
     pub async fn roll_out(&self, rollout: &Rollout) -> Result<Campaign, Error> {
         let file = async |path: &Path| Part::file(path).await.map_err(Error::Image);
         if let Some((image, version)) = &rollout.base {
@@ -310,7 +329,7 @@ impl Api {
             "name": format!("device-sim {} {}", rollout.device_model, rollout.version),
             "firmware_id": firmware.firmware_id,
             "target_groups": rollout.groups,
-            "deployment_strategy": "staged",
+            "deployment_strategy": rollout.strategy,
             "auto_rollback": true,
             "failure_threshold_percent": rollout.failure_threshold_percent,
             "max_concurrent_updates": rollout.max_concurrent_updates,

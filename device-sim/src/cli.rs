@@ -3,13 +3,12 @@
 mod service;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::api::Rollout;
+use crate::api::{Rollout, Strategy};
 use crate::device::Habits;
-use crate::faults::{FailAt, FaultPlan, Share};
+use crate::faults::{FaultPlan, Share};
 use crate::fleet::{FleetConfig, Until, Versions};
 use crate::time::Time;
 
@@ -19,7 +18,6 @@ use service::ServiceArgs;
 /// Headings that keep `--help` readable.
 const FLEET: &str = "Fleet";
 const BEHAVIOUR: &str = "Behaviour";
-const FAULTS: &str = "Faults (shares: `5%` or a number of devices)";
 const ENDING: &str = "Ending";
 
 /// A fleet of simulated devices. Registers itself with the admin key, connects, takes updates, and
@@ -117,61 +115,18 @@ struct FleetArgs {
     #[arg(long, default_value = "1s", help_heading = BEHAVIOUR)]
     install_time: Time,
 
-    /// Fail at a phase: `downloading=5%`, `verifying=…`, `installing=…` or `health=…`. May be given again.
-    #[arg(long, value_name = "PHASE=SHARE", help_heading = FAULTS)]
-    fail: Vec<Fail>,
-    /// Accept an update and go silent.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    silent: Share,
-    /// Silent devices come back after this time; without it they never do.
-    #[arg(long, help_heading = FAULTS)]
-    silent_for: Option<Time>,
-    /// Never come up with the new image: the boot loader returns to the old one.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    boot_loop: Share,
-    /// Take the update, and fall back to the old image after `--relapse-after`.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    relapse: Share,
-    /// How long the new image runs where it does not last.
-    #[arg(long, default_value = "5s", help_heading = FAULTS)]
-    relapse_after: Time,
-    /// Report `completed` without running the new image.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    lie_version: Share,
-    /// Say every report twice.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    repeat: Share,
-    /// Say reports in the wrong order.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    reorder: Share,
-    /// Lose the connection in the middle of a download.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    drop_connection: Share,
-    /// Have a nearly empty battery until `--recover`.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    low_battery: Share,
-    /// Have nearly no storage until `--recover`.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    low_storage: Share,
-    /// When batteries are charged and storage is freed.
-    #[arg(long, default_value = "20s", help_heading = FAULTS)]
-    recover: Time,
-    /// Connect only after `--offline-for`.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    offline: Share,
-    /// When devices that are offline at first connect.
-    #[arg(long, default_value = "15s", help_heading = FAULTS)]
-    offline_for: Time,
-    /// Get a wrong byte in the first image they download.
-    #[arg(long, default_value_t, help_heading = FAULTS)]
-    corrupt: Share,
+    #[command(flatten)]
+    faults: FaultPlan,
 
-    /// Upload this image and roll it out to the fleet, in rings.
+    /// Upload this image and roll it out to the fleet.
     #[arg(long, requires = "to_version", help_heading = ENDING)]
     rollout: Option<PathBuf>,
     /// The version of that image.
     #[arg(long, requires = "rollout", help_heading = ENDING)]
     to_version: Option<String>,
+    /// How the fleet is divided. With `blue_green` everybody holds the image first, then all flip.
+    #[arg(long, value_enum, default_value_t, requires = "rollout", help_heading = ENDING)]
+    strategy: Strategy,
     /// Share of failures, in percent, above which it is all rolled back.
     #[arg(long, default_value_t = 10.0, help_heading = ENDING)]
     failure_threshold: f64,
@@ -202,22 +157,6 @@ enum MqttVersion {
     V5,
     /// Half and half
     Mix,
-}
-
-/// A phase and the share that fails there.
-#[derive(Debug, Clone, Copy)]
-struct Fail(FailAt, Share);
-
-impl FromStr for Fail {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (phase, share) = text
-            .split_once('=')
-            .ok_or_else(|| format!("`{text}` is not PHASE=SHARE, such as installing=5%"))?;
-        let share = share.parse().map_err(|e| format!("{e}"))?;
-        Ok(Self(phase.parse()?, share))
-    }
 }
 
 impl Cli {
@@ -264,7 +203,7 @@ impl FleetArgs {
         });
         Ok(FleetConfig {
             habits: self.habits(),
-            faults: self.fault_plan(),
+            faults: self.faults.clone(),
             devices: self.devices,
             prefix: self.prefix,
             model: self.model,
@@ -302,6 +241,7 @@ impl FleetArgs {
                 .image
                 .clone()
                 .map(|image| (image, self.version_at_birth.clone())),
+            strategy: self.strategy,
             device_model: self.model.clone(),
             manufacturer: self
                 .manufacturer
@@ -314,40 +254,18 @@ impl FleetArgs {
     }
 
     fn habits(&self) -> Habits {
-        Habits {
+        let mut habits = Habits {
             heartbeat: self.heartbeat.0,
             keep_alive: self.keep_alive.0,
             check_interval: self.check_interval.0,
             reboot_time: self.reboot_time.0,
             install_time: self.install_time.0,
             speed: self.speed,
-            recover: self.recover.0,
-            silent_for: self.silent_for.map(|time| time.0),
-            offline_for: self.offline_for.0,
-            relapse_after: self.relapse_after.0,
             device_type: self.device_type.clone(),
-        }
-    }
-
-    fn fault_plan(&self) -> FaultPlan {
-        FaultPlan {
-            fail: self
-                .fail
-                .iter()
-                .map(|Fail(at, share)| (*at, *share))
-                .collect(),
-            silent: self.silent,
-            boot_loop: self.boot_loop,
-            relapse: self.relapse,
-            lie_version: self.lie_version,
-            repeat: self.repeat,
-            reorder: self.reorder,
-            drop_connection: self.drop_connection,
-            low_battery: self.low_battery,
-            low_storage: self.low_storage,
-            offline: self.offline,
-            corrupt: self.corrupt,
-        }
+            ..Habits::default()
+        };
+        self.faults.set(&mut habits);
+        habits
     }
 }
 
@@ -355,6 +273,7 @@ impl FleetArgs {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::faults::FailAt;
     use clap::CommandFactory as _;
     use std::time::Duration;
 
@@ -379,10 +298,22 @@ mod tests {
             "300ms",
             "--until",
             "1.1.0",
+            "--recover",
+            "7s",
+            "--rollout",
+            "image.bin",
+            "--to-version",
+            "1.1.0",
+            "--strategy",
+            "blue_green",
         ]);
         let config = cli.unwrap().into_config().unwrap();
         assert_eq!(config.devices, 7);
         assert_eq!(config.habits.reboot_time, Duration::from_millis(300));
+        let (habits, rollout) = (&config.habits, config.rollout.as_ref().unwrap());
+        assert_eq!(habits.recover, Duration::from_secs(7));
+        assert_eq!(habits.offline_for, Duration::from_secs(15));
+        assert_eq!(rollout.strategy, Strategy::BlueGreen);
         assert_eq!(config.until, Until::Version("1.1.0".to_owned()));
         assert_eq!(
             config.faults.fail,

@@ -1,13 +1,18 @@
 //! Who misbehaves, and how: shares of a fleet become faults of single devices, always the same
 //! ones for the same seed and number of devices.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use clap::Args;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::device::Habits;
+use crate::time::Time;
 
 /// A part of a fleet: `5%` or a number of devices.
 ///
@@ -219,33 +224,75 @@ impl Faults {
 /// Turns one of the harmless faults on.
 type SetQuirk = fn(&mut Faults);
 
-/// Shares of a fleet that misbehave.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// Shares of a fleet that misbehave, and for how long: the flags of the command line, and `[faults]` of a story's file.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Faults (shares: `5%` or a number of devices)")]
 pub struct FaultPlan {
-    /// Fail at a phase.
+    /// Fail at a phase: `downloading=5%`, `verifying=…`, `installing=…` or `health=…`. May be given again.
+    #[arg(long, value_name = "PHASE=SHARE", value_parser = fail)]
+    #[serde(deserialize_with = "by_phase")]
     pub fail: Vec<(FailAt, Share)>,
-    /// Go silent after accepting.
+    /// Accept an update and go silent.
+    #[arg(long, default_value_t)]
     pub silent: Share,
-    /// Never come up with the new image.
+    /// Silent devices come back after this time; without it they never do.
+    #[arg(long)]
+    pub silent_for: Option<Time>,
+    /// Never come up with the new image: the boot loader returns to the old one.
+    #[arg(long, default_value_t)]
     pub boot_loop: Share,
-    /// Fall back some time after the update.
+    /// Take the update, and fall back to the old image after `--relapse-after`.
+    #[arg(long, default_value_t)]
     pub relapse: Share,
-    /// Claim to be updated, every other one with the old version.
+    /// How long the new image runs where it does not last [default: 5s].
+    #[arg(long)]
+    pub relapse_after: Option<Time>,
+    /// Report `completed` without running the new image, every other one with the old version.
+    #[arg(long, default_value_t)]
     pub lie_version: Share,
     /// Say every report twice.
+    #[arg(long, default_value_t)]
     pub repeat: Share,
     /// Say reports in the wrong order.
+    #[arg(long, default_value_t)]
     pub reorder: Share,
-    /// Lose the connection while downloading.
+    /// Lose the connection in the middle of a download.
+    #[arg(long, default_value_t)]
     pub drop_connection: Share,
-    /// Have a low battery for a while.
+    /// Have a nearly empty battery until `--recover`.
+    #[arg(long, default_value_t)]
     pub low_battery: Share,
-    /// Have little storage for a while.
+    /// Have nearly no storage until `--recover`.
+    #[arg(long, default_value_t)]
     pub low_storage: Share,
-    /// Come online late.
+    /// When batteries are charged and storage is freed [default: 20s].
+    #[arg(long)]
+    pub recover: Option<Time>,
+    /// Connect only after `--offline-for`.
+    #[arg(long, default_value_t)]
     pub offline: Share,
-    /// Get a wrong byte once.
+    /// When devices that are offline at first connect [default: 15s].
+    #[arg(long)]
+    pub offline_for: Option<Time>,
+    /// Get a wrong byte in the first image they download.
+    #[arg(long, default_value_t)]
     pub corrupt: Share,
+}
+
+/// A phase and the share that fails there, as a flag.
+fn fail(text: &str) -> Result<(FailAt, Share), String> {
+    let (phase, share) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` is not PHASE=SHARE, such as installing=5%"))?;
+    let share = share.parse().map_err(|e: InvalidShare| e.to_string())?;
+    Ok((phase.parse()?, share))
+}
+
+/// The same as a table.
+fn by_phase<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(FailAt, Share)>, D::Error> {
+    let table = BTreeMap::<FailAt, Share>::deserialize(from)?;
+    Ok(table.into_iter().collect())
 }
 
 /// More flaws than devices.
@@ -260,6 +307,18 @@ pub struct TooManyFlaws {
 }
 
 impl FaultPlan {
+    /// How long faults last, where it is said.
+    pub fn set(&self, habits: &mut Habits) {
+        habits.silent_for = self.silent_for.map(|time| time.0);
+        for (said, habit) in [
+            (self.relapse_after, &mut habits.relapse_after),
+            (self.recover, &mut habits.recover),
+            (self.offline_for, &mut habits.offline_for),
+        ] {
+            *habit = said.map_or(*habit, |time| time.0);
+        }
+    }
+
     /// What is wrong with each device of a fleet.
     pub fn assign(&self, devices: usize, seed: u64) -> Result<Vec<Faults>, TooManyFlaws> {
         let mut faults = vec![Faults::default(); devices];

@@ -25,12 +25,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Api};
+use crate::faults::FaultPlan;
 use crate::fleet::{self, Fleet, FleetConfig, Observer, Standing, Summary};
 use matching::NoSuchField;
 use network::Network;
 use operator::{Deeds, Operator};
 pub use outcome::Outcome;
-use parts::{Act, Expect, FaultsPart, FleetPart, SchedulePart, Step};
+use parts::{Act, Expect, FleetPart, SchedulePart, Step};
 
 /// What a fleet runs when a story begins.
 const OLD: &str = "1.0.0";
@@ -113,7 +114,7 @@ pub struct Scenario {
     #[serde(default)]
     fleet: FleetPart,
     #[serde(default)]
-    faults: FaultsPart,
+    faults: FaultPlan,
     /// The campaign, by the API's fields; without `name`, `firmware_id` and targets, which are the story's own.
     campaign: serde_json::Map<String, Value>,
     /// When it may offer, counted from its start.
@@ -224,7 +225,7 @@ impl Scenario {
         config.topics = service.topics.clone();
         config.seed = part.seed;
         config.chunks = part.chunks;
-        config.faults = self.faults.plan();
+        config.faults = self.faults.clone();
         part.set(&mut config.habits);
         self.faults.set(&mut config.habits);
         config

@@ -48,8 +48,8 @@ const STEPS: &[Step] = &steps![
     (25, "revisions", "0025_revisions.sql"),
     (29, "campaign names", "0029_campaign_names.sql"),
     (30, "batches", "0030_batches.sql"),
-    (27, "continuous", "0027_continuous.sql"),
-    (28, "bandwidth", "0028_bandwidth.sql"),
+    (31, "continuous", "0031_continuous.sql"),
+    (32, "bandwidth", "0032_bandwidth.sql"),
 ];
 
 /// The steps for SQLite.

@@ -14,6 +14,7 @@ use crate::harness::{Options, Service, eventually, image};
 
 matrix!(a_healthy_fleet_ends_on_the_new_version);
 matrix!(five_hundred_devices_end_on_the_new_version: sqlite_gateway);
+matrix!(a_fleet_prepares_and_flips: sqlite_gateway);
 matrix!(a_fleet_gets_over_what_networks_do);
 matrix!(a_failing_fleet_flips_back_to_the_image_it_still_has);
 matrix!(a_failing_fleet_downloads_the_image_it_no_longer_has: sqlite_gateway, postgres_mosquitto);
@@ -98,6 +99,26 @@ async fn rolled_out(options: Options, devices: usize) {
     assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
     assert_eq!(summary.by_version.get("2.0.0"), Some(&devices));
     counters_are_those_of(&service, &summary, "completed", devices).await;
+}
+
+async fn a_fleet_prepares_and_flips(options: Options) {
+    let service = Service::start(options).await;
+    let file = image_file(service.scratch(), "2.0.0");
+    let rollout = [
+        "--rollout",
+        file.to_str().unwrap(),
+        "--to-version",
+        "2.0.0",
+        "--strategy",
+        "blue_green",
+    ];
+    let summary = run(arguments(&service, 40, &rollout)).await;
+    assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
+    assert_eq!(summary.by_version.get("2.0.0"), Some(&40));
+    counters_are_those_of(&service, &summary, "completed", 40).await;
+    let list = service.admin().get("/api/v1/ota/campaigns").await;
+    let campaign = &list.expect(200)["campaigns"][0];
+    assert_eq!(campaign["deployment_strategy"], "blue_green");
 }
 
 /// The campaign's numbers as the service counts them.

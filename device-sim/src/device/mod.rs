@@ -63,6 +63,24 @@ pub struct Habits {
     pub device_type: String,
 }
 
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(30),
+            keep_alive: Duration::from_mins(1),
+            check_interval: Duration::from_mins(5),
+            reboot_time: Duration::from_secs(2),
+            install_time: Duration::from_secs(1),
+            speed: None,
+            recover: Duration::from_secs(20),
+            silent_for: None,
+            offline_for: Duration::from_secs(15),
+            relapse_after: Duration::from_secs(5),
+            device_type: "smart_frame".to_owned(),
+        }
+    }
+}
+
 /// What all devices of a fleet share.
 #[derive(Debug)]
 pub(crate) struct Context {

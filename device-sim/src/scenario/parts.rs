@@ -8,8 +8,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::device::Habits;
-use crate::faults::{FailAt, FaultPlan, Share};
+use crate::faults::Share;
 use crate::time::Time;
+
+/// How long faults last where a story does not say: a story is short.
+const FAULTS_LAST: Duration = Duration::from_secs(2);
 
 /// `[fleet]`: who takes part, and how they behave when nothing is wrong. Quicker than life, so that a story is short.
 #[derive(Debug, Clone, Deserialize)]
@@ -52,78 +55,9 @@ impl FleetPart {
         habits.check_interval = self.check_interval.0;
         habits.reboot_time = self.reboot_time.0;
         habits.install_time = self.install_time.0;
-    }
-}
-
-/// `[faults]`: shares of the fleet that misbehave, and for how long; as the flags of the same names.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct FaultsPart {
-    fail: BTreeMap<FailAt, Share>,
-    silent: Share,
-    silent_for: Option<Time>,
-    boot_loop: Share,
-    relapse: Share,
-    relapse_after: Time,
-    lie_version: Share,
-    repeat: Share,
-    reorder: Share,
-    drop_connection: Share,
-    low_battery: Share,
-    low_storage: Share,
-    recover: Time,
-    pub(super) offline: Share,
-    offline_for: Time,
-    corrupt: Share,
-}
-
-impl Default for FaultsPart {
-    fn default() -> Self {
-        let two_seconds = Time(Duration::from_secs(2));
-        Self {
-            fail: BTreeMap::new(),
-            silent: Share::NONE,
-            silent_for: None,
-            boot_loop: Share::NONE,
-            relapse: Share::NONE,
-            relapse_after: two_seconds,
-            lie_version: Share::NONE,
-            repeat: Share::NONE,
-            reorder: Share::NONE,
-            drop_connection: Share::NONE,
-            low_battery: Share::NONE,
-            low_storage: Share::NONE,
-            recover: two_seconds,
-            offline: Share::NONE,
-            offline_for: two_seconds,
-            corrupt: Share::NONE,
-        }
-    }
-}
-
-impl FaultsPart {
-    pub(super) fn plan(&self) -> FaultPlan {
-        FaultPlan {
-            fail: self.fail.iter().map(|(at, share)| (*at, *share)).collect(),
-            silent: self.silent,
-            boot_loop: self.boot_loop,
-            relapse: self.relapse,
-            lie_version: self.lie_version,
-            repeat: self.repeat,
-            reorder: self.reorder,
-            drop_connection: self.drop_connection,
-            low_battery: self.low_battery,
-            low_storage: self.low_storage,
-            offline: self.offline,
-            corrupt: self.corrupt,
-        }
-    }
-
-    pub(super) fn set(&self, habits: &mut Habits) {
-        habits.silent_for = self.silent_for.map(|time| time.0);
-        habits.relapse_after = self.relapse_after.0;
-        habits.recover = self.recover.0;
-        habits.offline_for = self.offline_for.0;
+        habits.relapse_after = FAULTS_LAST;
+        habits.recover = FAULTS_LAST;
+        habits.offline_for = FAULTS_LAST;
     }
 }
 
