@@ -6,6 +6,7 @@
 mod identity;
 mod parse;
 mod raw;
+mod storage;
 mod values;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use device_ota_domain::bandwidth::Budgets;
 use device_ota_engine::Rate;
 use device_ota_http::{Cors, RateLimits};
+use device_ota_objects::S3Settings;
 use device_ota_protocol::topics::Prefix;
 
 pub(crate) use raw::RawConfig;
@@ -104,8 +106,10 @@ pub(crate) struct Config {
     pub bus_addr: Option<SocketAddr>,
     /// Topic prefix.
     pub topic_prefix: Prefix,
-    /// Folder of firmware bytes.
+    /// Folder of firmware bytes; with a bucket, of those on their way to it.
     pub storage_path: PathBuf,
+    /// The bucket; `None`: there is only the folder.
+    pub s3: Option<S3Settings>,
     /// What devices see in download URLs; `None`: the HTTP address.
     pub public_url: Option<String>,
     /// Keys.

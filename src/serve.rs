@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use device_ota_domain::firmware::Storage;
 use device_ota_engine::ports::clock::random;
-use device_ota_engine::ports::{Clock, Entropy, EventSink, Store};
+use device_ota_engine::ports::{Clock, Entropy, EventSink, Objects, Store};
 use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
 use device_ota_http::{Api, Component, Http, Seats};
 use device_ota_mqtt::Bus;
-use device_ota_objects::LocalFolder;
+use device_ota_objects::{LocalFolder, OpenError, S3Store};
 use device_ota_platform::HttpPoster;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
@@ -80,6 +81,10 @@ struct Assembly {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let assembly = assemble(&config).await?;
+    anyhow::ensure!(
+        config.s3.is_some() || !assembly.engine.stores_in(Storage::S3).await?,
+        "STORAGE_TYPE: images lie in a bucket; set STORAGE_TYPE=s3 and say by STORAGE_S3_… where it is"
+    );
     assembly
         .engine
         .reconcile_objects()
@@ -138,7 +143,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     };
     let admin_key = admin::key(&data, entropy.as_ref())?;
     let grants = Grants::new(keys::downloads(&data, entropy.as_ref())?);
-    let objects = LocalFolder::open(&config.storage_path).context("STORAGE_BASE_PATH")?;
+    let objects = open_objects(config).await?;
     let http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;
     let internal = config.internal_addr.map(|addr| {
@@ -150,7 +155,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
     let (engine, work) = Engine::new(Parts {
         store,
-        objects: Arc::new(objects),
+        objects,
         downlink: edge.downlink(),
         sinks: bus
             .iter()
@@ -312,6 +317,19 @@ pub(crate) async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store
             (Arc::new(store), "PostgreSQL".to_owned())
         }
     })
+}
+
+async fn open_objects(config: &Config) -> anyhow::Result<Arc<dyn Objects>> {
+    let path = &config.storage_path;
+    let Some(settings) = &config.s3 else {
+        let folder = LocalFolder::open(path).context("STORAGE_BASE_PATH")?;
+        return Ok(Arc::new(folder));
+    };
+    match S3Store::open(path, settings).await {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(OpenError::Folder(error)) => Err(error).context("STORAGE_BASE_PATH"),
+        Err(OpenError::Bucket(error)) => Err(error).context("STORAGE_S3_ENDPOINT"),
+    }
 }
 
 /// An `SQLite` file is one process's own; behind PostgreSQL another replica may take a secret back.

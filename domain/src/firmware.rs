@@ -70,6 +70,34 @@ impl Format {
     }
 }
 
+/// Where an image's bytes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// In the local folder of the process that took the upload.
+    Local,
+    /// In the bucket that all processes share.
+    S3,
+}
+
+impl Storage {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Local, Self::S3];
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::S3 => "s3",
+        }
+    }
+
+    /// The storage of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|storage| storage.name() == name)
+    }
+}
+
 /// Most hardware revisions of one image; what a signed release may name.
 pub const MAX_HW_REVISIONS: usize = 32;
 
@@ -225,6 +253,8 @@ pub struct Firmware {
     pub download_count: u64,
     /// Updates to it that completed or failed, whoever asked for them.
     pub results: Results,
+    /// Where its bytes lie.
+    pub storage: Storage,
     /// No longer offered; kept for the record (PRD, FR-20).
     pub deprecated_at: Option<Timestamp>,
     /// When it was uploaded.

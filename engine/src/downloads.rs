@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use device_ota_domain::firmware::Storage;
 use device_ota_domain::{DeviceId, Firmware, FirmwareId};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
@@ -140,12 +141,7 @@ impl Engine {
     /// An admin's download of an image; 409 when it is out of use.
     pub async fn grant_download(&self, id: &FirmwareId) -> Result<DownloadGrant> {
         let firmware = self.firmware_in_use(id).await?;
-        let (url, expires_at) = self.url(id, ASKED_FOR, self.clock.now());
-        Ok(DownloadGrant {
-            url,
-            expires_at,
-            firmware,
-        })
+        self.granted(firmware, ASKED_FOR).await
     }
 
     /// A device's download of the image that it has a live offer of; 403 for every other one.
@@ -163,9 +159,23 @@ impl Engine {
         }
         let firmware = self.firmware(id).await?;
         let holder = format!("{ASKED_FOR}{}", device.id);
-        let (url, expires_at) = self.url(id, &holder, self.clock.now());
+        self.granted(firmware, &holder).await
+    }
+
+    /// A link that somebody asked for: of the shared store, where clients can reach it and the image is there, else of ours.
+    async fn granted(&self, firmware: Firmware, holder: &str) -> Result<DownloadGrant> {
+        let now = self.clock.now();
+        let (url, expires_at) = self.url(&firmware.id, holder, now);
+        let direct = match firmware.storage {
+            Storage::Local => None,
+            Storage::S3 => {
+                let lifetime = self.settings.url_lifetime.unsigned_abs();
+                let (sha256, name) = (&firmware.sha256, file_name(&firmware));
+                self.objects.link(sha256, &name, now, lifetime).await?
+            }
+        };
         Ok(DownloadGrant {
-            url,
+            url: direct.unwrap_or(url),
             expires_at,
             firmware,
         })
@@ -198,17 +208,7 @@ impl Engine {
         if holder == Holder::Person {
             firmware = firmware.in_use()?;
         }
-        let metadata = &firmware.metadata;
-        let file_name = format!(
-            "{}-{}.{}",
-            metadata.device_model,
-            metadata.version,
-            firmware.format.name()
-        )
-        .replace(
-            |c: char| !(c.is_ascii_alphanumeric() || ".-_".contains(c)),
-            "_",
-        );
+        let file_name = file_name(&firmware);
         Ok(Download {
             firmware,
             file_name,
@@ -227,6 +227,21 @@ impl Engine {
         }
         Ok(self.objects.open(&download.firmware.sha256, range).await?)
     }
+}
+
+/// What people's files are called.
+fn file_name(firmware: &Firmware) -> String {
+    let metadata = &firmware.metadata;
+    format!(
+        "{}-{}.{}",
+        metadata.device_model,
+        metadata.version,
+        firmware.format.name()
+    )
+    .replace(
+        |c: char| !(c.is_ascii_alphanumeric() || ".-_".contains(c)),
+        "_",
+    )
 }
 
 #[cfg(test)]

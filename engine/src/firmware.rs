@@ -1,6 +1,7 @@
 //! Firmware: uploads that leave all or nothing, and the registry of images.
 
 mod checksums;
+pub(crate) mod handover;
 pub(crate) mod life;
 mod record;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
 use device_ota_domain::firmware::{
-    Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, Results, UploadMetadata,
+    Firmware, FirmwareFilter, Format, MAX_IMAGE_BYTES, Results, Storage, UploadMetadata,
 };
 use device_ota_domain::page::Page;
 use device_ota_protocol::digest::Digest;
@@ -76,6 +77,11 @@ impl Engine {
         page: Page,
     ) -> Result<Vec<Firmware>> {
         Ok(self.store.firmware_list(filter, page).await?)
+    }
+
+    /// Whether bytes of any firmware lie there.
+    pub async fn stores_in(&self, storage: Storage) -> Result<bool> {
+        Ok(self.store.storage_is_used(storage).await?)
     }
 
     /// Removes objects that no firmware row names: an upload that died between its object and its row leaves one.
@@ -214,6 +220,7 @@ impl Engine {
             release_sha256: Digest::of(&payload).to_string(),
             download_count: 0,
             results: Results::default(),
+            storage: Storage::Local,
             deprecated_at: None,
             created_at: now,
             updated_at: now,

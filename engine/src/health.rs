@@ -52,7 +52,7 @@ impl Engine {
             Look {
                 at: self.clock.now(),
                 database: database.map_err(|error| error.to_string()),
-                objects: objects.map_err(|error| error.to_string()),
+                objects: objects.map_err(|error| with_causes(&error)),
             }
         };
         self.last_look.or(self.clock.as_ref(), look).await
@@ -71,6 +71,20 @@ impl LastLook {
         }
         last.insert(look().await).clone()
     }
+}
+
+/// An error and its causes, the ones that its text tells of already left out.
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        cause = error.source();
+    }
+    told
 }
 
 #[cfg(test)]

@@ -240,6 +240,14 @@ impl Engine {
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
         loops.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = firmware::handover::run(engine) => {}
+            }
+            "handover"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
             upkeep::run(engine, stop).await;
             "upkeep"
         });

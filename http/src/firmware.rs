@@ -233,7 +233,8 @@ async fn deploy(id: Segment, call: Call, body: Body) -> Answer {
 /// A link to the bytes
 ///
 /// It needs no header, takes ranges, and expires after an hour. A device gets one to the image that it is being offered. Each
-/// link counts as a download when it is given out, and not once more when it is followed.
+/// link counts as a download when it is given out, and not once more when it is followed. It leads to the service, or, where
+/// images lie in a bucket that clients reach, to that: then it is for GET alone.
 #[utoipa::path(get, path = "/api/v1/ota/firmware/{firmware_id}/download", tag = "firmware",
     security(("bearer" = []), ("api_key" = []), ("device" = [])),
     responses(

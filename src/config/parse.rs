@@ -11,13 +11,14 @@ use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
 use super::values::{Checked, addr, flag, number, rate};
-use super::{Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity};
+use super::{
+    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, storage,
+};
 
 impl Config {
     /// Checks the texts.
     pub(super) fn check(raw: &RawConfig) -> Checked<Self> {
         let data_dir = PathBuf::from(raw.data_dir.as_deref().unwrap_or("./data"));
-        local_storage(raw)?;
         let http_addr = raw.http_addr.as_deref().unwrap_or("127.0.0.1:8216");
         let http_addr = addr("HTTP_ADDR", http_addr)?;
         Ok(Self {
@@ -31,6 +32,7 @@ impl Config {
                 .storage_base_path
                 .as_ref()
                 .map_or_else(|| data_dir.join("storage"), PathBuf::from),
+            s3: storage::s3(raw)?,
             public_url: public_url(raw, http_addr)?,
             keys: keys(raw)?,
             failure_threshold_percent: number(
@@ -144,20 +146,6 @@ fn budgets(raw: &RawConfig) -> Checked<Budgets> {
         groups: by_name("BANDWIDTH_OF_GROUPS", raw.bandwidth_of_groups.as_deref())?,
         tags: by_name("BANDWIDTH_OF_TAGS", raw.bandwidth_of_tags.as_deref())?,
     })
-}
-
-fn local_storage(raw: &RawConfig) -> Checked<()> {
-    match raw.storage_type.as_deref().unwrap_or("local") {
-        "local" => Ok(()),
-        "s3" => Err(ConfigError::new(
-            "STORAGE_TYPE",
-            "s3 is not served by this version; use local",
-        )),
-        other => Err(ConfigError::new(
-            "STORAGE_TYPE",
-            format!("{other:?} is not a storage type; use local"),
-        )),
-    }
 }
 
 fn database(raw: &RawConfig, data_dir: &std::path::Path) -> Checked<Database> {

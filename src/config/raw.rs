@@ -54,10 +54,22 @@ settings! {
     mqtt_max_connections "mqtt-max-connections" "mqtt_max_connections",
     /// Where an external broker's password file is written [default: nowhere]
     mqtt_password_file "mqtt-password-file" "mqtt_password_file",
-    /// `local` [default: local]
+    /// `local`, or `s3` for a bucket of S3 or `MinIO` [default: local]
     storage_type "storage-type" "storage_type",
-    /// Folder of images [default: storage in the data folder]
+    /// Folder of images, or of those on their way to the bucket [default: storage in the data folder]
     storage_base_path "storage-base-path" "storage_base_path",
+    /// Where the bucket's server is, `http://host:port`
+    storage_s3_endpoint "storage-s3-endpoint" "storage_s3_endpoint",
+    /// The same as clients reach it; download links then lead there [default: they lead to the service]
+    storage_s3_public_endpoint "storage-s3-public-endpoint" "storage_s3_public_endpoint",
+    /// The bucket, made when it is not there
+    storage_s3_bucket "storage-s3-bucket" "storage_s3_bucket",
+    /// Its region [default: us-east-1]
+    storage_s3_region "storage-s3-region" "storage_s3_region",
+    /// Access key of the bucket
+    storage_s3_access_key "storage-s3-access-key" "storage_s3_access_key",
+    /// Secret key of the bucket
+    storage_s3_secret_key "storage-s3-secret-key" "storage_s3_secret_key",
     /// What devices see in download URLs [default: the HTTP address]
     public_url "public-url" "public_url",
     /// Release key, PKCS#8 PEM; leave it out to keep it offline
@@ -192,11 +204,6 @@ const NOT_SERVED: &[&str] = &[
     "mqtt_tls_key",
     "mqtt_tls_client_ca",
     "mqtt_tls_crl",
-    "storage_s3_endpoint",
-    "storage_s3_bucket",
-    "storage_s3_region",
-    "storage_s3_access_key",
-    "storage_s3_secret_key",
     "nats_url",
     "consul_url",
     "device_service_url",
@@ -254,6 +261,63 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_is_named_in_full_or_refused_by_name() {
+        let good = [
+            ("DEVICE_OTA_STORAGE_TYPE", "s3"),
+            ("DEVICE_OTA_STORAGE_S3_ENDPOINT", "http://minio:9000/"),
+            (
+                "DEVICE_OTA_STORAGE_S3_PUBLIC_ENDPOINT",
+                "https://s3.example.com",
+            ),
+            ("DEVICE_OTA_STORAGE_S3_BUCKET", "firmware-bucket"),
+            ("DEVICE_OTA_STORAGE_S3_ACCESS_KEY", "ota"),
+            ("DEVICE_OTA_STORAGE_S3_SECRET_KEY", "hidden-key"),
+        ];
+        let config = with(RawConfig::default(), &good).ok();
+        let s3 = config.as_ref().and_then(|config| config.s3.as_ref());
+        assert_eq!(
+            s3.map(|s3| (s3.endpoint.as_str(), s3.region.as_str())),
+            Some(("http://minio:9000", "us-east-1"))
+        );
+        assert!(!format!("{config:?}").contains("hidden-key"));
+        for (name, value, says) in [
+            ("STORAGE_S3_ENDPOINT", "", "is needed"),
+            ("STORAGE_S3_ENDPOINT", "minio:9000", "is not an address"),
+            (
+                "STORAGE_S3_ENDPOINT",
+                "http://minio:9000/files",
+                "is not an address",
+            ),
+            (
+                "STORAGE_S3_ENDPOINT",
+                "http://minio:90000",
+                "is not an address",
+            ),
+            (
+                "STORAGE_S3_PUBLIC_ENDPOINT",
+                "ftp://s3",
+                "is not an address",
+            ),
+            ("STORAGE_S3_BUCKET", "Firmware", "is no bucket's name"),
+            ("STORAGE_S3_BUCKET", "ab", "is no bucket's name"),
+            ("STORAGE_S3_ACCESS_KEY", "", "is needed"),
+            ("STORAGE_S3_SECRET_KEY", "", "is needed"),
+        ] {
+            let variable = format!("DEVICE_OTA_{name}");
+            let changed = good.map(|(known, given)| {
+                let given = if known == variable { value } else { given };
+                (known, given)
+            });
+            let error = with(RawConfig::default(), &changed).err();
+            let error = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(
+                error.starts_with(&format!("{name}: ")) && error.contains(says),
+                "{name}={value}: {error:?}"
+            );
+        }
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused_by_name() {
         for (name, value, says) in [
             (
@@ -281,7 +345,13 @@ mod tests {
             ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
             ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
             ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
-            ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_TYPE: "),
+            ("DEVICE_OTA_STORAGE_TYPE", "tape", "STORAGE_TYPE: "),
+            ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_S3_BUCKET: "),
+            (
+                "DEVICE_OTA_STORAGE_S3_SECRET_KEY",
+                "x",
+                "STORAGE_S3_SECRET_KEY: needs",
+            ),
             ("DEVICE_OTA_PUBLIC_URL", "ftp://h", "PUBLIC_URL: "),
             ("DEVICE_OTA_HTTP_ADDR", "0.0.0.0:8216", "PUBLIC_URL: "),
             (

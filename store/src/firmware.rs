@@ -1,6 +1,6 @@
 //! Firmware: the registry's rows.
 
-use device_ota_domain::firmware::{Firmware, FirmwareFilter, Format, Results};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Format, Results, Storage};
 use device_ota_domain::page::Page;
 use device_ota_domain::{FirmwareId, Update, UpdateId};
 
@@ -13,7 +13,7 @@ macro_rules! select_firmware {
     ($rest:literal) => {
         concat!(
             "SELECT firmware_id, metadata, format, size, sha256, md5, release_envelope, release_sha256, \
-             download_count, deprecated_at, created_at, updated_at, created_by, ",
+             download_count, storage, deprecated_at, created_at, updated_at, created_by, ",
             results!("completed"),
             ", ",
             results!("failed"),
@@ -53,10 +53,12 @@ statements! {
          ORDER BY CASE WHEN deprecated_at IS NULL THEN 0 ELSE 1 END, created_at DESC, firmware_id LIMIT 1"
     );
     OBJECT_IS_USED = "SELECT firmware_id FROM firmware WHERE sha256 = $1 LIMIT 1";
+    STORAGE_IS_USED = "SELECT firmware_id FROM firmware WHERE storage = $1 LIMIT 1";
+    SET_STORAGE = "UPDATE firmware SET storage = $2 WHERE sha256 = $1";
     INSERT_FIRMWARE = "INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta, \
          is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, download_count, \
-         deprecated_at, created_at, updated_at, created_by, min_battery_percent, min_free_storage_bytes) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
+         deprecated_at, created_at, updated_at, created_by, min_battery_percent, min_free_storage_bytes, storage) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)";
     SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5, \
          min_battery_percent = $6, min_free_storage_bytes = $7 WHERE firmware_id = $1";
     // Among the open updates outside of campaigns, which are few; the image's index leads to all of its campaigns' updates too,
@@ -127,6 +129,26 @@ pub(crate) async fn object_is_used<D: Dialect>(
     Ok(found.await?.is_some())
 }
 
+/// Whether bytes of any firmware lie there.
+pub(crate) async fn storage_is_used<D: Dialect>(
+    conn: &mut D::Connection,
+    storage: Storage,
+) -> Result<bool, DbError> {
+    let args = Args::new().text(storage.name());
+    let found = sql::fetch_optional::<D, _>(conn, &STORAGE_IS_USED, args, |_| Ok(()));
+    Ok(found.await?.is_some())
+}
+
+/// Writes where these bytes lie, of every firmware that has them.
+pub(crate) async fn set_storage<D: Dialect>(
+    conn: &mut D::Connection,
+    sha256: &str,
+    storage: Storage,
+) -> Result<(), DbError> {
+    let args = Args::new().text(sha256).text(storage.name());
+    sql::execute::<D>(conn, &SET_STORAGE, args).await.map(drop)
+}
+
 /// Inserts a firmware.
 pub(crate) async fn insert<D: Dialect>(
     conn: &mut D::Connection,
@@ -155,7 +177,8 @@ pub(crate) async fn insert<D: Dialect>(
         .time(firmware.updated_at)
         .text(firmware.created_by.as_str())
         .int(said.min_battery_percent.map(i64::from))
-        .int(said.min_free_storage_bytes);
+        .int(said.min_free_storage_bytes)
+        .text(firmware.storage.name());
     sql::execute::<D>(conn, &INSERT_FIRMWARE, args)
         .await
         .map(drop)
@@ -259,6 +282,7 @@ fn read_firmware<D: Dialect>(row: &Record<'_, D>) -> Result<Firmware, DbError> {
             completed: row.int("completed")?.max(0).unsigned_abs(),
             failed: row.int("failed")?.max(0).unsigned_abs(),
         },
+        storage: sql::present("storage", Storage::from_name(row.text("storage")?))?,
         deprecated_at: row.time_opt("deprecated_at")?,
         created_at: row.time("created_at")?,
         updated_at: row.time("updated_at")?,

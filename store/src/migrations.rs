@@ -50,6 +50,7 @@ const STEPS: &[Step] = &steps![
     (30, "batches", "0030_batches.sql"),
     (31, "continuous", "0031_continuous.sql"),
     (32, "bandwidth", "0032_bandwidth.sql"),
+    (33, "storage", "0033_storage.sql"),
 ];
 
 /// The steps for SQLite.

@@ -6,7 +6,7 @@ use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::{Campaign, Counts, Named};
 use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
-use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results, Storage};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
@@ -91,6 +91,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn object_is_used(&self, sha256: &str) -> Result<bool> {
         Ok(firmware::object_is_used::<D>(&mut *self.read().await?, sha256).await?)
+    }
+    async fn storage_is_used(&self, storage: Storage) -> Result<bool> {
+        Ok(firmware::storage_is_used::<D>(&mut *self.read().await?, storage).await?)
     }
 
     async fn rings(&self) -> Result<RingSettings> {

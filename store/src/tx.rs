@@ -6,7 +6,7 @@ use device_ota_domain::audit::Entry;
 use device_ota_domain::campaign::{Campaign, Counts, Delta, Named, Reading};
 use device_ota_domain::device::{Device, DeviceKey, Registration};
 use device_ota_domain::event::Event;
-use device_ota_domain::firmware::Firmware;
+use device_ota_domain::firmware::{Firmware, Storage};
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::Ledger;
@@ -154,6 +154,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn save_firmware(&mut self, firmware: &Firmware) -> Result<()> {
         run!(self, firmware::save::<D>, firmware)
+    }
+    async fn set_storage(&mut self, sha256: &str, storage: Storage) -> Result<()> {
+        run!(self, firmware::set_storage::<D>, sha256, storage)
     }
     async fn campaigns_offering(&mut self, firmware: &FirmwareId) -> Result<Vec<Campaign>> {
         run!(self, campaigns::offering::<D>, firmware)

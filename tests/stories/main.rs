@@ -54,6 +54,7 @@ mod registration;
 mod requests;
 mod rings;
 mod rollback;
+mod s3;
 mod scenarios;
 mod schedule;
 mod sim_binary;

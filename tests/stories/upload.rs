@@ -162,6 +162,7 @@ async fn the_documented_curl_command_uploads_a_real_binary(options: Options) {
       "release_notes": null,
       "security_version": 0,
       "status": "active",
+      "storage": "local",
       "success_rate": 0.0,
       "updated_at": "[time]",
       "version": "2.1.0"

@@ -35,6 +35,7 @@ pub(crate) fn firmware() -> Firmware {
         release_sha256: String::new(),
         download_count: 0,
         results: device_ota_domain::firmware::Results::default(),
+        storage: device_ota_domain::firmware::Storage::Local,
         deprecated_at: None,
         created_at: at(0),
         updated_at: at(0),

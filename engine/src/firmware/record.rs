@@ -39,8 +39,8 @@ impl Default for Recording {
 }
 
 impl Recording {
-    /// Nobody else records or forgets an object of these bytes meanwhile.
-    async fn alone(&self, sha256: &str) -> Option<MutexGuard<'_, ()>> {
+    /// Nobody else records, hands over or forgets an object of these bytes meanwhile.
+    pub(super) async fn alone(&self, sha256: &str) -> Option<MutexGuard<'_, ()>> {
         let number = sha256
             .get(..2)
             .and_then(|hex| usize::from_str_radix(hex, 16).ok());
@@ -78,7 +78,7 @@ impl Engine {
             let error = match engine.object_and_row(writer, &firmware, &by).await {
                 Ok(()) => {
                     engine.metrics.uploaded(firmware.size);
-                    return Ok(Uploaded::Created(firmware));
+                    return Ok(Uploaded::Created(engine.handed_over(firmware).await));
                 }
                 Err(error) => error,
             };

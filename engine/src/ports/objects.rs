@@ -1,11 +1,18 @@
-//! Where firmware bytes are: a local folder, or S3. Objects are named by the SHA-256 of their bytes.
+//! Where firmware bytes are. Objects are named by the SHA-256 of their bytes.
+//!
+//! An upload arrives with this process, in a folder of its own. Where there is a store that several processes share (S3),
+//! it is *handed over* to it once its row is there: at once, or later when the shared store is away. Without one,
+//! nothing ever waits to be handed over.
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use device_ota_domain::firmware::Storage;
 use futures_util::Stream;
+use jiff::Timestamp;
 
 /// Why bytes could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -46,12 +53,46 @@ pub trait Objects: Send + Sync + 'static {
     /// Up to `length` bytes at `offset`, in one piece; fewer at the end.
     async fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, ObjectError>;
 
-    /// Removes an object; it is no error when it is gone already.
+    /// Takes back an object that has not been handed over; it is no error when it is gone already. What was handed over
+    /// stays: other processes may use it.
     async fn remove(&self, name: &str) -> Result<(), ObjectError>;
 
-    /// Names of all objects, for reconciliation at the start.
+    /// Names of all objects with this process, for reconciliation at the start.
     async fn names(&self) -> Result<Vec<String>, ObjectError>;
 
-    /// Proves that the store can be written to (for `/health/detailed`).
+    /// Where objects end up.
+    fn storage(&self) -> Storage {
+        Storage::Local
+    }
+
+    /// Names of those that belong to the shared store and are not let go here yet.
+    async fn waiting(&self) -> Result<Vec<String>, ObjectError> {
+        Ok(Vec::new())
+    }
+
+    /// Brings an object to the shared store. When it is done, what is there has been read back and is what was uploaded.
+    /// Done again, it changes nothing.
+    async fn hand_over(&self, _name: &str) -> Result<(), ObjectError> {
+        Ok(())
+    }
+
+    /// Removes the copy with this process of an object that was handed over.
+    async fn let_go(&self, _name: &str) -> Result<(), ObjectError> {
+        Ok(())
+    }
+
+    /// A URL at which the shared store itself serves an object that was handed over, without any header, from `now` on for
+    /// so long; `None` where clients cannot reach it. People see `file_name`.
+    async fn link(
+        &self,
+        _name: &str,
+        _file_name: &str,
+        _now: Timestamp,
+        _lifetime: Duration,
+    ) -> Result<Option<String>, ObjectError> {
+        Ok(None)
+    }
+
+    /// Proves that everything can be written to (for `/health/detailed`).
     async fn ping(&self) -> Result<(), ObjectError>;
 }

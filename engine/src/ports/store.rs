@@ -14,7 +14,7 @@ use device_ota_domain::campaign::{
 };
 use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
-use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results, Storage};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
@@ -364,6 +364,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     ) -> Result<Option<Firmware>>;
     /// Whether any firmware, deprecated or not, has these bytes.
     async fn object_is_used(&self, sha256: &str) -> Result<bool>;
+    /// Whether the bytes of any firmware, deprecated or not, lie there.
+    async fn storage_is_used(&self, storage: Storage) -> Result<bool>;
 
     /// The shares of the rings that new campaigns get.
     async fn rings(&self) -> Result<RingSettings>;
@@ -482,6 +484,8 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     async fn hold_firmware(&mut self, firmware: &FirmwareId) -> Result<Option<Firmware>>;
     /// Writes metadata, `deprecated_at` and `updated_at`.
     async fn save_firmware(&mut self, firmware: &Firmware) -> Result<()>;
+    /// Writes where these bytes lie, of every firmware that has them.
+    async fn set_storage(&mut self, sha256: &str, storage: Storage) -> Result<()>;
     /// Campaigns in progress or paused that roll this firmware out, locked.
     async fn campaigns_offering(&mut self, firmware: &FirmwareId) -> Result<Vec<Campaign>>;
     /// Updates to this firmware outside of campaigns that have not ended.

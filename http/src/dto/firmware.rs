@@ -1,6 +1,6 @@
 //! Firmware (PRD, E1; appendix 1).
 
-use device_ota_domain::firmware::Format;
+use device_ota_domain::firmware::{Format, Storage};
 use device_ota_domain::{Firmware, FirmwareId};
 use device_ota_engine::DownloadGrant;
 use jiff::Timestamp;
@@ -33,6 +33,9 @@ pub(crate) struct FirmwareDto<'a> {
     min_battery_percent: Option<u8>,
     min_free_storage_bytes: Option<i64>,
     release_notes: Option<&'a str>,
+    /// `local` while it waits to be moved to the bucket, when there is one.
+    #[schema(value_type = Storage)]
+    storage: &'static str,
     download_count: u64,
     success_rate: f64,
     created_at: Timestamp,
@@ -73,6 +76,7 @@ impl<'a> From<&'a Firmware> for FirmwareDto<'a> {
             min_battery_percent: metadata.min_battery_percent,
             min_free_storage_bytes: metadata.min_free_storage_bytes,
             release_notes: metadata.release_notes.as_deref(),
+            storage: firmware.storage.name(),
             download_count: firmware.download_count,
             success_rate: round(firmware.results.success_percent()),
             created_at: firmware.created_at,
@@ -167,6 +171,7 @@ pub(crate) mod tests {
             release_sha256: "00".repeat(32),
             download_count: 0,
             results: device_ota_domain::firmware::Results::default(),
+            storage: device_ota_domain::firmware::Storage::Local,
             deprecated_at: None,
             created_at: Timestamp::from_second(1_766_052_000).unwrap(),
             updated_at: Timestamp::from_second(1_766_052_000).unwrap(),
@@ -196,6 +201,7 @@ pub(crate) mod tests {
           "min_battery_percent": null,
           "min_free_storage_bytes": null,
           "release_notes": null,
+          "storage": "local",
           "download_count": 0,
           "success_rate": 0.0,
           "created_at": "2025-12-18T10:00:00Z",

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Digits of a SHA-256 in hex.
-const NAME_DIGITS: usize = 64;
+use crate::name::is_name;
+
 /// Digits of a name that are its folder: 256 folders keep each one short.
 const FOLDER_DIGITS: usize = 2;
 
@@ -85,10 +85,6 @@ impl Layout {
         }
         Ok(names)
     }
-}
-
-fn is_name(name: &str) -> bool {
-    name.len() == NAME_DIGITS && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Makes the entries of a folder durable.

@@ -43,6 +43,22 @@ impl LocalFolder {
         })
     }
 
+    /// Bytes of an object; `None` when it is not here.
+    pub(crate) async fn size(&self, name: &str) -> Result<Option<u64>, ObjectError> {
+        let name = name.to_owned();
+        self.blocking(move |layout| {
+            let Some(path) = layout.object(&name) else {
+                return Ok(None);
+            };
+            match std::fs::metadata(path) {
+                Ok(found) => Ok(Some(found.len())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(failed(error)),
+            }
+        })
+        .await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Layout) -> Result<T, ObjectError> + Send + 'static,

@@ -1,6 +1,6 @@
 //! The registry of images.
 
-use device_ota_domain::firmware::{Firmware, FirmwareFilter};
+use device_ota_domain::firmware::{Firmware, FirmwareFilter, Storage};
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::StoreError;
 use device_ota_engine::ports::store::Store;
@@ -9,6 +9,7 @@ use crate::fixture::*;
 
 crate::stories!(
     an_image_reads_back_as_it_was_stored,
+    all_images_of_the_same_bytes_are_told_where_they_lie,
     the_same_id_again_is_a_conflict,
     images_are_listed_newest_first_and_filtered,
     a_version_is_found_even_when_deprecated,
@@ -27,6 +28,35 @@ async fn an_image_reads_back_as_it_was_stored(store: &dyn Store) {
     );
     assert!(store.object_is_used(&firmware.sha256).await.unwrap());
     assert!(!store.object_is_used("other").await.unwrap());
+}
+
+async fn all_images_of_the_same_bytes_are_told_where_they_lie(store: &dyn Store) {
+    let (one, other) = (image("frame", "2.0.0", 5), image("frame", "3.0.0", 5));
+    let twin = Firmware {
+        sha256: one.sha256.clone(),
+        ..image("lamp", "2.0.0", 5)
+    };
+    for firmware in [&one, &twin, &other] {
+        upload(store, firmware).await;
+    }
+    assert!(!store.storage_is_used(Storage::S3).await.unwrap());
+    let mut tx = store.begin().await.unwrap();
+    tx.set_storage(&one.sha256, Storage::S3).await.unwrap();
+    tx.commit().await.unwrap();
+    for (firmware, storage) in [
+        (one, Storage::S3),
+        (twin, Storage::S3),
+        (other, Storage::Local),
+    ] {
+        let moved = Firmware {
+            storage,
+            ..firmware
+        };
+        assert_eq!(store.firmware(&moved.id).await.unwrap(), Some(moved));
+    }
+    for storage in Storage::ALL {
+        assert!(store.storage_is_used(storage).await.unwrap());
+    }
 }
 
 async fn the_same_id_again_is_a_conflict(store: &dyn Store) {

@@ -131,6 +131,7 @@ pub(crate) fn image(name: &str, version: &str, seconds: i64) -> Firmware {
         release_sha256: "2".repeat(64),
         download_count: 0,
         results: device_ota_domain::firmware::Results::default(),
+        storage: device_ota_domain::firmware::Storage::Local,
         deprecated_at: None,
         created_at: at(seconds),
         updated_at: at(seconds),

@@ -122,12 +122,23 @@ impl Admin {
 
     /// Uploads an image as a form of two parts.
     pub async fn upload(&self, metadata: &Value, file_name: &str, bytes: Vec<u8>) -> Answer {
+        let uploaded = self.try_upload(metadata, file_name, bytes).await;
+        uploaded.expect("the service answers")
+    }
+
+    /// As `upload`, while the service may go away.
+    pub async fn try_upload(
+        &self,
+        metadata: &Value,
+        file_name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Answer, reqwest::Error> {
         let file = Part::bytes(bytes).file_name(file_name.to_owned());
         let form = Form::new()
             .text("metadata", metadata.to_string())
             .part("file", file);
         let url = self.url("/api/v1/ota/firmware");
-        self.send(self.client.post(url).multipart(form)).await
+        self.try_send(self.client.post(url).multipart(form)).await
     }
 
     /// Uploads an image that must be new, and returns its id.

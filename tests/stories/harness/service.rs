@@ -261,6 +261,11 @@ impl Service {
         &self.options
     }
 
+    /// The options that it runs with from its next start on.
+    pub fn reconfigure(&mut self, options: Options) {
+        self.options = options;
+    }
+
     /// What it said when it was ready.
     pub fn ready(&self) -> &Ready {
         &self.ready
