@@ -303,7 +303,7 @@ pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
 
 /// How many devices may be claimed now: within the campaign's slots, the whole service's, a batch of devices that have not
 /// answered, and the rate, which is for updates alone: what is bad is taken back as soon as the slots let.
-fn slots(
+pub fn slots(
     now: Timestamp,
     campaign: &Campaign,
     counts: &Counts,

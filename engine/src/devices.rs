@@ -281,7 +281,7 @@ impl Engine {
         is_of(expected, "the device", known.revision)?;
         // Updates before what the device has said of itself, as ingest locks them.
         let open = tx.open_updates(known.key).await?;
-        tx.end_watches(known.key).await?;
+        tx.end_watches(&[known.key]).await?;
         tx.delete_device(id, now).await?;
         let because = Exclusion::UnknownDevice;
         let ended = abandon(tx.as_mut(), open, because, now, by).await?;

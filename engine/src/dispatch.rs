@@ -510,6 +510,8 @@ async fn claim(
     displaced.write(tx).await?;
     changes.write(tx).await?;
     let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
+    // Whatever they show from now on is no word about what they completed before.
+    tx.end_watches(&devices).await?;
     let grounds = tx.draw_seqs(&devices).await?;
     engine.watched.forget(devices);
     engine

@@ -27,15 +27,6 @@ macro_rules! waiting {
     };
 }
 
-/// How many other updates the device of a completed one, `u`, was offered since. Counted, so that each row looks at its own device
-/// whatever the planner thinks of the table.
-macro_rules! offered_since {
-    () => {
-        "(SELECT COUNT(*) FROM device_updates o WHERE o.device_key = u.device_key AND o.number <> u.number \
-             AND o.attempt > 0 AND o.updated_at >= u.ended_at)"
-    };
-}
-
 /// What a device must be for any offer: there, of the model that it is registered as, and without another update in flight.
 macro_rules! takes_offers {
     () => {
@@ -125,19 +116,17 @@ statements! {
     );
     WATCHED = "SELECT u.device_key, u.to_version FROM device_updates u WHERE u.watch_until IS NOT NULL";
     WATCHED_LOCKED = select_update!(
-        " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.watch_until IS NOT NULL AND ",
-        offered_since!(),
-        " = 0 ORDER BY u.device_key, u.number {for_update}"
+        " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.watch_until IS NOT NULL \
+         ORDER BY u.device_key, u.number {for_update}"
     );
     END_WATCHES = "UPDATE device_updates SET watch_until = NULL, check_at = NULL \
-         WHERE device_key = $1 AND watch_until IS NOT NULL";
+         WHERE device_key {any_int:$1} AND watch_until IS NOT NULL";
     REBOOTING = "SELECT u.device_key FROM device_updates u WHERE u.state = 'in_flight' AND u.phase = 'rebooting'";
     LEFT_BEHIND = "SELECT u.update_id FROM devices d JOIN device_updates u ON u.device_key = d.device_key \
          WHERE d.deleted_at >= $1 AND u.state IN ('pending', 'in_flight', 'staged') ORDER BY d.deleted_at LIMIT $2";
     EXPIRED = select_update!(
-        ", l.last_seen, l.online, l.version AS running, CASE WHEN u.state = 'completed' THEN ",
-        offered_since!(),
-        " ELSE 0 END AS offered_since FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
+        ", l.last_seen, l.online, l.version AS running FROM device_updates u \
+         JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
     );
 }
@@ -170,12 +159,13 @@ pub(crate) async fn watched_locked<D: Dialect>(
     sql::fetch_all(conn, &WATCHED_LOCKED, args, read_update).await
 }
 
-/// Nobody watches this device any more.
+/// Nobody watches these devices any more.
 pub(crate) async fn end_watches<D: Dialect>(
     conn: &mut D::Connection,
-    device: DeviceKey,
+    devices: &[DeviceKey],
 ) -> Result<(), DbError> {
-    let args = Args::<D>::new().int(device.0);
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = Args::<D>::new().ints(&keys);
     sql::execute(conn, &END_WATCHES, args).await.map(drop)
 }
 
@@ -423,7 +413,6 @@ pub(crate) async fn expired<D: Dialect>(
             last_seen: row.time_opt("last_seen")?,
             online: row.flag("online")?,
             running: row.string_opt("running")?,
-            superseded: row.int("offered_since")? > 0,
         })
     })
     .await

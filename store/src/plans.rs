@@ -164,7 +164,7 @@ fn of_held<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
 fn of_watched<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     vec![
         (&dispatch::WATCHED_LOCKED, Args::new().ints(&[7, 77, 777])),
-        (&dispatch::END_WATCHES, Args::new().int(77)),
+        (&dispatch::END_WATCHES, Args::new().ints(&[7, 77])),
         (
             &vitals::COMPLETED_SAMPLE,
             Args::new().text("camp_1").int(0).int(100),

@@ -73,8 +73,6 @@ pub struct Look<'l> {
     pub online: bool,
     /// Version that runs, by its last word.
     pub running: Option<&'l str>,
-    /// It has been offered something else since: whatever it shows is no word about this update any more.
-    pub superseded: bool,
 }
 
 impl Update {
@@ -148,10 +146,6 @@ impl Update {
         let watch = *self.watch()?;
         if watch.look_at > look.now {
             return None;
-        }
-        if look.superseded {
-            self.aftermath = Aftermath::Unwatched;
-            return Some(self);
         }
         if let Some(running) = look.running
             && self.is_fallen_back(running)

@@ -38,7 +38,6 @@ fn look(now: i64) -> Look<'static> {
         last_seen: Some(at(31)),
         online: true,
         running: Some("2.0.0"),
-        superseded: false,
     }
 }
 
@@ -154,11 +153,7 @@ fn the_end_of_the_watch_is_the_last_look() {
     };
     let update = watched().look_afterwards(&shows_old).unwrap();
     assert_eq!(code(&update), "reverted");
-    let given_away = Look {
-        superseded: true,
-        ..shows_old
-    };
-    let update = watched().look_afterwards(&given_away).unwrap();
+    let update = watched().look_afterwards(&look(630)).unwrap();
     assert_eq!(update.aftermath, Aftermath::Unwatched);
     assert_eq!(update.updated_at, at(30), "nothing has changed for people");
 }
@@ -288,15 +283,14 @@ fn a_gate_counts_what_regressed_as_failed() {
 #[derive(Debug, Clone)]
 enum Happens {
     Shows(u8, bool),
-    Looks(bool, bool, u8),
+    Looks(bool, u8),
     Says(u64, bool),
 }
 
 fn anything() -> impl Strategy<Value = Happens> {
     prop_oneof![
         (0_u8..3, any::<bool>()).prop_map(|(version, boots)| Happens::Shows(version, boots)),
-        (any::<bool>(), prop::bool::weighted(0.1), 0_u8..3)
-            .prop_map(|(online, away, version)| Happens::Looks(online, away, version)),
+        (any::<bool>(), 0_u8..3).prop_map(|(online, version)| Happens::Looks(online, version)),
         (0_u64..6, any::<bool>()).prop_map(|(seq, fails)| Happens::Says(seq, fails)),
     ]
 }
@@ -321,9 +315,9 @@ proptest! {
                     let sight = Sight { running, restarted, at: at(now) };
                     before.clone().observe_afterwards(&sight).unwrap_or(update)
                 }
-                Happens::Looks(online, superseded, version) => {
+                Happens::Looks(online, version) => {
                     let running = Some(VERSIONS[usize::from(version)]);
-                    let look = Look { now: at(now), last_seen: Some(at(now - later)), online, running, superseded };
+                    let look = Look { now: at(now), last_seen: Some(at(now - later)), online, running };
                     before.clone().look_afterwards(&look).unwrap_or(update)
                 }
                 Happens::Says(seq, true) => update.report(&fails(seq, Retry::Now), at(now), LEASE).into_update(),
@@ -345,7 +339,7 @@ proptest! {
         // Time alone ends every watch.
         for _ in 0..20 {
             let Some(watch) = update.watch() else { break };
-            let look = Look { now: watch.look_at, last_seen: None, online: false, running: None, superseded: false };
+            let look = Look { now: watch.look_at, last_seen: None, online: false, running: None };
             update = update.look_afterwards(&look).unwrap();
         }
         prop_assert_eq!(update.watch(), None);

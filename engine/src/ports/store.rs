@@ -307,8 +307,6 @@ pub struct InFlight {
     pub online: bool,
     /// What it runs, by its last word.
     pub running: Option<String>,
-    /// The update has completed, and its device was offered another one since.
-    pub superseded: bool,
 }
 
 impl InFlight {
@@ -319,7 +317,6 @@ impl InFlight {
             last_seen: self.last_seen,
             online: self.online,
             running: self.running.as_deref(),
-            superseded: self.superseded,
         }
     }
 }
@@ -595,10 +592,10 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     async fn updates(&mut self, ids: &[UpdateId]) -> Result<Vec<Update>>;
     /// The updates in flight of these devices, locked.
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
-    /// The completed updates of these devices that are watched, locked; not those of devices that were offered another one since.
+    /// The completed updates of these devices that are watched, locked.
     async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
-    /// Nobody watches this device any more.
-    async fn end_watches(&mut self, device: DeviceKey) -> Result<()>;
+    /// Nobody watches these devices any more.
+    async fn end_watches(&mut self, devices: &[DeviceKey]) -> Result<()>;
     /// The updates and rollbacks of this device that have not ended, as they are at the moment: not locked.
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
     /// The same, locked.

@@ -10,7 +10,6 @@ use crate::fixture::*;
 crate::stories!(
     a_watch_is_kept_and_found_by_its_device,
     a_watch_comes_due_with_what_is_known_of_its_device,
-    who_is_offered_something_else_is_not_asked_about_the_first,
     a_regression_is_counted_where_its_update_completed,
     a_completed_campaign_is_planned_after_a_regression,
     a_deleted_device_is_not_watched,
@@ -115,38 +114,13 @@ async fn a_watch_comes_due_with_what_is_known_of_its_device(store: &dyn Store) {
     assert_eq!(due[0].update, updates[0]);
     let seen: Vec<_> = due
         .iter()
-        .map(|d| (d.online, d.running.as_deref(), d.last_seen, d.superseded))
+        .map(|d| (d.online, d.running.as_deref(), d.last_seen))
         .collect();
     let expected = [
-        (true, Some("1.0.0"), Some(at(80)), false),
-        (false, None, Some(at(1)), false),
+        (true, Some("1.0.0"), Some(at(80))),
+        (false, None, Some(at(1))),
     ];
     assert_eq!(seen, expected);
-}
-
-async fn who_is_offered_something_else_is_not_asked_about_the_first(store: &dyn Store) {
-    let (_, keys, _) = watched(store, 2).await;
-    let newer = image("frame", "3.0.0", 2);
-    upload(store, &newer).await;
-    let json = r#""target_devices":["dev-00000"]"#;
-    let second = start_naming(store, campaign_naming(2, &newer, json), &newer).await;
-    let superseded = async || {
-        let due = store.expired(at(110), 100).await.unwrap();
-        let of_it = due.into_iter().filter(|due| due.update.watch().is_some());
-        let mut all: Vec<_> = of_it.map(|d| (d.update.device, d.superseded)).collect();
-        all.sort_unstable();
-        all
-    };
-    // What only waits takes nothing from the first.
-    assert_eq!(superseded().await, [(keys[0], false), (keys[1], false)]);
-    assert_eq!(claim(store, &all_due(&second, at(60))).await.len(), 1);
-    assert_eq!(superseded().await, [(keys[0], true), (keys[1], false)]);
-    let mut tx = store.begin().await.unwrap();
-    let asked = tx.watched(&keys).await.unwrap();
-    assert_eq!(
-        asked.iter().map(|u| u.device).collect::<Vec<_>>(),
-        [keys[1]]
-    );
 }
 
 async fn a_regression_is_counted_where_its_update_completed(store: &dyn Store) {
@@ -182,7 +156,7 @@ async fn a_completed_campaign_is_planned_after_a_regression(store: &dyn Store) {
 async fn a_deleted_device_is_not_watched(store: &dyn Store) {
     let (_, keys, updates) = watched(store, 2).await;
     let mut tx = store.begin().await.unwrap();
-    tx.end_watches(keys[0]).await.unwrap();
+    tx.end_watches(&keys[..1]).await.unwrap();
     tx.commit().await.unwrap();
     let kept = store.update(&updates[0].id).await.unwrap().unwrap();
     assert_eq!(kept.aftermath, Aftermath::Unwatched);

@@ -5,7 +5,7 @@ use device_ota_domain::device::DeviceKey;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{
-    Action as UpdateAction, Expiry, Failure, Look, OfferTerms, Owed, Retry, UpdateState,
+    Action as UpdateAction, Aftermath, Expiry, Failure, Look, OfferTerms, Owed, Retry, UpdateState,
 };
 use device_ota_domain::{Update, UpdateId};
 use rand::RngExt;
@@ -47,11 +47,10 @@ impl World {
             } else {
                 agent.last_seen
             };
-            let rollout = &self.rollouts[self.rows[row].rollout];
             let expiry = Expiry {
                 now: self.now,
                 last_seen,
-                no_slot: planner::free_slots(&rollout.campaign, &rollout.counts) == 0,
+                no_slot: self.has_no_slot(self.rows[row].rollout),
                 lease: sample::LEASE,
             };
             let runs = agent.tells_version.then(|| agent.runs.clone());
@@ -60,7 +59,6 @@ impl World {
                 last_seen,
                 online: agent.online,
                 running: runs.as_deref(),
-                superseded: self.is_superseded(row),
             };
             if let Some(update) = self.rows[row].update.clone().look_afterwards(&look) {
                 self.apply(row, update)?;
@@ -74,31 +72,42 @@ impl World {
         Ok(())
     }
 
-    /// The device of this row, which has completed, was offered something else since.
+    /// The device of this row, which has not completed, was given to another update since this one was first offered.
     pub(super) fn is_superseded(&self, row: usize) -> bool {
-        let (agent, ended) = (self.rows[row].agent, self.rows[row].update.ended_at());
+        let (agent, started) = (self.rows[row].agent, self.rows[row].update.started_at);
         let mut others = self.rows.iter().enumerate();
         others.any(|(index, other)| {
             index != row
                 && other.agent == agent
-                && other.update.attempt > 0
-                && Some(other.update.updated_at) >= ended
+                && match other.update.state {
+                    UpdateState::InFlight { .. } | UpdateState::Staged { .. } => true,
+                    UpdateState::Completed { at } => Some(at) >= started,
+                    _ => false,
+                }
         })
+    }
+
+    fn counts(&self, rollout: usize) -> Counts {
+        let in_flight: u64 = self.rollouts.iter().map(|it| it.counts.in_flight()).sum();
+        let [updates, rollbacks] = UpdateAction::ALL.map(|action| self.unanswered(rollout, action));
+        Counts {
+            room: self.limit.map(|limit| limit - in_flight),
+            unanswered_updates: updates,
+            unanswered_rollbacks: rollbacks,
+            ..self.rollouts[rollout].counts.clone()
+        }
+    }
+
+    fn has_no_slot(&self, rollout: usize) -> bool {
+        let campaign = &self.rollouts[rollout].campaign;
+        let counts = self.counts(rollout);
+        planner::slots(self.now, campaign, &counts, UpdateAction::Rollback).is_err()
     }
 
     /// True when something changed, so that the planner may have more to do at once.
     fn plan_and_act(&mut self, rollout: usize) -> Result<bool, String> {
-        let in_flight: u64 = self.rollouts.iter().map(|it| it.counts.in_flight()).sum();
-        let room = self.limit.map(|limit| limit - in_flight);
-        let [updates, rollbacks] = UpdateAction::ALL.map(|action| self.unanswered(rollout, action));
-        let it = &self.rollouts[rollout];
-        let counts = Counts {
-            room,
-            unanswered_updates: updates,
-            unanswered_rollbacks: rollbacks,
-            ..it.counts.clone()
-        };
-        let plan = planner::plan(self.now, &it.campaign, &counts);
+        let counts = self.counts(rollout);
+        let plan = planner::plan(self.now, &self.rollouts[rollout].campaign, &counts);
         if plan.actions.is_empty() && plan.waits.is_empty() {
             return Err("a plan that neither acts nor says why".into());
         }
@@ -202,6 +211,9 @@ impl World {
             })
             .collect();
         due.sort_unstable();
+        if action == UpdateAction::Rollback {
+            due.reverse();
+        }
         due.truncate(usize::try_from(count).unwrap());
         if action == UpdateAction::Update && !due.is_empty() {
             self.pace(rollout, due.len());
@@ -230,6 +242,12 @@ impl World {
             };
             let update = update.ok_or("claimed what does not wait")?;
             self.apply(*row, update)?;
+            let agent = self.rows[*row].agent;
+            for other in self.rows.iter_mut().filter(|other| other.agent == agent) {
+                if other.update.watch().is_some() {
+                    other.update.aftermath = Aftermath::Unwatched;
+                }
+            }
             self.send(*row);
         }
         Ok(!due.is_empty())

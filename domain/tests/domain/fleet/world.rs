@@ -486,7 +486,6 @@ impl World {
         };
         for row in 0..self.rows.len() {
             if self.rows[row].agent == index
-                && !self.is_superseded(row)
                 && let Some(update) = self.rows[row].update.clone().observe_afterwards(&sight)
             {
                 self.apply(row, update)?;
@@ -512,6 +511,8 @@ impl World {
                 let spec = &self.rollouts[self.rows[row].rollout].campaign.spec;
                 let completes =
                     after.group() == Group::Completed && before.group() != after.group();
+                let is_late = before.group() != Group::InFlight || report.attempt < before.attempt;
+                let completes = completes && !(is_late && self.is_superseded(row));
                 let terms = spec.watch(after.stage, sample::LEASE);
                 let after = if completes {
                     after.watched(terms)

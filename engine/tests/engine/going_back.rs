@@ -1,0 +1,79 @@
+//! Who goes back, in which order, and before whom.
+
+use device_ota_domain::CampaignId;
+use device_ota_engine::{UpdateRequest, Uploaded};
+use device_ota_protocol::objects::Assignment;
+use device_ota_protocol::topics::Up;
+use jiff::SignedDuration;
+
+use crate::fixture::{Fixture, LEASE, tester};
+
+async fn done(fixture: &Fixture, offer: &Assignment, version: &str) {
+    let device = fixture.known(offer.device_id.as_str()).await;
+    let said = format!(r#","version":"{version}""#);
+    fixture
+        .progress(&device, offer, 2, "completed", &said)
+        .await;
+}
+
+/// A campaign from 1.0.0 to 1.1.0 that so many devices completed.
+async fn completed_by(fixture: &mut Fixture, more: &str, devices: usize) -> CampaignId {
+    fixture.upload("1.0.0", b"old").await;
+    let campaign = fixture.campaign_before("1.1.0", more, devices).await;
+    for _ in 0..devices {
+        let offer = fixture.offer().await;
+        done(fixture, &offer, "1.1.0").await;
+    }
+    fixture.until(&campaign, "completed").await;
+    campaign
+}
+
+async fn roll_back(fixture: &Fixture, campaign: &CampaignId) {
+    let engine = &fixture.engine;
+    engine
+        .roll_back_campaign(campaign, "it flickers", &tester())
+        .await
+        .unwrap();
+    engine.dispatch_all().await.unwrap();
+}
+
+#[tokio::test]
+async fn withdrawing_an_older_update_does_not_end_the_watch_of_a_newer_one() {
+    let mut fixture = Fixture::new().await;
+    let device = fixture.device("d0").await;
+    fixture.online(&device).await;
+    let (Uploaded::Created(image) | Uploaded::Existing(image)) =
+        fixture.upload("1.5.0", b"1.5.0").await;
+    let request = format!(r#"{{"firmware_id":"{}"}}"#, image.id);
+    let request: UpdateRequest = serde_json::from_str(&request).unwrap();
+    let engine = fixture.engine.clone();
+    let by = tester();
+    let asked = engine.update_device(&device.id, request, &by);
+    let older = asked.await.unwrap().update.id;
+    let offer = fixture.offer().await;
+    let later = r#","error":{"code":"user_deferred"},"retry_after_s":86400"#;
+    fixture
+        .progress(&device, &offer, 1, "deferred", later)
+        .await;
+    assert_eq!(fixture.status(older.as_str()).await, "scheduled");
+
+    let quiet = r#","failure_threshold_percent":100"#;
+    let campaign = fixture.campaign("1.1.0", quiet).await;
+    let offer = fixture.offer().await;
+    fixture.progress(&device, &offer, 1, "rebooting", "").await;
+    fixture.advance(SignedDuration::from_secs(20));
+    fixture.online_again(&device, "1.1.0").await;
+    let said = r#","version":"1.1.0""#;
+    fixture
+        .progress(&device, &offer, 2, "completed", said)
+        .await;
+    fixture.advance(SignedDuration::from_secs(20));
+    engine.cancel_update(&older, &tester()).await.unwrap();
+    fixture.advance(SignedDuration::from_secs(20));
+    let beat = r#"{"version":"1.0.0","uptime_s":5}"#;
+    fixture.publish(&device, Up::Heartbeat, beat).await;
+    let rows = fixture.updates(&campaign).await;
+    let regression = rows[0].regression().map(|it| it.failure.code.as_str());
+    assert_eq!(regression, Some("reverted"));
+    fixture.stop().await;
+}
