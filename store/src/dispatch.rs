@@ -44,18 +44,29 @@ macro_rules! fits_image {
     };
 }
 
+/// A campaign's updates, or rollbacks, that may be offered, in an order of stages. Of devices that hold the image of another update,
+/// only those that give way (`Update::gives_way_to`).
+macro_rules! claimable {
+    ($order:literal) => {
+        waiting!(
+            "u.state = 'pending' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
+             AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
+             AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
+            takes_offers!(),
+            " AND NOT EXISTS (SELECT 1 FROM device_updates h WHERE h.device_key = u.device_key \
+                 AND h.state = 'staged' AND u.action = 'update' AND (h.priority > u.priority OR (h.priority = u.priority \
+                 AND (h.created_at < u.created_at OR (h.created_at = u.created_at AND h.update_id < u.update_id))))) \
+             AND {given} ORDER BY ",
+            $order,
+            " LIMIT $7 {skip_locked}"
+        )
+    };
+}
+
 statements! {
-    // Of devices that hold the image of another update, only those that give way (`Update::gives_way_to`).
-    CLAIMABLE = waiting!(
-        "u.state = 'pending' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
-         AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
-         AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
-        takes_offers!(),
-        " AND NOT EXISTS (SELECT 1 FROM device_updates h WHERE h.device_key = u.device_key \
-             AND h.state = 'staged' AND u.action = 'update' AND (h.priority > u.priority OR (h.priority = u.priority \
-             AND (h.created_at < u.created_at OR (h.created_at = u.created_at AND h.update_id < u.update_id))))) \
-         AND {given} ORDER BY u.stage, u.due_at, u.number LIMIT $7 {skip_locked}"
-    );
+    CLAIMABLE = claimable!("u.stage, u.due_at, u.number");
+    // The last stage first, and the canaries last: backwards through the same index, so that none of them are sorted.
+    CLAIMABLE_BACK = claimable!("u.stage DESC, u.due_at DESC, u.number DESC");
     CLAIMABLE_STAGED = waiting!(
         "u.state = 'staged' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.since <= $4 \
          AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
@@ -184,7 +195,11 @@ pub(crate) async fn claimable<D: Dialect>(
         ..query.clone()
     };
     if rest.offers && rest.limit > 0 {
-        let rows = found::<D>(conn, &CLAIMABLE, &rest, &rest.busy).await?;
+        let statement = match query.action {
+            Action::Update => &CLAIMABLE,
+            Action::Rollback => &CLAIMABLE_BACK,
+        };
+        let rows = found::<D>(conn, statement, &rest, &rest.busy).await?;
         staged.extend(displacing::<D>(conn, rows).await?);
     }
     Ok(staged)

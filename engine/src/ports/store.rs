@@ -582,8 +582,8 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     ) -> Result<()>;
     /// Updates of a campaign that may be offered or activated: due, in an open stage, of devices that are online, fit by their last
     /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
-    /// lock; staged ones first, unless the query is to hold, then lowest stage first, then oldest due. A device that holds
-    /// the image of another update is found only for what that one gives way to (see [`Update::gives_way_to`]).
+    /// lock; staged ones first, unless the query is to hold, then lowest stage first, then oldest due; of rollbacks, the
+    /// other way round. A device that holds the image of another update is found only for what that one gives way to (see [`Update::gives_way_to`]).
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>>;
     /// The same outside of campaigns, at most one a device: of devices that are fit for what the image asks by now; the highest
     /// priority first, then oldest due.

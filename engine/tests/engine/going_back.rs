@@ -2,7 +2,7 @@
 
 use device_ota_domain::CampaignId;
 use device_ota_engine::{UpdateRequest, Uploaded};
-use device_ota_protocol::objects::Assignment;
+use device_ota_protocol::objects::{Action as WireAction, Assignment};
 use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
@@ -35,6 +35,27 @@ async fn roll_back(fixture: &Fixture, campaign: &CampaignId) {
         .await
         .unwrap();
     engine.dispatch_all().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_stage_goes_back_first_and_the_canary_last() {
+    let mut fixture = Fixture::new().await;
+    let more = r#","deployment_strategy":"staged","max_concurrent_updates":1,
+        "stages":[{"count":1},{"count":2}]"#;
+    let campaign = completed_by(&mut fixture, more, 4).await;
+    roll_back(&fixture, &campaign).await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        let back = fixture.offer().await;
+        assert_eq!(back.action, WireAction::Rollback);
+        let rows = fixture.updates(&campaign).await;
+        let row = rows.iter().find(|row| row.id.as_str() == back.update_id);
+        order.push(row.unwrap().stage);
+        done(&fixture, &back, "1.0.0").await;
+    }
+    assert_eq!(order, [2, 2, 1, 0]);
+    fixture.until(&campaign, "rolled_back").await;
+    fixture.stop().await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ crate::stories!(
     a_device_that_was_deleted_does_not_hold_up_the_others,
     the_image_to_go_back_to_is_the_best_there_is,
     a_single_rollback_is_logged,
+    rollbacks_go_from_the_last_stage_to_the_first,
     every_rollback_and_what_is_cancelled_is_told,
     a_cancelled_rollback_waits_again_where_it_has_something_to_take_back,
 );
@@ -288,6 +289,36 @@ async fn the_image_to_go_back_to_is_the_best_there_is(store: &dyn Store) {
         Some(newer.id),
         "none of the same name is left: the newest of the model"
     );
+}
+
+async fn rollbacks_go_from_the_last_stage_to_the_first(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    fleet(store, 40).await;
+    let campaign = start(store, campaign(1, &new, ""), &new).await;
+    complete(store, &claim(store, &all_due(&campaign, at(5))).await).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.make_rollbacks(&campaign, &rollback_terms(RollbackTrigger::Manual, "", 6))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let mut order = Vec::new();
+    loop {
+        let back = ClaimQuery {
+            action: Action::Rollback,
+            limit: 7,
+            ..all_due(&campaign, at(9))
+        };
+        let claimed = claim(store, &back).await;
+        if claimed.is_empty() {
+            break;
+        }
+        order.extend(claimed.iter().map(|update| update.stage));
+    }
+    assert_eq!(order.len(), 40);
+    assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");
+    assert_eq!((order[0], order[39]), (3, 0));
 }
 
 async fn a_single_rollback_is_logged(store: &dyn Store) {
