@@ -9,6 +9,10 @@ use utoipa::ToSchema;
 
 use crate::ids::{CampaignId, DeviceId, RollbackId, UpdateId};
 
+/// How often a rollback that fails is tried again at least, as one of a single device is; also where its campaign allows its updates
+/// less. What it takes its device off is bad.
+pub const MIN_RETRIES: u32 = 3;
+
 /// What made a rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

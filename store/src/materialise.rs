@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use device_ota_domain::campaign::{Campaign, Delta, Group};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::firmware::Firmware;
+use device_ota_domain::rollback::MIN_RETRIES;
 use device_ota_domain::statistics::{Amount, Ledger, Share, Took, minute_of};
 use device_ota_domain::targeting::cuts_after_start;
 use device_ota_domain::update::Action;
@@ -53,7 +54,7 @@ statements! {
          give_up_at, check_at, ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
          p.device_id, p.device_type, p.campaign_id, 'rollback', p.previous, p.to_version, \
-         COALESCE(p.from_version, ''), p.stage, p.priority, p.max_retries, p.timeout_seconds, \
+         COALESCE(p.from_version, ''), p.stage, p.priority, CASE WHEN p.max_retries < $4 THEN $4 ELSE p.max_retries END, p.timeout_seconds, \
          COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), p.born, \
          CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
          CASE WHEN p.born = 'pending' THEN CAST($3 AS BIGINT) END, \
@@ -182,7 +183,8 @@ pub(crate) async fn make_rollbacks<D: Dialect>(
     let args = Args::new()
         .text(campaign.id.as_str())
         .time(terms.at)
-        .time(terms.give_up_at);
+        .time(terms.give_up_at)
+        .int(i64::from(MIN_RETRIES));
     let made = sql::fetch_all::<D, _>(conn, &MAKE_ROLLBACKS, args, number).await?;
     let (trigger, reason) = (terms.trigger, terms.reason);
     rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;

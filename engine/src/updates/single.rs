@@ -5,7 +5,7 @@ use device_ota_domain::campaign::{MAX_TIMEOUT_MINUTES, Priority};
 use device_ota_domain::device::Device;
 use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
-use device_ota_domain::rollback::{Rollback, RollbackTrigger};
+use device_ota_domain::rollback::{MIN_RETRIES, Rollback, RollbackTrigger};
 use device_ota_domain::targeting::{Exclusion, fits};
 use device_ota_domain::update::{Action, Aftermath, Progress, UpdateState};
 use device_ota_domain::{DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId};
@@ -108,7 +108,7 @@ impl Engine {
             firmware_id: firmware.id.clone(),
             priority: Priority::High,
             force_update: false,
-            max_retries: three(),
+            max_retries: MIN_RETRIES,
             timeout_minutes: hour(),
         };
         let mut tx = self.store.begin().await?;

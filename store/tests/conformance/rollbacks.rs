@@ -16,6 +16,7 @@ crate::stories!(
     the_image_to_go_back_to_is_the_best_there_is,
     a_single_rollback_is_logged,
     rollbacks_go_from_the_last_stage_to_the_first,
+    a_rollback_is_tried_again_though_its_update_was_not,
     every_rollback_and_what_is_cancelled_is_told,
     a_cancelled_rollback_waits_again_where_it_has_something_to_take_back,
 );
@@ -319,6 +320,30 @@ async fn rollbacks_go_from_the_last_stage_to_the_first(store: &dyn Store) {
     assert_eq!(order.len(), 40);
     assert!(order.is_sorted_by(|a, b| a >= b), "{order:?}");
     assert_eq!((order[0], order[39]), (3, 0));
+}
+
+async fn a_rollback_is_tried_again_though_its_update_was_not(store: &dyn Store) {
+    let (old, new) = (image("frame", "1.0.0", 1), image("frame", "2.0.0", 2));
+    upload(store, &old).await;
+    upload(store, &new).await;
+    fleet(store, 1).await;
+    for (n, retries, expected) in [(1, 0, 3), (2, 7, 7)] {
+        let draft = format!(r#""max_retries":{retries}"#);
+        let campaign = start(store, campaign(n, &new, &draft), &new).await;
+        complete(store, &claim(store, &all_due(&campaign, at(5))).await).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.make_rollbacks(&campaign, &rollback_terms(RollbackTrigger::Manual, "", 6))
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        let filter = UpdateFilter {
+            action: Some(Action::Rollback),
+            campaign: Some(campaign.id),
+            ..UpdateFilter::default()
+        };
+        let made = store.updates(&filter, Page::default()).await.unwrap();
+        assert_eq!(made[0].max_retries, expected);
+    }
 }
 
 async fn a_single_rollback_is_logged(store: &dyn Store) {
