@@ -40,7 +40,7 @@ statements! {
          AND u.action = 'update'";
     RAN = select_update!(
         " FROM device_updates u WHERE u.device_key = $1 AND u.state = 'completed' AND u.created_at >= $3 \
-         AND (u.to_version = $2 OR u.from_version = $2) \
+         AND ((u.to_version = $2 AND u.regressed_at IS NULL) OR u.from_version = $2) \
          ORDER BY CASE WHEN u.to_version = $2 THEN 0 ELSE 1 END, u.number DESC LIMIT 1"
     );
     UPDATES_LOCKED = select_update!(

@@ -2,7 +2,9 @@
 
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
-use device_ota_domain::update::{Action, Failure, Phase, Progress, Retry, Update, UpdateState};
+use device_ota_domain::update::{
+    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Update, UpdateState,
+};
 use device_ota_engine::ports::store::{NewDevice, Store, Touch, UpdateFilter};
 
 use crate::fixture::*;
@@ -367,6 +369,19 @@ async fn what_a_device_ran_is_found_however_long_ago(store: &dyn Store) {
     assert_eq!(ran("2.0.0").await, newest, "the newest that brought it");
     assert_eq!(ran("1.0.0").await, newest, "what it came from");
     assert_eq!(ran("3.0.0").await, None, "it never arrived there");
+
+    // What it completed and did not stay with, it has not run; what it came from, it has.
+    let mut tx = store.begin().await.unwrap();
+    for row in &mut rows[..2] {
+        row.aftermath = Aftermath::Regressed(Regression {
+            at: at(6),
+            failure: failure(),
+        });
+    }
+    tx.save_updates(&rows[..2]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(ran("2.0.0").await, None);
+    assert_eq!(ran("1.0.0").await.as_ref(), Some(&rows[1]));
 
     // Another device under the old id has run nothing yet.
     let device_id: device_ota_domain::DeviceId = id.parse().unwrap();
