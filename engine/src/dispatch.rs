@@ -12,7 +12,7 @@ use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms, Owed};
-use device_ota_domain::{CampaignId, CampaignState, FirmwareId};
+use device_ota_domain::{CampaignId, CampaignState, FirmwareId, Update};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
 use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, SingleQuery, Tx};
-use crate::updates::without_arrived;
+use crate::updates::left_to_offer;
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
@@ -179,7 +179,7 @@ impl Engine {
                 busy,
             };
             let found = tx.claimable_singles(&query).await?;
-            let found = without_arrived(tx.as_mut(), found, now).await?;
+            let found = left_to_offer(tx.as_mut(), found, now, Update::arrive).await?;
             let found = self
                 .carried(tx.as_mut(), None, &mut lines, found, now)
                 .await?;
@@ -405,7 +405,9 @@ impl Pass<'_> {
             },
         };
         let found = self.tx.claimable(&query).await?;
-        let all = found.len() == query.limit as usize;
+        let (due, all) = (found.len(), found.len() == query.limit as usize);
+        let found = left_to_offer(self.tx, found, self.now, Update::move_on).await?;
+        self.more |= found.len() < due;
         let campaign = Some(&self.campaign);
         let lines = &mut self.lines;
         let found = self

@@ -22,7 +22,7 @@ use crate::ports::store::{RollbackFilter, Tx, UpdateFilter};
 use crate::{Caller, Engine, Error, Result, devices};
 
 pub use single::UpdateRequest;
-pub(crate) use single::without_arrived;
+pub(crate) use single::left_to_offer;
 
 /// An update, and why it waits if it does.
 #[derive(Debug, Clone)]

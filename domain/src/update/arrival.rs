@@ -1,8 +1,8 @@
-//! Devices that come to the version by themselves while their update waits.
+//! Devices that come to the version, or move on to another one, by themselves while their update waits.
 
 use jiff::Timestamp;
 
-use super::{Update, UpdateState};
+use super::{Action, Update, UpdateState};
 
 impl Update {
     /// The device runs the version by now, did not when the update was made, and was never offered it: there is nothing left to
@@ -20,6 +20,23 @@ impl Update {
         }
         self.state = UpdateState::Completed { at: now };
         self.progress.percent = 100.0;
+        self.updated_at = now;
+        Some(self)
+    }
+
+    /// Pending → cancelled: a campaign's rollback, of a device that runs neither what it is taken off nor what it is taken back to.
+    /// `None` when there is still something to take back.
+    pub fn move_on(mut self, running: &str, now: Timestamp) -> Option<Self> {
+        let waits = matches!(self.state, UpdateState::Pending { .. });
+        let is_of_campaign = self.action == Action::Rollback && self.campaign.is_some();
+        let is_either = running == self.to_version || self.from_version.as_deref() == Some(running);
+        if !waits || !is_of_campaign || is_either {
+            return None;
+        }
+        self.state = UpdateState::Cancelled {
+            at: now,
+            because: None,
+        };
         self.updated_at = now;
         Some(self)
     }

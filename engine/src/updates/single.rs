@@ -260,17 +260,18 @@ pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
     }
 }
 
-/// Completes those whose devices came to the version by themselves; answers what is left to offer.
-pub(crate) async fn without_arrived(
+/// Ends those that `ends` ends by what their devices run, if that is known; answers what is left to offer.
+pub(crate) async fn left_to_offer(
     tx: &mut dyn Tx,
     found: Vec<Claimable>,
     now: Timestamp,
+    ends: impl Fn(Update, &str, Timestamp) -> Option<Update>,
 ) -> Result<Vec<Claimable>> {
     let mut changes = Changes::default();
     let mut left = Vec::with_capacity(found.len());
     for found in found {
-        let running = found.running.as_deref().unwrap_or_default();
-        match found.update.clone().arrive(running, now) {
+        let running = found.running.as_deref();
+        match running.and_then(|running| ends(found.update.clone(), running, now)) {
             Some(update) => changes.record(&found.update.standing(), update, now),
             None => left.push(found),
         }

@@ -1,6 +1,8 @@
 //! Who goes back, in which order, and before whom.
 
 use device_ota_domain::CampaignId;
+use device_ota_domain::campaign::Group;
+use device_ota_domain::update::Action;
 use device_ota_engine::{UpdateRequest, Uploaded};
 use device_ota_protocol::objects::{Action as WireAction, Assignment};
 use device_ota_protocol::topics::Up;
@@ -35,6 +37,36 @@ async fn roll_back(fixture: &Fixture, campaign: &CampaignId) {
         .await
         .unwrap();
     engine.dispatch_all().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_moved_on_while_its_rollback_waited_stays_where_it_is() {
+    let mut fixture = Fixture::new().await;
+    let campaign = completed_by(&mut fixture, r#","max_concurrent_updates":1"#, 2).await;
+    roll_back(&fixture, &campaign).await;
+    let first = fixture.offer().await;
+    let mover = if first.device_id.as_str() == "d0" {
+        "d1"
+    } else {
+        "d0"
+    };
+    let more = format!(r#","target_devices":["{mover}"]"#);
+    let newer = fixture.campaign("1.2.0", &more).await;
+    let offer = fixture.offer().await;
+    assert_eq!(offer.device_id.as_str(), mover);
+    done(&fixture, &offer, "1.2.0").await;
+    fixture.until(&newer, "completed").await;
+
+    done(&fixture, &first, "1.0.0").await;
+    fixture.until(&campaign, "rolled_back").await;
+    assert!(fixture.nothing_sent());
+    let rows = fixture.updates(&campaign).await;
+    let back = rows.iter().filter(|row| row.action == Action::Rollback);
+    let mut groups: Vec<_> = back.map(|row| (row.group(), row.attempt)).collect();
+    groups.sort_unstable();
+    assert_eq!(groups, [(Group::Completed, 1), (Group::Cancelled, 0)]);
+    fixture.counts(&campaign).await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
