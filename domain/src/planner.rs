@@ -296,7 +296,7 @@ impl Plan {
 }
 
 /// How many more updates and rollbacks the campaign may have in flight, by its own limit and by that of the whole service.
-pub fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
+fn free_slots(campaign: &Campaign, counts: &Counts) -> u64 {
     let free = u64::from(campaign.spec.max_concurrent_updates).saturating_sub(counts.in_flight());
     free.min(counts.room.unwrap_or(u64::MAX))
 }

@@ -72,13 +72,27 @@ impl Engine {
         self.dispatch.notify_one();
     }
 
-    /// One pass over every campaign that may have something to do, highest priority first, and over single devices.
+    /// One pass over every campaign that may have something to do, highest priority first, and over single devices. What goes
+    /// back comes before all that goes forward.
     pub async fn dispatch_all(&self) -> Result<()> {
         let since = earlier(self.clock.now(), REGRESSIONS_PLANNED);
-        for campaign in self.store.campaigns_to_plan(since).await? {
+        let campaigns = self.store.campaigns_to_plan(since).await?;
+        let goes_back = |c: &Campaign| matches!(c.state, CampaignState::RollingBack { .. });
+        let (back, forward): (Vec<_>, Vec<_>) = campaigns.into_iter().partition(goes_back);
+        // What becomes free meanwhile is for the next pass, or it went to whoever is looked at last.
+        let mut room = self.room().await?;
+        self.dispatch_each(&back, &mut room).await;
+        self.dispatch_singles(UpdateAction::Rollback, &mut room)
+            .await?;
+        self.dispatch_each(&forward, &mut room).await;
+        self.dispatch_singles(UpdateAction::Update, &mut room).await
+    }
+
+    async fn dispatch_each(&self, campaigns: &[Campaign], room: &mut Option<u64>) {
+        for campaign in campaigns {
             // One campaign's trouble is not the others'.
             while self
-                .dispatch_one(&campaign.id)
+                .dispatch_one(&campaign.id, room)
                 .await
                 .unwrap_or_else(|error| {
                     log(&error, "dispatch of a campaign");
@@ -86,16 +100,16 @@ impl Engine {
                 })
             {}
         }
-        self.dispatch_singles().await
     }
 
-    /// One pass; true when there may be more to do at once.
-    async fn dispatch_one(&self, id: &CampaignId) -> Result<bool> {
+    /// One pass, within what is left of the pass's `room`; true when there may be more to do at once.
+    async fn dispatch_one(&self, id: &CampaignId, room: &mut Option<u64>) -> Result<bool> {
         let Some(campaign) = self.store.campaign(id).await? else {
             return Ok(false);
         };
         let now = self.clock.now();
-        let counts = self.counts(&campaign).await?;
+        let mut counts = self.counts(&campaign).await?;
+        counts.room = within(counts.room, *room);
         if planner::plan(now, &campaign, &counts).actions.is_empty() {
             return Ok(false);
         }
@@ -104,7 +118,7 @@ impl Engine {
             return Ok(false);
         };
         let mut counts = tx.counts(id).await?;
-        counts.room = self.room_in(tx.as_mut()).await?;
+        counts.room = within(self.room_in(tx.as_mut()).await?, *room);
         let lines = self.hold_lines(tx.as_mut(), Some(&campaign), now).await?;
         counts.lines_free_at = self.free_at(&lines, Some(&campaign), now);
         let plan = planner::plan(now, &campaign, &counts);
@@ -116,13 +130,15 @@ impl Engine {
             lines,
             now,
             due: Vec::new(),
+            claimed: 0,
             more: false,
         };
         for action in plan.actions {
             pass.carry_out(action).await?;
         }
-        let (due, more) = (pass.due, pass.more);
+        let (due, claimed, more) = (pass.due, pass.claimed, pass.more);
         self.commit(tx).await?;
+        take(room, claimed);
         self.send_due(due).await;
         Ok(more)
     }
@@ -156,37 +172,36 @@ impl Engine {
         }
     }
 
-    /// Updates outside of campaigns.
-    async fn dispatch_singles(&self) -> Result<()> {
-        for action in [UpdateAction::Rollback, UpdateAction::Update] {
-            let now = self.clock.now();
-            if !self.store.has_due_singles(now).await? {
-                return Ok(());
-            }
-            let mut tx = self.store.begin().await?;
-            let room = self.room_in(tx.as_mut()).await?.unwrap_or(u64::MAX);
-            let limit = u32::try_from(room).unwrap_or(u32::MAX).min(SINGLE_CLAIM);
-            let mut lines = self.hold_lines(tx.as_mut(), None, now).await?;
-            let waits = action == UpdateAction::Update;
-            if waits && self.free_at(&lines, None, now).is_some() {
-                return Ok(());
-            }
-            let busy = lines.busy(now).filter(|_| waits).cloned().collect();
-            let query = SingleQuery {
-                action,
-                now,
-                limit,
-                busy,
-            };
-            let found = tx.claimable_singles(&query).await?;
-            let found = left_to_offer(tx.as_mut(), found, now, Update::arrive).await?;
-            let found = self
-                .carried(tx.as_mut(), None, &mut lines, found, now)
-                .await?;
-            let due = claim(self, tx.as_mut(), action, found, (now, false)).await?;
-            self.commit(tx).await?;
-            self.send_due(due).await;
+    /// Updates, or rollbacks, outside of campaigns.
+    async fn dispatch_singles(&self, action: UpdateAction, room: &mut Option<u64>) -> Result<()> {
+        let now = self.clock.now();
+        if !self.store.has_due_singles(now).await? {
+            return Ok(());
         }
+        let mut tx = self.store.begin().await?;
+        let left = within(self.room_in(tx.as_mut()).await?, *room).unwrap_or(u64::MAX);
+        let limit = u32::try_from(left).unwrap_or(u32::MAX).min(SINGLE_CLAIM);
+        let mut lines = self.hold_lines(tx.as_mut(), None, now).await?;
+        let waits = action == UpdateAction::Update;
+        if waits && self.free_at(&lines, None, now).is_some() {
+            return Ok(());
+        }
+        let busy = lines.busy(now).filter(|_| waits).cloned().collect();
+        let query = SingleQuery {
+            action,
+            now,
+            limit,
+            busy,
+        };
+        let found = tx.claimable_singles(&query).await?;
+        let found = left_to_offer(tx.as_mut(), found, now, Update::arrive).await?;
+        let found = self
+            .carried(tx.as_mut(), None, &mut lines, found, now)
+            .await?;
+        let due = claim(self, tx.as_mut(), action, found, (now, false)).await?;
+        self.commit(tx).await?;
+        take(room, due.len());
+        self.send_due(due).await;
         Ok(())
     }
 
@@ -232,7 +247,7 @@ impl Engine {
                 continue;
             };
             let before = update.standing();
-            let no_slot = update.campaign.as_ref().is_some_and(|c| full.contains(c));
+            let no_slot = full.contains(&update.campaign);
             let expired = if update.watch().is_some() {
                 update.look_afterwards(&known.look(now))
             } else {
@@ -260,21 +275,30 @@ impl Engine {
         Ok(ripe.len())
     }
 
-    /// The campaigns, of those whose rollbacks have come to the end of their time unoffered, that have no slot for them.
+    /// The campaigns whose rollbacks have come to the end of their time unoffered and may not be offered yet; `None`: those of no
+    /// campaign.
     async fn without_slots(
         &self,
         ripe: &[InFlight],
         now: Timestamp,
-    ) -> Result<HashSet<CampaignId>> {
+    ) -> Result<HashSet<Option<CampaignId>>> {
         let unoffered = ripe.iter().map(|r| &r.update).filter(|update| {
             update.attempt == 0 && update.give_up_at.is_some_and(|end| end <= now)
         });
-        let campaigns: HashSet<_> = unoffered.filter_map(|u| u.campaign.clone()).collect();
+        let campaigns: HashSet<_> = unoffered.map(|u| u.campaign.clone()).collect();
         let mut full = HashSet::new();
         for id in campaigns {
-            if let Some(campaign) = self.store.campaign(&id).await?
-                && planner::free_slots(&campaign, &self.counts(&campaign).await?) == 0
-            {
+            let waits = match &id {
+                None => self.room().await? == Some(0),
+                Some(id) => match self.store.campaign(id).await? {
+                    None => false,
+                    Some(campaign) => {
+                        let counts = self.counts(&campaign).await?;
+                        planner::slots(now, &campaign, &counts, UpdateAction::Rollback).is_err()
+                    }
+                },
+            };
+            if waits {
                 full.insert(id);
             }
         }
@@ -339,6 +363,7 @@ struct Pass<'p> {
     lines: Lines,
     now: Timestamp,
     due: Vec<Due>,
+    claimed: usize,
     more: bool,
 }
 
@@ -424,6 +449,7 @@ impl Pass<'_> {
         }
         let terms = (self.now, query.hold);
         let due = claim(self.engine, self.tx, action, found, terms).await?;
+        self.claimed += due.len();
         self.due.extend(due);
         Ok(())
     }
@@ -520,6 +546,15 @@ async fn claim(
         .metrics
         .add("updates_claimed", action.name(), updates.len() as u64);
     Ok(pair(updates, grounds))
+}
+
+/// The less of two rooms, where the service has a limit.
+fn within(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.zip(other).map(|(one, other)| one.min(other))
+}
+
+fn take(room: &mut Option<u64>, slots: usize) {
+    *room = room.map(|room| room.saturating_sub(slots as u64));
 }
 
 pub(crate) fn earlier(at: Timestamp, by: SignedDuration) -> Timestamp {

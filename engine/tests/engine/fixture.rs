@@ -121,6 +121,7 @@ pub(crate) struct Fixture {
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
     /// Whose sessions were ended.
     pub(crate) disconnected: mpsc::UnboundedReceiver<DeviceId>,
+    max_in_flight: Option<u64>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<(), &'static str>>>,
 }
@@ -150,7 +151,12 @@ struct Made {
 }
 
 impl Made {
-    fn of(store: &Arc<dyn Store>, objects: Arc<dyn Objects>, clock: &Arc<TestClock>) -> Self {
+    fn of(
+        store: &Arc<dyn Store>,
+        objects: Arc<dyn Objects>,
+        clock: &Arc<TestClock>,
+        max_in_flight: Option<u64>,
+    ) -> Self {
         let [root_key, release, dispatch] = keys();
         let chain = vec![seal(&root(), &root_key).unwrap()];
         let (sent, wire) = mpsc::unbounded_channel();
@@ -171,6 +177,7 @@ impl Made {
                 public_url: "http://ota.test".into(),
                 lease: LEASE,
                 tick: NEVER,
+                max_in_flight,
                 ..Settings::default()
             },
         });
@@ -205,22 +212,32 @@ impl Fixture {
     }
 
     pub(crate) async fn stopped() -> (Self, Work) {
-        Self::over(local).await
+        Self::over(local, None).await
     }
 
-    /// With an object store that the test holds up.
-    pub(crate) async fn with_objects(objects: HeldObjects) -> Self {
-        let (mut fixture, work) = Self::over(|folder| objects.over(folder)).await;
+    /// Of a service with that many slots in all.
+    pub(crate) async fn limited(max_in_flight: u64) -> Self {
+        let (mut fixture, work) = Self::over(local, Some(max_in_flight)).await;
         fixture.start(work);
         fixture
     }
 
-    async fn over(objects: impl FnOnce(&Path) -> Arc<dyn Objects>) -> (Self, Work) {
+    /// With an object store that the test holds up.
+    pub(crate) async fn with_objects(objects: HeldObjects) -> Self {
+        let (mut fixture, work) = Self::over(|folder| objects.over(folder), None).await;
+        fixture.start(work);
+        fixture
+    }
+
+    async fn over(
+        objects: impl FnOnce(&Path) -> Arc<dyn Objects>,
+        max_in_flight: Option<u64>,
+    ) -> (Self, Work) {
         let database = SqliteDatabase::new();
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
-        let made = Made::of(&store, objects(folder.path()), &clock);
+        let made = Made::of(&store, objects(folder.path()), &clock, max_in_flight);
         let fixture = Self {
             engine: made.engine,
             store,
@@ -230,6 +247,7 @@ impl Fixture {
             clock,
             wire: made.wire,
             disconnected: made.disconnected,
+            max_in_flight,
             stop: CancellationToken::new(),
             running: None,
         };
@@ -242,7 +260,8 @@ impl Fixture {
         if let Some(running) = self.running.take() {
             running.await.unwrap().unwrap();
         }
-        let made = Made::of(&self.store, local(self.folder.path()), &self.clock);
+        let objects = local(self.folder.path());
+        let made = Made::of(&self.store, objects, &self.clock, self.max_in_flight);
         self.engine = made.engine;
         self.wire = made.wire;
         self.disconnected = made.disconnected;

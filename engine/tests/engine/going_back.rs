@@ -3,12 +3,16 @@
 use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::Group;
 use device_ota_domain::update::Action;
+use device_ota_engine::inbound::DeviceRef;
 use device_ota_engine::{UpdateRequest, Uploaded};
 use device_ota_protocol::objects::{Action as WireAction, Assignment};
 use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
 use crate::fixture::{Fixture, LEASE, tester};
+
+/// The default of `ROLLBACK_TIMEOUT_HOURS`.
+const ROLLBACK_TIMEOUT: SignedDuration = SignedDuration::from_hours(6);
 
 async fn done(fixture: &Fixture, offer: &Assignment, version: &str) {
     let device = fixture.known(offer.device_id.as_str()).await;
@@ -37,6 +41,17 @@ async fn roll_back(fixture: &Fixture, campaign: &CampaignId) {
         .await
         .unwrap();
     engine.dispatch_all().await.unwrap();
+}
+
+/// A device keeps its slot: it is heard, and goes no further.
+async fn dawdle(fixture: &Fixture, device: &DeviceRef, version: &str, by: SignedDuration) {
+    let heartbeat = format!(r#"{{"version":"{version}"}}"#);
+    let mut passed = SignedDuration::ZERO;
+    while passed < by {
+        fixture.publish(device, Up::Heartbeat, &heartbeat).await;
+        fixture.pass(LEASE / 2).await;
+        passed += LEASE / 2;
+    }
 }
 
 #[tokio::test]
@@ -90,6 +105,91 @@ async fn the_last_stage_goes_back_first_and_the_canary_last() {
     fixture.stop().await;
 }
 
+/// The room of the whole service goes to what is taken back before it goes to what is new, however urgent that is.
+#[tokio::test]
+async fn whoever_has_to_go_back_goes_before_all_that_goes_forward() {
+    let mut fixture = Fixture::limited(1).await;
+    let campaign = completed_by(&mut fixture, "", 3).await;
+    for n in 3..6 {
+        let device = fixture.device(&format!("d{n}")).await;
+        fixture.online(&device).await;
+    }
+    let urgent = fixture.campaign("1.1.0", r#","priority":"critical""#).await;
+    let first = fixture.offer().await;
+    roll_back(&fixture, &campaign).await;
+    // By itself, of a device that the campaign's rollback does not mean: it has gone back before, and comes back to it.
+    let single = fixture.device("d9").await;
+    fixture.online_again(&single, "1.1.0").await;
+    let alone = fixture
+        .engine
+        .roll_back_device(&single.id, "1.0.0", "it beeps", &tester())
+        .await
+        .unwrap();
+
+    done(&fixture, &first, "1.1.0").await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        let back = fixture.offer().await;
+        order.push(back.action);
+        if back.update_id == alone.update_id.as_str() {
+            assert_eq!(order.len(), 4, "after those of campaigns");
+        }
+        done(&fixture, &back, "1.0.0").await;
+    }
+    assert_eq!(order, [WireAction::Rollback; 4]);
+    let next = fixture.offer().await;
+    assert_eq!(next.action, WireAction::Update);
+    assert_eq!(fixture.counts(&urgent).await.updates().completed, 1);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_single_rollback_that_waits_for_room_is_not_given_up() {
+    let mut fixture = Fixture::limited(1).await;
+    fixture.upload("1.0.0", b"old").await;
+    let busy = fixture.device("d0").await;
+    fixture.online(&busy).await;
+    let more = r#","target_devices":["d0"],"timeout_minutes":43200"#;
+    fixture.campaign("1.1.0", more).await;
+    let slow = fixture.offer().await;
+    fixture.progress(&busy, &slow, 1, "accepted", "").await;
+    let device = fixture.device("d1").await;
+    fixture.online_again(&device, "1.1.0").await;
+    let made = fixture
+        .engine
+        .roll_back_device(&device.id, "1.0.0", "it beeps", &tester())
+        .await
+        .unwrap();
+    dawdle(&fixture, &busy, "1.0.0", ROLLBACK_TIMEOUT + LEASE).await;
+    assert_eq!(fixture.status(made.update_id.as_str()).await, "scheduled");
+    done(&fixture, &slow, "1.1.0").await;
+    let back = fixture.offer().await;
+    assert_eq!(back.update_id, made.update_id.as_str());
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_waits_behind_a_batch_is_not_given_up() {
+    let mut fixture = Fixture::new().await;
+    let more = r#","batch_size":1,"timeout_minutes":43200"#;
+    let campaign = completed_by(&mut fixture, more, 2).await;
+    roll_back(&fixture, &campaign).await;
+    let silent = fixture.offer().await;
+    let device = fixture.known(silent.device_id.as_str()).await;
+    dawdle(&fixture, &device, "1.1.0", ROLLBACK_TIMEOUT).await;
+    assert_eq!(fixture.status(&silent.update_id).await, "failed");
+    let mut next = fixture.offer().await;
+    while next.update_id == silent.update_id {
+        next = fixture.offer().await; // said again meanwhile
+    }
+    done(&fixture, &next, "1.0.0").await;
+    fixture.until(&campaign, "rolled_back").await;
+    let counts = fixture.counts(&campaign).await.rollbacks;
+    assert_eq!((counts.completed, counts.failed), (1, 1));
+    fixture.stop().await;
+}
+
+/// What an older update of the device comes to says nothing about the newer one.
 #[tokio::test]
 async fn withdrawing_an_older_update_does_not_end_the_watch_of_a_newer_one() {
     let mut fixture = Fixture::new().await;
