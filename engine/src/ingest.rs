@@ -6,6 +6,7 @@
 
 mod batch;
 mod present;
+mod rows;
 mod sighting;
 mod watched;
 

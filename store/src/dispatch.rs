@@ -130,6 +130,10 @@ statements! {
         " FROM device_updates u WHERE u.device_key {any_int:$1} AND u.watch_until IS NOT NULL \
          ORDER BY u.device_key, u.number {for_update}"
     );
+    // Counted, so that each row looks at its own device whatever the planner thinks of the table.
+    SUPERSEDED = "SELECT u.update_id FROM device_updates u WHERE u.update_id {any:$1} AND \
+         (SELECT COUNT(*) FROM device_updates o WHERE o.device_key = u.device_key AND o.number <> u.number \
+             AND (o.state IN ('in_flight', 'staged') OR (o.state = 'completed' AND o.ended_at >= u.started_at))) > 0";
     END_WATCHES = "UPDATE device_updates SET watch_until = NULL, check_at = NULL \
          WHERE device_key {any_int:$1} AND watch_until IS NOT NULL";
     REBOOTING = "SELECT u.device_key FROM device_updates u WHERE u.state = 'in_flight' AND u.phase = 'rebooting'";
@@ -168,6 +172,16 @@ pub(crate) async fn watched_locked<D: Dialect>(
     let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
     let args = Args::<D>::new().ints(&keys);
     sql::fetch_all(conn, &WATCHED_LOCKED, args, read_update).await
+}
+
+/// Of these updates, those whose device was given to another one since.
+pub(crate) async fn superseded<D: Dialect>(
+    conn: &mut D::Connection,
+    updates: &[UpdateId],
+) -> Result<Vec<UpdateId>, DbError> {
+    let ids: Vec<&str> = updates.iter().map(UpdateId::as_str).collect();
+    let args = Args::<D>::new().texts(&ids);
+    sql::fetch_all(conn, &SUPERSEDED, args, |row| row.parse("update_id")).await
 }
 
 /// Nobody watches these devices any more.

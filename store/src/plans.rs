@@ -165,6 +165,10 @@ fn of_held<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
 fn of_watched<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
     vec![
         (&dispatch::WATCHED_LOCKED, Args::new().ints(&[7, 77, 777])),
+        (
+            &dispatch::SUPERSEDED,
+            Args::new().texts(&["upd_1_7", "upd_2_7"]),
+        ),
         (&dispatch::END_WATCHES, Args::new().ints(&[7, 77])),
         (
             &vitals::COMPLETED_SAMPLE,

@@ -310,8 +310,11 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         run!(self, dispatch::watched_locked::<D>, devices)
     }
-    async fn end_watches(&mut self, device: DeviceKey) -> Result<()> {
-        run!(self, dispatch::end_watches::<D>, device)
+    async fn superseded(&mut self, updates: &[UpdateId]) -> Result<Vec<UpdateId>> {
+        run!(self, dispatch::superseded::<D>, updates)
+    }
+    async fn end_watches(&mut self, devices: &[DeviceKey]) -> Result<()> {
+        run!(self, dispatch::end_watches::<D>, devices)
     }
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>> {
         run!(self, dispatch::open::<D>, device)

@@ -4,22 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 
 use device_ota_domain::campaign::Group;
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::statistics::Standing;
-use device_ota_domain::update::{Order, Outcome as Reported, Sight, WatchTerms};
+use device_ota_domain::update::Order;
 use device_ota_domain::{Update, UpdateId};
-use device_ota_protocol::messages::{CheckReason, Phase, Progress, Report};
-use jiff::Timestamp;
+use device_ota_protocol::messages::{Phase, Report};
 
 use super::present::Present;
-use super::sighting::Sighting;
-use super::{Answers, Reply, watched};
-use crate::changes::Changes;
+use super::rows::Rows;
+use super::{Answers, Reply};
+use crate::Engine;
 use crate::chunks::Wanted;
 use crate::inbound::{Inbound, Uplink};
 use crate::offers::pair;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
-use crate::{Engine, wire};
 
 /// Messages that are committed together.
 pub(crate) struct Batch {
@@ -81,7 +78,7 @@ impl Batch {
         if self.asks || !engine.rebooting.is_empty() || !engine.watched.is_empty() {
             said = self.record_reports(engine, tx.as_mut()).await?;
         }
-        self.present.write(tx.as_mut()).await?;
+        self.present.write(tx.as_mut(), &said.runs).await?;
         let devices: Vec<DeviceKey> = said.again.iter().map(|u| u.device).collect();
         let grounds = if devices.is_empty() {
             Vec::new()
@@ -108,7 +105,7 @@ impl Batch {
             rows.take(engine, message);
         }
         let Pending { answers, again } = self.answers(&rows);
-        let answered = rows.answered;
+        let (answered, runs) = (rows.answered, std::mem::take(&mut rows.runs));
         let (changes, after) = rows.into_changes();
         let moved = answered || changes.moves_counters();
         if !changes.is_empty() {
@@ -122,6 +119,7 @@ impl Batch {
                 .cloned()
                 .collect(),
             after,
+            runs,
             moved,
         })
     }
@@ -189,6 +187,8 @@ struct Said {
     again: Vec<Update>,
     /// Every update that the batch spoke of.
     after: HashMap<UpdateId, Update>,
+    /// What devices run, where a report of progress says it last.
+    runs: HashMap<DeviceKey, String>,
     /// A counter moved, or a device has answered.
     moved: bool,
 }
@@ -198,219 +198,5 @@ fn asks(uplink: &Uplink) -> bool {
     match uplink {
         Uplink::Report(report) => !matches!(**report, Report::Status(_)),
         _ => false,
-    }
-}
-
-/// The updates that the batch speaks of, locked, and as its messages leave them.
-struct Rows {
-    by_id: HashMap<UpdateId, (Standing, Update)>,
-    in_flight: HashMap<DeviceKey, UpdateId>,
-    /// Completed, and watched since; of devices that seem to have regressed alone.
-    watched: HashMap<DeviceKey, UpdateId>,
-    /// How devices are watched once they have completed these.
-    terms: HashMap<UpdateId, WatchTerms>,
-    touched: BTreeSet<UpdateId>,
-    now: Option<Timestamp>,
-    /// A device has answered what it was told: its batch has room for another.
-    answered: bool,
-}
-
-impl Rows {
-    async fn load(
-        tx: &mut dyn Tx,
-        engine: &Engine,
-        messages: &[Inbound],
-    ) -> Result<Self, StoreError> {
-        let (mut ids, mut devices) = (BTreeSet::new(), BTreeSet::new());
-        let mut completing = BTreeSet::new();
-        let watch = !engine.rebooting.is_empty();
-        for message in messages {
-            match &message.uplink {
-                Uplink::Heartbeat(..) => {
-                    if watch && engine.rebooting.contains(message.device.key) {
-                        devices.insert(message.device.key);
-                    }
-                }
-                Uplink::Report(report) => match report.as_ref() {
-                    Report::Progress(progress) => {
-                        let id = progress.update_id.parse::<UpdateId>();
-                        if progress.phase == Phase::Completed {
-                            completing.extend(id.clone());
-                        }
-                        ids.extend(id);
-                    }
-                    Report::Check(_) => _ = devices.insert(message.device.key),
-                    Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
-                },
-                Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => {}
-            }
-        }
-        let mut found = Vec::new();
-        if !ids.is_empty() {
-            found.extend(tx.updates(&ids.into_iter().collect::<Vec<_>>()).await?);
-        }
-        if !devices.is_empty() {
-            found.extend(
-                tx.in_flight(&devices.into_iter().collect::<Vec<_>>())
-                    .await?,
-            );
-        }
-        let mut terms = HashMap::new();
-        let completes = |u: &&Update| completing.contains(&u.id) && u.group() != Group::Completed;
-        for update in found.iter().filter(completes) {
-            terms.insert(update.id.clone(), engine.watch_terms(tx, update).await?);
-        }
-        let suspects = watched::suspects(engine, messages);
-        if !suspects.is_empty() {
-            let watched = tx.watched(&suspects).await?;
-            let seen: BTreeSet<_> = watched.iter().map(|update| update.device).collect();
-            let unseen = suspects.into_iter().filter(|device| !seen.contains(device));
-            engine.watched.forget(unseen);
-            found.extend(watched);
-        }
-        let watched = found.iter().filter(|update| update.watch().is_some());
-        let watched = watched.map(|u| (u.device, u.id.clone())).collect();
-        let in_flight = found
-            .iter()
-            .filter(|u| u.group() == Group::InFlight)
-            .map(|u| (u.device, u.id.clone()))
-            .collect();
-        let by_id = found
-            .into_iter()
-            .map(|u| (u.id.clone(), (u.standing(), u)))
-            .collect();
-        Ok(Self {
-            by_id,
-            in_flight,
-            watched,
-            terms,
-            touched: BTreeSet::new(),
-            now: None,
-            answered: false,
-        })
-    }
-
-    fn by_text(&self, id: &str) -> Option<&Update> {
-        self.by_id
-            .get(&id.parse::<UpdateId>().ok()?)
-            .map(|(_, update)| update)
-    }
-
-    fn in_flight_of(&self, device: DeviceKey) -> Option<&Update> {
-        let (_, update) = self.by_id.get(self.in_flight.get(&device)?)?;
-        (update.group() == Group::InFlight).then_some(update)
-    }
-
-    fn take(&mut self, engine: &Engine, message: &Inbound) {
-        let report = match &message.uplink {
-            Uplink::Heartbeat(heartbeat, _) => {
-                self.now = Some(message.at);
-                let sighting = heartbeat.uptime_s.map_or(Sighting::Unclear, Sighting::Up);
-                return self.observe(message, &heartbeat.version, sighting);
-            }
-            Uplink::Report(report) => report.as_ref(),
-            Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => return,
-        };
-        self.now = Some(message.at);
-        match report {
-            Report::Progress(progress) => self.progress(engine, message, progress),
-            Report::Check(check) => {
-                let new_session = matches!(check.reason, Some(CheckReason::Boot));
-                let sighting = if new_session {
-                    Sighting::Restarted
-                } else {
-                    Sighting::Unclear
-                };
-                self.observe(message, &check.version, sighting);
-            }
-            Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
-        }
-    }
-
-    fn progress(&mut self, engine: &Engine, message: &Inbound, progress: &Progress) {
-        let id = progress.update_id.parse::<UpdateId>().ok();
-        let Some((before, update)) = id.as_ref().and_then(|id| self.by_id.get(id)).cloned() else {
-            return engine.metrics.add("reports_ignored", "unknown_update", 1);
-        };
-        if update.device != message.device.key {
-            return engine.metrics.add("reports_ignored", "foreign_update", 1);
-        }
-        match update.report(&wire::report(progress), message.at, engine.settings.lease) {
-            Reported::Changed(update) => {
-                let completes = before.group != Group::Completed;
-                let terms = self.terms.get(&update.id).filter(|_| completes);
-                let update = match terms {
-                    Some(terms) => update.watched(*terms),
-                    None => *update,
-                };
-                if update.watch().is_some() {
-                    self.watched.insert(update.device, update.id.clone());
-                }
-                self.put(before, update);
-            }
-            Reported::Ignored(_, why) => engine.metrics.add("reports_ignored", why, 1),
-        }
-    }
-
-    fn observe(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
-        self.observe_afterwards(message, version, sighting);
-        let Some(id) = self.in_flight.get(&message.device.key) else {
-            return;
-        };
-        let Some((before, update)) = self.by_id.get(id).cloned() else {
-            return;
-        };
-        if sighting.is_after_restart(&update, message.at)
-            && let Some(update) = update.observe_version(version, message.at)
-        {
-            self.put(before, update);
-        }
-    }
-
-    /// What it shows of an update that has completed.
-    fn observe_afterwards(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
-        let Some(id) = self.watched.get(&message.device.key) else {
-            return;
-        };
-        let Some((before, update)) = self.by_id.get(id).cloned() else {
-            return;
-        };
-        let sight = Sight {
-            running: version,
-            restarted: matches!(sighting, Sighting::Restarted),
-            at: message.at,
-        };
-        let completed = update.ended_at().unwrap_or(message.at);
-        if sighting.is_after_completion(completed, message.at)
-            && let Some(update) = update.observe_afterwards(&sight)
-        {
-            self.put(before, update);
-        }
-    }
-
-    fn put(&mut self, before: Standing, update: Update) {
-        let known = self.by_id.get(&update.id);
-        let waited = known.is_some_and(|(_, known)| known.is_unanswered());
-        self.answered |= waited && !update.is_unanswered();
-        self.touched.insert(update.id.clone());
-        self.by_id.insert(update.id.clone(), (before, update));
-    }
-
-    /// The changes to write, and every row as it now is.
-    fn into_changes(self) -> (Changes, HashMap<UpdateId, Update>) {
-        let mut changes = Changes::default();
-        let now = self.now.unwrap_or_default();
-        for id in &self.touched {
-            if let Some((before, update)) = self.by_id.get(id) {
-                changes.record(before, update.clone(), now);
-            }
-        }
-        (
-            changes,
-            self.by_id
-                .into_iter()
-                .map(|(id, (_, update))| (id, update))
-                .collect(),
-        )
     }
 }

@@ -39,8 +39,21 @@ impl Present {
         self.touches.is_empty()
     }
 
-    pub(super) async fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
-        tx.touch(&self.touches).await?;
+    /// Devices run what `runs` says, where it says anything: a later word than that of their checks and heartbeats.
+    pub(super) async fn write(
+        &self,
+        tx: &mut dyn Tx,
+        runs: &HashMap<DeviceKey, String>,
+    ) -> Result<(), StoreError> {
+        if runs.is_empty() {
+            tx.touch(&self.touches).await?;
+        } else {
+            let mut touches = self.touches.clone();
+            for touch in &mut touches {
+                touch.version = runs.get(&touch.device).cloned().or(touch.version.take());
+            }
+            tx.touch(&touches).await?;
+        }
         if !self.heartbeats.is_empty() {
             tx.insert_heartbeats(&self.heartbeats).await?;
         }
@@ -114,12 +127,8 @@ impl Fold {
                 touch.nonce.clone_from(&check.nonce);
                 self.appeared = true;
             }
-            Report::Progress(progress) => {
-                if progress.version.is_some() {
-                    touch.version.clone_from(&progress.version);
-                }
-            }
-            Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
+            // What it says of progress may be long past: its version counts when the report does.
+            Report::Progress(_) | Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
         }
     }
 }

@@ -594,6 +594,9 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     async fn in_flight(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// The completed updates of these devices that are watched, locked.
     async fn watched(&mut self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// Of these updates, which have not completed, those whose device was given to another one since: one that it has in hand, or
+    /// that it has completed since these were first offered.
+    async fn superseded(&mut self, updates: &[UpdateId]) -> Result<Vec<UpdateId>>;
     /// Nobody watches these devices any more.
     async fn end_watches(&mut self, devices: &[DeviceKey]) -> Result<()>;
     /// The updates and rollbacks of this device that have not ended, as they are at the moment: not locked.

@@ -20,6 +20,7 @@ mod fixture;
 mod going_back;
 mod held;
 mod ingest;
+mod late;
 mod metrics;
 mod regressions;
 mod rollout;

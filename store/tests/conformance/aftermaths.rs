@@ -2,7 +2,9 @@
 
 use device_ota_domain::campaign::{Campaign, Failures};
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::update::{Aftermath, Sight, Update, UpdateState, WatchTerms};
+use device_ota_domain::update::{
+    Aftermath, Failure, Retry, Sight, Update, UpdateState, WatchTerms,
+};
 use device_ota_engine::ports::store::Store;
 
 use crate::fixture::*;
@@ -10,6 +12,7 @@ use crate::fixture::*;
 crate::stories!(
     a_watch_is_kept_and_found_by_its_device,
     a_watch_comes_due_with_what_is_known_of_its_device,
+    who_was_given_to_another_update_since_is_known,
     a_regression_is_counted_where_its_update_completed,
     a_completed_campaign_is_planned_after_a_regression,
     a_deleted_device_is_not_watched,
@@ -121,6 +124,42 @@ async fn a_watch_comes_due_with_what_is_known_of_its_device(store: &dyn Store) {
         (false, None, Some(at(1))),
     ];
     assert_eq!(seen, expected);
+}
+
+/// Whether what a device says of an update that was thought to have ended is its last word of what it runs.
+async fn who_was_given_to_another_update_since_is_known(store: &dyn Store) {
+    let keys = fleet(store, 5).await;
+    let offered = |n: u8, state| Update {
+        attempt: 1,
+        started_at: Some(at(10)),
+        state,
+        ..single(
+            n,
+            keys[usize::from(n % 5)],
+            &name(usize::from(n % 5)),
+            "2.0.0",
+        )
+    };
+    let failed = || UpdateState::Failed {
+        at: at(20),
+        failure: Failure::new("install_failed", "", Retry::Never),
+    };
+    let olds: Vec<_> = (0..5).map(|n| offered(n, failed())).collect();
+    let others = [
+        offered(5, UpdateState::Staged { since: at(30) }),
+        offered(6, UpdateState::Completed { at: at(10) }),
+        // Before it, only waiting, or brought nothing.
+        offered(7, UpdateState::Completed { at: at(9) }),
+        single(8, keys[3], &name(3), "3.0.0"),
+        offered(9, failed()),
+    ];
+    insert(store, &olds).await;
+    insert(store, &others).await;
+    let ids: Vec<_> = olds.iter().map(|update| update.id.clone()).collect();
+    let mut tx = store.begin().await.unwrap();
+    let mut found = tx.superseded(&ids).await.unwrap();
+    found.sort_unstable();
+    assert_eq!(found, ids[..2]);
 }
 
 async fn a_regression_is_counted_where_its_update_completed(store: &dyn Store) {
