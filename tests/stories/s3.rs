@@ -1,6 +1,7 @@
 //! Images in a bucket: uploaded, rolled out, downloaded; the server away, the service killed, the settings changed.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use device_ota_objects::testing::{BUCKET, S3Server};
 use serde_json::{Value, json};
@@ -22,11 +23,16 @@ const FIRMWARE: &str = "/api/v1/ota/firmware";
 /// Three parts.
 const LARGE: usize = 20 * 1024 * 1024;
 
-fn large() -> Vec<u8> {
+/// Bytes in which every position tells itself from its neighbours.
+static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0_u32..)
         .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
         .take(LARGE)
         .collect()
+});
+
+fn large() -> Vec<u8> {
+    BYTES.clone()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -180,7 +186,7 @@ async fn memory_stays_flat_while_an_image_goes_to_the_bucket(options: Options) {
     upload(&admin, "2.0.0", b"warm".to_vec()).await;
     let before = service.peak_memory();
     let size = 120 * 1024 * 1024;
-    let bytes = large().into_iter().cycle().take(size).collect();
+    let bytes = large().repeat(size / LARGE);
     let firmware = upload(&admin, "2.1.0", bytes).await;
     assert_eq!(firmware["storage"], "s3");
     let grown = service.peak_memory() - before;
