@@ -11,10 +11,12 @@ mod stop;
 use jiff::Timestamp;
 
 pub use advance::{Advance, AdvanceError, advance};
-use gate::gate;
+use gate::{gate, lost};
 use stop::stop as halt;
 
-use crate::campaign::{Accepted, Campaign, CampaignState, Counts, OnEnd, OpenFor, Period, Running};
+use crate::campaign::{
+    Accepted, Campaign, CampaignState, Counts, OnEnd, OpenFor, Period, Running, TransitionError,
+};
 use crate::rollback::RollbackTrigger;
 use crate::update::Action as UpdateAction;
 use crate::why::Why;
@@ -158,6 +160,8 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         Period::Over(on_end) => return over(on_end, counts),
         _ if all.open() == 0 && !spec.continuous => return Plan::act(Action::Finish),
         Period::Before(at) => return Plan::wait(Why::Scheduled { at }),
+        // The stages are for those who come.
+        Period::Open if all.total() == 0 => return Plan::wait(Why::Newcomers),
         Period::Open => {}
     }
     let last = spec.last_stage();
@@ -170,17 +174,10 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     } else if running.open_stage < last {
         match gate(now, campaign, running, counts) {
             Ok(()) => return Plan::act(Action::OpenStage(running.open_stage + 1)),
-            Err(Why::GateSuccess) if counts.up_to_stage(running.open_stage).unready() == 0 => {
-                let name = spec
-                    .stages
-                    .get(usize::from(running.open_stage))
-                    .map_or("", |s| s.name.as_str());
-                let reason = format!(
-                    "stage {name} ended with too few successes to open the next; a resume opens it all the same"
-                );
-                return Plan::act(Action::Pause { reason });
-            }
-            Err(why) => waits.push(why),
+            Err(why) => match lost(campaign, running, counts) {
+                Some(reason) => return Plan::act(Action::Pause { reason }),
+                None => waits.push(why),
+            },
         }
     }
     let mut plan = Plan {
@@ -218,6 +215,19 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         }
     }
     plan.or_wait_for_answers()
+}
+
+/// The state of `campaign` once an admin has resumed it: see [`CampaignState::resume`].
+pub fn resume(
+    now: Timestamp,
+    campaign: &Campaign,
+    counts: &Counts,
+) -> Result<CampaignState, TransitionError> {
+    let lost = match &campaign.state {
+        CampaignState::Paused { running, .. } => lost(campaign, running, counts).is_some(),
+        _ => false,
+    };
+    campaign.state.clone().resume(now, counts, lost)
 }
 
 /// The schedule has ended: nothing is offered any more.

@@ -126,7 +126,7 @@ impl Engine {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (mut campaign, before) = locked(tx.as_mut(), id).await?;
-        campaign.state = campaign.state.resume(now, &tx.counts(id).await?)?;
+        campaign.state = planner::resume(now, &campaign, &tx.counts(id).await?)?;
         self.settle(tx, before, campaign, EventType::CampaignResumed, now, by)
             .await
     }

@@ -234,8 +234,8 @@ impl CampaignState {
     }
 
     /// Admin: go on where it paused. This accepts the results so far (`counts`): the threshold looks at those that
-    /// come from now on, and a stage that has ended no longer holds up the next one by its failures.
-    pub fn resume(self, now: Timestamp, counts: &Counts) -> Transition {
+    /// come from now on, and a stage that has ended, or whose gate is `lost`, no longer holds up the next one by them.
+    pub fn resume(self, now: Timestamp, counts: &Counts, lost: bool) -> Transition {
         match self {
             Self::Paused { running, .. } => {
                 let all = counts.updates().judged();
@@ -245,7 +245,7 @@ impl CampaignState {
                     failed: all.failed,
                     rejected: counts.failures.rejected,
                     timed_out: counts.failures.timed_out,
-                    stage: has_ended.then_some(running.open_stage),
+                    stage: (has_ended || lost).then_some(running.open_stage),
                     at: Some(now),
                 };
                 Ok(Self::InProgress(Running {

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::campaign::{Campaign, Counts, Running};
+use crate::campaign::{Campaign, Counts, Gate, Running, Stage, Tally};
 use crate::why::Why;
 
 /// Whether the stage after the open one may open.
@@ -12,29 +12,13 @@ pub(super) fn gate(
     running: &Running,
     counts: &Counts,
 ) -> Result<(), Why> {
-    let index = usize::from(running.open_stage);
-    let (Some(stage), Some(tally)) = (campaign.spec.stages.get(index), counts.stages.get(index))
-    else {
-        return Ok(()); // a stage that has no devices and no tally holds nobody up
+    let Some((stage, tally)) = open(campaign, running, counts) else {
+        return Ok(()); // a stage that never had devices holds nobody up
     };
-    // A device that holds what it was offered has done all that its stage asks for.
-    let tally = tally.so_far();
-    let devices = tally.settled().saturating_add(tally.open());
-    if devices == 0 {
-        return Ok(());
-    }
     let gate = &stage.gate;
-    let share = share_of(devices, gate.min_success_percent);
-    let need = gate.min_samples.unwrap_or(share).clamp(1, devices);
-    if tally.settled() < need {
-        return Err(Why::GateSamples {
-            have: tally.settled(),
-            need,
-        });
-    }
     let accepted = running.accepted.stage == Some(running.open_stage);
-    if !accepted && tally.completed < share_of(tally.settled(), gate.min_success_percent) {
-        return Err(Why::GateSuccess);
+    if !accepted {
+        results(gate, &tally)?;
     }
     let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));
     let ripe = running
@@ -44,13 +28,61 @@ pub(super) fn gate(
     if !ripe {
         return Err(Why::GateSoak);
     }
-    let next = campaign.spec.stages.get(index + 1);
-    match next.filter(|_| gate.manual) {
+    let next = usize::from(running.open_stage) + 1;
+    match campaign.spec.stages.get(next).filter(|_| gate.manual) {
         Some(next) => Err(Why::GateManual {
             stage: next.name.clone(),
         }),
         None => Ok(()),
     }
+}
+
+/// The open stage and how its devices stand so far, if it ever had any. A device that holds what it was offered has done all
+/// that its stage asks for.
+pub(super) fn open<'c>(
+    campaign: &'c Campaign,
+    running: &Running,
+    counts: &Counts,
+) -> Option<(&'c Stage, Tally)> {
+    let index = usize::from(running.open_stage);
+    let tally = counts.stages.get(index)?.so_far();
+    let stage = campaign.spec.stages.get(index)?;
+    (tally.total() > 0).then_some((stage, tally))
+}
+
+/// Why the gate of the open stage cannot hold any more though all of its devices have ended, for people.
+pub(super) fn lost(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<String> {
+    let (stage, tally) = open(campaign, running, counts)?;
+    let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
+    if !has_ended || running.accepted.stage == Some(running.open_stage) {
+        return None;
+    }
+    let name = &stage.name;
+    let so_few = match results(&stage.gate, &tally).err()? {
+        // Whoever comes later may be of this stage.
+        Why::GateSamples { .. } if campaign.spec.continuous => return None,
+        Why::GateSamples { have, need } => format!("{have} results of the {need} it takes"),
+        _ => "too few successes".to_owned(),
+    };
+    Some(format!(
+        "stage {name} ended with {so_few} to open the next; a resume opens it all the same"
+    ))
+}
+
+/// Whether there are results enough, and successes enough among them. A device whose update was withdrawn is no result: a stage of
+/// which nothing else is left has shown nothing.
+fn results(gate: &Gate, tally: &Tally) -> Result<(), Why> {
+    let devices = tally.settled().saturating_add(tally.open());
+    let share = share_of(devices, gate.min_success_percent);
+    let need = gate.min_samples.unwrap_or(share).clamp(1, tally.total());
+    let have = tally.settled();
+    if have < need {
+        return Err(Why::GateSamples { have, need });
+    }
+    if tally.completed < share_of(have, gate.min_success_percent) {
+        return Err(Why::GateSuccess);
+    }
+    Ok(())
 }
 
 /// `percent` of `devices`, rounded up.

@@ -235,7 +235,14 @@ impl Update {
                 self = self.defer(failure.clone(), *retry_after_seconds, now);
             }
             Reported::Failed(failure) => self = self.fail(failure.clone(), now),
-            Reported::Cancelled => self.state = cancelled(now),
+            Reported::Cancelled if self.cancel_requested() => self.state = cancelled(now),
+            Reported::Cancelled => {
+                let message = "says that it was told to stop, and nobody told it";
+                self = self.fail(
+                    Failure::new("cancelled_unasked", message, Retry::Never),
+                    now,
+                );
+            }
         }
         self.last_seq = report.seq;
         self.updated_at = now;

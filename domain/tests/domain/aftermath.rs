@@ -246,7 +246,10 @@ fn what_regresses_after_the_end_still_takes_the_campaign_back() {
 fn what_was_accepted_and_regresses_later_is_a_new_result() {
     let fields = json!({"deployment_strategy": "immediate", "failure_threshold_percent": 20});
     let paused = CampaignState::InProgress(running(0, 0)).pause(at(1), "");
-    let resumed = paused.unwrap().resume(at(2), &one_stage(10, 3)).unwrap();
+    let resumed = paused
+        .unwrap()
+        .resume(at(2), &one_stage(10, 3), false)
+        .unwrap();
     let CampaignState::InProgress(Running { accepted, .. }) = resumed else {
         panic!("{resumed:?}")
     };

@@ -109,7 +109,7 @@ fn pause_and_resume_come_back_to_the_same_place() {
     };
     assert_eq!(next, [paused]);
     let next = takes(&["paused"], "resumed", "; only a paused one can", |s| {
-        s.resume(at(9), &counts(1))
+        s.resume(at(9), &counts(1), false)
     });
     let resumed = |stage| {
         CampaignState::InProgress(Running {
@@ -124,13 +124,13 @@ fn pause_and_resume_come_back_to_the_same_place() {
         })
     };
     assert_eq!(next, [resumed(None)]);
-    let over = all()[2].clone().resume(at(9), &counts(0)).unwrap();
+    let over = all()[2].clone().resume(at(9), &counts(0), false).unwrap();
     assert_eq!(over, resumed(Some(1)), "both open stages have ended");
 }
 
 #[test]
 fn a_failure_that_is_retried_is_no_longer_accepted() {
-    let resumed = all()[2].clone().resume(at(9), &counts(1)).unwrap();
+    let resumed = all()[2].clone().resume(at(9), &counts(1), false).unwrap();
     let accepts = |state: &CampaignState| match state {
         CampaignState::InProgress(running) => running.accepted.failed,
         other => panic!("{other:?}"),
@@ -207,7 +207,7 @@ fn a_retry_takes_the_failure_of_its_kind_back() {
         rejected: 2,
         timed_out: 1,
     };
-    let resumed = all()[2].clone().resume(at(9), &now).unwrap();
+    let resumed = all()[2].clone().resume(at(9), &now, false).unwrap();
     let accepts = |state: CampaignState| match state {
         CampaignState::InProgress(Running { accepted: a, .. }) => {
             (a.failed, a.rejected, a.timed_out)

@@ -14,6 +14,7 @@ mod draft;
 mod events;
 mod filter;
 mod fleet;
+mod gates;
 mod pace;
 mod planner;
 mod sample;

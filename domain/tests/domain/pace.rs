@@ -232,7 +232,7 @@ fn what_is_staged_counts_for_done_until_it_fails_and_is_cancelled_with_what_wait
         "{paused:?}"
     );
     let resumed = lenient.state.clone().pause(at(1), "").unwrap();
-    lenient.state = resumed.resume(at(1), &ended).unwrap();
+    lenient.state = resumed.resume(at(1), &ended, false).unwrap();
     assert_eq!(
         plan(at(2), &lenient, &ended).actions,
         [Action::OpenStage(1)]

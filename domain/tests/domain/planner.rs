@@ -3,7 +3,9 @@
 use device_ota_domain::campaign::{
     Accepted, Campaign, CampaignState, Counts, Gate, Group, OpenFor, Running, Stage, Takes, Tally,
 };
-use device_ota_domain::planner::{Action, Advance, AdvanceError, Claim, Plan, advance, plan};
+use device_ota_domain::planner::{
+    Action, Advance, AdvanceError, Claim, Plan, advance, plan, resume,
+};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
@@ -155,7 +157,8 @@ fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool 
     let completed = of(Group::Completed) + of(Group::Staged);
     let failed = of(Group::Failed);
     let devices = completed + failed + of(Group::Pending) + of(Group::InFlight);
-    if devices == 0 {
+    let ever = devices + of(Group::Cancelled);
+    if ever == 0 {
         return true;
     }
     #[expect(
@@ -169,7 +172,7 @@ fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool 
         .min_samples
         .map_or(share, |n| usize::try_from(n).unwrap())
         .max(1)
-        .min(devices);
+        .min(ever);
     completed + failed >= need
         && completed * 100 >= percent * (completed + failed)
         && open_seconds >= gate.soak_seconds
@@ -227,7 +230,7 @@ proptest! {
         let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight | Group::Staged));
         let may = open < 3 && promoted.is_none_or(|limit| open < limit);
         let counts = count(&rows, 4);
-        let nobody = counts.stages[usize::from(open)].total() == counts.stages[usize::from(open)].cancelled;
+        let nobody = counts.stages[usize::from(open)].total() == 0;
         let ready = may && work_left && gate_holds(&gate, &rows, open, open_seconds);
         prop_assert_eq!(opens, ready && (nobody || !manual));
         // A person opens what waits for one, and nothing else, and that once.
@@ -305,7 +308,7 @@ proptest! {
         spec.auto_rollback = auto_rollback;
         let stops = |plan: &Plan| matches!(plan.actions.as_slice(), [Action::RollBack { .. } | Action::Pause { .. }]);
         let state = CampaignState::InProgress(running(open, 0)).pause(at(1), "").unwrap();
-        let campaign = campaign(spec, state.resume(at(1), &before).unwrap());
+        let campaign = campaign(spec, state.resume(at(1), &before, false).unwrap());
         let at_once = plan(at(2), &campaign, &before);
         prop_assert!(!stops(&at_once), "{:?}", at_once);
 
@@ -370,12 +373,8 @@ fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
     );
     // A resume opens the next stage, once the soak is over, too.
     let mut resumed = campaign.clone();
-    resumed.state = campaign
-        .state
-        .pause(at(1), "")
-        .unwrap()
-        .resume(at(1), &counts)
-        .unwrap();
+    resumed.state = campaign.state.pause(at(1), "").unwrap();
+    resumed.state = resume(at(1), &resumed, &counts).unwrap();
     assert_eq!(
         plan(at(2), &resumed, &counts).actions,
         [Action::OpenStage(1)]

@@ -2,11 +2,13 @@
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::Group;
-use device_ota_domain::update::{Failure, Outcome, Phase, Report, Reported, Retry, UpdateState};
+use device_ota_domain::update::{
+    Action, Failure, Outcome, Phase, Report, Reported, Retry, UpdateState,
+};
 
 use crate::sample::{
     LEASE, at, cancelled, changed, completed, due, failed, fails, failure, heard, in_phase,
-    offered, pending, says, terms, unheard,
+    offered, pending, says, staged, terms, unheard,
 };
 
 fn ignored(update: Update, report: &Report, reason: &str) {
@@ -163,6 +165,26 @@ fn repeats_and_other_attempts_change_nothing() {
         },
         "other_attempt",
     );
+}
+
+#[test]
+fn nobody_withdraws_an_update_but_who_was_asked_to() {
+    for (phase, seq) in [(Phase::Accepted, 2), (Phase::Rebooting, 2)] {
+        let stopped = changed(in_phase(phase), &says(seq, Reported::Cancelled));
+        assert_eq!(failure(&stopped), ("cancelled_unasked", Group::Failed));
+    }
+    let silent = in_phase(Phase::Downloading)
+        .expire(&unheard(1_000))
+        .unwrap();
+    assert_eq!(silent.group(), Group::Pending, "it has lost its slot");
+    for waits in [silent, staged()] {
+        let stopped = changed(waits, &says(2, Reported::Cancelled));
+        assert_eq!(failure(&stopped), ("cancelled_unasked", Group::Failed));
+    }
+    let mut back = in_phase(Phase::Accepted);
+    back.action = Action::Rollback;
+    let stopped = changed(back, &says(2, Reported::Cancelled));
+    assert_eq!(stopped.group(), Group::Failed, "nor a rollback");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Devices prepare and hold, and flip together.
 
+use device_ota_domain::Update;
+use device_ota_domain::update::{Action as UpdateAction, UpdateState};
 use device_ota_domain::why::Why;
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_protocol::objects::{Action, Assignment, CommandKind, Mode};
@@ -160,7 +162,8 @@ async fn what_is_held_is_dropped_with_the_campaign_and_what_flipped_goes_back() 
         .roll_back_campaign(&campaign, "it flickers", &tester())
         .await
         .unwrap();
-    // Those that had been told to flip answer that they have given it up.
+    // Those that had been told to flip are asked to stop, and answer that they have given it up.
+    until_asked_to_stop(&fixture, &campaign).await;
     for other in held.iter().filter(|h| h.offer.update_id != first.update_id) {
         other.says(&fixture, 3, "cancelled", "").await;
     }
@@ -181,6 +184,27 @@ async fn what_is_held_is_dropped_with_the_campaign_and_what_flipped_goes_back() 
     let all = fixture.counts(&campaign).await.updates();
     assert_eq!((all.completed, all.cancelled, all.open()), (1, 3, 0));
     fixture.stop().await;
+}
+
+/// Waits until nothing of the campaign's own goes on that was not asked to stop.
+async fn until_asked_to_stop(fixture: &Fixture, campaign: &device_ota_domain::CampaignId) {
+    let goes_on = |update: &Update| {
+        let unasked = matches!(
+            update.state,
+            UpdateState::InFlight {
+                cancel_requested: false,
+                ..
+            }
+        );
+        unasked && update.action == UpdateAction::Update
+    };
+    let asked = async {
+        while fixture.updates(campaign).await.iter().any(goes_on) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let deadline = std::time::Duration::from_secs(30);
+    tokio::time::timeout(deadline, asked).await.unwrap();
 }
 
 #[tokio::test]

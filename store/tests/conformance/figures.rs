@@ -139,6 +139,10 @@ fn report(update: Update, now: jiff::Timestamp, random: u32) -> (Standing, Updat
         5 | 6 => Reported::In(Phase::Staged),
         _ => Reported::Cancelled,
     };
+    let update = match said {
+        Reported::Cancelled => update.cancel(now).unwrap(), // it was asked to
+        _ => update,
+    };
     let report = said_of(&update, said, u64::from(random) * 3);
     (before, update.report(&report, now, LEASE).into_update())
 }

@@ -5,7 +5,7 @@ use device_ota_domain::campaign::{
     Abort, AbortAction, AbortOn, CampaignSpec, CampaignState, Counts, FailureKind, OnEnd, Schedule,
     Stage, Takes, Tally, Windows,
 };
-use device_ota_domain::planner::{Advance, advance};
+use device_ota_domain::planner::{self, Advance, advance};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, Owed, UpdateState};
@@ -110,7 +110,10 @@ impl World {
         let state = self.rollouts[index].campaign.state.clone();
         let next = match what {
             Admin::Pause => state.pause(self.now, "an admin asked"),
-            Admin::Resume => state.resume(self.now, &self.rollouts[index].counts),
+            Admin::Resume => {
+                let it = &self.rollouts[index];
+                planner::resume(self.now, &it.campaign, &it.counts)
+            }
             Admin::Cancel => state.cancel(self.now),
             Admin::RollBack => state.roll_back(self.now, RollbackTrigger::Manual, "an admin asked"),
             Admin::CancelOne | Admin::RetryOne => return self.admin_of_one(index, what),

@@ -188,11 +188,11 @@ impl World {
                 Some(_) => Group::Failed,
                 None => row.update.group(),
             })
-            .filter(|group| *group != Group::Cancelled)
             .collect();
         let of = |group| groups.iter().filter(|g| **g == group).count();
         let completed = of(Group::Completed) + of(Group::Staged);
         let settled = completed + of(Group::Failed);
+        let left = groups.len() - of(Group::Cancelled);
         let gate = &self.rollouts[rollout].campaign.spec.stages[usize::from(stage - 1)].gate;
         #[expect(
             clippy::cast_possible_truncation,
@@ -200,7 +200,7 @@ impl World {
             reason = "made from 0..=100"
         )]
         let percent = gate.min_success_percent as usize;
-        let share = (groups.len() * percent).div_ceil(100);
+        let share = (left * percent).div_ceil(100);
         let need = gate
             .min_samples
             .map_or(share, |n| usize::try_from(n).unwrap())
@@ -209,8 +209,7 @@ impl World {
         let open = self.now.duration_since(running.stage_opened_at).as_secs();
         let accepted = running.accepted.stage == Some(running.open_stage);
         let holds = groups.is_empty()
-            || (settled >= need
-                && (accepted || completed * 100 >= percent * settled)
+            || ((accepted || settled >= need && completed * 100 >= percent * settled)
                 && open >= gate.soak_seconds.cast_signed());
         rule(holds, || {
             format!("stage {stage} opened before its gate {gate:?}: {groups:?}")
@@ -222,7 +221,7 @@ impl World {
         let before = usize::from(stage - 1);
         let gate = &self.rollouts[rollout].campaign.spec.stages[before].gate;
         let tally = &self.rollouts[rollout].counts.stages[before];
-        rule(!gate.manual || tally.total() == tally.cancelled, || {
+        rule(!gate.manual || tally.total() == 0, || {
             format!("stage {stage} opens and nobody asked for it")
         })
     }

@@ -39,6 +39,8 @@ pub(super) enum Nature {
     Lies,
     /// Comes back with the old version.
     Reverts,
+    /// Says that it was told to stop, and was not.
+    Stops,
     /// Is connected and answers nothing.
     Mute,
     /// Is away when the offer comes.
@@ -175,6 +177,7 @@ impl Agent {
                     ),
                 )];
             }
+            Nature::Stops => return vec![(3, Step::Say(Reported::Cancelled, None))],
             _ => {}
         }
         let phases = if hold { &HELD[..] } else { &WORK[..] };
@@ -282,7 +285,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
     let away = rng.random_range(10..3_000);
     let retry = [Retry::Now, Retry::Backoff, Retry::Never][rng.random_range(0..3)];
     let defers = [None, Some(rng.next_u64() % 5_000)][rng.random_range(0..2)];
-    match rng.random_range(0..12) {
+    match rng.random_range(0..13) {
         0 | 1 => Nature::Fails(phase, retry),
         2 => Nature::Silent(phase, away),
         3 => Nature::Gone(phase),
@@ -292,6 +295,7 @@ fn any_nature(rng: &mut StdRng) -> Nature {
         7 => Nature::Mute,
         8 => Nature::Leaves,
         9 | 10 => Nature::Relapses(rng.random_range(1..3_000)),
+        11 => Nature::Stops,
         _ => Nature::Absent(away),
     }
 }

@@ -1,0 +1,106 @@
+//! What a gate makes of a stage that shows too little.
+
+use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Tally};
+use device_ota_domain::planner::{Action, plan, resume};
+use device_ota_domain::why::Why;
+use serde_json::json;
+
+use crate::planner::running;
+use crate::sample::{at, campaign, spec};
+
+/// Ten canaries, then ninety devices that wait.
+fn behind(canaries: Tally) -> Counts {
+    let rest = Tally {
+        pending: 90,
+        ..Tally::default()
+    };
+    Counts {
+        stages: vec![canaries, rest],
+        ..Counts::default()
+    }
+}
+
+fn staged(gate: &serde_json::Value, continuous: bool) -> Campaign {
+    let stages = json!([{"percent": 10, "gate": gate}]);
+    let mut spec = spec(&json!({"stages": stages, "continuous": continuous}));
+    spec.failure_threshold_percent = 100.0; // the gate alone decides
+    campaign(spec, CampaignState::InProgress(running(0, 0)))
+}
+
+fn paused_because(campaign: &Campaign, counts: &Counts) -> String {
+    match plan(at(0), campaign, counts).actions.as_slice() {
+        [Action::Pause { reason }] => reason.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn canaries_that_were_all_withdrawn_open_nothing() {
+    let withdrawn = Tally {
+        cancelled: 10,
+        ..Tally::default()
+    };
+    for gate in [
+        json!({"min_success_percent": 100, "min_samples": 10}),
+        json!({"min_success_percent": 0}),
+        json!({"min_success_percent": 90, "manual": true}),
+    ] {
+        let campaign = staged(&gate, false);
+        let reason = paused_because(&campaign, &behind(withdrawn));
+        assert!(
+            reason.starts_with("stage 10% ended with 0 results of the "),
+            "{reason}"
+        );
+        let mut resumed = campaign.clone();
+        resumed.state = campaign.state.pause(at(1), "").unwrap();
+        resumed.state = resume(at(2), &resumed, &behind(withdrawn)).unwrap();
+        let next = plan(at(3), &resumed, &behind(withdrawn));
+        let waits = |why: &Why| matches!(why, Why::GateManual { .. });
+        assert!(
+            next.actions == [Action::OpenStage(1)] || next.waits.iter().any(waits),
+            "a person has opened it: {next:?}"
+        );
+    }
+}
+
+#[test]
+fn who_was_withdrawn_is_none_of_the_samples_that_were_asked_for() {
+    let gate = json!({"min_success_percent": 100, "min_samples": 10});
+    let most = Tally {
+        completed: 1,
+        cancelled: 9,
+        ..Tally::default()
+    };
+    let reason = paused_because(&staged(&gate, false), &behind(most));
+    assert_eq!(
+        reason,
+        "stage 10% ended with 1 results of the 10 it takes to open the next; a resume opens it all the same"
+    );
+    // Without a number, the share is of those who are left.
+    let share = staged(&json!({"min_success_percent": 100}), false);
+    let opens = plan(at(0), &share, &behind(most)).actions;
+    assert_eq!(opens, [Action::OpenStage(1)]);
+    // Whoever comes later may be a canary.
+    let wait = plan(at(0), &staged(&gate, true), &behind(most)).waits;
+    assert_eq!(wait, [Why::GateSamples { have: 1, need: 10 }]);
+}
+
+#[test]
+fn a_continuous_campaign_keeps_its_stages_for_those_who_come() {
+    let campaign = staged(&json!({"min_success_percent": 100}), true);
+    let nobody = Counts {
+        stages: vec![Tally::default(); 2],
+        ..Counts::default()
+    };
+    let empty = plan(at(0), &campaign, &nobody);
+    assert_eq!((empty.actions, empty.waits), (vec![], vec![Why::Newcomers]));
+    let came = behind(Tally {
+        pending: 1,
+        ..Tally::default()
+    });
+    let first = plan(at(0), &campaign, &came);
+    assert!(
+        matches!(first.actions.as_slice(), [Action::Claim { what, .. }] if what.up_to_stage == 0),
+        "{first:?}"
+    );
+}
