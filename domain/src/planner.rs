@@ -11,7 +11,7 @@ mod stop;
 use jiff::Timestamp;
 
 pub use advance::{Advance, AdvanceError, advance};
-use gate::{gate, lost};
+use gate::{gate, lost, soak};
 use stop::stop as halt;
 
 use crate::campaign::{
@@ -26,6 +26,10 @@ use crate::why::Why;
 pub enum Action {
     /// Open this stage.
     OpenStage(u16),
+    /// The open stage shows what its gate asks for: its soak begins.
+    BeginSoak,
+    /// It no longer does: its soak begins anew when it does again.
+    EndSoak,
     /// Claim up to `count` such devices: those that hold their update and are to activate it, then those that are due, and are
     /// offered it.
     Claim {
@@ -165,6 +169,11 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         Period::Open => {}
     }
     let last = spec.last_stage();
+    if running.open_stage < last
+        && let Some(action) = soak(campaign, running, counts)
+    {
+        return Plan::act(action);
+    }
     let mut waits = Vec::new();
     if running.open_stage < last && !running.may_go_on() {
         let stage = spec.stages.get(usize::from(running.open_stage));

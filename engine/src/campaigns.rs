@@ -331,6 +331,8 @@ pub(crate) fn decided(
             state.open_stage(*next, now)?,
             &[EventType::CampaignStageOpened],
         )),
+        Action::BeginSoak => Some((state.soak(Some(now))?, &[])),
+        Action::EndSoak => Some((state.soak(None)?, &[])),
         Action::RollBack { reason } => {
             let again = matches!(state, CampaignState::RolledBack { .. });
             let next = state.roll_back(now, planner::AUTOMATIC, reason)?;

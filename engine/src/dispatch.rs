@@ -404,6 +404,8 @@ impl Pass<'_> {
             Action::CancelInFlight(action) => self.cancel_in_flight(action).await,
             Action::MakeRollbacks => self.make_rollbacks().await,
             Action::OpenStage(_)
+            | Action::BeginSoak
+            | Action::EndSoak
             | Action::RollBack { .. }
             | Action::Pause { .. }
             | Action::Cancel

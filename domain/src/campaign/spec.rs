@@ -85,7 +85,7 @@ pub struct Gate {
     /// share of the whole ring before it has succeeded.
     #[serde(default)]
     pub min_samples: Option<u64>,
-    /// How long the stage must have been open, in seconds.
+    /// How long the stage must have shown all that, in seconds; the time in which the campaign is paused does not count.
     #[serde(default)]
     #[schema(maximum = 2_592_000)]
     pub soak_seconds: u64,

@@ -1,6 +1,6 @@
 //! How far a campaign is, and the only ways on from there.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Counts;
@@ -14,8 +14,11 @@ pub struct Running {
     pub started_at: Timestamp,
     /// Highest open stage; all stages up to it are open.
     pub open_stage: u16,
-    /// When that stage opened; soak counts from here.
+    /// When that stage opened.
     pub stage_opened_at: Timestamp,
+    /// Since when it has shown what its gate asks for; its soak counts from here. Moved on by the time in which it was paused.
+    #[serde(default)]
+    pub soak_since: Option<Timestamp>,
     /// What an admin has accepted by resuming it.
     #[serde(default)]
     pub accepted: Accepted,
@@ -200,6 +203,7 @@ impl CampaignState {
                 started_at: now,
                 open_stage: 0,
                 stage_opened_at: opens,
+                soak_since: None,
                 accepted: Accepted::default(),
                 up_to_stage: None,
             })),
@@ -237,7 +241,9 @@ impl CampaignState {
     /// come from now on, and a stage that has ended, or whose gate is `lost`, no longer holds up the next one by them.
     pub fn resume(self, now: Timestamp, counts: &Counts, lost: bool) -> Transition {
         match self {
-            Self::Paused { running, .. } => {
+            Self::Paused {
+                running, paused_at, ..
+            } => {
                 let all = counts.updates().judged();
                 let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
                 let accepted = Accepted {
@@ -248,7 +254,14 @@ impl CampaignState {
                     stage: (has_ended || lost).then_some(running.open_stage),
                     at: Some(now),
                 };
+                let paused = now.duration_since(paused_at).max(SignedDuration::ZERO);
+                // What is accepted was not shown: it soaks anew.
+                let soak_since = running
+                    .soak_since
+                    .filter(|_| !lost)
+                    .map(|since| since.checked_add(paused).unwrap_or(Timestamp::MAX));
                 Ok(Self::InProgress(Running {
+                    soak_since,
                     accepted,
                     ..running
                 }))
@@ -314,10 +327,22 @@ impl CampaignState {
                 Ok(Self::InProgress(Running {
                     open_stage: stage,
                     stage_opened_at: now,
+                    soak_since: None,
                     ..running
                 }))
             }
             other => Err(other.refuse("opened further", "")),
+        }
+    }
+
+    /// The planner: the open stage shows what its gate asks for, since now; or, with `None`, no longer.
+    pub fn soak(self, since: Option<Timestamp>) -> Transition {
+        match self {
+            Self::InProgress(running) => Ok(Self::InProgress(Running {
+                soak_since: since,
+                ..running
+            })),
+            other => Err(other.refuse("left to soak", "")),
         }
     }
 

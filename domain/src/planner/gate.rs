@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::Action;
 use crate::campaign::{Campaign, Counts, Gate, Running, Stage, Tally};
 use crate::why::Why;
 
@@ -16,16 +17,11 @@ pub(super) fn gate(
         return Ok(()); // a stage that never had devices holds nobody up
     };
     let gate = &stage.gate;
-    let accepted = running.accepted.stage == Some(running.open_stage);
-    if !accepted {
-        results(gate, &tally)?;
-    }
+    results(running, gate, &tally)?;
     let soak = SignedDuration::from_secs(i64::try_from(gate.soak_seconds).unwrap_or(i64::MAX));
-    let ripe = running
-        .stage_opened_at
-        .checked_add(soak)
-        .is_ok_and(|at| at <= now);
-    if !ripe {
+    let since = running.soak_since;
+    let over = since.and_then(|since| since.checked_add(soak).ok());
+    if !soak.is_zero() && over.is_none_or(|over| over > now) {
         return Err(Why::GateSoak);
     }
     let next = usize::from(running.open_stage) + 1;
@@ -34,6 +30,18 @@ pub(super) fn gate(
             stage: next.name.clone(),
         }),
         None => Ok(()),
+    }
+}
+
+/// The soak of the open stage begins, or ends before its time, with what the stage has shown.
+pub(super) fn soak(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<Action> {
+    let shows = open(campaign, running, counts).is_some_and(|(stage, tally)| {
+        stage.gate.soak_seconds > 0 && results(running, &stage.gate, &tally).is_ok()
+    });
+    match (shows, running.soak_since) {
+        (true, None) => Some(Action::BeginSoak),
+        (false, Some(_)) => Some(Action::EndSoak),
+        _ => None,
     }
 }
 
@@ -54,11 +62,11 @@ pub(super) fn open<'c>(
 pub(super) fn lost(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<String> {
     let (stage, tally) = open(campaign, running, counts)?;
     let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
-    if !has_ended || running.accepted.stage == Some(running.open_stage) {
+    if !has_ended {
         return None;
     }
     let name = &stage.name;
-    let so_few = match results(&stage.gate, &tally).err()? {
+    let so_few = match results(running, &stage.gate, &tally).err()? {
         // Whoever comes later may be of this stage.
         Why::GateSamples { .. } if campaign.spec.continuous => return None,
         Why::GateSamples { have, need } => format!("{have} results of the {need} it takes"),
@@ -69,9 +77,12 @@ pub(super) fn lost(campaign: &Campaign, running: &Running, counts: &Counts) -> O
     ))
 }
 
-/// Whether there are results enough, and successes enough among them. A device whose update was withdrawn is no result: a stage of
+/// Whether there are results enough, and successes enough among them, or a resume has accepted those there are. A device whose update was withdrawn is no result: a stage of
 /// which nothing else is left has shown nothing.
-fn results(gate: &Gate, tally: &Tally) -> Result<(), Why> {
+fn results(running: &Running, gate: &Gate, tally: &Tally) -> Result<(), Why> {
+    if running.accepted.stage == Some(running.open_stage) {
+        return Ok(());
+    }
     let devices = tally.settled().saturating_add(tally.open());
     let share = share_of(devices, gate.min_success_percent);
     let need = gate.min_samples.unwrap_or(share).clamp(1, tally.total());

@@ -11,6 +11,7 @@ const RUNNING: fn(u16) -> Running = |open_stage| Running {
     started_at: at(1),
     open_stage,
     stage_opened_at: at(2),
+    soak_since: None,
     accepted: ACCEPTED,
     up_to_stage: None,
 };
@@ -93,6 +94,7 @@ fn start() {
         started_at: at(9),
         open_stage: 0,
         stage_opened_at: at(11),
+        soak_since: None,
         accepted: ACCEPTED,
         up_to_stage: None,
     };
@@ -229,6 +231,7 @@ fn stages_open_one_after_the_other() {
         started_at: at(1),
         open_stage: 2,
         stage_opened_at: at(9),
+        soak_since: None,
         accepted: ACCEPTED,
         up_to_stage: None,
     };

@@ -104,3 +104,55 @@ fn a_continuous_campaign_keeps_its_stages_for_those_who_come() {
         "{first:?}"
     );
 }
+
+#[test]
+fn the_soak_counts_from_the_results_and_not_while_it_is_paused() {
+    let gate = json!({"min_success_percent": 100, "min_samples": 2, "soak_seconds": 60});
+    let campaign = staged(&gate, false);
+    let canaries = |completed, failed| {
+        behind(Tally {
+            completed,
+            failed,
+            pending: 10 - completed - failed,
+            ..Tally::default()
+        })
+    };
+    let state = |state: CampaignState| Campaign {
+        state,
+        ..campaign.clone()
+    };
+    // It has been open for long, and shows nothing yet.
+    let early = plan(at(500), &campaign, &canaries(1, 0));
+    assert_eq!(early.waits, [Why::GateSamples { have: 1, need: 2 }]);
+    let begins = plan(at(500), &campaign, &canaries(2, 0)).actions;
+    assert_eq!(begins, [Action::BeginSoak]);
+    let soaks = state(campaign.state.clone().soak(Some(at(500))).unwrap());
+    let waits = |campaign: &Campaign, now| plan(at(now), campaign, &canaries(2, 0)).waits;
+    assert_eq!(waits(&soaks, 559), [Why::GateSoak]);
+    let over = plan(at(560), &soaks, &canaries(2, 0)).actions;
+    assert_eq!(over, [Action::OpenStage(1)]);
+    // One of them regresses: it has shown less, and begins anew.
+    let worse = plan(at(559), &soaks, &canaries(1, 0)).actions;
+    assert_eq!(worse, [Action::EndSoak]);
+    // An hour of a pause is no soak.
+    let paused = state(soaks.state.clone().pause(at(530), "lunch").unwrap());
+    let resumed = resume(at(4_130), &paused, &canaries(2, 0)).unwrap();
+    let resumed = state(resumed);
+    assert_eq!(waits(&resumed, 4_159), [Why::GateSoak]);
+    let over = plan(at(4_160), &resumed, &canaries(2, 0)).actions;
+    assert_eq!(over, [Action::OpenStage(1)]);
+    // What a resume has accepted was not shown: it soaks anew.
+    let bad = behind(Tally {
+        completed: 1,
+        failed: 9,
+        ..Tally::default()
+    });
+    let accepted = state(resume(at(4_130), &paused, &bad).unwrap());
+    let again = plan(at(4_131), &accepted, &bad).actions;
+    assert_eq!(again, [Action::BeginSoak]);
+    let opened = resumed.state.clone().open_stage(1, at(4_160)).unwrap();
+    assert!(
+        matches!(opened, CampaignState::InProgress(running) if running.soak_since.is_none()),
+        "the next stage has a soak of its own"
+    );
+}

@@ -80,6 +80,7 @@ pub(crate) fn running(open_stage: u16, opened: i64) -> Running {
         started_at: at(0),
         open_stage,
         stage_opened_at: at(opened),
+        soak_since: None,
         accepted: Accepted::default(),
         up_to_stage: None,
     }
@@ -151,8 +152,8 @@ pub(crate) fn claims(plan: &Plan) -> Vec<(UpdateAction, u16, u32)> {
     plan.actions.iter().filter_map(claim).collect()
 }
 
-/// The gate once more, in whole numbers and from the rows themselves.
-fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool {
+/// What a stage must have shown, once more, in whole numbers and from the rows themselves.
+fn has_shown(gate: &Gate, rows: &[Row], stage: u16) -> bool {
     let of = |group| rows.iter().filter(|row| **row == (stage, group)).count();
     let completed = of(Group::Completed) + of(Group::Staged);
     let failed = of(Group::Failed);
@@ -173,9 +174,7 @@ fn gate_holds(gate: &Gate, rows: &[Row], stage: u16, open_seconds: u64) -> bool 
         .map_or(share, |n| usize::try_from(n).unwrap())
         .max(1)
         .min(ever);
-    completed + failed >= need
-        && completed * 100 >= percent * (completed + failed)
-        && open_seconds >= gate.soak_seconds
+    completed + failed >= need && completed * 100 >= percent * (completed + failed)
 }
 
 proptest! {
@@ -215,23 +214,32 @@ proptest! {
     fn a_stage_opens_when_its_gate_holds_and_never_before(
         rows in prop::collection::vec((0_u16..4, group()), 0..60),
         open in 0_u16..4, percent in 0_u8..=100, min_samples in prop::option::of(0_u64..20),
-        soak_seconds in 0_u64..100, open_seconds in 0_u64..100, promoted in prop::option::of(0_u16..4),
+        soak_seconds in 0_u64..100, soaked in prop::option::of(0_u64..100), promoted in prop::option::of(0_u16..4),
         manual: bool,
     ) {
         let gate = Gate { min_success_percent: f64::from(percent), min_samples, soak_seconds, manual };
         let mut spec = spec(&json!({}));
         spec.failure_threshold_percent = 100.0; // the gate alone decides
         spec.stages.iter_mut().for_each(|stage| stage.gate = gate);
-        let running = Running { up_to_stage: promoted, ..running(open, 0) };
+        let now = at(100);
+        let soak_since = soaked.map(|seconds| at(100 - i64::try_from(seconds).unwrap()));
+        let running = Running { up_to_stage: promoted, soak_since, ..running(open, 0) };
         let campaign = campaign(spec, CampaignState::InProgress(running));
-        let now = at(i64::try_from(open_seconds).unwrap());
         let plan = plan(now, &campaign, &count(&rows, 4));
         let opens = plan.actions.iter().any(|action| matches!(action, Action::OpenStage(_)));
         let work_left = rows.iter().any(|(_, g)| matches!(g, Group::Pending | Group::InFlight | Group::Staged));
         let may = open < 3 && promoted.is_none_or(|limit| open < limit);
         let counts = count(&rows, 4);
         let nobody = counts.stages[usize::from(open)].total() == 0;
-        let ready = may && work_left && gate_holds(&gate, &rows, open, open_seconds);
+        let shown = has_shown(&gate, &rows, open);
+        let soaks = shown && !nobody && soak_seconds > 0;
+        if open < 3 && work_left && soaks != soaked.is_some() {
+            let next = if soaks { Action::BeginSoak } else { Action::EndSoak };
+            prop_assert_eq!(plan.actions, [next]);
+            return Ok(());
+        }
+        let ripe = !soaks || soaked.is_some_and(|soaked| soaked >= soak_seconds);
+        let ready = may && work_left && shown && ripe;
         prop_assert_eq!(opens, ready && (nobody || !manual));
         // A person opens what waits for one, and nothing else, and that once.
         let waits = plan.waits.iter().any(|why| matches!(why, Why::GateManual { .. }));
@@ -380,7 +388,7 @@ fn a_stage_that_ended_below_its_gate_stops_and_says_which() {
         [Action::OpenStage(1)]
     );
     resumed.spec.stages[0].gate.soak_seconds = 100;
-    assert_eq!(plan(at(2), &resumed, &counts).waits, [Why::GateSoak]);
+    assert_eq!(plan(at(2), &resumed, &counts).actions, [Action::BeginSoak]);
 }
 
 #[test]

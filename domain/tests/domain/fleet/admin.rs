@@ -60,6 +60,7 @@ impl World {
             counts,
             to,
             offers: Vec::new(),
+            shown: None,
         });
         let start = self.rng.random_range(0..600);
         if self.trouble.schedules {

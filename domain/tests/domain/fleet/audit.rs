@@ -1,7 +1,7 @@
 //! The rules: what must hold after every step, at every change of a row, and at the end.
 
 use device_ota_domain::Update;
-use device_ota_domain::campaign::{CampaignState, Counts, FailureKind, Group, Tally};
+use device_ota_domain::campaign::{CampaignState, Counts, FailureKind, Group, Running, Tally};
 use device_ota_domain::update::{Action as UpdateAction, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 
@@ -178,10 +178,37 @@ impl World {
         rule(stage == running.open_stage + 1, || {
             format!("stage {stage} opens after {}", running.open_stage)
         })?;
+        let it = &self.rollouts[rollout];
+        let gate = &it.campaign.spec.stages[usize::from(stage - 1)].gate;
+        let soaked = it
+            .shown
+            .map_or(0, |(_, since)| self.now.duration_since(since).as_secs());
+        let nobody = it.counts.stages[usize::from(stage - 1)].total() == 0;
+        let ripe = nobody || soaked >= gate.soak_seconds.cast_signed();
+        rule(ripe && self.has_shown(rollout, running), || {
+            format!("stage {stage} opened before its gate {gate:?}, soaked for {soaked} s")
+        })
+    }
+
+    /// Notes since when the open stage has shown what its gate asks for, by the rows.
+    pub(super) fn note_what_is_shown(&mut self, rollout: usize) {
+        let CampaignState::InProgress(running) = *self.state(rollout) else {
+            return;
+        };
+        let (stage, now) = (running.open_stage, self.now);
+        let holds = self.has_shown(rollout, &running);
+        let shown = &mut self.rollouts[rollout].shown;
+        *shown = match *shown {
+            Some((of, since)) if holds && of == stage => Some((of, since)),
+            _ => holds.then_some((stage, now)),
+        };
+    }
+
+    fn has_shown(&self, rollout: usize, running: &Running) -> bool {
         let rows = self.rows.iter().filter(|row| {
             row.rollout == rollout
                 && row.update.action == UpdateAction::Update
-                && row.update.stage + 1 == stage
+                && row.update.stage == running.open_stage
         });
         let groups: Vec<_> = rows
             .map(|row| match row.update.regression() {
@@ -193,7 +220,8 @@ impl World {
         let completed = of(Group::Completed) + of(Group::Staged);
         let settled = completed + of(Group::Failed);
         let left = groups.len() - of(Group::Cancelled);
-        let gate = &self.rollouts[rollout].campaign.spec.stages[usize::from(stage - 1)].gate;
+        let stages = &self.rollouts[rollout].campaign.spec.stages;
+        let gate = &stages[usize::from(running.open_stage)].gate;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -206,14 +234,9 @@ impl World {
             .map_or(share, |n| usize::try_from(n).unwrap())
             .max(1)
             .min(groups.len());
-        let open = self.now.duration_since(running.stage_opened_at).as_secs();
-        let accepted = running.accepted.stage == Some(running.open_stage);
-        let holds = groups.is_empty()
-            || ((accepted || settled >= need && completed * 100 >= percent * settled)
-                && open >= gate.soak_seconds.cast_signed());
-        rule(holds, || {
-            format!("stage {stage} opened before its gate {gate:?}: {groups:?}")
-        })
+        groups.is_empty()
+            || running.accepted.stage == Some(running.open_stage)
+            || settled >= need && completed * 100 >= percent * settled
     }
 
     /// The service opens by itself no stage that waits for a person.

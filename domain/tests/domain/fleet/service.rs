@@ -106,6 +106,7 @@ impl World {
 
     /// True when something changed, so that the planner may have more to do at once.
     fn plan_and_act(&mut self, rollout: usize) -> Result<bool, String> {
+        self.note_what_is_shown(rollout);
         let counts = self.counts(rollout);
         let plan = planner::plan(self.now, &self.rollouts[rollout].campaign, &counts);
         if plan.actions.is_empty() && plan.waits.is_empty() {
@@ -137,6 +138,8 @@ impl World {
                 self.needs_nobody(rollout, stage)?;
                 self.change(rollout, |state, now| state.open_stage(stage, now))
             }
+            Action::BeginSoak => self.change(rollout, |state, now| state.soak(Some(now))),
+            Action::EndSoak => self.change(rollout, |state, _| state.soak(None)),
             Action::Claim { what, count } => self.claim(rollout, &what, count),
             Action::RollBack { reason } => self.change(rollout, |state, now| {
                 state.roll_back(now, RollbackTrigger::FailureThreshold, reason)

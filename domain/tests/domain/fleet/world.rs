@@ -26,6 +26,8 @@ pub(super) struct Rollout {
     pub(super) to: &'static str,
     /// How many offers and activations went out when.
     pub(super) offers: Vec<(Timestamp, u32)>,
+    /// Since when which open stage has shown what its gate asks for.
+    pub(super) shown: Option<(u16, Timestamp)>,
 }
 
 /// A row of the updates table.
@@ -198,7 +200,7 @@ impl World {
                         .get(usize::from(running.open_stage))?
                         .gate;
                     running
-                        .stage_opened_at
+                        .soak_since?
                         .checked_add(SignedDuration::from_secs(gate.soak_seconds.cast_signed()))
                         .ok()
                 }

@@ -167,6 +167,7 @@ fn a_running_campaign_counts_by_stage_and_as_a_whole() {
         started_at,
         open_stage: 0,
         stage_opened_at: started_at,
+        soak_since: None,
         accepted: Accepted::default(),
         up_to_stage: Some(0),
     });
