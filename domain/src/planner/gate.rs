@@ -58,22 +58,27 @@ pub(super) fn open<'c>(
     (tally.total() > 0).then_some((stage, tally))
 }
 
-/// Why the gate of the open stage cannot hold any more though all of its devices have ended, for people.
+/// Why the gate of the open stage cannot hold any more, whatever becomes of its devices that have not ended; for people.
 pub(super) fn lost(campaign: &Campaign, running: &Running, counts: &Counts) -> Option<String> {
     let (stage, tally) = open(campaign, running, counts)?;
-    let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
-    if !has_ended {
-        return None;
-    }
-    let name = &stage.name;
-    let so_few = match results(running, &stage.gate, &tally).err()? {
+    let at_best = Tally {
+        completed: tally.completed.saturating_add(tally.unready()),
+        pending: 0,
+        in_flight: 0,
+        ..tally
+    };
+    let (name, ends) = match tally.unready() {
+        0 => (&stage.name, "ended"),
+        _ => (&stage.name, "will end"),
+    };
+    let so_few = match results(running, &stage.gate, &at_best).err()? {
         // Whoever comes later may be of this stage.
         Why::GateSamples { .. } if campaign.spec.continuous => return None,
         Why::GateSamples { have, need } => format!("{have} results of the {need} it takes"),
         _ => "too few successes".to_owned(),
     };
     Some(format!(
-        "stage {name} ended with {so_few} to open the next; a resume opens it all the same"
+        "stage {name} {ends} with {so_few} to open the next; a resume opens it all the same"
     ))
 }
 

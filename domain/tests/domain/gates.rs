@@ -156,3 +156,37 @@ fn the_soak_counts_from_the_results_and_not_while_it_is_paused() {
         "the next stage has a soak of its own"
     );
 }
+
+#[test]
+fn a_gate_that_cannot_hold_any_more_is_told_at_once() {
+    let gate = json!({"min_success_percent": 90, "min_samples": 10});
+    let campaign = staged(&gate, false);
+    let canaries = |failed| {
+        behind(Tally {
+            completed: 2,
+            failed,
+            in_flight: 1,
+            pending: 7 - failed,
+            ..Tally::default()
+        })
+    };
+    let waits = plan(at(0), &campaign, &canaries(1)).waits;
+    assert_eq!(waits[0], Why::GateSamples { have: 3, need: 10 });
+    // Eight of ten would succeed at best.
+    let reason = paused_because(&campaign, &canaries(2));
+    assert_eq!(
+        reason,
+        "stage 10% will end with too few successes to open the next; a resume opens it all the same"
+    );
+    // A resume goes on with the stage, and opens the next.
+    let mut resumed = campaign.clone();
+    resumed.state = campaign.state.clone().pause(at(1), "").unwrap();
+    resumed.state = resume(at(2), &resumed, &canaries(2)).unwrap();
+    let next = plan(at(3), &resumed, &canaries(2)).actions;
+    assert_eq!(next, [Action::OpenStage(1)]);
+    // Where the share can still be reached it accepts failures, and the gate asks for all that it did.
+    resumed.state = campaign.state.pause(at(1), "").unwrap();
+    resumed.state = resume(at(2), &resumed, &canaries(1)).unwrap();
+    let waits = plan(at(3), &resumed, &canaries(1)).waits;
+    assert_eq!(waits[0], Why::GateSamples { have: 3, need: 10 });
+}

@@ -31,7 +31,7 @@ proptest! {
         }).collect();
         let (failed, rejected, timed_out) = failures;
         let (was_failed, was_rejected, was_late, was_good) = accepted;
-        let mut state = running(0, 0);
+        let mut state = running(3, 0);
         state.accepted = Accepted {
             completed: was_good, failed: was_failed + was_rejected + was_late, rejected: was_rejected,
             timed_out: was_late, ..Accepted::default()
