@@ -125,10 +125,7 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
     match &campaign.state {
         CampaignState::Created => Plan::wait(Why::NotStarted),
         CampaignState::InProgress(running) => forward(now, campaign, running, counts),
-        CampaignState::Paused { .. } => match campaign.spec.schedule.period(now) {
-            Period::Over(on_end) => over(on_end, counts),
-            Period::Before(_) | Period::Open => Plan::wait(Why::Paused),
-        },
+        CampaignState::Paused { running, .. } => paused(now, campaign, running, counts),
         CampaignState::RollingBack { .. } => back(now, campaign, counts),
         CampaignState::Cancelled { .. } => stop(counts),
         CampaignState::RolledBack { .. }
@@ -139,6 +136,18 @@ pub fn plan(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
         }
         CampaignState::Completed { accepted, .. } => afterwards(campaign, accepted, counts),
         CampaignState::RolledBack { .. } => Plan::wait(Why::Ended),
+    }
+}
+
+/// A pause keeps offers back. What is in flight goes on, and what would end the campaign by its results still does: after a resume,
+/// which accepts them, nothing would.
+fn paused(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Counts) -> Plan {
+    let ends = halt(campaign, &running.accepted, counts)
+        .filter(|action| matches!(action, Action::RollBack { .. } | Action::Abort { .. }));
+    match (ends, campaign.spec.schedule.period(now)) {
+        (Some(action), _) => Plan::act(action),
+        (None, Period::Over(on_end)) => over(on_end, counts),
+        (None, Period::Before(_) | Period::Open) => Plan::wait(Why::Paused),
     }
 }
 

@@ -309,12 +309,12 @@ impl CampaignState {
     /// The planner: a criterion stops it for good.
     pub fn abort(self, now: Timestamp, reason: impl Into<String>) -> Transition {
         match self {
-            Self::InProgress(running) => Ok(Self::Cancelled {
+            Self::InProgress(running) | Self::Paused { running, .. } => Ok(Self::Cancelled {
                 started_at: Some(running.started_at),
                 ended_at: now,
                 reason: Some(reason.into()),
             }),
-            other => Err(other.refuse("aborted", "; only one in progress can")),
+            other => Err(other.refuse("aborted", "; only one in progress or paused can")),
         }
     }
 

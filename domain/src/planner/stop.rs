@@ -48,7 +48,8 @@ fn unhealthy<'c>(
 fn results_so_far(campaign: &Campaign, counts: &Counts) -> Tally {
     let mut all = counts.updates().so_far();
     let spec = &campaign.spec;
-    if let CampaignState::InProgress(running) = &campaign.state
+    if let CampaignState::InProgress(running) | CampaignState::Paused { running, .. } =
+        &campaign.state
         && spec.strategy == Strategy::BlueGreen
         && !spec.holds_at(running.open_stage)
     {

@@ -182,8 +182,8 @@ fn cancel() {
 
 #[test]
 fn abort_says_why() {
-    let hint = "; only one in progress can";
-    let next = takes(&["in_progress"], "aborted", hint, |s| {
+    let hint = "; only one in progress or paused can";
+    let next = takes(&["in_progress", "paused"], "aborted", hint, |s| {
         s.abort(at(9), "too many")
     });
     let aborted = CampaignState::Cancelled {
@@ -191,7 +191,7 @@ fn abort_says_why() {
         ended_at: at(9),
         reason: Some("too many".into()),
     };
-    assert_eq!(next, [aborted]);
+    assert_eq!(next, [aborted.clone(), aborted]);
     // What an earlier version wrote has no reason.
     let older = r#"{"status": "cancelled", "ended_at": "2026-01-01T00:00:00Z"}"#;
     let older: CampaignState = serde_json::from_str(older).unwrap();

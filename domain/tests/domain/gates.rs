@@ -1,11 +1,13 @@
 //! What a gate makes of a stage that shows too little.
 
-use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Tally};
+use device_ota_domain::campaign::{
+    Abort, AbortAction, AbortOn, Campaign, CampaignState, Counts, Tally,
+};
 use device_ota_domain::planner::{Action, plan, resume};
 use device_ota_domain::why::Why;
 use serde_json::json;
 
-use crate::planner::running;
+use crate::planner::{failing, running};
 use crate::sample::{at, campaign, spec};
 
 /// Ten canaries, then ninety devices that wait.
@@ -189,4 +191,37 @@ fn a_gate_that_cannot_hold_any_more_is_told_at_once() {
     resumed.state = resume(at(2), &resumed, &canaries(1)).unwrap();
     let waits = plan(at(3), &resumed, &canaries(1)).waits;
     assert_eq!(waits[0], Why::GateSamples { have: 3, need: 10 });
+}
+
+#[test]
+fn a_pause_keeps_offers_back_and_no_failures() {
+    let mut campaign = staged(&json!({"min_success_percent": 50}), false);
+    campaign.spec.failure_threshold_percent = 10.0;
+    campaign.state = campaign.state.pause(at(1), "by an admin").unwrap();
+    let counts = failing(behind(Tally {
+        completed: 1,
+        failed: 9,
+        ..Tally::default()
+    }));
+    let taken_back = plan(at(2), &campaign, &counts).actions;
+    assert!(
+        matches!(taken_back.as_slice(), [Action::RollBack { .. }]),
+        "{taken_back:?}"
+    );
+    // What a criterion would only pause is paused already.
+    campaign.spec.auto_rollback = false;
+    let waits = plan(at(2), &campaign, &counts);
+    assert_eq!((waits.actions, waits.waits), (vec![], vec![Why::Paused]));
+    campaign.spec.abort = vec![Abort {
+        on: AbortOn::Any,
+        percent: 50.0,
+        min_samples: 1,
+        action: AbortAction::Cancel,
+    }];
+    let cancelled = plan(at(2), &campaign, &counts).actions;
+    let [Action::Abort { reason }] = cancelled.as_slice() else {
+        panic!("{cancelled:?}");
+    };
+    let ended = campaign.state.abort(at(2), reason.as_str()).unwrap();
+    assert_eq!(ended.status(), "cancelled");
 }
