@@ -1,4 +1,4 @@
-//! How devices do, by their heartbeats: one figure a device and metric, means over devices, and the criteria that compare them with
+//! How devices do, by their heartbeats: one figure a device and metric, trimmed means over devices, and the criteria that compare them with
 //! those of the time before the update, or of devices that have not had it yet (ADR 16).
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +14,8 @@ pub const MAX_CRITERIA: usize = 16;
 pub const SAMPLE: u32 = 100;
 /// Shortest time that a rate is told of, in seconds: within less, one event is a multiple of any rate.
 const SHORTEST_SPAN: SignedDuration = SignedDuration::from_secs(60);
+/// Figures beyond are taken for this: sums of them stay exact enough, and people can read them.
+const MAX_FIGURE: f64 = 1e12;
 /// What custom metrics begin with.
 const CUSTOM: &str = "metrics.";
 /// Longest name of a custom metric, in bytes.
@@ -157,6 +159,11 @@ pub struct Beat {
 impl Metric {
     /// The figure of one device over these heartbeats, oldest first; `None`: they do not tell.
     pub fn of(&self, beats: &[Beat]) -> Option<f64> {
+        let figure = self.measured(beats)?;
+        (!figure.is_nan()).then(|| figure.clamp(-MAX_FIGURE, MAX_FIGURE))
+    }
+
+    fn measured(&self, beats: &[Beat]) -> Option<f64> {
         let pairs = || beats.iter().zip(beats.iter().skip(1));
         match self {
             Self::Errors => {
@@ -224,6 +231,18 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (many > 0).then(|| sum / count(many))
 }
 
+/// What a number of devices have in common: the mean without the tenth that is highest and the tenth that is lowest, rounded up, of three
+/// or more. Heartbeats say whatever their devices like, and one that lies shall neither stop a campaign nor hide that others are unwell.
+fn common(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_unstable_by(f64::total_cmp);
+    let cut = match figures.len() {
+        0..3 => 0,
+        many => many.div_ceil(10),
+    };
+    let kept = figures.len() - 2 * cut;
+    mean(figures.into_iter().skip(cut).take(kept))
+}
+
 /// The heartbeats of one device on both sides of its update, oldest first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sides {
@@ -238,9 +257,9 @@ pub struct Sides {
 pub struct Reading {
     /// The criterion, by its place.
     pub criterion: usize,
-    /// What it is compared with: the mean over devices.
+    /// What it is compared with: the mean over devices, without the highest and the lowest tenth.
     pub base: Option<f64>,
-    /// The mean over the devices that have completed.
+    /// The same over the devices that have completed.
     pub now: Option<f64>,
     /// Devices that have told of it, on the side of fewer.
     pub samples: u32,
@@ -278,8 +297,8 @@ pub fn read(
         Reading {
             criterion: index,
             samples: u32::try_from(base.len().min(now.len())).unwrap_or(u32::MAX),
-            base: mean(base.into_iter()),
-            now: mean(now.into_iter()),
+            base: common(base),
+            now: common(now),
             at,
         }
     };

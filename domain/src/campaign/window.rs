@@ -1,8 +1,6 @@
 //! Maintenance windows: recurring hours, by the clock of a named time zone or of each device, outside of which nothing is
 //! offered or activated.
 
-use std::collections::HashMap;
-
 use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp};
@@ -19,6 +17,8 @@ pub const MAX_WINDOW_MINUTES: u32 = 7 * 24 * 60;
 pub const TIME_ZONE_TAG: &str = "time_zone";
 /// Days that are looked ahead for the next opening: each weekday comes once, and one day more for the turn of a clock.
 const AHEAD: i32 = 8;
+/// Longer than any clock is put by, but for the days that countries have left out at the date line.
+const MOST_PUT: SignedDuration = SignedDuration::from_hours(25);
 /// The zone that stands for the device's own.
 const DEVICE: &str = "device";
 
@@ -113,18 +113,25 @@ impl Window {
         Time::new(hour.parse().ok()?, minute.parse().ok()?, 0, 0).ok()
     }
 
-    /// Whether the clock on the wall shows a time within it.
-    fn is_open(&self, wall: DateTime) -> bool {
+    /// When it closes, by a clock of that zone, if it is open now. Of several openings that overlap, the last to close.
+    fn closes(&self, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let wall = zone.to_datetime(now);
         let length = SignedDuration::from_mins(i64::from(self.duration_minutes));
         let before = i32::try_from(self.duration_minutes / (24 * 60)).unwrap_or(0) + 1;
-        (-before..=0).any(|day| {
-            self.opening(wall.date(), day)
-                .is_some_and(|opening| opening <= wall && wall.duration_since(opening) < length)
-        })
+        let openings = (-before..=0).filter_map(|day| self.opening(wall.date(), day));
+        // Cheap, and true of most: no clock is put by as much.
+        let near = openings.filter(|opening| {
+            let open_for = wall.duration_since(*opening);
+            -MOST_PUT <= open_for && open_for <= length + MOST_PUT
+        });
+        let open = near.filter_map(|opening| {
+            let (opens, closes) = self.span(opening, zone)?;
+            (opens <= now && now < closes).then_some(closes)
+        });
+        open.max()
     }
 
-    /// When it opens next, by a clock of that zone. An hour that the clock leaves out is the one after it; of one that comes
-    /// twice the first.
+    /// When it opens next, by a clock of that zone.
     fn next(&self, now: Timestamp, zone: &TimeZone) -> Timestamp {
         let today = zone.to_datetime(now).date();
         let openings = (0..=AHEAD).filter_map(|day| self.opening(today, day));
@@ -133,6 +140,15 @@ impl Window {
             .filter(|opens| *opens > now)
             .min()
             .unwrap_or(Timestamp::MAX)
+    }
+
+    /// From when to when it is open. An hour that the clock leaves out is the one after it, and the window has all of its length from
+    /// there; of an hour that comes twice, the first counts.
+    fn span(&self, opening: DateTime, zone: &TimeZone) -> Option<(Timestamp, Timestamp)> {
+        let opens = zone.to_timestamp(opening).ok()?;
+        let length = SignedDuration::from_mins(i64::from(self.duration_minutes));
+        let closing = zone.to_datetime(opens).checked_add(length).ok()?;
+        Some((opens, zone.to_timestamp(closing).ok()?))
     }
 
     /// When it opens so many days after `today`, if it does then.
@@ -206,11 +222,27 @@ impl Windows {
             let windows = self.0.iter();
             windows.map(move |window| (window, window.zone(device)))
         };
-        if clocks().any(|(window, zone)| window.is_open(zone.to_datetime(now))) {
+        if clocks().any(|(window, zone)| window.closes(now, &zone).is_some()) {
             return Ok(());
         }
         let next = clocks().map(|(window, zone)| window.next(now, &zone)).min();
         Err(next.unwrap_or(Timestamp::MAX))
+    }
+
+    /// When a device with this tag is told nothing any more, if they are open for it now; `None`: they are not, or there are none.
+    ///
+    /// ```
+    /// # use device_ota_domain::campaign::Windows;
+    /// let windows: Windows = serde_json::from_str(
+    ///     r#"[{"start": "02:15", "duration_minutes": 30, "time_zone": "Europe/Berlin"}]"#).unwrap();
+    /// let closes = |time: &str| windows.closes(time.parse().unwrap(), None);
+    /// // The clocks are put on from two to three in that night.
+    /// assert_eq!(closes("2026-03-29T01:20:00Z"), Some("2026-03-29T01:45:00Z".parse().unwrap()));
+    /// ```
+    pub fn closes(&self, now: Timestamp, tag: Option<&str>) -> Option<Timestamp> {
+        let device = zone_of(tag);
+        let closes = |window: &Window| window.closes(now, &window.zone(&device));
+        self.0.iter().filter_map(closes).max()
     }
 
     /// For whom they are open now; when nobody's is, when the first one opens.
@@ -220,31 +252,26 @@ impl Windows {
         }
         let (of_devices, others): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|window| window.is_of_devices());
-        let is_open = |window: &&Window| {
-            let zone = window.zone(&TimeZone::UTC);
-            window.is_open(zone.to_datetime(now))
-        };
-        if others.iter().any(is_open) {
+        let is_open = |window: &Window, zone: &TimeZone| window.closes(now, zone).is_some();
+        if others
+            .iter()
+            .any(|window| is_open(window, &window.zone(&TimeZone::UTC)))
+        {
             return Ok(OpenFor::All);
         }
-        // Of all zones together there are some forty clocks.
-        let mut clocks: HashMap<DateTime, bool> = HashMap::new();
-        let mut shows = |wall: DateTime| {
-            let open = || of_devices.iter().any(|window| window.is_open(wall));
-            *clocks.entry(wall).or_insert_with(open)
-        };
+        let open_in = |zone: &TimeZone| of_devices.iter().any(|window| is_open(window, zone));
         let (mut open, mut closed) = (Vec::new(), Vec::new());
         for name in jiff::tz::db().available() {
             let name = name.as_str();
             let Some(zone) = zone(name) else { continue };
-            let group = if shows(zone.to_datetime(now)) {
+            let group = if open_in(&zone) {
                 &mut open
             } else {
                 &mut closed
             };
             group.push(name.to_owned());
         }
-        if shows(TimeZone::UTC.to_datetime(now)) {
+        if open_in(&TimeZone::UTC) {
             return Ok(OpenFor::AllBut(closed));
         }
         if open.is_empty() {

@@ -131,7 +131,7 @@ fn devices_are_compared_with_themselves_and_with_those_that_wait() {
         .iter()
         .map(|r| (r.base, r.now, r.samples))
         .collect();
-    assert_eq!(seen, [(Some(2.0), Some(3.0), 2), (Some(6.0), Some(5.0), 2)]);
+    assert_eq!(seen, [(Some(2.0), Some(3.0), 2), (Some(6.0), Some(4.0), 2)]);
     assert_eq!(criteria[0].breach(&readings[0]), None, "at the limit");
     let less = criterion(Compare::Before, Increase::Percent(49.0));
     assert_eq!(
@@ -143,6 +143,40 @@ fn devices_are_compared_with_themselves_and_with_those_that_wait() {
         ..readings[0].clone()
     };
     assert_eq!(less.breach(&few), None);
+}
+
+#[test]
+fn one_device_that_lies_neither_stops_a_campaign_nor_hides_what_others_say() {
+    let sides = |before, after| Sides {
+        before: fan(&[before]),
+        after: fan(&[after]),
+    };
+    let criteria = [criterion(Compare::Before, Increase::Percent(50.0))];
+    let breach = |honest: (f64, f64), liar: (f64, f64)| {
+        let mut completed = vec![sides(honest.0, honest.1); 10];
+        completed.push(sides(liar.0, liar.1));
+        let readings = read_vitals(&criteria, &completed, &[], at(1));
+        criteria[0].breach(&readings[0])
+    };
+    for lie in [1e300, f64::MAX, f64::INFINITY, f64::NAN] {
+        assert_eq!(breach((20.0, 20.0), (20.0, lie)), None, "{lie}");
+        assert_eq!(breach((20.0, 20.0), (-lie, 20.0)), None, "{lie}");
+        let told = breach((20.0, 40.0), (lie, 20.0)).unwrap();
+        assert!(
+            told.contains(" is 40.00, of the same devices before their update 20.00"),
+            "{told}"
+        );
+        assert!(breach((20.0, 40.0), (20.0, -lie)).is_some(), "{lie}");
+    }
+    // Whoever is few enough has no liar cut off, and at least legible figures.
+    let two = [sides(20.0, 20.0), sides(20.0, f64::MAX)];
+    let told = criteria[0].breach(&read_vitals(&criteria, &two, &[], at(1))[0]);
+    assert!(told.unwrap().contains(" is 500000000010.00,"));
+    // Two of ten are unwell, and that is seen.
+    let mut fleet = vec![sides(20.0, 20.0); 8];
+    fleet.extend(vec![sides(20.0, 200.0); 2]);
+    let seen = &read_vitals(&criteria, &fleet, &[], at(1))[0];
+    assert_eq!((seen.base, seen.now), (Some(20.0), Some(42.5)));
 }
 
 fn unhealthy(action: AbortAction, read_at: i64) -> device_ota_domain::Campaign {

@@ -38,6 +38,31 @@ fn a_window_runs_over_midnight_and_over_days() {
 }
 
 #[test]
+fn a_window_opens_when_it_is_told_to_in_a_night_in_which_clocks_are_put_on_or_back() {
+    for minutes in [30, 60, 120] {
+        let early = windows(json!([
+            {"start": "02:15", "duration_minutes": minutes, "time_zone": "Europe/Berlin"},
+        ]));
+        // There is no 02:15 on the 29th of March.
+        let opens = time("2026-03-29T01:15:00Z");
+        assert_eq!(early.at(time("2026-03-29T00:30:00Z"), None), Err(opens));
+        assert_eq!(early.at(opens, None), Ok(()));
+        let length = jiff::SignedDuration::from_mins(minutes);
+        assert_eq!(early.closes(opens, None), Some(opens + length));
+        assert!(early.at(opens + length, None).is_err());
+        // There are two on the 25th of October.
+        let opens = time("2026-10-25T00:15:00Z");
+        assert_eq!(early.at(time("2026-10-25T00:00:00Z"), None), Err(opens));
+        assert_eq!(early.at(opens, None), Ok(()));
+    }
+    let late = windows(json!([
+        {"start": "01:30", "duration_minutes": 60, "time_zone": "Europe/Berlin"},
+    ]));
+    let second = time("2026-10-25T01:15:00Z");
+    assert!(late.at(second, None).is_err(), "it has been 02:15 before");
+}
+
+#[test]
 fn the_device_goes_by_its_own_clock_or_by_utc() {
     let lunch = windows(json!([
         {"start": "12:00", "duration_minutes": 60, "time_zone": "device"},
@@ -113,7 +138,7 @@ fn a_campaign_waits_for_its_window_and_goes_back_without_one() {
 proptest! {
     #[test]
     fn whom_it_is_open_for_is_what_each_device_is_told(
-        minutes in 0_i64..600_000, hour in 0_u8..24, minute in 0_u8..60, long in 1_u32..3_000,
+        minutes in prop_oneof![0_i64..600_000, 124_600_i64..127_000], hour in 0_u8..24, minute in 0_u8..60, long in 1_u32..3_000,
         named in any::<bool>(),
     ) {
         let now = Timestamp::from_second(1_767_225_600 + minutes * 60).unwrap();
@@ -136,8 +161,12 @@ proptest! {
             };
             let told = windows.at(now, zone);
             prop_assert_eq!(told.is_ok(), open, "{:?} {:?}", zone, told);
+            let closes = windows.closes(now, zone);
+            prop_assert_eq!(closes.is_some(), open);
+            prop_assert!(closes.is_none_or(|closes| closes > now));
             if let Err(opens) = told {
                 prop_assert!(opens > now);
+                prop_assert_eq!(windows.at(opens, zone), Ok(()), "{:?} opens at {}", zone, opens);
             }
         }
         if let Err(opens) = whom {
