@@ -11,16 +11,18 @@ use crate::error::DbError;
 use crate::sql::{self, Args, statements, to_json};
 
 statements! {
+    // In an order that has nothing to do with when they completed: the first are the fastest, and the last have told of nothing yet.
     COMPLETED_SAMPLE = "SELECT u.device_key, u.started_at, u.ended_at FROM device_updates u \
-         WHERE u.campaign_id = $1 AND u.watch_until IS NOT NULL AND u.ended_at > $2 AND u.started_at IS NOT NULL \
-         ORDER BY u.ended_at LIMIT $3";
+         WHERE u.campaign_id = $1 AND (u.watch_until IS NOT NULL OR u.regressed_at IS NOT NULL) AND u.ended_at > $2 \
+         AND u.started_at IS NOT NULL ORDER BY (u.number * 7919) % 10007, u.number LIMIT $3";
+    // Whoever has been offered it and waits once more is no device as the others were.
     WAITING_SAMPLE = "SELECT u.device_key FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
-         WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'pending' AND l.online = 1 \
+         WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'pending' AND u.attempt = 0 AND l.online = 1 \
          ORDER BY u.stage, u.due_at LIMIT $2";
     SAVE_READINGS = "UPDATE update_campaigns SET readings = $2 WHERE campaign_id = $1";
 }
 
-/// Devices that have completed since then and are watched, and devices that wait.
+/// Devices that have completed since then and are watched, or have regressed, and devices that wait for their first offer.
 pub(crate) async fn sample<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,

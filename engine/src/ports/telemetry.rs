@@ -142,7 +142,8 @@ pub const WEBHOOK: &str = "webhook";
 pub trait Telemetry: Send + Sync + 'static {
     /// Heartbeats of one device, newest first, up to the last that was committed.
     async fn heartbeats(&self, query: &HeartbeatQuery, page: Page) -> Result<Vec<HeartbeatRow>>;
-    /// Devices of this campaign that have completed since then and are watched, and devices that wait; at most so many of each.
+    /// Devices of this campaign that have completed since then and are watched, or have regressed, always the same of them; and devices that
+    /// wait for their first offer. At most so many of each.
     async fn health_sample(
         &self,
         campaign: &CampaignId,
