@@ -151,12 +151,11 @@ fn paused(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Count
     }
 }
 
-/// Everybody has ended, and some have regressed since: what would have rolled the campaign back before its end still does.
+/// Everybody has ended, and some have regressed since, or do worse by their heartbeats: what would have rolled the campaign back before
+/// its end still does.
 fn afterwards(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Plan {
-    let regressed = counts.updates().regressed > 0;
-    let halts = regressed
-        .then(|| halt(campaign, accepted, counts))
-        .flatten();
+    let news = counts.updates().regressed > 0 || !campaign.readings.is_empty();
+    let halts = news.then(|| halt(campaign, accepted, counts)).flatten();
     match halts {
         Some(action @ Action::RollBack { .. }) => Plan::act(action),
         _ => Plan::wait(Why::Ended),

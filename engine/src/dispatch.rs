@@ -88,7 +88,8 @@ impl Engine {
         self.dispatch_singles(UpdateAction::Update, &mut room).await
     }
 
-    async fn dispatch_each(&self, campaigns: &[Campaign], room: &mut Option<u64>) {
+    /// Passes over these campaigns, each until it has nothing to do.
+    pub(crate) async fn dispatch_each(&self, campaigns: &[Campaign], room: &mut Option<u64>) {
         for campaign in campaigns {
             // One campaign's trouble is not the others'.
             while self

@@ -23,19 +23,31 @@ const BEATS: Page = Page {
 };
 
 impl Engine {
-    /// Reads the figures of every campaign in progress that has criteria.
+    /// Reads the figures of every campaign that has criteria and is in progress, is paused, or has completed and is watched.
     pub async fn read_health(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        for campaign in self.store.campaigns_to_plan(now).await? {
+        let mut campaigns = self.store.campaigns_to_plan(now).await?;
+        campaigns.retain(|campaign| campaign.state.status() != "completed");
+        campaigns.extend(self.store.campaigns_watched().await?);
+        for campaign in campaigns {
             if campaign.spec.health.criteria.is_empty() {
                 continue;
             }
             // What a resume has accepted is not looked at again.
             let since = match &campaign.state {
-                CampaignState::InProgress(running) => running.accepted.at,
+                CampaignState::InProgress(running) | CampaignState::Paused { running, .. } => {
+                    running.accepted.at
+                }
+                CampaignState::Completed { accepted, .. } => accepted.at,
                 _ => continue,
             };
             self.read_health_of(&campaign, since, now).await?;
+            // One that has completed is planned for this alone; the dispatcher gives out the slots.
+            if matches!(campaign.state, CampaignState::Completed { .. }) {
+                let decided = std::slice::from_ref(&campaign);
+                self.dispatch_each(decided, &mut Some(0)).await;
+            }
+            self.wake();
         }
         Ok(())
     }
@@ -70,7 +82,6 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         tx.save_readings(&campaign.id, &readings).await?;
         self.commit(tx).await?;
-        self.wake();
         Ok(())
     }
 

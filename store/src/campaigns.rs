@@ -46,6 +46,10 @@ statements! {
              FROM campaign_stages s WHERE s.campaign_id = c.campaign_id) > 0) \
          ORDER BY c.priority DESC, c.number"
     );
+    CAMPAIGNS_WATCHED = select_campaign!(
+        "WHERE c.status = 'completed' AND c.deleted_at IS NULL AND EXISTS (SELECT 1 FROM device_updates u \
+         WHERE u.campaign_id = c.campaign_id AND u.watch_until IS NOT NULL) ORDER BY c.number"
+    );
     INSERT_CAMPAIGN = "INSERT INTO update_campaigns (campaign_id, firmware_id, status, priority, spec, state, \
          target_count, revision, created_at, updated_at, created_by, approval, ring_deployment) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
@@ -148,6 +152,13 @@ pub(crate) async fn to_plan<D: Dialect>(
 ) -> Result<Vec<Campaign>, DbError> {
     let args = Args::<D>::new().time(regressed_since);
     sql::fetch_all(conn, &CAMPAIGNS_TO_PLAN, args, read_campaign).await
+}
+
+/// Campaigns that have completed and whose devices are watched.
+pub(crate) async fn watched<D: Dialect>(
+    conn: &mut D::Connection,
+) -> Result<Vec<Campaign>, DbError> {
+    sql::fetch_all(conn, &CAMPAIGNS_WATCHED, Args::<D>::new(), read_campaign).await
 }
 
 /// Inserts a campaign and its stages, with counters of zero.

@@ -108,6 +108,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn campaigns(&self, filter: &CampaignFilter, page: Page) -> Result<Vec<Campaign>> {
         Ok(campaigns::list::<D>(&mut *self.read().await?, filter, page).await?)
     }
+    async fn campaigns_watched(&self) -> Result<Vec<Campaign>> {
+        Ok(campaigns::watched::<D>(&mut *self.read().await?).await?)
+    }
     async fn campaigns_to_plan(&self, regressed_since: Timestamp) -> Result<Vec<Campaign>> {
         Ok(campaigns::to_plan::<D>(&mut *self.read().await?, regressed_since).await?)
     }

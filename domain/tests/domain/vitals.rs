@@ -239,6 +239,30 @@ fn a_reading_stops_a_campaign_as_its_criterion_says_and_a_resume_accepts_it() {
 }
 
 #[test]
+fn a_campaign_that_has_completed_goes_back_by_a_reading_and_by_nothing_less() {
+    let counts = Counts {
+        stages: vec![Tally {
+            completed: 5,
+            ..Tally::default()
+        }],
+        ..Counts::default()
+    };
+    let after_end = |action| {
+        let mut campaign = unhealthy(action, 5);
+        campaign.state = campaign.state.finish(at(4)).unwrap();
+        plan(at(9), &campaign, &counts).actions
+    };
+    let back = after_end(AbortAction::Rollback);
+    assert!(
+        matches!(back.as_slice(), [Action::RollBack { .. }]),
+        "{back:?}"
+    );
+    for action in [AbortAction::Pause, AbortAction::Cancel] {
+        assert_eq!(after_end(action), [], "there is nothing left to stop");
+    }
+}
+
+#[test]
 fn criteria_are_read_strictly() {
     let refused = |criterion: serde_json::Value| {
         let mut json = json!({"metric": "errors", "compare": "before", "max_increase": {"absolute": 1}, "action": "pause"});

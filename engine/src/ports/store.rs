@@ -375,6 +375,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     /// Campaigns that are active, cancelled with updates still open, or completed with a device that has regressed since `regressed_since`;
     /// highest priority first, then oldest.
     async fn campaigns_to_plan(&self, regressed_since: Timestamp) -> Result<Vec<Campaign>>;
+    /// Campaigns that have completed and are not deleted, of which a device is watched; oldest first.
+    async fn campaigns_watched(&self) -> Result<Vec<Campaign>>;
     /// A campaign's counters.
     async fn counts(&self, campaign: &CampaignId) -> Result<Counts>;
     /// Updates and rollbacks in flight, of all campaigns and single devices.

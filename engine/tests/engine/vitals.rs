@@ -109,3 +109,25 @@ async fn a_number_of_the_devices_own_is_compared_with_those_that_wait() {
     assert_eq!(status(&fixture, &campaign).await.0, "cancelled");
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_campaign_that_ended_before_the_first_reading_is_judged_while_it_is_watched() {
+    let mut fixture = Fixture::new().await;
+    fixture.upload("1.0.0", b"old").await;
+    let device = fixture.device("d0").await;
+    fixture.online(&device).await;
+    beats(&fixture, &device, "1.0.0", 1, 10).await;
+    let more = r#","health":{"criteria":[{"metric":"metrics.fan","compare":"before","max_increase":{"percent":50},"min_samples":1,"action":"rollback"}]}"#;
+    let campaign = fixture.campaign("1.1.0", more).await;
+    let offer = fixture.offer().await;
+    fixture
+        .progress(&device, &offer, 1, "completed", r#","version":"1.1.0""#)
+        .await;
+    fixture.until(&campaign, "completed").await;
+    fixture.engine.read_health().await.unwrap();
+    assert_eq!(status(&fixture, &campaign).await.0, "completed");
+    beats(&fixture, &device, "1.1.0", 1, 40).await;
+    fixture.engine.read_health().await.unwrap();
+    assert_eq!(status(&fixture, &campaign).await.0, "rolling_back");
+    fixture.stop().await;
+}
