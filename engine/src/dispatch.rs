@@ -310,10 +310,15 @@ impl Engine {
     async fn say_again(&self) -> Result<()> {
         let before = earlier(self.clock.now(), self.settings.offer_again);
         let updates = self.store.unanswered(before, MAX_ROWS).await?;
-        if updates.is_empty() {
+        let withheld = self.withhold(&updates).await?;
+        let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
+        let ids: Vec<_> = ids
+            .into_iter()
+            .filter(|id| !withheld.contains(id))
+            .collect();
+        if ids.is_empty() {
             return Ok(());
         }
-        let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
         let mut tx = self.store.begin().await?;
         let now = self.clock.now();
         let mut updates = tx.updates(&ids).await?;

@@ -50,6 +50,7 @@ mod upkeep;
 mod vitals;
 mod webhooks;
 mod why;
+mod windows;
 mod wire;
 
 use std::sync::Arc;

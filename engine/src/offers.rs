@@ -2,10 +2,10 @@
 //! what must arrive is said again until the device answers.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use device_ota_domain::campaign::Requires;
+use device_ota_domain::campaign::{CampaignSpec, Requires};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Order, UpdateState};
 use device_ota_domain::{CampaignId, DeviceId, Firmware, FirmwareId, Update, ring};
@@ -22,15 +22,15 @@ use crate::{Engine, wire};
 
 /// Firmware rows kept at hand for building offers.
 const CACHED_FIRMWARE: usize = 256;
-/// Campaign requirements kept at hand.
+/// Specs of campaigns kept at hand.
 const CACHED_CAMPAIGNS: usize = 1_024;
 
 /// What offers are built from, kept at hand. Of firmware rows what is signed never changes, of a started
 /// campaign's spec nothing at all.
 #[derive(Default)]
 pub(crate) struct OfferCache {
-    firmware: Mutex<HashMap<FirmwareId, std::sync::Arc<Firmware>>>,
-    requires: Mutex<HashMap<CampaignId, Requires>>,
+    firmware: Mutex<HashMap<FirmwareId, Arc<Firmware>>>,
+    specs: Mutex<HashMap<CampaignId, Arc<CampaignSpec>>>,
 }
 
 /// An update in flight, and what its offer is built on.
@@ -150,12 +150,17 @@ impl Engine {
         let UpdateState::InFlight { deadline, .. } = update.state else {
             return Err(BuildError::NotInFlight);
         };
+        let closes = match command {
+            CommandKind::Activate => self.told_until(update).await?,
+            CommandKind::Cancel => None,
+        };
         let command = Command {
             device_id: wire::device_id(&ground.device_id).ok_or(BuildError::DeviceId)?,
             update_id: update.id.to_string(),
             seq: ground.seq.unsigned_abs(),
             command,
-            expires_at: deadline,
+            // Wherever it waits on its way, it starts nothing outside of a window.
+            expires_at: closes.map_or(deadline, |closes| closes.min(deadline)),
         };
         let envelope = objects::seal(&command, self.keyring.dispatch())?.to_json();
         self.deliver(&ground.device_id, Down::Command, envelope.into(), "command")
@@ -208,7 +213,7 @@ impl Engine {
     pub(crate) async fn cached_firmware(
         &self,
         id: &FirmwareId,
-    ) -> Result<Option<std::sync::Arc<Firmware>>, StoreError> {
+    ) -> Result<Option<Arc<Firmware>>, StoreError> {
         let known = self
             .offers
             .firmware
@@ -219,7 +224,7 @@ impl Engine {
         if known.is_some() {
             return Ok(known);
         }
-        let Some(read) = self.store.firmware(id).await?.map(std::sync::Arc::new) else {
+        let Some(read) = self.store.firmware(id).await?.map(Arc::new) else {
             return Ok(None);
         };
         let mut cache = self
@@ -245,31 +250,33 @@ impl Engine {
             let now = self.store.firmware(&firmware.id).await?;
             return Ok(firmware_requires(now.as_ref().unwrap_or(firmware)));
         };
-        let known = self
-            .offers
-            .requires
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .copied();
-        if let Some(known) = known {
+        let spec = self.cached_spec(id).await?;
+        Ok(spec.map_or_else(Requires::default, |spec| spec.requires))
+    }
+
+    /// What a campaign that has started shall do, from memory when it has been read before.
+    pub(crate) async fn cached_spec(
+        &self,
+        id: &CampaignId,
+    ) -> Result<Option<Arc<CampaignSpec>>, StoreError> {
+        let specs = || {
+            let specs = self.offers.specs.lock();
+            specs.unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = specs().get(id).cloned();
+        if known.is_some() {
             return Ok(known);
         }
-        let read = self
-            .store
-            .campaign(id)
-            .await?
-            .map_or_else(Requires::default, |c| c.spec.requires);
-        let mut cache = self
-            .offers
-            .requires
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let Some(campaign) = self.store.campaign(id).await? else {
+            return Ok(None);
+        };
+        let read = Arc::new(campaign.spec);
+        let mut cache = specs();
         if cache.len() >= CACHED_CAMPAIGNS {
             cache.clear();
         }
-        cache.insert(id.clone(), read);
-        Ok(read)
+        cache.insert(id.clone(), read.clone());
+        Ok(Some(read))
     }
 }
 

@@ -66,6 +66,44 @@ impl Update {
         }
     }
 
+    /// Its device was offered it, or told to activate what it holds, and has not taken that up: of no way back, and nothing that it
+    /// was asked to stop.
+    pub fn is_untaken(&self) -> bool {
+        match self.state {
+            UpdateState::InFlight {
+                phase,
+                cancel_requested: false,
+                hold,
+                ..
+            } if self.action == Action::Update => {
+                phase == Phase::Offered || phase == Phase::Staged && hold
+            }
+            _ => false,
+        }
+    }
+
+    /// Its maintenance window has closed before its device took up what it was told: it waits for the next one. `None` when that
+    /// is not so.
+    pub fn withhold(mut self, now: Timestamp) -> Option<Self> {
+        if !self.is_untaken() {
+            return None;
+        }
+        self.state = match self.state {
+            UpdateState::InFlight {
+                phase: Phase::Staged,
+                since,
+                ..
+            } => UpdateState::Staged { since },
+            _ => UpdateState::Pending {
+                due_at: now,
+                lost_at: None,
+                last_failure: None,
+            },
+        };
+        self.updated_at = now;
+        Some(self)
+    }
+
     /// Its device has not answered what it was told last.
     pub fn is_unanswered(&self) -> bool {
         match self.state {

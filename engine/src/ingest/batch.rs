@@ -90,6 +90,7 @@ impl Batch {
             engine.rebooting.note(update);
             engine.watched.note(update);
         }
+        said.withhold(engine).await;
         let due = pair(said.again, grounds).into_iter();
         said.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
         Ok(Outcome {
@@ -191,6 +192,27 @@ struct Said {
     runs: HashMap<DeviceKey, String>,
     /// A counter moved, or a device has answered.
     moved: bool,
+}
+
+impl Said {
+    /// Nothing is said again that its device has not taken up and whose maintenance window is closed: whoever asks is told so.
+    async fn withhold(&mut self, engine: &Engine) {
+        let withheld = match engine.withhold(&self.again).await {
+            Ok(withheld) => withheld,
+            Err(error) => {
+                tracing::warn!(%error, "windows could not be looked up; what was asked for is said again later");
+                self.again.iter().map(|update| update.id.clone()).collect()
+            }
+        };
+        for update in self
+            .again
+            .extract_if(.., |update| withheld.contains(&update.id))
+        {
+            if let Some(reply) = self.answers.replies.get_mut(&update.device) {
+                reply.offer = false;
+            }
+        }
+    }
 }
 
 /// Whether a message may tell of an update or want an answer.

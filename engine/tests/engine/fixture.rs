@@ -270,6 +270,10 @@ impl Fixture {
         self.start(made.work);
     }
 
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub(crate) fn advance(&self, by: SignedDuration) {
         let micros = i64::try_from(by.as_micros()).unwrap();
         self.clock.0.fetch_add(micros, Ordering::SeqCst);

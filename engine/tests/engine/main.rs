@@ -29,3 +29,4 @@ mod single;
 mod upload;
 mod vitals;
 mod webhooks;
+mod windows;
