@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::campaign::Campaign;
+use crate::firmware::MAX_IMAGE_BYTES;
 use crate::ids::CampaignId;
 
 /// Largest budget, bytes a second.
@@ -63,6 +64,18 @@ impl Budgets {
         own.into_iter().chain(service).collect()
     }
 
+    /// The budget of a line, as offers of this campaign, or of a device alone, go over it.
+    fn of(&self, line: &Line, campaign: Option<&Campaign>) -> Option<u64> {
+        match line {
+            Line::Service => self.service,
+            Line::Campaign(id) => campaign
+                .filter(|campaign| campaign.id == *id)
+                .and_then(|campaign| campaign.spec.bandwidth_bytes_per_second),
+            Line::Group(name) => self.groups.get(name).copied(),
+            Line::Tag { name, .. } => self.tags.get(name).copied(),
+        }
+    }
+
     /// The lines of a device of these groups, with these tags.
     pub fn of_device(
         &self,
@@ -111,6 +124,24 @@ impl Lines {
     /// Lines that were taken up to then, or longer, are not remembered: what was not used by then is not made up for.
     pub fn forgotten(now: Timestamp) -> Timestamp {
         now.checked_sub(BURST).unwrap_or(Timestamp::MIN)
+    }
+
+    /// The same without lines that are taken for longer than the largest image keeps them busy: what says so was written before the clock was
+    /// set back, or the budget raised.
+    #[must_use]
+    pub fn believed(
+        mut self,
+        now: Timestamp,
+        budgets: &Budgets,
+        campaign: Option<&Campaign>,
+    ) -> Self {
+        self.next.retain(|line, next| {
+            let busy = budgets.of(line, campaign);
+            let busy = busy.map(|budget| time_of(MAX_IMAGE_BYTES, budget));
+            let until = busy.and_then(|busy| now.checked_add(busy).ok());
+            until.is_none_or(|until| *next <= until)
+        });
+        self
     }
 
     /// When all of these lines are free; `None`: they are.

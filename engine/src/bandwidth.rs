@@ -26,7 +26,8 @@ impl Engine {
     /// How far the lines are taken; not asked where no offer of the campaign goes over any.
     pub(crate) async fn lines(&self, campaign: Option<&Campaign>, now: Timestamp) -> Result<Lines> {
         if self.has_budgets(campaign) {
-            self.store.lines(now).await
+            let lines = self.store.lines(now).await?;
+            Ok(lines.believed(now, &self.settings.budgets, campaign))
         } else {
             Ok(Lines::default())
         }
@@ -40,7 +41,8 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Lines> {
         if self.has_budgets(campaign) {
-            tx.hold_lines(now).await
+            let lines = tx.hold_lines(now).await?;
+            Ok(lines.believed(now, &self.settings.budgets, campaign))
         } else {
             Ok(Lines::default())
         }

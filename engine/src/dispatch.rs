@@ -308,8 +308,9 @@ impl Engine {
 
     /// Offers and cancels that nobody answered, of devices that are online.
     async fn say_again(&self) -> Result<()> {
-        let before = earlier(self.clock.now(), self.settings.offer_again);
-        let updates = self.store.unanswered(before, MAX_ROWS).await?;
+        let now = self.clock.now();
+        let before = earlier(now, self.settings.offer_again);
+        let updates = self.store.unanswered(before, now, MAX_ROWS).await?;
         let withheld = self.withhold(&updates).await?;
         let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
         let ids: Vec<_> = ids

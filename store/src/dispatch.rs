@@ -123,7 +123,8 @@ statements! {
     );
     UNANSWERED = select_update!(
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
-         WHERE u.nudge_at < $1 AND l.online = 1 ORDER BY u.nudge_at, u.number LIMIT $2"
+         WHERE u.nudge_at IS NOT NULL AND (u.nudge_at < $1 OR u.nudge_at > $3) AND l.online = 1 \
+         ORDER BY u.nudge_at, u.number LIMIT $2"
     );
     WATCHED = "SELECT u.device_key, u.to_version FROM device_updates u WHERE u.watch_until IS NOT NULL";
     WATCHED_LOCKED = select_update!(
@@ -423,10 +424,11 @@ pub(crate) async fn cancellable<D: Dialect>(
 pub(crate) async fn unanswered<D: Dialect>(
     conn: &mut D::Connection,
     before: Timestamp,
+    now: Timestamp,
     limit: u32,
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new().time(before).int(i64::from(limit));
-    sql::fetch_all(conn, &UNANSWERED, args, read_update).await
+    sql::fetch_all(conn, &UNANSWERED, args.time(now), read_update).await
 }
 
 /// Updates whose lease, deadline or loss has come due.

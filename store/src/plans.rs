@@ -103,7 +103,10 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
             &dispatch::CANCELLABLE,
             Args::new().text("camp_1").int(100).text("update"),
         ),
-        (&dispatch::UNANSWERED, Args::new().time(now).int(100)),
+        (
+            &dispatch::UNANSWERED,
+            Args::new().time(now).int(100).time(now),
+        ),
         (&dispatch::EXPIRED, Args::new().time(now).int(100)),
         (&updates::UPDATE, Args::new().text("upd_1_7")),
         (

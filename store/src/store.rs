@@ -172,8 +172,13 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::busy_with::<D>(&mut *self.read().await?, devices).await?)
     }
-    async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>> {
-        Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, limit).await?)
+    async fn unanswered(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Update>> {
+        Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, now, limit).await?)
     }
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool> {
         Ok(dispatch::has_due_singles::<D>(&mut *self.read().await?, now).await?)

@@ -201,3 +201,19 @@ fn the_planner_waits_for_lines_with_offers_alone() {
     let goes = |action: &Action| matches!(action, Action::Claim { what, .. } if what.action == UpdateAction::Rollback);
     assert!(plan.actions.iter().any(goes), "{plan:?}");
 }
+
+#[test]
+fn a_line_waits_for_no_time_before_the_clock_was_set_back() {
+    let budgets = Budgets {
+        service: Some(1_000_000),
+        ..Budgets::default()
+    };
+    let line = [(Line::Service, 1_000_000)];
+    let mut lines = Lines::default();
+    assert!(lines.take(at(3_600), 100_000_000, &line));
+    let soon = lines.clone().believed(at(3_650), &budgets, None);
+    assert_eq!(soon.free_at(at(3_650), &line), Some(at(3_700)));
+    // The largest image keeps it busy for 500 seconds.
+    let back = lines.believed(at(0), &budgets, None);
+    assert_eq!(back.free_at(at(0), &line), None);
+}

@@ -1,7 +1,8 @@
 //! How a campaign prepares and flips, how fast it goes, and which failures stop it.
 
 use device_ota_domain::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Failures, Group, OpenFor, Tally,
+    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Failures, Group, OpenFor, Rate,
+    Tally,
 };
 use device_ota_domain::planner::{Action, Claim, Plan, next_offer, plan};
 use device_ota_domain::rollback::RollbackTrigger;
@@ -335,4 +336,19 @@ fn a_rollback_is_not_held_up_by_the_rate() {
         claims(&plan(at(2), &campaign, &counts)),
         [(UpdateAction::Rollback, u16::MAX, 50)]
     );
+}
+
+#[test]
+fn a_rate_waits_for_no_time_before_the_clock_was_set_back() {
+    let rate = Rate {
+        per_minute: 60,
+        growth: None,
+    };
+    let all = Tally::default();
+    let next = rate.next(at(3_600), None, &all, 1);
+    assert_eq!(rate.due(at(3_600), Some(next), &all), Err(at(3_601)));
+    // An hour back: the next offer is due, and the one after it in a second.
+    assert_eq!(rate.due(at(0), Some(next), &all), Ok(1));
+    let next = rate.next(at(0), Some(next), &all, 1);
+    assert_eq!(rate.due(at(0), Some(next), &all), Err(at(1)));
 }

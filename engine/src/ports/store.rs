@@ -418,8 +418,13 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     /// The updates that these devices are given to, in no particular order: those in flight, and those whose image they hold.
     async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
-    /// cancel has not been answered since; oldest first.
-    async fn unanswered(&self, before: Timestamp, limit: u32) -> Result<Vec<Update>>;
+    /// cancel has not been answered since; oldest first. So are those of a time after `now`: the clock was set back since.
+    async fn unanswered(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Update>>;
     /// Whether any pending update or rollback outside of campaigns may be offered.
     async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
     /// Updates whose lease, deadline or loss has come due, or whose watch has.

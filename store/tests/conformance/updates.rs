@@ -220,13 +220,16 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
         }],
     )
     .await;
-    let found = store.unanswered(at(20), 10).await.unwrap();
+    let found = store.unanswered(at(20), at(50), 10).await.unwrap();
     assert_eq!(
         found.iter().map(|u| u.device).collect::<Vec<_>>(),
         [keys[5], keys[2], keys[0]],
         "oldest first"
     );
-    assert_eq!(store.unanswered(at(20), 1).await.unwrap().len(), 1);
+    let one = store.unanswered(at(20), at(50), 1).await.unwrap();
+    assert_eq!(one.len(), 1);
+    let set_back = store.unanswered(at(-90), at(-60), 10).await.unwrap();
+    assert!(set_back.len() >= 2, "the clock was set back: {set_back:?}");
 }
 
 async fn updates_are_locked_by_name_and_by_device(store: &dyn Store) {
