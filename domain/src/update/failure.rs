@@ -67,8 +67,13 @@ const OF_A_PERSON: Pauses = Pauses {
     first: 15 * 60,
     longest: 4 * 3_600,
 };
-/// Shortest that a device may put an update off, in seconds: each time costs a transaction and a signature.
-const MIN_DEFER: u64 = 30;
+/// Shortest that a device may put an update off, however soon it asks to be asked again: each time costs a transaction and a signature.
+const AT_LEAST: Pauses = Pauses {
+    first: 30,
+    longest: 4 * 3_600,
+};
+/// Attempts that cost no retry after which an update is put off no more: two weeks at least, of a device that asks to be asked at once.
+pub(super) const MAX_PUT_OFF: u32 = 100;
 /// Longest that a device may put an update off, in seconds: a week.
 const MAX_DEFER: u64 = 7 * 24 * 3_600;
 /// Longest that is added to a pause which the device names, in seconds.
@@ -97,14 +102,15 @@ pub fn back_off(code: &str, retry: u32, device: DeviceKey) -> u64 {
     pause + spread(device, retry, pause / 4)
 }
 
-/// Pause of an update that its device has put off so many times (from 1), in seconds: what the device asks for, within bounds,
-/// else as [`back_off`] for what passes in the course of a day. No retry is spent on it.
+/// Pause of an update that its device has put off so many times (from 1), in seconds: what the device asks for, within bounds of
+/// which the lower one doubles from time to time, else as [`back_off`] for what passes in the course of a day. No retry is spent on it.
 ///
 /// ```
 /// # use device_ota_domain::device::DeviceKey;
 /// # use device_ota_domain::update::put_off;
 /// let device = DeviceKey(7);
 /// assert!((60..=75).contains(&put_off(Some(60), 1, device)));
+/// assert!((480..=600).contains(&put_off(Some(60), 5, device)));
 /// assert!((86_400..=87_000).contains(&put_off(Some(86_400), 1, device)));
 /// assert!((900..=1_125).contains(&put_off(None, 1, device)));
 /// assert!((1_800..=2_250).contains(&put_off(None, 2, device)));
@@ -112,7 +118,7 @@ pub fn back_off(code: &str, retry: u32, device: DeviceKey) -> u64 {
 pub fn put_off(asked: Option<u64>, times: u32, device: DeviceKey) -> u64 {
     match asked {
         Some(asked) => {
-            let pause = asked.clamp(MIN_DEFER, MAX_DEFER);
+            let pause = asked.clamp(AT_LEAST.after(times), MAX_DEFER);
             pause + spread(device, times, (pause / 4).min(MAX_DEFER_SPREAD))
         }
         None => back_off("user_deferred", times, device),

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::failure::{Failure, Retry, back_off, put_off};
+use super::failure::{Failure, MAX_PUT_OFF, Retry, back_off, put_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
@@ -514,11 +514,18 @@ impl Update {
     }
 
     fn defer(mut self, failure: Failure, retry_after: Option<u64>, now: Timestamp) -> Self {
+        // Attempts that cost no retry were put off, or lost their slot.
+        let times = self.attempt.saturating_sub(self.retries);
         self.state = if self.cancel_requested() {
             cancelled(now)
+        } else if times >= MAX_PUT_OFF {
+            let message = format!(
+                "put off after {times} attempts, this time as {}",
+                failure.code
+            );
+            let failure = Failure::new("deferred_too_often", message, Retry::Never);
+            UpdateState::Failed { at: now, failure }
         } else {
-            // Attempts that cost no retry were put off, or lost their slot.
-            let times = self.attempt.saturating_sub(self.retries);
             let pause = put_off(retry_after, times, self.device);
             UpdateState::Pending {
                 due_at: later(now, seconds(pause)),

@@ -277,3 +277,36 @@ fn the_wait_for_a_first_slot_is_not_the_rollbacks_own_time() {
     let was_offered = until(in_phase(Phase::Installing)).expire(&queued).unwrap();
     assert_eq!(failure(&was_offered), ("timeout", Group::Failed));
 }
+
+#[test]
+fn a_device_that_puts_it_off_for_ever_has_failed() {
+    let (mut update, mut now) = (pending(), at(0));
+    let mut pauses = Vec::new();
+    for attempt in 1..=100 {
+        update = update.offer(&terms(now)).unwrap();
+        let failure = Failure::new("user_deferred", "", Retry::Backoff);
+        let said = Reported::Deferred {
+            failure,
+            retry_after_seconds: Some(1),
+        };
+        let report = Report {
+            attempt,
+            ..says(1, said)
+        };
+        update = update.report(&report, now, LEASE).into_update();
+        if let UpdateState::Pending { due_at, .. } = update.state {
+            pauses.push(due_at.duration_since(now).as_secs());
+            now = due_at;
+        }
+    }
+    assert_eq!(failure(&update), ("deferred_too_often", Group::Failed));
+    assert_eq!((update.retries, pauses.len()), (0, 99));
+    assert!((30..=37).contains(&pauses[0]) && pauses[98] >= 4 * 3_600);
+    assert!(
+        now > at(14 * 24 * 3_600),
+        "two weeks are enough for anybody"
+    );
+    // An admin has it offered once more.
+    let again = update.retry(now, None).unwrap();
+    assert_eq!(again.group(), Group::Pending);
+}
