@@ -45,13 +45,17 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         ("token" = String, Path, description = "As the link has it"),
         ("Range" = Option<String>, Header, description = "One range of bytes", example = "bytes=0-1023"),
         ("If-Range" = Option<String>, Header, description = "The ETag that the range is of"),
+        ("If-Match" = Option<String>, Header, description = "ETags, one of which the image must have"),
+        ("If-None-Match" = Option<String>, Header, description = "ETags that the client has already"),
     ),
     responses(
         (status = 200, description = "The whole image", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The range", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 304, description = "`If-None-Match` names what the link leads to"),
         (status = 403, description = "The link is not one of ours, or has expired"),
         (status = 404, description = "The image is gone"),
         (status = 409, description = "A person asked for the link, and the image was taken out of use since"),
+        (status = 412, description = "`If-Match` names something else"),
         (status = 416, description = "No byte of the image lies in the range"),
     ),
 )]
@@ -65,6 +69,13 @@ async fn fetch(token: Segment, call: Call) -> Answer {
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Nothing => return Err(unsatisfiable(size)),
+        Wanted::Known => {
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response.headers_mut().insert(ETAG, ascii(&etag));
+            return Ok(response);
+        }
+        Wanted::Other => return Err(another(&etag)),
     };
     let mut response = if call.visit.head {
         Response::default()
@@ -110,6 +121,11 @@ fn unsatisfiable(size: u64) -> ApiError {
     )
     .with(CONTENT_RANGE, ascii(&format!("bytes */{size}")))
     .with(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+}
+
+fn another(etag: &str) -> ApiError {
+    let detail = format!("the image behind this link is {etag}, and If-Match names another");
+    ApiError::new(StatusCode::PRECONDITION_FAILED, "other_content", detail).with(ETAG, ascii(etag))
 }
 
 /// A header value of text that is ASCII by construction.

@@ -1,9 +1,9 @@
-//! The `Range` of a download: one range of bytes, or the whole (RFC 9110, section 14).
+//! What of an object is sent: nothing that is known already (RFC 9110, section 13), one range of bytes, or the whole (section 14).
 
 use std::ops::Range;
 
 use http::HeaderMap;
-use http::header::{IF_RANGE, RANGE};
+use http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE};
 
 /// What to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,11 +14,21 @@ pub(crate) enum Wanted {
     Part(Range<u64>),
     /// 416.
     Nothing,
+    /// 304: the client has it.
+    Known,
+    /// 412: the client means another object.
+    Other,
 }
 
 /// Reads the range of a request for an object of `size` bytes whose strong entity tag is `etag`. What is not one
 /// well-formed range of bytes, and a range of another version of the object, is passed over: the whole is sent.
 pub(crate) fn wanted(headers: &HeaderMap, size: u64, etag: &str) -> Wanted {
+    if names(headers, &IF_MATCH, etag, "") == Some(false) {
+        return Wanted::Other;
+    }
+    if names(headers, &IF_NONE_MATCH, etag, "W/") == Some(true) {
+        return Wanted::Known;
+    }
     let same = headers
         .get(IF_RANGE)
         .is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
@@ -29,6 +39,17 @@ pub(crate) fn wanted(headers: &HeaderMap, size: u64, etag: &str) -> Wanted {
             .map_or(Wanted::Whole, |text| parse(text, size)),
         _ => Wanted::Whole,
     }
+}
+
+/// Whether a condition names this entity tag, also behind a prefix; `None` when there is no such condition.
+fn names(headers: &HeaderMap, condition: &HeaderName, etag: &str, prefix: &str) -> Option<bool> {
+    let values = headers.get_all(condition).iter();
+    let mut tags = values
+        .flat_map(|value| value.to_str().unwrap_or_default().split(','))
+        .map(str::trim)
+        .peekable();
+    tags.peek()?;
+    Some(tags.any(|tag| tag == "*" || tag.strip_prefix(prefix).unwrap_or(tag) == etag))
 }
 
 fn parse(text: &str, size: u64) -> Wanted {
@@ -103,6 +124,26 @@ mod tests {
         ];
         for text in odd {
             assert_eq!(parse(text, 10), Wanted::Whole, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_and_what_it_does_not_mean_is_refused() {
+        let wanted_with = |name: HeaderName, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, "bytes=5-".parse().unwrap());
+            headers.insert(name, value.parse().unwrap());
+            wanted(&headers, 10, "\"abc\"")
+        };
+        for known in ["\"abc\"", "W/\"abc\"", "\"x\", \"abc\"", "*"] {
+            assert_eq!(wanted_with(IF_NONE_MATCH, known), Wanted::Known, "{known}");
+        }
+        assert_eq!(wanted_with(IF_NONE_MATCH, "\"x\""), Wanted::Part(5..10));
+        for meant in ["\"abc\"", "\"x\",\"abc\"", "*"] {
+            assert_eq!(wanted_with(IF_MATCH, meant), Wanted::Part(5..10), "{meant}");
+        }
+        for other in ["\"x\"", "W/\"abc\"", ""] {
+            assert_eq!(wanted_with(IF_MATCH, other), Wanted::Other, "{other}");
         }
     }
 
