@@ -1,6 +1,7 @@
 //! `device-ota check-config`: what a start would say of its configuration, without a start. Reads and makes nothing: the
 //! service may run meanwhile.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -12,7 +13,8 @@ use crate::{access, admin, keys, serve};
 
 /// Prints what the settings come to, and everything that is wrong with what they name.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
-    println!("{config:#?}");
+    // Whoever reads only the beginning has gone by the end.
+    writeln!(std::io::stdout(), "{config:#?}").ok();
     let wrong = wrong(config);
     for error in &wrong {
         eprintln!("{error:#}");

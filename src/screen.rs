@@ -53,7 +53,10 @@ fn text(started: &Started<'_>) -> String {
     let http = started.http;
     let devices = match (started.mqtt, &started.broker) {
         (Some(addr), _) => format!("mqtt://{addr} (embedded gateway)"),
-        (None, Some(broker)) => format!("{broker} (external broker)"),
+        // Where this service connects; devices have a listener of their own there.
+        (None, Some(broker)) => {
+            format!("at the external broker; this service connects to {broker}")
+        }
         (None, None) => "none".to_owned(),
     };
     let bus = started.bus.map_or_else(

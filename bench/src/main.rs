@@ -76,6 +76,7 @@ enum Command {
     /// One device's heartbeats out of ten million, and the overview of the fleet. Not among `all`: it takes a minute to fill.
     History(history::Options),
     /// The figures of everything with a million updates, beside warp answering a constant. Not among `all`: it takes a while to fill.
+    #[command(name = "statistics", visible_alias = "stats")]
     Stats(statistics::Options),
     /// Every figure, one after the other.
     All,

@@ -48,7 +48,7 @@ event_types! {
     CampaignRolledBack "campaign.rolled_back" "Every update and rollback of a campaign has ended.";
     UpdateScheduled "update.scheduled" "An admin asked for the update of one device.";
     UpdateCompleted "update.completed" "A device runs the new version.";
-    UpdateRegressed "update.regressed" "A device that had completed an update shows its old version, restarts again and again, says that it failed after all, or fell silent; its update counts as failed from now on.";
+    UpdateRegressed "update.regressed" "A device that had completed an update shows its old version, restarts again and again, says that it failed after all, or fell silent; it counts as failed for the gates and limits of its campaign from now on, and stays completed in the statistics, which count it as regressed.";
     UpdateFailed "update.failed" "An update ended without the new version.";
     UpdateCancelled "update.cancelled" "An update was withdrawn. When its device was deleted, or is none of its campaign's any more, `error` tells.";
     RollbackInitiated "rollback.initiated" "A rollback of one device began, by itself or as one of a campaign.";

@@ -68,8 +68,8 @@ pub(crate) struct UpdatesDto<'a> {
     success_rate: f64,
     /// From the first offer to the completion, in minutes, of completed updates; 0 before the first.
     avg_update_time: f64,
-    /// Bytes that attempts of updates and rollbacks downloaded, as devices told, each at most the image; of attempts that
-    /// have ended.
+    /// Bytes of images that updates and rollbacks brought to devices, as these told: of each update at most the image, however
+    /// many attempts it took; of attempts that have ended.
     total_data_transferred: u64,
     updates_by_device_type: &'a BTreeMap<String, u64>,
     updates_by_firmware_version: &'a BTreeMap<String, u64>,
