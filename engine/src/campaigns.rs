@@ -94,7 +94,9 @@ impl Engine {
     pub async fn start_campaign(&self, id: &CampaignId, by: &Caller) -> Result<CampaignView> {
         let now = self.clock.now();
         // Read before the transaction, which would else hold one connection and wait for another.
-        let known = self.campaign(id).await?.campaign;
+        let known = self.campaign(id).await?;
+        self.check_bytes(&known.firmware).await?;
+        let known = known.campaign;
         let mut tx = self.store.begin().await?;
         // Before the campaign: in the order in which whoever takes an image out of use locks both.
         let firmware = held(tx.as_mut(), known.firmware()).await?;

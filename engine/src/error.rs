@@ -115,6 +115,7 @@ impl Error {
             | Self::Unprocessable { code, .. } => code,
             Self::NotFound { .. } => "not_found",
             Self::Store(_) => "database_unavailable",
+            Self::Objects(ObjectError::Missing(_)) => "bytes_missing",
             Self::Objects(_) => "storage_unavailable",
             Self::Internal(_) => "internal",
         }

@@ -17,7 +17,7 @@ use device_ota_protocol::digest::Digest;
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::objects::{self, Kind, Release};
 
-use crate::ports::{ObjectWriter, Tx};
+use crate::ports::{ObjectError, ObjectWriter, Tx};
 use crate::{Caller, Engine, Error, Result};
 use checksums::{Hasher, Sums};
 pub(crate) use record::Recording;
@@ -84,16 +84,38 @@ impl Engine {
         Ok(self.store.storage_is_used(storage).await?)
     }
 
-    /// Removes objects that no firmware row names: an upload that died between its object and its row leaves one.
-    /// Runs at the start, before uploads are taken.
+    /// Removes the objects of uploads that died between their object and its row. Runs at the start, before uploads are
+    /// taken. What else no row names stays: the rows may be in another database.
     pub async fn reconcile_objects(&self) -> Result<()> {
-        for name in self.objects.names().await? {
-            if !self.store.object_is_used(&name).await? {
-                tracing::info!(object.name = %name, "removing an object that no firmware uses");
+        for name in self.objects.unrecorded().await? {
+            if self.store.object_is_used(&name).await? {
+                self.objects.recorded(&name).await?;
+            } else {
+                tracing::info!(object.name = %name, "removing the object of an upload that died");
                 self.objects.remove(&name).await?;
             }
         }
         Ok(())
+    }
+
+    /// 409 when the bytes of an image are gone.
+    pub(crate) async fn check_bytes(&self, firmware: &Firmware) -> Result<()> {
+        if self.has_bytes(&firmware.sha256).await {
+            return Ok(());
+        }
+        Err(Error::conflict(
+            "bytes_missing",
+            format!(
+                "the bytes of firmware {} are missing from the object store; upload the same file once more",
+                firmware.id
+            ),
+        ))
+    }
+
+    /// Whether the bytes of an image are there, as far as the object store can say.
+    pub(crate) async fn has_bytes(&self, sha256: &str) -> bool {
+        let read = self.objects.read(sha256, 0, 1).await;
+        !matches!(read, Err(ObjectError::Missing(_)))
     }
 }
 
@@ -136,7 +158,8 @@ impl Upload {
         )?;
         let known = engine.store.firmware(&metadata.firmware_id()).await?;
         if let Some(known) = known {
-            return same_bytes(known, &sha256);
+            let known = same_image(known, &metadata, &sha256)?;
+            return engine.brought_back(writer, known).await;
         }
         let firmware = engine.sign(metadata, format, size, &sums, release, by)?;
         engine.record(writer, firmware, by).await
@@ -165,18 +188,31 @@ fn compare(field: &str, given: Option<&str>, found: &str) -> Result<()> {
     }
 }
 
-fn same_bytes(known: Firmware, sha256: &str) -> Result<Uploaded> {
+/// The record that is there already, when it is of this very image.
+fn same_image(known: Firmware, given: &UploadMetadata, sha256: &str) -> Result<Firmware> {
+    let metadata = &known.metadata;
+    let what = |metadata: &UploadMetadata| {
+        let (name, version, model) = (&metadata.name, &metadata.version, &metadata.device_model);
+        format!("{name} {version} for {model}")
+    };
+    // Their id is made of all three in one text (PRD, E1-US1 AC4), which two of them may share.
+    if (&metadata.name, &metadata.version, &metadata.device_model)
+        != (&given.name, &given.version, &given.device_model)
+    {
+        let (there, new) = (what(metadata), what(given));
+        return Err(Error::conflict(
+            "other_firmware",
+            format!("{new} would have the id of {there}; give it another name"),
+        ));
+    }
+    let there = what(metadata);
     let known = known.in_use()?;
     if known.sha256 == sha256 {
-        return Ok(Uploaded::Existing(known));
+        return Ok(known);
     }
-    let metadata = &known.metadata;
     Err(Error::conflict(
         "other_content",
-        format!(
-            "{} {} for {} exists with other content; give the new image a new version",
-            metadata.name, metadata.version, metadata.device_model
-        ),
+        format!("{there} exists with other content; give the new image a new version"),
     ))
 }
 

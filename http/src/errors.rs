@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 
 use device_ota_engine::Error;
+use device_ota_engine::ports::ObjectError;
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
@@ -191,8 +192,11 @@ impl From<Error> for ApiError {
             Error::NotFound { .. } => StatusCode::NOT_FOUND,
             Error::Conflict { .. } => StatusCode::CONFLICT,
             Error::Unprocessable { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            // Not for whoever waits: it does not come back by itself.
+            Error::Objects(ObjectError::Missing(_)) | Error::Internal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Error::Store(_) | Error::Objects(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut answer = Self::new(status, error.code(), error.to_string());
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -54,7 +54,12 @@ impl Place {
     }
 
     async fn opened_again(self) -> Self {
-        let Self { root, server, .. } = self;
+        let Self {
+            root,
+            server,
+            objects,
+        } = self;
+        drop(objects);
         Self::on(root, server).await
     }
 
@@ -180,7 +185,7 @@ async fn what_was_written_is_read_back_whole_and_in_ranges(place: Place) {
     assert_eq!(temporaries(place.root.path()), 0);
     assert!(fs::read(place.file(&name)).unwrap() == bytes);
     // With this process only when there is no other place.
-    let here = objects.names().await.unwrap();
+    let here = objects.unrecorded().await.unwrap();
     assert_eq!(here.is_empty(), place.server.is_some(), "{here:?}");
 }
 
@@ -211,7 +216,7 @@ async fn a_dropped_writer_leaves_nothing(place: Place) {
     drop(at_rest);
     drop(on_its_way);
     until_no_temporary_is_left(root).await;
-    assert!(objects.names().await.unwrap().is_empty());
+    assert!(objects.unrecorded().await.unwrap().is_empty());
 }
 
 async fn what_a_crash_left_is_swept_at_the_next_start_and_objects_stay(place: Place) {
@@ -252,7 +257,7 @@ async fn what_was_not_handed_over_may_be_taken_back_again_and_again(place: Place
     let mut writer = place.objects.create().await.unwrap();
     writer.write(Bytes::from_static(b"x")).await.unwrap();
     writer.commit(&name).await.unwrap();
-    assert_eq!(place.objects.names().await.unwrap(), [name.as_str()]);
+    assert_eq!(place.objects.unrecorded().await.unwrap(), [name.as_str()]);
     assert_eq!(
         place.get(&name, 0..1).await.unwrap(),
         b"x",

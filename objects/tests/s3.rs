@@ -99,6 +99,7 @@ async fn what_breaks_off_leaves_nothing_and_is_done_again() {
     assert!(!server.object(&name).exists());
     server.hold(false);
 
+    drop(store);
     let store = S3Store::open(root.path(), &server.settings())
         .await
         .unwrap();

@@ -11,7 +11,7 @@ use device_ota_domain::event::{Event, EventType};
 use device_ota_domain::firmware::Firmware;
 use tokio::sync::MutexGuard;
 
-use super::{Uploaded, same_bytes};
+use super::{Uploaded, same_image};
 use crate::audit::facts;
 use crate::ports::{ObjectError, ObjectWriter, StoreError};
 use crate::to_the_end::to_its_end;
@@ -73,10 +73,12 @@ impl Engine {
             let sha256 = firmware.sha256.clone();
             let _alone = engine.recording.alone(&sha256).await;
             if let Some(known) = engine.store.firmware(&firmware.id).await? {
-                return same_bytes(known, &sha256);
+                let known = same_image(known, &firmware.metadata, &sha256)?;
+                return engine.bring_back(writer, known).await;
             }
             let error = match engine.object_and_row(writer, &firmware, &by).await {
                 Ok(()) => {
+                    engine.is_recorded(&sha256).await;
                     engine.metrics.uploaded(firmware.size);
                     return Ok(Uploaded::Created(engine.handed_over(firmware).await));
                 }
@@ -88,7 +90,9 @@ impl Engine {
                 // Another upload of that name, version and model was faster, with other bytes.
                 Failed::Row(StoreError::Conflict(what)) => {
                     match engine.store.firmware(&firmware.id).await? {
-                        Some(known) => same_bytes(known, &sha256),
+                        Some(known) => {
+                            same_image(known, &firmware.metadata, &sha256).map(Uploaded::Existing)
+                        }
                         None => Err(StoreError::Conflict(what).into()),
                     }
                 }
@@ -96,6 +100,37 @@ impl Engine {
             }
         })
         .await
+    }
+
+    /// Answers the image that is there already. Should its bytes be gone, those that have just come take their place.
+    pub(super) async fn brought_back(
+        self: &Arc<Self>,
+        writer: Box<dyn ObjectWriter>,
+        known: Firmware,
+    ) -> Result<Uploaded> {
+        let engine = self.clone();
+        to_its_end(async move {
+            let _alone = engine.recording.alone(&known.sha256).await;
+            engine.bring_back(writer, known).await
+        })
+        .await
+    }
+
+    async fn bring_back(&self, writer: Box<dyn ObjectWriter>, known: Firmware) -> Result<Uploaded> {
+        if self.has_bytes(&known.sha256).await {
+            return Ok(Uploaded::Existing(known));
+        }
+        writer.commit(&known.sha256).await?;
+        self.is_recorded(&known.sha256).await;
+        tracing::warn!(firmware.id = %known.id, "the bytes of an image were gone and are there again");
+        Ok(Uploaded::Existing(self.handed_over(known).await))
+    }
+
+    /// Whoever starts next need not ask whether a row names it; when this fails, it asks.
+    async fn is_recorded(&self, sha256: &str) {
+        if let Err(error) = self.objects.recorded(sha256).await {
+            tracing::debug!(%error, object.name = sha256, "an object is asked about at the next start");
+        }
     }
 
     async fn object_and_row(

@@ -57,8 +57,12 @@ pub trait Objects: Send + Sync + 'static {
     /// stays: other processes may use it.
     async fn remove(&self, name: &str) -> Result<(), ObjectError>;
 
-    /// Names of all objects with this process, for reconciliation at the start.
-    async fn names(&self) -> Result<Vec<String>, ObjectError>;
+    /// A row names the object that was committed.
+    async fn recorded(&self, name: &str) -> Result<(), ObjectError>;
+
+    /// Names of objects that were committed here and not said to be [`recorded`](Self::recorded): their upload died between the
+    /// object and its row. Whatever else lies here is nobody's to remove, whether or not this database knows it.
+    async fn unrecorded(&self) -> Result<Vec<String>, ObjectError>;
 
     /// Where objects end up.
     fn storage(&self) -> Storage {

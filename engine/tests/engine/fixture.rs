@@ -117,6 +117,7 @@ pub(crate) struct Fixture {
     pub(crate) database: SqliteDatabase,
     pub(crate) root: Root,
     pub(crate) folder: tempfile::TempDir,
+    objects: Arc<dyn Objects>,
     clock: Arc<TestClock>,
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
     /// Whose sessions were ended.
@@ -237,13 +238,15 @@ impl Fixture {
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
-        let made = Made::of(&store, objects(folder.path()), &clock, max_in_flight);
+        let objects = objects(folder.path());
+        let made = Made::of(&store, objects.clone(), &clock, max_in_flight);
         let fixture = Self {
             engine: made.engine,
             store,
             database,
             root: root(),
             folder,
+            objects,
             clock,
             wire: made.wire,
             disconnected: made.disconnected,
@@ -260,7 +263,7 @@ impl Fixture {
         if let Some(running) = self.running.take() {
             running.await.unwrap().unwrap();
         }
-        let objects = local(self.folder.path());
+        let objects = self.objects.clone();
         let made = Made::of(&self.store, objects, &self.clock, self.max_in_flight);
         self.engine = made.engine;
         self.wire = made.wire;
@@ -282,13 +285,18 @@ impl Fixture {
     /// Time passes, and the service looks at it now and then.
     pub(crate) async fn pass(&self, by: SignedDuration) {
         let mut left = by;
-        self.engine.keep_time().await.unwrap();
+        self.look().await;
         while left > SignedDuration::ZERO {
             let step = left.min(LEASE / 2);
             self.advance(step);
-            self.engine.keep_time().await.unwrap();
+            self.look().await;
             left -= step;
         }
+    }
+
+    async fn look(&self) {
+        self.engine.keep_time().await.unwrap();
+        self.engine.follow_the_fleet().await.unwrap();
     }
 
     /// Registers a device of model M that runs 1.0.0.
@@ -528,6 +536,7 @@ fn files(folder: &Path) -> usize {
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| !path.ends_with("in-use.lock") && !path.ends_with("unrecorded"))
         .map(|path| if path.is_dir() { files(&path) } else { 1 })
         .sum()
 }

@@ -94,8 +94,12 @@ impl Objects for Store {
         self.folder.remove(name).await
     }
 
-    async fn names(&self) -> Result<Vec<String>, ObjectError> {
-        self.folder.names().await
+    async fn recorded(&self, name: &str) -> Result<(), ObjectError> {
+        self.folder.recorded(name).await
+    }
+
+    async fn unrecorded(&self) -> Result<Vec<String>, ObjectError> {
+        self.folder.unrecorded().await
     }
 
     async fn ping(&self) -> Result<(), ObjectError> {

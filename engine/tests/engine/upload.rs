@@ -1,5 +1,6 @@
 //! Uploads: all or nothing.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,16 +94,86 @@ async fn the_same_bytes_are_the_same_record_and_other_bytes_are_refused() {
 }
 
 #[tokio::test]
-async fn an_object_without_a_record_is_gone_after_the_next_start() {
+async fn the_object_of_an_upload_that_died_is_gone_after_the_next_start() {
     let fixture = Fixture::new().await;
     fixture.upload("1.0.0", b"image").await;
     let orphan = "ab".repeat(32);
-    let folder = fixture.folder.path().join("objects/ab");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join(&orphan), b"left by a crash").unwrap();
+    let root = fixture.folder.path();
+    std::fs::create_dir_all(root.join("objects/ab")).unwrap();
+    std::fs::write(root.join("objects/ab").join(&orphan), b"left by a crash").unwrap();
+    std::fs::write(root.join("unrecorded").join(&orphan), b"").unwrap();
     fixture.engine.reconcile_objects().await.unwrap();
-    assert!(!folder.join(&orphan).exists());
+    left(root, 1).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn images_of_another_database_stay() {
+    let fixture = Fixture::new().await;
+    let other = Fixture::new().await;
+    other.upload("1.0.0", b"image").await;
+    let (ours, theirs) = (fixture.folder.path(), other.folder.path());
+    let name = "6105d6cc76af400325e94d588ce511be5bfdbb73b437dc51eca43917d7a43e3d";
+    std::fs::create_dir_all(ours.join("objects/61")).unwrap();
+    let object = Path::new("objects/61").join(name);
+    std::fs::copy(theirs.join(&object), ours.join(&object)).unwrap();
+    fixture.engine.reconcile_objects().await.unwrap();
+    left(ours, 1).await;
+    fixture.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_gone_are_brought_back_by_the_same_file() {
+    let fixture = Fixture::new().await;
+    let Uploaded::Created(first) = fixture.upload("2.0.0", b"image").await else {
+        panic!("it is new")
+    };
+    fixture.device("d0").await;
+    let draft = format!(
+        r#"{{"name":"c","firmware_id":"{}","deployment_strategy":"immediate"}}"#,
+        first.id
+    );
+    let draft = serde_json::from_str(&draft).unwrap();
+    let made = fixture.engine.create_campaign(draft, &tester()).await;
+    let campaign = made.unwrap().campaign.id;
+    // Objects lie in folders by the first two digits of their names.
+    let objects = fixture.folder.path().join("objects/61");
+    std::fs::remove_file(objects.join(&first.sha256)).unwrap();
+    let started = fixture.engine.start_campaign(&campaign, &tester()).await;
+    assert_eq!(started.unwrap_err().code(), "bytes_missing");
+    let Uploaded::Existing(again) = fixture.upload("2.0.0", b"image").await else {
+        panic!("it is known")
+    };
+    assert_eq!(again.id, first.id);
     left(fixture.folder.path(), 1).await;
+    fixture.engine.reconcile_objects().await.unwrap();
+    left(fixture.folder.path(), 1).await;
+    fixture
+        .engine
+        .start_campaign(&campaign, &tester())
+        .await
+        .unwrap();
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_is_never_answered_with_another_one_of_the_same_id() {
+    let fixture = Fixture::new().await;
+    let upload = async |name: &str, version: &str, model: &str| {
+        let mut upload = fixture.engine.begin_upload("a.bin").await.unwrap();
+        upload.write(Bytes::from_static(b"image")).await.unwrap();
+        let metadata = UploadMetadata {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            device_model: model.to_owned(),
+            ..metadata("")
+        };
+        upload.finish(metadata, None, &tester()).await
+    };
+    upload("A", "1.0.0", "2.0.0:B").await.unwrap();
+    let refused = upload("A:1.0.0", "2.0.0", "B").await.unwrap_err();
+    assert_eq!(refused.code(), "other_firmware");
     fixture.stop().await;
 }
 

@@ -1,7 +1,8 @@
-//! The local folder: `<path>/objects/<aa>/<sha256>` for objects, `<path>/tmp/` for what is being written.
+//! The local folder: `<path>/objects/<aa>/<sha256>` for objects, `<path>/tmp/` for what is being written, and in
+//! `<path>/unrecorded/` a note of each object of which nobody has said yet that a row names it.
 //!
 //! An object appears by one rename of a file that is already on the disk, so a crash leaves either the whole object
-//! or a temporary, and temporaries are swept when the folder is opened. One process owns a folder at a time.
+//! or a temporary, and temporaries are swept when the folder is opened. One process owns a folder at a time, by a lock.
 
 mod layout;
 mod reader;
@@ -28,7 +29,8 @@ pub struct LocalFolder {
 }
 
 impl LocalFolder {
-    /// Opens the folder, makes it when it is not there, and removes what a crash left half written.
+    /// Opens the folder, makes it when it is not there, and removes what a crash left half written. An error when another
+    /// process has it.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let layout = Layout::create(path.as_ref())?;
         let swept = layout.sweep()?;
@@ -57,6 +59,11 @@ impl LocalFolder {
             }
         })
         .await
+    }
+
+    /// Names of all objects here.
+    pub(crate) async fn names(&self) -> Result<Vec<String>, ObjectError> {
+        self.blocking(|layout| layout.names().map_err(failed)).await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -99,14 +106,21 @@ impl Objects for LocalFolder {
             };
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-                _ => Ok(()),
+                _ => layout.settle(&name).map_err(failed),
             }
         })
         .await
     }
 
-    async fn names(&self) -> Result<Vec<String>, ObjectError> {
-        self.blocking(|layout| layout.names().map_err(failed)).await
+    async fn recorded(&self, name: &str) -> Result<(), ObjectError> {
+        let name = name.to_owned();
+        self.blocking(move |layout| layout.settle(&name).map_err(failed))
+            .await
+    }
+
+    async fn unrecorded(&self) -> Result<Vec<String>, ObjectError> {
+        self.blocking(|layout| layout.unrecorded().map_err(failed))
+            .await
     }
 
     async fn ping(&self) -> Result<(), ObjectError> {
@@ -146,6 +160,16 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_folder_is_one_processs_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = LocalFolder::open(folder.path()).unwrap();
+        let error = LocalFolder::open(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("in use"), "{error}");
+        drop(first);
+        LocalFolder::open(folder.path()).unwrap();
+    }
 
     #[test]
     fn what_a_full_file_system_says_is_that_the_store_is_full() {
