@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use device_ota_domain::campaign::Group;
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::{CampaignId, Update};
 use device_ota_engine::ports::store::UpdateFilter;
@@ -56,8 +57,10 @@ pub(crate) async fn offered(
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    // The campaign may mean others too, who are not there.
     let filter = UpdateFilter {
         campaign: Some(id),
+        group: Some(Group::InFlight),
         ..UpdateFilter::default()
     };
     let mut updates = Vec::new();

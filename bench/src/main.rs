@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 use fleet::Engine;
 use rows::{
     campaign, connections, fan_out, heartbeats, history, latencies, named, progress_reads, start,
-    statistics, upload,
+    statistics, stop, upload,
 };
 
 /// Measures `device-ota` beside its peers.
@@ -71,6 +71,8 @@ enum Command {
     Upload(upload::Options),
     /// Start on a database of many devices, beside mosquitto's.
     Start(start::Options),
+    /// An automatic rollback: from the deciding report to the offer of the old version.
+    Stop(stop::Options),
     /// A campaign that names each of 100,000 devices, beside one that means them by their model. Not among `all`: it takes a while.
     Named(named::Options),
     /// One device's heartbeats out of ten million, and the overview of the fleet. Not among `all`: it takes a minute to fill.
@@ -117,6 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Latencies(options) => latencies::run(plan, &options),
         Command::Upload(options) => upload::run(plan, &options),
         Command::Start(options) => start::run(plan, &options),
+        Command::Stop(options) => stop::run(plan, &options),
         Command::Named(options) => named::run(plan, &options),
         Command::History(options) => history::run(plan, &options),
         Command::Stats(options) => statistics::run(plan, &options),
@@ -142,5 +145,6 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     progress_reads::run(plan, &progress_reads::Options::default())?;
     latencies::run(plan, &latencies::Options::default())?;
     upload::run(plan, &upload::Options::default())?;
-    start::run(plan, &start::Options::default())
+    start::run(plan, &start::Options::default())?;
+    stop::run(plan, &stop::Options::default())
 }

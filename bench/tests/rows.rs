@@ -71,6 +71,11 @@ fn stats() {
 }
 
 #[test]
+fn stop() {
+    runs(&["stop"]);
+}
+
+#[test]
 fn upload() {
     runs(&["upload", "--megabytes", "1"]);
 }

@@ -118,7 +118,7 @@ async fn round(folder: &Path, database: &Database, options: &Options) -> anyhow:
         "/api/v1/ota/campaigns",
         Some(&json!({
             "name": "bench", "firmware_id": firmware, "deployment_strategy": "immediate", "auto_rollback": false,
-            "max_concurrent_updates": devices, "batch_size": 1_000, "rate": {"per_minute": options.per_minute},
+            "max_concurrent_updates": devices, "batch_size": devices, "rate": {"per_minute": options.per_minute},
         })),
     )?;
     let create = began.elapsed();

@@ -11,6 +11,7 @@ pub(crate) mod named;
 pub(crate) mod progress_reads;
 pub(crate) mod start;
 pub(crate) mod statistics;
+pub(crate) mod stop;
 pub(crate) mod upload;
 
 /// The load generator's own thread: everything that it does happens there.
