@@ -61,7 +61,7 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
     }
 }
 
-fn log(error: &crate::Error, during: &str) {
+pub(crate) fn log(error: &crate::Error, during: &str) {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     tracing::warn!(%error, cause, during, "a pass failed; the next one tries again");
 }
@@ -225,8 +225,7 @@ impl Engine {
         while self.expire().await? == MAX_ROWS as usize {}
         self.tell_absences().await?;
         self.say_again().await?;
-        self.write_download_counts().await?;
-        self.follow_the_fleet().await
+        self.write_download_counts().await
     }
 
     async fn expire(&self) -> Result<usize> {

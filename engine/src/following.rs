@@ -2,17 +2,19 @@
 //! are let go when they are none of theirs any more.
 //!
 //! The database says who those are, whatever has changed them: a registration, a tag, a ring, a heartbeat. A change by an admin
-//! here is only a hint to look at once; without one they are looked at every minute.
+//! here is only a hint to look at once; without one they are looked at every minute. A look goes through the whole fleet, and so it
+//! stands in nobody's way: it has a loop of its own, which rests for nine times as long as it looked.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use device_ota_domain::campaign::Campaign;
 use device_ota_domain::update::Update;
 use device_ota_domain::{CampaignId, UpdateId};
 use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
 
 use crate::changes::Changes;
 use crate::firmware::held;
@@ -24,6 +26,28 @@ use crate::{Engine, Result};
 const LOOK_EVERY: SignedDuration = SignedDuration::from_mins(1);
 /// Devices, and updates, that are moved in one transaction.
 const MAX_DRIFT: u32 = 5_000;
+
+/// How many times as long as a look took the loop rests, so that hints without end take a tenth of one connection and no more.
+const RESTS: u32 = 9;
+
+/// Follows until `shutdown`.
+pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
+    let mut pause = engine.settings.tick;
+    loop {
+        let look = async {
+            tokio::time::sleep(pause).await;
+            let began = Instant::now();
+            if let Err(error) = engine.follow_the_fleet().await {
+                crate::dispatch::log(&error, "following the fleet");
+            }
+            began.elapsed()
+        };
+        let Some(took) = shutdown.run_until_cancelled(look).await else {
+            return;
+        };
+        pause = engine.settings.tick.max(took * RESTS);
+    }
+}
 
 /// When the fleet was looked at.
 #[derive(Default)]
@@ -55,7 +79,7 @@ impl Engine {
     }
 
     /// Lets continuous campaigns follow their fleet, when it is time to look.
-    pub(crate) async fn follow_the_fleet(&self) -> Result<()> {
+    pub async fn follow_the_fleet(&self) -> Result<()> {
         if !self.following.is_due(self.clock.now()) {
             return Ok(());
         }

@@ -249,6 +249,11 @@ impl Engine {
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
         loops.spawn(async move {
+            following::run(engine, stop).await;
+            "following"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
             upkeep::run(engine, stop).await;
             "upkeep"
         });

@@ -44,7 +44,7 @@ async fn pin(fixture: &Fixture, device: &str, ring: Ring) {
         .change_device(&id, change, None, &tester())
         .await
         .unwrap();
-    fixture.engine.keep_time().await.unwrap();
+    fixture.engine.follow_the_fleet().await.unwrap();
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn who_comes_later_is_taken_in_at_once_and_offered() {
 
     let late = fixture.device("late").await;
     assert_eq!(why(&fixture, &campaign, "late").await, Why::Joining);
-    fixture.engine.keep_time().await.unwrap();
+    fixture.engine.follow_the_fleet().await.unwrap();
     fixture.online(&late).await;
     let offer = fixture.offer().await;
     assert_eq!(offer.device_id.as_str(), "late");
@@ -135,7 +135,7 @@ async fn who_was_deleted_and_comes_back_is_a_newcomer() {
     let update = of(&fixture, &campaign, "d0").await;
     assert_eq!(because(&update), Some(Exclusion::UnknownDevice));
     let device = fixture.device("d0").await;
-    fixture.engine.keep_time().await.unwrap();
+    fixture.engine.follow_the_fleet().await.unwrap();
     fixture.online(&device).await;
     let again = fixture.offer().await;
     assert_eq!(
