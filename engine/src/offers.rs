@@ -309,3 +309,29 @@ enum BuildError {
     #[error("the database did not answer")]
     Store(#[from] StoreError),
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_fleet_is_told_to_ask_again_at_times_that_differ_and_each_device_at_its_own() {
+        let names: Vec<DeviceId> = (0..400)
+            .map(|n| format!("device-{n}").parse().unwrap())
+            .collect();
+        let times: Vec<u64> = names.iter().map(|name| spread(3_600, name)).collect();
+        assert!(times.iter().all(|time| (3_600..=4_050).contains(time)));
+        let again: Vec<u64> = names.iter().map(|name| spread(3_600, name)).collect();
+        assert_eq!(times, again);
+        // In every tenth of the spread there is about a tenth of the fleet.
+        for tenth in 0..10 {
+            let within = |time: &&u64| (**time - 3_600) / 45 == tenth;
+            let many = times.iter().filter(within).count();
+            assert!((15..=75).contains(&many), "{many} in tenth {tenth}");
+        }
+        assert!(times.iter().collect::<BTreeSet<_>>().len() > 200);
+    }
+}
