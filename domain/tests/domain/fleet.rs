@@ -1,7 +1,6 @@
 //! A model fleet: devices that behave, misbehave and lie, under the planner and the state machines, from a seed.
 //!
-//! Each test plays many seeds. A seed that breaks a rule prints the end of its story; play it alone with
-//! `DEVICE_OTA_SEED=<seed> cargo nextest run -p device-ota-domain fleet::<test>`.
+//! Each test plays many seeds. A seed that breaks a rule prints the end of its story, and the command that plays it again.
 
 mod admin;
 mod audit;
@@ -97,7 +96,12 @@ fn retell(seed: u64, trouble: Trouble) {
     let story = Story(Rc::default(), true);
     let told = story.clone();
     let end = catch_unwind(AssertUnwindSafe(|| play(seed, trouble, story)));
-    println!("seed {seed}, to be replayed with DEVICE_OTA_SEED={seed}");
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("fleet");
+    println!("seed {seed}; to play it again:");
+    println!(
+        "DEVICE_OTA_SEED={seed} cargo nextest run -p device-ota-domain -E 'test(={test})' --no-capture"
+    );
     told.0.borrow().iter().for_each(|line| println!("{line}"));
     match end {
         Ok(Ok(_)) => {}

@@ -2,16 +2,18 @@
 //! network that loses and repeats, admins that meddle, and a process that dies between any two things it does and starts
 //! anew on what is in the database. Everything follows from a seed.
 //!
-//! Each test plays many seeds. A seed that breaks a rule prints the end of its story; play it alone with
-//! `DEVICE_OTA_SEED=<seed> cargo nextest run -p device-ota-engine simulation::<test>`.
+//! Each test plays many seeds. A seed that breaks a rule prints the end of its story, and the command that plays it again.
 
 mod admin;
 mod audit;
+mod base;
 mod device;
+mod draft;
 mod ending;
 mod fate;
 mod life;
 mod network;
+mod pace;
 mod template;
 mod world;
 
@@ -27,8 +29,12 @@ use world::World;
 
 /// Seeds that each test plays.
 const SEEDS: u64 = 45;
+/// The same where campaigns wait for hours.
+const PACED_SEEDS: u64 = 15;
+/// The same on PostgreSQL, where a world takes longer.
+const POSTGRES_SEEDS: u64 = 4;
 /// A world that takes longer than this has come to a stop.
-const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+const PATIENCE: std::time::Duration = std::time::Duration::from_mins(3);
 /// Lines of a story that are told.
 const STORY_LINES: usize = 80;
 
@@ -51,6 +57,18 @@ struct Trouble {
     rivals: bool,
     /// Campaigns may offer only from one time to another.
     schedules: bool,
+    /// Campaigns may let their devices prepare, and flip them together.
+    holds: bool,
+    /// Campaigns may have rates, budgets of bandwidth and maintenance windows.
+    paced: bool,
+    /// Campaigns may stop at failures of one kind.
+    aborts: bool,
+    /// Admins update single devices and take them back.
+    singles: bool,
+    /// Admins move devices between groups and rings, and campaigns may follow.
+    moves: bool,
+    /// The database is PostgreSQL, which no process dies on here.
+    postgres: bool,
 }
 
 impl Trouble {
@@ -62,6 +80,12 @@ impl Trouble {
         crashes: true,
         rivals: true,
         schedules: true,
+        holds: true,
+        paced: true,
+        aborts: true,
+        singles: true,
+        moves: true,
+        postgres: false,
     };
 
     /// What is rolled out.
@@ -122,7 +146,12 @@ fn is_whole() -> bool {
 }
 
 /// Plays every seed; hands each world that ended to `then`.
-fn play_all(trouble: Trouble, mut then: impl FnMut(&World)) {
+fn play_all(trouble: Trouble, then: impl FnMut(&World)) {
+    play_some(many_seeds(), trouble, then);
+}
+
+/// The same of these seeds.
+fn play_some(seeds: std::ops::Range<u64>, trouble: Trouble, mut then: impl FnMut(&World)) {
     let template = runtime().block_on(Template::make());
     let chosen = std::env::var("DEVICE_OTA_SEED").ok();
     let seeds = match &chosen {
@@ -130,7 +159,7 @@ fn play_all(trouble: Trouble, mut then: impl FnMut(&World)) {
             let seed = seed.parse().unwrap();
             seed..seed + 1
         }
-        None => many_seeds(),
+        None => seeds,
     };
     for seed in seeds {
         let quietly = || play(&template, seed, trouble, Story::default());
@@ -146,7 +175,12 @@ fn retell(template: &Template, seed: u64, trouble: Trouble) {
     let story = Story(Rc::default(), true);
     let told = story.clone();
     let end = catch_unwind(AssertUnwindSafe(|| play(template, seed, trouble, story)));
-    println!("seed {seed}, to be replayed with DEVICE_OTA_SEED={seed}");
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("simulation");
+    println!("seed {seed}; to play it again:");
+    println!(
+        "DEVICE_OTA_SEED={seed} cargo nextest run -p device-ota-engine -E 'test(={test})' --no-capture"
+    );
     told.0.borrow().iter().for_each(|line| println!("{line}"));
     match end {
         Ok(Ok(_)) if std::env::var_os("DEVICE_OTA_SEED").is_some() => {}
@@ -224,6 +258,65 @@ fn admins_and_crashes_change_no_rule() {
 }
 
 #[test]
+fn a_fleet_that_prepares_flips_whatever_happens() {
+    let trouble = Trouble {
+        faults: true,
+        noise: true,
+        crashes: true,
+        holds: true,
+        ..Trouble::default()
+    };
+    let mut flips = 0;
+    play_all(trouble, |world| flips += world.books().flips());
+    assert!(
+        !is_whole() || flips > 10,
+        "{flips} devices were told to flip"
+    );
+}
+
+#[test]
+fn a_campaign_keeps_its_pace_and_its_hours() {
+    let trouble = Trouble {
+        faults: true,
+        crashes: true,
+        paced: true,
+        aborts: true,
+        ..Trouble::default()
+    };
+    let seeds = many_seeds();
+    let few = if is_whole() { 0..PACED_SEEDS } else { seeds };
+    play_some(few, trouble, |_| {});
+}
+
+#[test]
+fn campaigns_follow_a_fleet_that_changes() {
+    let trouble = Trouble {
+        faults: true,
+        crashes: true,
+        singles: true,
+        moves: true,
+        ..Trouble::default()
+    };
+    let mut settled = 0;
+    play_all(trouble, |world| settled += world.books().settled());
+    assert!(!is_whole() || settled > 5, "{settled} were let go");
+}
+
+#[test]
 fn everything_at_once_changes_no_rule() {
-    play_all(Trouble::ALL, |_| {});
+    let seeds = many_seeds();
+    let few = if is_whole() { 0..PACED_SEEDS } else { seeds };
+    play_some(few, Trouble::ALL, |_| {});
+}
+
+#[test]
+fn everything_but_death_changes_no_rule_on_postgres() {
+    let seeds = many_seeds();
+    let few = if is_whole() { 0..POSTGRES_SEEDS } else { seeds };
+    let trouble = Trouble {
+        crashes: false,
+        postgres: true,
+        ..Trouble::ALL
+    };
+    play_some(few, trouble, |_| {});
 }

@@ -1,16 +1,19 @@
 //! Admins of the simulation: they make campaigns, start them, and meddle.
 
-use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{Campaign, CampaignState};
+use device_ota_domain::device::DeviceChange;
 use device_ota_domain::planner::Advance;
+use device_ota_domain::ring::Ring;
 use device_ota_domain::update::Action;
 use device_ota_domain::why::Why;
+use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::Error;
-use jiff::SignedDuration;
+use device_ota_engine::ports::store::Aim;
 use rand::RngExt;
-use rand::rngs::StdRng;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::Trouble;
+use super::draft::HOME;
 use super::life::Life;
 use super::template::Template;
 use super::world::{Event, World};
@@ -27,6 +30,18 @@ pub(super) enum Admin {
     Advance { force: bool },
 }
 
+/// What admins do to one device, whatever campaigns there are.
+#[derive(Debug, Clone)]
+pub(super) enum Hand {
+    Update(FirmwareId),
+    RollBack,
+    /// Into the group of continuous campaigns or out of it, and to a ring or to none.
+    Move {
+        home: bool,
+        ring: Option<Ring>,
+    },
+}
+
 /// A campaign and what is known of it without asking the service.
 pub(super) struct Rollout {
     pub(super) id: CampaignId,
@@ -36,15 +51,10 @@ pub(super) struct Rollout {
 impl World {
     /// Makes a campaign for the whole fleet, to be started soon, and plans what admins will do to it.
     pub(super) async fn create(&mut self, template: &Template, version: &'static str) {
-        let names: Vec<_> = (0..self.devices.len()).map(Self::name).collect();
-        let mut draft = any_draft(&mut self.rng, names.len());
-        draft["firmware_id"] = json!(template.image(version));
-        draft["target_devices"] = json!(names);
         let start = self.rng.random_range(0..600);
-        if self.trouble.schedules {
-            draft["schedule"] = self.any_schedule(start);
-        }
-        self.tell(|| format!("{version} to {} devices: {draft}", names.len()));
+        let mut draft = self.any_campaign(start);
+        draft["firmware_id"] = json!(template.image(version));
+        self.tell(|| format!("{version} to {} devices: {draft}", self.devices.len()));
         let draft = serde_json::from_value(draft).unwrap();
         let life = self
             .life
@@ -84,17 +94,63 @@ impl World {
         self.after(at, Event::Admin(rollout, what));
     }
 
-    /// Opens before or after the start, and may end at any time after both.
-    fn any_schedule(&mut self, start: i64) -> Value {
-        let opens = self.rng.random_range(0..1_200);
-        let ends = start.max(opens) + self.rng.random_range(1..4_000);
-        let now = self.now();
-        let at = |seconds| now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
-        json!({
-            "start_at": self.rng.random_bool(0.7).then(|| at(opens)),
-            "end_at": self.rng.random_bool(0.7).then(|| at(ends)),
-            "on_end": (if self.rng.random_bool(0.5) { "stop" } else { "cancel" }),
-        })
+    /// What admins will do to devices one by one: before, while and after campaigns run.
+    pub(super) fn plan_for_single_devices(&mut self, template: &Template) {
+        let Trouble { singles, moves, .. } = self.trouble;
+        for index in 0..self.devices.len() {
+            if moves {
+                // Half of them belong to it from the beginning.
+                let mut at = 0;
+                for _ in 0..self.rng.random_range(2..8) {
+                    let rings = [None, None, Some(Ring::Canary), Some(Ring::Production)];
+                    let home = self.rng.random_bool(0.6);
+                    let ring = rings[self.rng.random_range(0..rings.len())];
+                    self.after(at, Event::Hand(index, Hand::Move { home, ring }));
+                    at += self.rng.random_range(1..500);
+                }
+            }
+            if singles && self.rng.random_bool(0.4) {
+                let at = self.rng.random_range(0..3_000);
+                let version = ["2.0.0", "3.0.0"][self.rng.random_range(0..2)];
+                let image = template.image(version).clone();
+                self.after(at, Event::Hand(index, Hand::Update(image)));
+                if self.rng.random_bool(0.5) {
+                    let later = at + self.rng.random_range(1..2_000);
+                    self.after(later, Event::Hand(index, Hand::RollBack));
+                }
+            }
+        }
+    }
+
+    pub(super) async fn hand(&mut self, index: usize, what: Hand) {
+        let Some(life) = &self.life else {
+            return self.after(60, Event::Hand(index, what));
+        };
+        let (id, by) = (&self.devices[index].reference.id, tester());
+        let engine = &life.engine;
+        let done = match what {
+            Hand::Update(image) => {
+                let request =
+                    json!({"firmware_id": image, "max_retries": 2, "timeout_minutes": 20});
+                let request = serde_json::from_value(request).unwrap();
+                engine.update_device(id, request, &by).await.map(drop)
+            }
+            Hand::RollBack => engine
+                .roll_back_device(id, "1.0.0", "an admin asked", &by)
+                .await
+                .map(drop),
+            Hand::Move { home, ring } => {
+                let change = DeviceChange {
+                    groups: Some(Some(home.then(|| HOME.to_owned()).into_iter().collect())),
+                    ring: Some(ring),
+                    ..DeviceChange::default()
+                };
+                engine.change_device(id, change, None, &by).await.map(drop)
+            }
+        };
+        if !life.process.is_dead() {
+            allowed(done);
+        }
     }
 
     pub(super) async fn start(&mut self, index: usize) {
@@ -154,15 +210,39 @@ impl World {
             let id = self.rollouts[index].id.clone();
             let view = life.engine.campaign(&id).await.map_err(|e| e.to_string())?;
             let Campaign { state, .. } = &view.campaign;
+            if view.campaign.follows_its_fleet(self.now()) {
+                let named = life.store.named(&view.campaign).await.unwrap();
+                let aim = Aim {
+                    spec: &view.campaign.spec,
+                    named: &named,
+                    firmware: &view.firmware,
+                    now: self.now(),
+                };
+                let drift = life.store.drift(&id, aim, 10).await.unwrap();
+                if !drift.is_empty() {
+                    return Err(format!("{id} does not follow its fleet: {drift:?}"));
+                }
+            }
             let waits_for_a_person = view
                 .waits
                 .iter()
                 .any(|why| matches!(why, Why::GateManual { .. }));
+            let waits_for_whoever_comes = view.campaign.spec.continuous
+                && view
+                    .waits
+                    .iter()
+                    .any(|why| matches!(why, Why::GateSamples { .. }));
             let help = match state {
                 CampaignState::Paused { .. } => Some(Admin::Resume),
                 CampaignState::InProgress(_) if waits_for_a_person => {
                     Some(Admin::Advance { force: false })
                 }
+                // Whoever came was taken in, and all have ended.
+                CampaignState::InProgress(_) if view.waits == [Why::Newcomers] => {
+                    Some(Admin::Cancel)
+                }
+                // Of its open stage nobody is left, and nobody comes.
+                CampaignState::InProgress(_) if waits_for_whoever_comes => Some(Admin::Cancel),
                 // Who is gone keeps everybody behind them waiting.
                 CampaignState::InProgress(_)
                     if self.books.waits_for_the_gone(&id, &self.devices) =>
@@ -174,6 +254,15 @@ impl World {
             if let Some(help) = help {
                 self.tell(|| format!("an admin helps: {help:?} {id}"));
                 self.admin(index, help).await;
+            }
+        }
+        // Nor do single devices that are gone take anything.
+        for update in self.books.singles_of_the_gone(&self.devices) {
+            if let Some(life) = &self.life {
+                let done = life.engine.cancel_update(&update, &tester()).await;
+                if !life.process.is_dead() {
+                    allowed(done.map(drop));
+                }
             }
         }
         Ok(())
@@ -210,40 +299,4 @@ fn allowed(done: Result<(), Error>) {
         );
         assert!(refused, "{error:?}");
     }
-}
-
-fn any_draft(rng: &mut StdRng, devices: usize) -> Value {
-    let gate = |rng: &mut StdRng| {
-        json!({
-            "min_success_percent": rng.random_range(0..=100),
-            "min_samples": rng.random_bool(0.5).then(|| rng.random_range(0..10)),
-            "soak_seconds": rng.random_range(0..600),
-            "manual": rng.random_bool(0.2),
-        })
-    };
-    let stages = match rng.random_range(0..5) {
-        0 | 1 => json!([]),
-        2 => json!([{"percent": 30, "gate": gate(rng)}, {"percent": 60, "gate": gate(rng)}]),
-        3 => {
-            json!([{"count": rng.random_range(1..4), "gate": gate(rng)}, {"percent": 40}, {"count": 5}])
-        }
-        _ => json!([{"ring": "early", "gate": gate(rng)}, {"ring": "broad"}]),
-    };
-    let none = stages.as_array().is_some_and(Vec::is_empty);
-    json!({
-        "name": "a campaign",
-        "stages": stages,
-        "deployment_strategy": if none && rng.random_bool(0.6) { "immediate" } else { "staged" },
-        "max_concurrent_updates": rng.random_range(1..devices + 2),
-        "batch_size": rng.random_range(1..8),
-        "timeout_minutes": rng.random_range(4..40),
-        "auto_rollback": rng.random_bool(0.7),
-        "failure_threshold_percent": ([0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)]),
-        "failure_min_samples": rng.random_range(0..5),
-        "max_retries": rng.random_range(0..4),
-        "health": {
-            "watch_seconds": rng.random_range(0..2_500),
-            "silent_seconds": rng.random_bool(0.3).then(|| rng.random_range(60..1_000)),
-        },
-    })
 }

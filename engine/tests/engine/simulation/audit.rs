@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::admin::Rollout;
 use super::device::{Device, Offered};
+use super::pace::Pace;
 use super::world::World;
 
 /// All rows of a world.
@@ -39,6 +40,8 @@ pub(super) struct Books {
     retried: HashSet<UpdateId>,
     /// Campaigns whose cancelled rollbacks an admin has asked for once more.
     revived: HashSet<CampaignId>,
+    pace: Pace,
+    let_go: usize,
 }
 
 impl Books {
@@ -70,7 +73,8 @@ impl Books {
         }
         let mut news = Vec::new();
         for row in rows {
-            let before = self.rows.get(&row.id);
+            let before = self.rows.get(&row.id).cloned();
+            let before = before.as_ref();
             if before != Some(&row) {
                 let is_news = |before: &Update| {
                     before.status() != row.status() || before.regression() != row.regression()
@@ -81,6 +85,8 @@ impl Books {
                 self.may_change(before, &row, devices)?;
                 may_regress(before, &row, devices)?;
                 self.may_be_offered(before, &row, &campaigns, now)?;
+                let before_too = before.is_some_and(was_let_go);
+                self.let_go += usize::from(was_let_go(&row) && !before_too);
                 self.retried.remove(&row.id);
                 self.rows.insert(row.id.clone(), row);
             }
@@ -121,13 +127,18 @@ impl Books {
                 .map(|(_, attempt)| *attempt)
                 .any(|attempt| attempt <= row.attempt)
         });
-        rule(row.group() != Group::Completed || claimed, || {
-            format!("{}: its device has not said so", what())
-        })?;
+        // What was asked of a device alone is done when it runs that by another update.
+        let runs_it = claims.is_some_and(|device| device.runs == row.to_version);
+        let arrived = row.campaign.is_none() && runs_it;
+        rule(
+            row.group() != Group::Completed || claimed || arrived,
+            || format!("{}: its device has not said so", what()),
+        )?;
         let Some(before) = before else {
             return Ok(());
         };
-        let offered = row.group() == Group::InFlight && before.group() != Group::InFlight;
+        let had_it = matches!(before.group(), Group::InFlight | Group::Staged);
+        let offered = row.group() == Group::InFlight && !had_it;
         rule(row.attempt >= before.attempt + u32::from(offered), || {
             format!("{}: it was at attempt {}", what(), before.attempt)
         })?;
@@ -149,10 +160,14 @@ impl Books {
             (Group::Failed, Group::Pending | Group::InFlight) => self.retried.contains(&row.id),
             (Group::Cancelled, Group::Pending | Group::InFlight) => {
                 let revived = |id| self.revived.contains(id);
-                row.action == Action::Rollback && row.campaign.as_ref().is_some_and(revived)
+                let again = row.action == Action::Rollback;
+                was_let_go(before) || again && row.campaign.as_ref().is_some_and(revived)
             }
             _ => before.state == row.state || self.retried.contains(&row.id),
         };
+        rule(!was_let_go(row) || row.attempt == 0, || {
+            format!("{}: it was offered before it was let go", what())
+        })?;
         rule(stays, || {
             format!("{}: it had ended as {:?}", what(), before.state)
         })
@@ -161,7 +176,7 @@ impl Books {
     /// Offers go out only from a running campaign's open stages and within its schedule, and rollbacks only from one that
     /// rolls back.
     fn may_be_offered(
-        &self,
+        &mut self,
         before: Option<&Update>,
         row: &Update,
         campaigns: &HashMap<CampaignId, Campaign>,
@@ -170,8 +185,17 @@ impl Books {
         let Some(id) = &row.campaign else {
             return Ok(());
         };
-        if row.attempt <= before.map_or(0, |before| before.attempt) {
+        let flips =
+            before.is_some_and(|b| b.group() == Group::Staged) && row.group() == Group::InFlight;
+        let offered = row.attempt > before.map_or(0, |before| before.attempt);
+        if !offered && !flips {
             return Ok(());
+        }
+        if let Some(campaign) = campaigns.get(id).filter(|_| row.action == Action::Update) {
+            self.pace.keeps(campaign, row, offered)?;
+        }
+        if row.action == Action::Rollback {
+            self.takes_its_own_back(id, row)?;
         }
         // As it was before the step or is after it: a step may both offer and end a campaign.
         let states = [self.campaigns.get(id), campaigns.get(id)];
@@ -180,8 +204,13 @@ impl Books {
             .flatten()
             .any(|campaign| match &campaign.state {
                 CampaignState::InProgress(running) => {
+                    let stage = if offered {
+                        row.stage
+                    } else {
+                        campaign.spec.last_stage()
+                    };
                     row.action == Action::Update
-                        && row.stage <= running.open_stage
+                        && stage <= running.open_stage
                         && campaign.spec.schedule.period(now) == Period::Open
                 }
                 CampaignState::RollingBack { .. } => row.action == Action::Rollback,
@@ -190,6 +219,31 @@ impl Books {
         rule(may, || {
             let states = states.map(|campaign| campaign.map(|campaign| &campaign.state));
             format!("{}: offered while its campaign is {states:?}", line_of(row))
+        })
+    }
+
+    /// A campaign takes back what it brought, and not what came to the device since.
+    fn takes_its_own_back(&self, id: &CampaignId, row: &Update) -> Result<(), String> {
+        let of_device = self
+            .rows
+            .values()
+            .filter(|other| other.device == row.device);
+        // Whoever fell back runs what there was before.
+        let lasts = |row: &&Update| row.group() == Group::Completed && row.regression().is_none();
+        let completed = of_device.filter(lasts);
+        let Some(newest) = completed.max_by_key(|other| other.ended_at()) else {
+            return Ok(());
+        };
+        let own = newest.campaign.as_ref() == Some(id);
+        let brought = self.rows.values().find(|other| {
+            other.device == row.device
+                && other.campaign.as_ref() == Some(id)
+                && other.action == Action::Update
+        });
+        let is_back = newest.to_version == row.to_version;
+        let runs_it = brought.is_some_and(|brought| brought.to_version == newest.to_version);
+        rule(own || is_back || runs_it, || {
+            format!("{} after {}", line_of(row), line_of(newest))
         })
     }
 
@@ -308,6 +362,29 @@ impl Books {
             .any(gone)
     }
 
+    /// Updates and rollbacks that wait for single devices which never come back.
+    pub(super) fn singles_of_the_gone(&self, devices: &[Device]) -> Vec<UpdateId> {
+        let gone = |row: &&Update| {
+            let device = devices
+                .iter()
+                .find(|device| device.reference.key == row.device);
+            device.is_some_and(|device| device.gone)
+        };
+        let singles = self.rows.values().filter(|row| row.campaign.is_none());
+        let open = singles.filter(|row| row.group() == Group::Pending);
+        open.filter(gone).map(|row| row.id.clone()).collect()
+    }
+
+    /// How often devices were told to flip.
+    pub(super) const fn flips(&self) -> usize {
+        self.pace.flips
+    }
+
+    /// How often updates were let go.
+    pub(super) const fn settled(&self) -> usize {
+        self.let_go
+    }
+
     /// Every campaign and every update has ended, and nobody is watched any more.
     pub(super) fn all_is_over(&self) -> bool {
         let over = |campaign: &Campaign| !campaign.state.is_active();
@@ -330,6 +407,17 @@ fn may_regress(before: Option<&Update>, row: &Update, devices: &[Device]) -> Res
     rule(deserved && row.group() == Group::Completed, || {
         format!("{}: {:?}", line_of(row), row.regression())
     })
+}
+
+/// Its device was none of its campaign's any more.
+const fn was_let_go(row: &Update) -> bool {
+    matches!(
+        row.state,
+        UpdateState::Cancelled {
+            because: Some(_),
+            ..
+        }
+    )
 }
 
 fn counters_are_a_group_by(

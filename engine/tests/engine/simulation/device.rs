@@ -17,6 +17,9 @@ pub(super) struct Job {
     pub(super) attempt: u32,
     seq: u64,
     phase: &'static str,
+    /// It goes no further than `staged` before it is told to, and then runs this.
+    hold: bool,
+    version: String,
 }
 
 /// How a device goes wrong, for as many attempts as it has troubles left.
@@ -45,6 +48,17 @@ enum Nature {
     Absent(i64),
     /// Says things that cannot be, of itself and of others, and then does its work.
     Forges,
+}
+
+impl Nature {
+    /// It shows only when the device starts what it holds.
+    fn comes_with_the_flip(self) -> bool {
+        match self {
+            Self::Fails(at, _) | Self::Silent(at, _) | Self::Gone(at) => at == "rebooting",
+            Self::Good | Self::Defers(_) | Self::Mute | Self::Absent(_) | Self::Forges => false,
+            _ => true,
+        }
+    }
 }
 
 /// One step of what a device does with an offer.
@@ -89,7 +103,7 @@ const WORK: [&str; 5] = [
     "rebooting",
 ];
 /// Phases in which a device can still stop.
-const CAN_CANCEL: [&str; 4] = ["offered", "accepted", "downloading", "verifying"];
+const CAN_CANCEL: [&str; 5] = ["offered", "accepted", "downloading", "verifying", "staged"];
 
 pub(super) struct Device {
     pub(super) reference: DeviceRef,
@@ -158,20 +172,48 @@ impl Device {
             attempt: offer.attempt,
             seq: 0,
             phase: "offered",
+            hold: offer.hold,
+            version: offer.version.clone(),
         });
-        self.answer(rng, &offer.version)
+        self.answer(rng, &offer.version, offer.hold)
     }
 
-    fn answer(&mut self, rng: &mut StdRng, to: &str) -> Vec<(i64, Step)> {
-        if self.runs == to {
-            return vec![(2, Step::Say(Said::Completed(to.to_owned())))];
+    /// What it does with the word to start what it holds, unless it holds another one, or nothing.
+    pub(super) fn flip(&mut self, rng: &mut StdRng, update: &str, seq: u64) -> Vec<(i64, Step)> {
+        if !self.online || seq <= self.highest_seq {
+            return Vec::new();
         }
+        self.highest_seq = seq;
+        let holds = |job: &&Job| job.update == update && job.hold && job.phase == "staged";
+        let Some(job) = self.job.as_ref().filter(holds) else {
+            return Vec::new();
+        };
+        let to = job.version.clone();
+        self.script += 1;
+        let nature = self.trouble();
+        let mut steps = Vec::new();
+        if Self::goes_through(rng, "rebooting", nature, &mut steps) {
+            self.restart_into(rng, nature, &to, &mut steps);
+        }
+        steps
+    }
+
+    /// How it goes wrong this time.
+    fn trouble(&mut self) -> Nature {
         let nature = if self.troubles_left > 0 {
             self.nature
         } else {
             Nature::Good
         };
         self.troubles_left = self.troubles_left.saturating_sub(1);
+        nature
+    }
+
+    fn answer(&mut self, rng: &mut StdRng, to: &str, hold: bool) -> Vec<(i64, Step)> {
+        if self.runs == to {
+            return vec![(2, Step::Say(Said::Completed(to.to_owned())))];
+        }
+        let nature = self.trouble();
         let mut steps = Vec::new();
         match nature {
             Nature::Mute => return steps,
@@ -186,32 +228,52 @@ impl Device {
             _ => {}
         }
         for phase in WORK {
-            steps.push((rng.random_range(1..20), Step::Say(Said::In(phase))));
-            match nature {
-                Nature::Fails(at, code) if at == phase => {
-                    for _ in 0..rng.random_range(1..=2) {
-                        let said = if code == "wrong_target" {
-                            Said::Rejected(code)
-                        } else {
-                            Said::Failed(code)
-                        };
-                        steps.push((2, Step::Say(said)));
-                    }
-                    return steps;
-                }
-                Nature::Gone(at) if at == phase => {
-                    steps.push((2, Step::Down(None, Restarts::No)));
-                    return steps;
-                }
-                Nature::Silent(at, seconds) if at == phase && phase != "rebooting" => {
-                    steps.push((2, Step::Down(Some(seconds), Restarts::No)));
-                    steps.push((seconds + 1, Step::Say(Said::In(phase))));
-                }
-                _ => {}
+            if hold && phase == "rebooting" {
+                let is_to_come = nature.comes_with_the_flip();
+                let again = self.troubles_left.saturating_add(u32::from(is_to_come));
+                self.troubles_left = again;
+                steps.push((rng.random_range(1..20), Step::Say(Said::In("staged"))));
+                return steps;
+            }
+            if !Self::goes_through(rng, phase, nature, &mut steps) {
+                return steps;
             }
         }
         self.restart_into(rng, nature, to, &mut steps);
         steps
+    }
+
+    /// What it does in a phase; false when it goes no further.
+    fn goes_through(
+        rng: &mut StdRng,
+        phase: &'static str,
+        nature: Nature,
+        steps: &mut Vec<(i64, Step)>,
+    ) -> bool {
+        steps.push((rng.random_range(1..20), Step::Say(Said::In(phase))));
+        match nature {
+            Nature::Fails(at, code) if at == phase => {
+                for _ in 0..rng.random_range(1..=2) {
+                    let said = if code == "wrong_target" {
+                        Said::Rejected(code)
+                    } else {
+                        Said::Failed(code)
+                    };
+                    steps.push((2, Step::Say(said)));
+                }
+                return false;
+            }
+            Nature::Gone(at) if at == phase => {
+                steps.push((2, Step::Down(None, Restarts::No)));
+                return false;
+            }
+            Nature::Silent(at, seconds) if at == phase && phase != "rebooting" => {
+                steps.push((2, Step::Down(Some(seconds), Restarts::No)));
+                steps.push((seconds + 1, Step::Say(Said::In(phase))));
+            }
+            _ => {}
+        }
+        true
     }
 
     fn restart_into(
@@ -320,8 +382,9 @@ impl Device {
                 "completed"
             }
         };
-        let mut report =
-            json!({"update_id": update, "attempt": attempt, "seq": seq, "phase": phase});
+        let mut report = json!({
+            "update_id": update, "attempt": attempt, "seq": seq, "phase": phase, "version": self.runs,
+        });
         let (Value::Object(report_fields), Value::Object(more)) = (&mut report, more) else {
             unreachable!("both are objects")
         };
@@ -337,6 +400,8 @@ pub(super) struct Offered {
     pub(super) attempt: u32,
     pub(super) seq: u64,
     pub(super) version: String,
+    /// It goes no further than `staged` by itself.
+    pub(super) hold: bool,
 }
 
 fn any_nature(rng: &mut StdRng) -> Nature {

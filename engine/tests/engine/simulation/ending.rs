@@ -6,6 +6,7 @@ use device_ota_domain::Update;
 use device_ota_domain::campaign::{CampaignState, Group};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::update::Action;
+use device_ota_engine::ports::Store;
 use jiff::SignedDuration;
 use rand::RngExt;
 use tokio::sync::watch;
@@ -37,6 +38,7 @@ impl World {
         self.all_is_taken_back()?;
         self.rows_are_true()?;
         let life = self.life.take().expect("the service is at rest, not dead");
+        self.versions_are_known(life.store.as_ref()).await?;
         let events = life.store.events_after(0, ALL).await.unwrap();
         life.end().await;
         self.events_tell_it(&events)?;
@@ -61,6 +63,16 @@ impl World {
                 .iter()
                 .filter(|row| row.group() == Group::Completed)
                 .count();
+            // Nobody has withdrawn one, and nobody else has brought another version.
+            let alone = !self.trouble.admins && !self.trouble.singles && !self.trouble.rivals;
+            let left_out = back.iter().find(|row| {
+                let of_it = |device: &&Device| device.reference.key == row.device;
+                let liar = self.devices.iter().filter(of_it).any(Device::forges);
+                alone && row.group() == Group::Cancelled && !liar
+            });
+            if let Some(row) = left_out {
+                return Err(format!("{}, and nobody asked for that", line_of(row)));
+            }
             if reason.is_empty() || back.len() != completed {
                 return Err(format!(
                     "{} was rolled back because {reason:?}: {completed} completed, {} rollbacks",
@@ -72,9 +84,27 @@ impl World {
         Ok(())
     }
 
+    /// Whoever is there is known to run what it runs, whatever came late or twice.
+    async fn versions_are_known(&self, store: &dyn Store) -> Result<(), String> {
+        for device in &self.devices {
+            // A report may be so late that its device has fallen back since, and be the first of its kind all the same.
+            let outdated = self.trouble.noise && device.relapsed_at.is_some();
+            if !device.online || device.forges() || outdated {
+                continue;
+            }
+            let known = store.device(&device.reference.id).await.unwrap().unwrap();
+            let known = known.running().map(ToString::to_string);
+            if known.as_ref() != Some(&device.runs) {
+                let (id, runs) = (&device.reference.id, &device.runs);
+                return Err(format!("{id} runs {runs}, and is taken to run {known:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What the rows say of completed devices is what these run, where only one campaign moves them and nobody forges.
     fn rows_are_true(&self) -> Result<(), String> {
-        if self.trouble.rivals {
+        if self.trouble.rivals || self.trouble.singles {
             return Ok(());
         }
         for device in &self.devices {

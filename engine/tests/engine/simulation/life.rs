@@ -13,14 +13,13 @@ use device_ota_engine::{Engine, Grants, Parts, Settings, Work};
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::objects::seal;
 use device_ota_protocol::topics::{Down, Up};
-use device_ota_store::SqliteStore;
-use device_ota_store::testing::SqliteDatabase;
 use jiff::SignedDuration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::fate::{Effect, Process, Told, Wire};
+use super::base::{Base, Opened};
+use super::fate::{Process, Told, Wire};
 use crate::fixture::{Counting, NEVER, TestClock, keys, report, root};
 
 /// A device that is silent for longer loses its slot.
@@ -36,7 +35,7 @@ pub(super) struct Life {
     pub(super) engine: Arc<Engine>,
     pub(super) store: Arc<dyn Store>,
     pub(super) process: Process,
-    database: Arc<SqliteStore>,
+    database: Opened,
     clock: Arc<TestClock>,
     wire: mpsc::UnboundedReceiver<Message>,
     /// What came down and is not looked at yet.
@@ -49,7 +48,7 @@ pub(super) struct Life {
 
 /// Where a service lives.
 pub(super) struct Place<'p> {
-    pub(super) database: &'p SqliteDatabase,
+    pub(super) database: &'p Base,
     pub(super) folder: &'p Path,
     pub(super) clock: &'p Arc<TestClock>,
 }
@@ -62,13 +61,8 @@ impl Life {
         sinks: Vec<Arc<dyn EventSink>>,
         number: u64,
     ) -> (Self, Work) {
-        let guard = process.clone();
-        let database = place
-            .database
-            .open_guarded(move || guard.may(Effect::Commit))
-            .await;
-        let database = Arc::new(database);
-        let store: Arc<dyn Store> = database.clone();
+        let database = place.database.open(&process).await;
+        let store = database.store();
         let [root_key, release, dispatch] = keys();
         let (sent, wire) = mpsc::unbounded_channel();
         let (engine, work) = Engine::new(Parts {
@@ -194,6 +188,11 @@ impl Life {
         }
     }
 
+    /// Commits so far, where they are counted.
+    pub(super) fn commits(&self) -> Option<u64> {
+        self.database.is_guarded().then(|| self.process.commits())
+    }
+
     /// What has come down since the last look.
     pub(super) fn came_down(&mut self) -> Vec<Message> {
         while let Ok(message) = self.wire.try_recv() {
@@ -205,6 +204,7 @@ impl Life {
     /// What falls due with time.
     pub(super) async fn keep_time(&self) {
         self.ok(self.engine.keep_time().await);
+        self.ok(self.engine.follow_the_fleet().await);
     }
 
     /// What the planner wants.

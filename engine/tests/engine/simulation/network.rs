@@ -4,11 +4,11 @@
 use bytes::Bytes;
 use device_ota_engine::inbound::Uplink;
 use device_ota_protocol::messages::Offer;
-use device_ota_protocol::objects::{Assignment, Command, Release, open};
+use device_ota_protocol::objects::{Assignment, Command, CommandKind, Mode, Release, open};
 use device_ota_protocol::topics::{Down, Up};
 use rand::RngExt;
 
-use super::device::{Offered, Said};
+use super::device::{Offered, Said, Step};
 use super::life::Message;
 use super::world::{Event, World};
 use crate::fixture::report;
@@ -46,9 +46,13 @@ impl World {
                 let (command, _) =
                     open::<Command>(&envelope, &self.root).map_err(|e| e.to_string())?;
                 self.books.told(index, command.seq)?;
+                let (update, seq) = (command.update_id, command.seq);
+                let order = match command.command {
+                    CommandKind::Cancel => Event::Cancel(index, update, seq),
+                    CommandKind::Activate => Event::Activate(index, update, seq),
+                };
                 if self.devices[index].online && !lost {
-                    let cancel = Event::Cancel(index, command.update_id, command.seq);
-                    self.after(delay, cancel);
+                    self.after(delay, order);
                 }
             }
             _ => {}
@@ -68,6 +72,7 @@ impl World {
             attempt: assignment.attempt,
             seq: assignment.seq,
             version: release.version,
+            hold: assignment.mode == Mode::Stage,
         })
     }
 
@@ -77,7 +82,18 @@ impl World {
             return;
         }
         let steps = device.take(&mut self.rng, offered);
-        let script = device.script;
+        self.follow(index, steps);
+    }
+
+    /// A device is told to start what it holds.
+    pub(super) fn activate_arrives(&mut self, index: usize, update: &str, seq: u64) {
+        let steps = self.devices[index].flip(&mut self.rng, update, seq);
+        self.follow(index, steps);
+    }
+
+    /// A device takes these steps, unless it begins something else before.
+    fn follow(&mut self, index: usize, steps: Vec<(i64, Step)>) {
+        let script = self.devices[index].script;
         let mut at = 0;
         for (delay, step) in steps {
             at += delay;

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use device_ota_engine::ports::Clock as _;
 use device_ota_protocol::objects::Root;
 use device_ota_protocol::topics::Up;
-use device_ota_store::testing::SqliteDatabase;
 use jiff::{SignedDuration, Timestamp};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::admin::{Admin, Rollout};
+use super::admin::{Admin, Hand, Rollout};
 use super::audit::Books;
+use super::base::Base;
 use super::device::{Device, Offered, Restarts, Said, Step};
 use super::fate::{Death, Effect, Process};
 use super::life::{Life, Place};
@@ -37,6 +37,8 @@ pub(super) enum Event {
     Offer(usize, Offered),
     /// With the `seq` of its command.
     Cancel(usize, String, u64),
+    /// Likewise.
+    Activate(usize, String, u64),
     Step {
         device: usize,
         script: u64,
@@ -47,6 +49,7 @@ pub(super) enum Event {
     Late(usize, String),
     Start(usize),
     Admin(usize, Admin),
+    Hand(usize, Hand),
     Tick,
     Restart,
 }
@@ -61,7 +64,7 @@ pub(super) struct World {
     pub(super) life: Option<Life>,
     pub(super) books: Books,
     pub(super) clock: Arc<TestClock>,
-    database: SqliteDatabase,
+    database: Base,
     folder: tempfile::TempDir,
     pub(super) root: Root,
     lives: u64,
@@ -70,7 +73,7 @@ pub(super) struct World {
     /// Events so far; those of the same time happen in the order in which they were planned.
     planned: u64,
     /// Commits of this life when the books were last looked at.
-    audited: u64,
+    audited: Option<u64>,
     /// Looks in a row at which nothing had happened.
     idle: u32,
 }
@@ -83,8 +86,7 @@ impl World {
         story: Story,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let database = SqliteDatabase::new();
-        template.copy_to(&database.path());
+        let database = template.base(trouble.postgres).await;
         let many = rng.random_range(1..=MAX_DEVICES);
         let references = template.devices.iter().take(many);
         let devices = references.map(|device| Device::new(device.clone(), &mut rng, trouble));
@@ -104,13 +106,15 @@ impl World {
             sessions: 0,
             queue: BTreeMap::new(),
             planned: 0,
-            audited: 0,
+            audited: None,
             idle: 0,
         };
+        template.lay_images(world.folder.path());
         world.open(None).await;
         for version in trouble.versions() {
             world.create(template, version).await;
         }
+        world.plan_for_single_devices(template);
         world.die_one_day().await;
         world
     }
@@ -154,7 +158,7 @@ impl World {
         let (mut life, work) = Life::new(&self.place(), process, Vec::new(), self.lives).await;
         life.begin(work).await;
         self.life = Some(life);
-        self.audited = 0;
+        self.audited = None;
         self.after(0, Event::Tick);
     }
 
@@ -226,6 +230,7 @@ impl World {
                     self.say(device, Said::Cancelled).await?;
                 }
             }
+            Event::Activate(device, update, seq) => self.activate_arrives(device, &update, seq),
             Event::Step {
                 device,
                 script,
@@ -241,6 +246,7 @@ impl World {
             }
             Event::Start(rollout) => self.start(rollout).await,
             Event::Admin(rollout, what) => self.admin(rollout, what).await,
+            Event::Hand(device, what) => self.hand(device, what).await,
             Event::Tick => {
                 if let Some(life) = &self.life {
                     // Whoever says nothing of an offer is there all the same.
@@ -272,9 +278,9 @@ impl World {
             life.dispatch().await;
         }
         let down = life.came_down();
-        let commits = life.process.commits();
+        let commits = life.commits();
         let (store, dead) = (life.store.clone(), life.process.is_dead());
-        if commits != self.audited && !dead {
+        if (commits.is_none() || commits != self.audited) && !dead {
             self.audited = commits;
             let now = self.now();
             let news = self
@@ -301,16 +307,16 @@ impl World {
         }
         match step {
             Step::Say(said) => self.say(index, said).await?,
-            Step::Runs(version) => device.runs = version,
+            Step::Runs(version) => {
+                device.runs = version;
+                self.has_booted(index).await;
+            }
             Step::Relapses(version) => {
                 device.runs = version;
                 device.relapsed_at = Some(self.clock.now());
-                // It may have connected before it was done.
-                device.restarted = true;
-                if device.online {
-                    self.down(index).await;
-                    self.after(10, Event::Up(index));
-                }
+                // What it had not got rid of is forgotten with what said it.
+                device.outbox.clear();
+                self.has_booted(index).await;
             }
             Step::Down(away, restarts) => {
                 device.restarted |= restarts == Restarts::Yes;
@@ -322,6 +328,15 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What it runs now it tells when it connects; it may have connected before it was done.
+    async fn has_booted(&mut self, index: usize) {
+        self.devices[index].restarted = true;
+        if self.devices[index].online {
+            self.down(index).await;
+            self.after(2, Event::Up(index));
+        }
     }
 
     /// Buries a process that has died: all connections are gone, and a new one starts in a while.
