@@ -51,6 +51,7 @@ const STEPS: &[Step] = &steps![
     (31, "continuous", "0031_continuous.sql"),
     (32, "bandwidth", "0032_bandwidth.sql"),
     (33, "storage", "0033_storage.sql"),
+    (35, "last boot", "0035_last_boot.sql"),
     (37, "sample of health", "0037_vitals.sql"),
 ];
 

@@ -23,7 +23,7 @@ macro_rules! select_update {
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
              u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, u.hold, \
-             u.give_up_at, u.ended_at, u.excluded, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.regressed_at, \
+             u.give_up_at, u.ended_at, u.excluded, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.watch_boot, u.regressed_at, \
              u.started_at, u.created_at, u.updated_at",
             $($rest),+
         )
@@ -74,10 +74,10 @@ statements! {
          ended_at = v.ended_at, excluded = v.excluded, check_at = v.check_at, nudge_at = v.nudge_at \
          FROM v WHERE device_updates.update_id = v.update_id";
     // Apart from what reports of progress change, which are many.
-    SAVE_AFTERMATHS[Text, Int, Int, Int, Int] =
-        "WITH v (update_id, watch_until, watch_silent, watch_restarts, regressed_at) AS (VALUES {rows}) \
+    SAVE_AFTERMATHS[Text, Int, Int, Int, Text, Int] =
+        "WITH v (update_id, watch_until, watch_silent, watch_restarts, watch_boot, regressed_at) AS (VALUES {rows}) \
          UPDATE device_updates SET watch_until = v.watch_until, watch_silent = v.watch_silent, \
-         watch_restarts = v.watch_restarts, regressed_at = v.regressed_at \
+         watch_restarts = v.watch_restarts, watch_boot = v.watch_boot, regressed_at = v.regressed_at \
          FROM v WHERE device_updates.update_id = v.update_id";
 }
 
@@ -186,6 +186,7 @@ pub(crate) async fn save<D: Dialect>(
             .time(watch.map(|watch| watch.until))
             .int(watch.and_then(|watch| watch.silent_seconds.and_then(|s| i64::try_from(s).ok())))
             .int(watch.map(|watch| i64::from(watch.restarts_left)))
+            .text(watch.and_then(|watch| watch.last_boot.as_deref()))
             .time(update.regression().map(|regression| regression.at))
     })
     .await
@@ -423,6 +424,7 @@ fn read_aftermath<D: Dialect>(row: &Record<'_, D>) -> Result<Aftermath, DbError>
         look_at: row.time("check_at")?,
         silent_seconds: silent.and_then(|seconds| u64::try_from(seconds).ok()),
         restarts_left: row.uint("watch_restarts")?,
+        last_boot: row.string_opt("watch_boot")?,
     }))
 }
 

@@ -30,7 +30,7 @@ pub struct WatchTerms {
 }
 
 /// A device that is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
     /// Until then.
     pub until: Timestamp,
@@ -40,6 +40,8 @@ pub struct Watch {
     pub silent_seconds: Option<u64>,
     /// Restarts that are left before they are a boot loop.
     pub restarts_left: u32,
+    /// The nonce of the check that told of the last of them, so that one that is delivered twice counts once.
+    pub last_boot: Option<String>,
 }
 
 /// What went wrong after the completion.
@@ -58,6 +60,8 @@ pub struct Sight<'s> {
     pub running: &'s str,
     /// It says that it has just restarted.
     pub restarted: bool,
+    /// The nonce of its check, if it is one that has any.
+    pub nonce: Option<&'s str>,
     /// When it came.
     pub at: Timestamp,
 }
@@ -111,6 +115,7 @@ impl Update {
             look_at: until.min(silent),
             silent_seconds: terms.silent_seconds,
             restarts_left: terms.max_restarts,
+            last_boot: None,
         });
         self
     }
@@ -125,9 +130,11 @@ impl Update {
             return None;
         }
         if sight.running == self.to_version {
-            if !sight.restarted {
+            let repeats = sight.nonce.is_some() && watch.last_boot.as_deref() == sight.nonce;
+            if !sight.restarted || repeats {
                 return None;
             }
+            watch.last_boot = sight.nonce.map(ToOwned::to_owned);
             watch.restarts_left = watch.restarts_left.saturating_sub(1);
             if watch.restarts_left > 0 {
                 return Some(self);
@@ -143,7 +150,7 @@ impl Update {
 
     /// The time has come to look at its device. `None` when nothing is due.
     pub fn look_afterwards(mut self, look: &Look<'_>) -> Option<Self> {
-        let watch = *self.watch()?;
+        let watch = self.watch()?.clone();
         if watch.look_at > look.now {
             return None;
         }

@@ -28,6 +28,7 @@ fn sees(running: &str, second: i64) -> Sight<'_> {
     Sight {
         running,
         restarted: false,
+        nonce: None,
         at: at(second),
     }
 }
@@ -109,6 +110,24 @@ fn a_device_that_restarts_again_and_again_is_in_a_loop() {
         assert_eq!(update.regression(), None);
     }
     let update = update.observe_afterwards(&boots).unwrap();
+    assert_eq!(code(&update), "boot_failed");
+}
+
+#[test]
+fn a_check_that_is_delivered_again_and_again_tells_of_one_restart() {
+    let boots = |nonce| Sight {
+        restarted: true,
+        nonce: Some(nonce),
+        ..sees("2.0.0", 40)
+    };
+    let mut update = watched();
+    for (n, nonce) in ["a", "b"].into_iter().enumerate() {
+        update = update.observe_afterwards(&boots(nonce)).unwrap();
+        let left = update.watch().unwrap().restarts_left;
+        assert_eq!(left, 2 - u32::try_from(n).unwrap());
+        assert_eq!(update.clone().observe_afterwards(&boots(nonce)), None);
+    }
+    let update = update.observe_afterwards(&boots("c")).unwrap();
     assert_eq!(code(&update), "boot_failed");
 }
 
@@ -315,7 +334,7 @@ proptest! {
             update = match event {
                 Happens::Shows(version, restarted) => {
                     let running = VERSIONS[usize::from(version)];
-                    let sight = Sight { running, restarted, at: at(now) };
+                    let sight = Sight { running, restarted, nonce: None, at: at(now) };
                     before.clone().observe_afterwards(&sight).unwrap_or(update)
                 }
                 Happens::Looks(online, version) => {

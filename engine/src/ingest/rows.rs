@@ -147,7 +147,7 @@ impl Rows {
                 self.now = Some(message.at);
                 self.runs.remove(&message.device.key);
                 let sighting = heartbeat.uptime_s.map_or(Sighting::Unclear, Sighting::Up);
-                return self.observe(message, &heartbeat.version, sighting);
+                return self.observe(message, (&heartbeat.version, None), sighting);
             }
             Uplink::Report(report) => report.as_ref(),
             Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => return,
@@ -163,7 +163,8 @@ impl Rows {
                 } else {
                     Sighting::Unclear
                 };
-                self.observe(message, &check.version, sighting);
+                let shown = (check.version.as_str(), check.nonce.as_deref());
+                self.observe(message, shown, sighting);
             }
             Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
         }
@@ -201,8 +202,14 @@ impl Rows {
         }
     }
 
-    fn observe(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
-        self.observe_afterwards(message, version, sighting);
+    /// What a check or heartbeat shows: the version that runs, and its nonce.
+    fn observe(
+        &mut self,
+        message: &Inbound,
+        (version, nonce): (&str, Option<&str>),
+        sighting: Sighting,
+    ) {
+        self.observe_afterwards(message, (version, nonce), sighting);
         let Some(id) = self.in_flight.get(&message.device.key) else {
             return;
         };
@@ -217,7 +224,12 @@ impl Rows {
     }
 
     /// What it shows of an update that has completed.
-    fn observe_afterwards(&mut self, message: &Inbound, version: &str, sighting: Sighting) {
+    fn observe_afterwards(
+        &mut self,
+        message: &Inbound,
+        (running, nonce): (&str, Option<&str>),
+        sighting: Sighting,
+    ) {
         let Some(id) = self.watched.get(&message.device.key) else {
             return;
         };
@@ -225,7 +237,8 @@ impl Rows {
             return;
         };
         let sight = Sight {
-            running: version,
+            running,
+            nonce,
             restarted: matches!(sighting, Sighting::Restarted),
             at: message.at,
         };

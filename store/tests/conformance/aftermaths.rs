@@ -54,6 +54,7 @@ fn reverted(update: &Update) -> Update {
     let sight = Sight {
         running: "1.0.0",
         restarted: true,
+        nonce: None,
         at: at(70),
     };
     update.clone().observe_afterwards(&sight).unwrap()
@@ -85,6 +86,20 @@ async fn a_watch_is_kept_and_found_by_its_device(store: &dyn Store) {
         [keys[1]]
     );
     drop(tx);
+    // A restart is remembered, so that it counts once.
+    let boots = Sight {
+        running: "2.0.0",
+        restarted: true,
+        nonce: Some("5f"),
+        at: at(60),
+    };
+    let booted = updates[2].clone().observe_afterwards(&boots).unwrap();
+    let mut tx = store.begin().await.unwrap();
+    tx.save_updates(std::slice::from_ref(&booted))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(store.update(&booted.id).await.unwrap(), Some(booted));
     // What has regressed, or proved itself, is not watched any more.
     let gone = regress(store, &updates[0]).await;
     assert_eq!(store.update(&gone.id).await.unwrap(), Some(gone));

@@ -36,6 +36,7 @@ async fn the_sample_is_of_those_that_are_watched_and_those_that_wait(store: &dyn
             let back = Sight {
                 running: "1.0.0",
                 restarted: false,
+                nonce: None,
                 at: at(55),
             };
             done = done.observe_afterwards(&back).unwrap();

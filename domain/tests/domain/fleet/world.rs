@@ -484,6 +484,7 @@ impl World {
         let sight = Sight {
             running: &runs,
             restarted: false,
+            nonce: None,
             at: self.now,
         };
         for row in 0..self.rows.len() {
