@@ -73,7 +73,16 @@ pub fn fits(image: &UploadMetadata, device: &Device) -> Result<(), Exclusion> {
     } else if device.running() == Some(&image.version) {
         Err(Exclusion::AlreadyInstalled)
     } else {
-        Ok(())
+        above_floor(image, device)
+    }
+}
+
+/// Whether a device would take the image by its security floor, as it last reported that: below it, it refuses (PROTOCOL.md,
+/// *Signed objects*).
+pub fn above_floor(image: &UploadMetadata, device: &Device) -> Result<(), Exclusion> {
+    match device.latest.security_floor {
+        Some(floor) if i64::from(image.security_version) < floor => Err(Exclusion::BelowFloor),
+        _ => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use aftermath::{Aftermath, Look, Regression, Sight, Watch, WatchTerms};
+pub use arrival::BELOW_FLOOR;
 pub use failure::{Failure, Retry, back_off, put_off};
 pub use group::Group;
 pub use order::{Order, Owed};

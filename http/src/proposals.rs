@@ -84,11 +84,12 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 }
 
 /// Why a device that is meant may be left out.
-const REASONS: [Exclusion; 5] = [
+const REASONS: [Exclusion; 6] = [
     Exclusion::UnknownDevice,
     Exclusion::WrongModel,
     Exclusion::WrongHwRevision,
     Exclusion::AlreadyInstalled,
+    Exclusion::BelowFloor,
     Exclusion::OutsideRollout,
 ];
 

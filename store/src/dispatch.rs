@@ -16,12 +16,14 @@ use crate::error::DbError;
 use crate::sql::{self, Args, Statement, statements};
 use crate::updates::{read_update, select_update};
 
-/// An update that waits, called `u`, with what its device runs, called `l` when last heard.
+/// An update that waits, called `u`, with what its device, called `l`, runs when last heard, and whether it would refuse the image.
 macro_rules! waiting {
     ($($rest:expr),+ $(,)?) => {
         select_update!(
             ", COALESCE(l.version, (SELECT d.firmware_version FROM devices d WHERE d.device_key = u.device_key)) \
-             AS running FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE ",
+             AS running, CAST(CASE WHEN l.security_floor > (SELECT f.security_version FROM firmware f \
+                 WHERE f.firmware_id = u.firmware_id) THEN 1 ELSE 0 END AS BIGINT) AS below_floor \
+             FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE ",
             $($rest),+
         )
     };
@@ -291,6 +293,7 @@ fn read_claimable<D: Dialect>(row: &sql::Record<'_, D>) -> Result<Claimable, DbE
         update: read_update(row)?,
         running: row.string_opt("running")?,
         displaces: None,
+        below_floor: row.flag("below_floor")?,
     })
 }
 

@@ -24,7 +24,7 @@ statements! {
         "SELECT d.device_key FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
         verdict!(),
         " = 'target' AND NOT EXISTS (SELECT 1 FROM device_updates u WHERE u.device_key = d.device_key \
-             AND u.campaign_id = $10 AND u.action = 'update') ORDER BY d.device_key LIMIT $11"
+             AND u.campaign_id = $11 AND u.action = 'update') ORDER BY d.device_key LIMIT $12"
     );
     // A device without a row in `device_latest` was deleted.
     MISFITS = concat!(
@@ -33,10 +33,10 @@ statements! {
         verdict!(),
         " ELSE 'not_meant' END AS verdict, CAST({stage} AS BIGINT) AS stage \
          FROM device_updates u JOIN devices d ON d.device_key = u.device_key \
-         LEFT JOIN device_latest l ON l.device_key = d.device_key WHERE u.campaign_id = $10 AND u.action = 'update' \
+         LEFT JOIN device_latest l ON l.device_key = d.device_key WHERE u.campaign_id = $11 AND u.action = 'update' \
          AND ((u.state = 'pending' AND u.attempt = 0) OR (u.state = 'cancelled' AND u.excluded IS NOT NULL))) m \
          WHERE (m.state = 'pending' AND (m.verdict <> 'target' OR m.stage <> m.before)) \
-         OR (m.state = 'cancelled' AND m.verdict = 'target') ORDER BY m.number LIMIT $11"
+         OR (m.state = 'cancelled' AND m.verdict = 'target') ORDER BY m.number LIMIT $12"
     );
     TAKEN_IN = "UPDATE update_campaigns SET target_count = target_count + $2 WHERE campaign_id = $1";
     RESTAGE = "UPDATE device_updates SET stage = $2, updated_at = $3 WHERE update_id {any:$1}";
@@ -50,7 +50,7 @@ pub(crate) async fn drift<D: Dialect>(
     limit: u32,
 ) -> Result<Drift, DbError> {
     let bound = || bind_aim(aim).text(campaign.as_str()).int(i64::from(limit));
-    let mut wanted = meant::<D>(conn, aim, None, bound(), 11).await?;
+    let mut wanted = meant::<D>(conn, aim, None, bound(), 12).await?;
     let (given, args) = wanted.split();
     let read = |row: &Record<'_, D>| Ok(DeviceKey(row.int("device_key")?));
     let newcomers = sql::fetch_given(conn, &NEWCOMERS, given, args, read).await?;
@@ -59,7 +59,7 @@ pub(crate) async fn drift<D: Dialect>(
         ..Drift::default()
     };
     let cuts = cuts_after_start(aim.spec);
-    let mut wanted = meant::<D>(conn, aim, Some(&cuts), bound(), 11).await?;
+    let mut wanted = meant::<D>(conn, aim, Some(&cuts), bound(), 12).await?;
     let (given, args) = wanted.split();
     let kept = kept_stages(&cuts.keys().copied().collect::<Vec<_>>(), given.stage);
     let given = Given {

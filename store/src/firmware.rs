@@ -57,8 +57,9 @@ statements! {
     SET_STORAGE = "UPDATE firmware SET storage = $2 WHERE sha256 = $1";
     INSERT_FIRMWARE = "INSERT INTO firmware (firmware_id, name, version, device_model, manufacturer, is_beta, \
          is_security_update, metadata, format, size, sha256, md5, release_envelope, release_sha256, download_count, \
-         deprecated_at, created_at, updated_at, created_by, min_battery_percent, min_free_storage_bytes, storage) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)";
+         deprecated_at, created_at, updated_at, created_by, min_battery_percent, min_free_storage_bytes, storage, \
+         security_version) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)";
     SAVE_FIRMWARE = "UPDATE firmware SET metadata = $2, is_beta = $3, deprecated_at = $4, updated_at = $5, \
          min_battery_percent = $6, min_free_storage_bytes = $7 WHERE firmware_id = $1";
     // Among the open updates outside of campaigns, which are few; the image's index leads to all of its campaigns' updates too,
@@ -178,7 +179,8 @@ pub(crate) async fn insert<D: Dialect>(
         .text(firmware.created_by.as_str())
         .int(said.min_battery_percent.map(i64::from))
         .int(said.min_free_storage_bytes)
-        .text(firmware.storage.name());
+        .text(firmware.storage.name())
+        .int(i64::from(said.security_version));
     sql::execute::<D>(conn, &INSERT_FIRMWARE, args)
         .await
         .map(drop)
@@ -326,6 +328,44 @@ mod tests {
         });
         let asks = asks.await.expect("reads");
         assert_eq!(asks, [(Some(30), None), (None, Some(5_000_000_000))]);
+    }
+
+    static SECURITY: Statement = Statement::new(
+        "SECURITY",
+        &[],
+        "SELECT security_version FROM firmware ORDER BY firmware_id",
+    );
+
+    /// Another one's takes out their security versions.
+    async fn security_versions<D: Dialect>(store: &SqlStore<D>, migration: &str) {
+        let take_out = migration.split(';').nth(1).expect("the statement is there");
+        let images = IMAGES.replacen("{", r#"{"security_version":7,"#, 1);
+        let mut conn = store.writer.acquire().await.expect("a connection");
+        for sql in [&images, take_out] {
+            D::batch(&mut conn, sql.to_owned()).await.expect("runs");
+        }
+        let found = sql::fetch_all::<D, _>(&mut conn, &SECURITY, Args::new(), |row| {
+            row.int("security_version")
+        });
+        assert_eq!(found.await.expect("reads"), [7, 0]);
+    }
+
+    #[tokio::test]
+    async fn the_migration_knows_security_versions_on_sqlite() {
+        let database = SqliteDatabase::new();
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/sqlite/0036_security_version.sql");
+        security_versions(&store, migration).await;
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_migration_knows_security_versions_on_postgres() {
+        let database = PostgresDatabase::create().await;
+        let store = database.open().await;
+        let migration = include_str!("../../migrations/postgres/0036_security_version.sql");
+        security_versions(&store, migration).await;
+        store.close().await;
     }
 
     #[tokio::test]

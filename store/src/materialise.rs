@@ -8,7 +8,7 @@ use device_ota_domain::firmware::Firmware;
 use device_ota_domain::rollback::MIN_RETRIES;
 use device_ota_domain::statistics::{Amount, Ledger, Share, Took, minute_of};
 use device_ota_domain::targeting::cuts_after_start;
-use device_ota_domain::update::Action;
+use device_ota_domain::update::{Action, BELOW_FLOOR};
 use device_ota_domain::{CampaignId, FirmwareId};
 use device_ota_engine::ports::store::{Aim, RollbackTerms};
 use jiff::Timestamp;
@@ -37,10 +37,10 @@ statements! {
          from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
          updated_at, bytes_total) \
          SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, d.device_type, \
-         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, {stage}, c.priority, $11, \
-         $12, 'pending', $13, $13, $13, $14 \
+         c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, {stage}, c.priority, $12, \
+         $13, 'pending', $14, $14, $14, $15 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
-         JOIN update_campaigns c ON c.campaign_id = $10 WHERE {given} AND ",
+         JOIN update_campaigns c ON c.campaign_id = $11 WHERE {given} AND ",
         verdict!(),
         " = 'target' ORDER BY d.device_key ON CONFLICT (update_id) DO NOTHING"
     );
@@ -55,17 +55,20 @@ statements! {
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
          p.device_id, p.device_type, p.campaign_id, 'rollback', p.previous, p.to_version, \
          COALESCE(p.from_version, ''), p.stage, p.priority, CASE WHEN p.max_retries < $4 THEN $4 ELSE p.max_retries END, p.timeout_seconds, \
-         COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), p.born, \
+         COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), \
+         CASE WHEN p.born = 'refused' THEN 'failed' ELSE p.born END, \
          CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
          CASE WHEN p.born = 'pending' THEN CAST($3 AS BIGINT) END, \
          CASE WHEN p.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
-         CASE WHEN p.born = 'failed' THEN 'no_previous_firmware' END, \
-         CASE WHEN p.born = 'failed' THEN 'the version that ran before is not in the registry' END, \
-         CASE WHEN p.born = 'failed' THEN 'never' END, $2, $2 \
+         CASE p.born WHEN 'failed' THEN 'no_previous_firmware' WHEN 'refused' THEN 'downgrade_refused' END, \
+         CASE p.born WHEN 'failed' THEN 'the version that ran before is not in the registry' \
+             WHEN 'refused' THEN CAST($5 AS TEXT) END, \
+         CASE WHEN p.born IN ('failed', 'refused') THEN 'never' END, $2, $2 \
          FROM (SELECT q.*, CASE WHEN q.gone = 1 OR (q.running <> q.to_version \
              AND q.running <> COALESCE(q.from_version, '')) THEN 'cancelled' WHEN q.previous IS NULL THEN 'failed' \
+             WHEN q.security_floor > (SELECT f.security_version FROM firmware f WHERE f.firmware_id = q.previous) THEN 'refused' \
              ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL OR d.registered_at > u.ended_at THEN 1 ELSE 0 END AS gone, \
-             COALESCE(l.version, u.to_version) AS running, c.number, \
+             COALESCE(l.version, u.to_version) AS running, l.security_floor, c.number, \
              u.device_key, u.device_id, u.device_type, u.campaign_id, u.from_version, u.to_version, u.stage, u.priority, \
              u.max_retries, u.timeout_seconds, \
              COALESCE( \
@@ -122,7 +125,7 @@ pub(crate) async fn make_updates<D: Dialect>(
     };
     let cuts = cuts::<D>(conn, aim).await?;
     let args = bind_new::<D>(campaign, aim);
-    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 14).await?;
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 15).await?;
     let (given, args) = meant.split();
     let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, given, args).await?;
     count_born::<D>(conn, ledger, &campaign.id, before).await?;
@@ -149,9 +152,9 @@ pub(crate) async fn make_updates_of<D: Dialect>(
     let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
     let args = bind_new::<D>(campaign, aim).ints(&keys);
     let cuts = cuts_after_start(aim.spec);
-    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 15).await?;
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 16).await?;
     let (given, args) = meant.split();
-    let condition = format!("d.device_key {} AND {}", D::any_int("$15"), given.condition);
+    let condition = format!("d.device_key {} AND {}", D::any_int("$16"), given.condition);
     let given = Given {
         condition: &condition,
         ..given
@@ -161,7 +164,7 @@ pub(crate) async fn make_updates_of<D: Dialect>(
     Ok(made)
 }
 
-/// Binds `$1` to `$14` of [`MAKE_UPDATES`].
+/// Binds `$1` to `$15` of [`MAKE_UPDATES`].
 fn bind_new<D: Dialect>(campaign: &Campaign, aim: Aim<'_>) -> Args<D> {
     bind_aim::<D>(aim)
         .text(campaign.id.as_str())
@@ -184,7 +187,8 @@ pub(crate) async fn make_rollbacks<D: Dialect>(
         .text(campaign.id.as_str())
         .time(terms.at)
         .time(terms.give_up_at)
-        .int(i64::from(MIN_RETRIES));
+        .int(i64::from(MIN_RETRIES))
+        .text(BELOW_FLOOR);
     let made = sql::fetch_all::<D, _>(conn, &MAKE_ROLLBACKS, args, number).await?;
     let (trigger, reason) = (terms.trigger, terms.reason);
     rollbacks::log_all::<D>(conn, &campaign.id, before, trigger, reason).await?;

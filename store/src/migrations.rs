@@ -52,6 +52,7 @@ const STEPS: &[Step] = &steps![
     (32, "bandwidth", "0032_bandwidth.sql"),
     (33, "storage", "0033_storage.sql"),
     (35, "last boot", "0035_last_boot.sql"),
+    (36, "security version", "0036_security_version.sql"),
     (37, "sample of health", "0037_vitals.sql"),
 ];
 

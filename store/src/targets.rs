@@ -20,8 +20,8 @@ use crate::error::DbError;
 use crate::filter::{Condition, running};
 use crate::sql::{self, Args, Given, Record, statements};
 
-/// Values that every statement with a [`verdict!`] binds first: `$1` to `$9`, by [`bind_aim`].
-const AIM: usize = 9;
+/// Values that every statement with a [`verdict!`] binds first: `$1` to `$10`, by [`bind_aim`].
+const AIM: usize = 10;
 
 /// Where a device stands on the wheel as the campaign has turned it (`$5`); a pinned one at the beginning of its ring, by
 /// the campaign's own shares (`$7` to `$9`).
@@ -41,7 +41,7 @@ macro_rules! verdict {
              WHEN $3 = 0 AND NOT COALESCE(d.hw_revision {within:$4}, FALSE) THEN 'wrong_hw_revision' \
              WHEN COALESCE(",
             $crate::filter::running!(),
-            ", '') = $2 THEN 'already_installed' WHEN ",
+            ", '') = $2 THEN 'already_installed' WHEN l.security_floor > $10 THEN 'below_floor' WHEN ",
             $crate::targets::position!(),
             " >= $6 THEN 'outside_rollout' ELSE 'target' END"
         )
@@ -67,34 +67,34 @@ statements! {
         position!(),
         " AS place, d.device_key FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
         verdict!(),
-        " = 'target' ORDER BY place, d.device_key LIMIT 1 OFFSET $10"
+        " = 'target' ORDER BY place, d.device_key LIMIT 1 OFFSET $11"
     );
     UNKNOWN = "SELECT COUNT(DISTINCT e.value) AS devices FROM {each:$1} \
          WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.device_id = e.value AND d.deleted_at IS NULL)";
     TARGETS = select_device!(
         "WHERE {given} AND ",
         verdict!(),
-        " = 'target' AND (CAST($10 AS BIGINT) < 0 OR {stage} = $10) ORDER BY d.device_id LIMIT $11 OFFSET $12"
+        " = 'target' AND (CAST($11 AS BIGINT) < 0 OR {stage} = $11) ORDER BY d.device_id LIMIT $12 OFFSET $13"
     );
     EXCLUDED = concat!(
         "SELECT d.device_id FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
         verdict!(),
-        " = $10 ORDER BY d.device_id LIMIT $11 OFFSET $12"
+        " = $11 ORDER BY d.device_id LIMIT $12 OFFSET $13"
     );
     UNKNOWN_NAMES = "SELECT DISTINCT e.value AS device_id FROM {each:$1} WHERE NOT EXISTS ( \
          SELECT 1 FROM devices d WHERE d.device_id = e.value AND d.deleted_at IS NULL) \
          ORDER BY e.value LIMIT $2 OFFSET $3";
     LEFT_OUT = concat!(
-        "SELECT DISTINCT e.value AS device_id FROM {each:$10} WHERE NOT EXISTS (SELECT 1 FROM devices d \
+        "SELECT DISTINCT e.value AS device_id FROM {each:$11} WHERE NOT EXISTS (SELECT 1 FROM devices d \
          JOIN device_latest l ON l.device_key = d.device_key WHERE d.device_id = e.value AND ",
         verdict!(),
-        " = 'target') ORDER BY e.value LIMIT $11 OFFSET $12"
+        " = 'target') ORDER BY e.value LIMIT $12 OFFSET $13"
     );
     OPEN_ELSEWHERE = "SELECT o.device_key, o.campaign_id FROM device_updates o WHERE o.device_key {any_int:$1} \
          AND o.state IN ('pending', 'in_flight', 'staged') AND o.campaign_id IS NOT NULL ORDER BY o.number";
 }
 
-/// Binds `$1` to `$9`.
+/// Binds `$1` to `$10`.
 pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
     let image = &aim.firmware.metadata;
     let revisions: Vec<&str> = image.hw_revisions.iter().map(String::as_str).collect();
@@ -109,6 +109,7 @@ pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
         .int(start(Ring::Early))
         .int(start(Ring::Broad))
         .int(start(Ring::Production))
+        .int(i64::from(image.security_version))
 }
 
 /// Whom a campaign means, as SQL, and the values that it needs.

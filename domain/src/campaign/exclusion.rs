@@ -19,18 +19,21 @@ pub enum Exclusion {
     WrongHwRevision,
     /// It already runs the firmware's version.
     AlreadyInstalled,
+    /// The firmware's `security_version` is below the floor that it reports.
+    BelowFloor,
     /// It lies outside of `rollout_percentage`.
     OutsideRollout,
 }
 
 impl Exclusion {
     /// All, in their order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::UnknownDevice,
         Self::NotMeant,
         Self::WrongModel,
         Self::WrongHwRevision,
         Self::AlreadyInstalled,
+        Self::BelowFloor,
         Self::OutsideRollout,
     ];
 
@@ -42,6 +45,7 @@ impl Exclusion {
             Self::WrongModel => "wrong_model",
             Self::WrongHwRevision => "wrong_hw_revision",
             Self::AlreadyInstalled => "already_installed",
+            Self::BelowFloor => "below_floor",
             Self::OutsideRollout => "outside_rollout",
         }
     }
@@ -60,6 +64,9 @@ impl std::fmt::Display for Exclusion {
             Self::WrongModel => "the device is of another model than the firmware",
             Self::WrongHwRevision => "the firmware does not run on the device's hardware revision",
             Self::AlreadyInstalled => "the device already runs the firmware's version",
+            Self::BelowFloor => {
+                "the firmware's security_version is below the device's security_floor"
+            }
             Self::OutsideRollout => "the device lies outside of the campaign's rollout_percentage",
         })
     }

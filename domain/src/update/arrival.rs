@@ -1,8 +1,11 @@
-//! Devices that come to the version, or move on to another one, by themselves while their update waits.
+//! Devices that come to the version, move on to another one, or come to refuse it, while their update waits.
 
 use jiff::Timestamp;
 
-use super::{Action, Update, UpdateState};
+use super::{Action, Failure, Retry, Update, UpdateState};
+
+/// Why nobody is offered an image below the floor of its device, for people.
+pub const BELOW_FLOOR: &str = "the image's security_version is below the device's security_floor, and the device would refuse it";
 
 impl Update {
     /// The device runs the version by now, did not when the update was made, and was never offered it: there is nothing left to
@@ -37,6 +40,18 @@ impl Update {
             at: now,
             because: None,
         };
+        self.updated_at = now;
+        Some(self)
+    }
+
+    /// Pending → failed: the image's `security_version` is below the floor that its device reports, which would refuse it. `None`
+    /// when it does not wait.
+    pub fn refuse_below_floor(mut self, now: Timestamp) -> Option<Self> {
+        if !matches!(self.state, UpdateState::Pending { .. }) {
+            return None;
+        }
+        let failure = Failure::new("downgrade_refused", BELOW_FLOOR, Retry::Never);
+        self.state = UpdateState::Failed { at: now, failure };
         self.updated_at = now;
         Some(self)
     }

@@ -229,6 +229,8 @@ pub struct Claimable {
     pub running: Option<String>,
     /// The update whose image the device holds, which gives way to this one; locked.
     pub displaces: Option<Update>,
+    /// The image's `security_version` is below the floor that the device reports.
+    pub below_floor: bool,
 }
 
 /// What an assignment to a device is built on.

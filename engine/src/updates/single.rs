@@ -6,7 +6,7 @@ use device_ota_domain::device::Device;
 use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::{MIN_RETRIES, Rollback, RollbackTrigger};
-use device_ota_domain::targeting::{Exclusion, fits};
+use device_ota_domain::targeting::{Exclusion, above_floor, fits};
 use device_ota_domain::update::{Action, Aftermath, Progress, UpdateState};
 use device_ota_domain::{DeviceId, Firmware, FirmwareId, RollbackId, Update, UpdateId};
 use jiff::Timestamp;
@@ -59,8 +59,8 @@ fn hour() -> f64 {
 
 impl Engine {
     /// Makes an update for one device, outside of any campaign. 409 when a campaign would leave the device out for the same
-    /// reason: it is of another model or hardware revision, or runs that version already (unless forced); when the firmware is
-    /// out of use; and when the device was asked for it before and has not ended.
+    /// reason: it is of another model or hardware revision, runs that version already (unless forced), or would refuse the image as
+    /// below its security floor; when the firmware is out of use; and when the device was asked for it before and has not ended.
     pub async fn update_device(
         &self,
         id: &DeviceId,
@@ -74,6 +74,7 @@ impl Engine {
             Err(Exclusion::AlreadyInstalled) if request.force_update => {}
             judged => judged.map_err(|why| misfit(why, &device, &firmware))?,
         }
+        above_floor(&firmware.metadata, &device).map_err(|why| misfit(why, &device, &firmware))?;
         let update = self.single(&device, &firmware, Action::Update, &request)?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, None).await?;
@@ -88,7 +89,8 @@ impl Engine {
     }
 
     /// Takes one device back to a version that it once ran (PRD, E4-US2). 409 when it is not known to have, when it runs that
-    /// version, when no image of it is in the registry, and when it was asked for that before and has not ended.
+    /// version, when no image of it is in the registry, when the image is below the device's security floor, and when it was asked
+    /// for that before and has not ended.
     pub async fn roll_back_device(
         &self,
         id: &DeviceId,
@@ -119,6 +121,7 @@ impl Engine {
                 format!("device {id} was changed in this very moment; look at it, then ask again"),
             ));
         }
+        above_floor(&firmware.metadata, &known).map_err(|why| misfit(why, &known, &firmware))?;
         let update = self.single(&known, &firmware, Action::Rollback, &request)?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
@@ -260,7 +263,8 @@ pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
     }
 }
 
-/// Ends those that `ends` ends by what their devices run, if that is known; answers what is left to offer.
+/// Ends those that `ends` ends by what their devices run, if that is known, and those that their devices would refuse; answers what
+/// is left to offer.
 pub(crate) async fn left_to_offer(
     tx: &mut dyn Tx,
     found: Vec<Claimable>,
@@ -271,7 +275,9 @@ pub(crate) async fn left_to_offer(
     let mut left = Vec::with_capacity(found.len());
     for found in found {
         let running = found.running.as_deref();
-        match running.and_then(|running| ends(found.update.clone(), running, now)) {
+        let ended = running.and_then(|running| ends(found.update.clone(), running, now));
+        let refused = || found.update.clone().refuse_below_floor(now);
+        match ended.or_else(|| refused().filter(|_| found.below_floor)) {
             Some(update) => changes.record(&found.update.standing(), update, now),
             None => left.push(found),
         }
@@ -299,6 +305,12 @@ fn misfit(why: Exclusion, device: &Device, firmware: &Firmware) -> Error {
         Exclusion::AlreadyInstalled => format!(
             "device {id} already runs {}; set force_update to install it again",
             image.version
+        ),
+        Exclusion::BelowFloor => format!(
+            "the security_version of {} is {}, below the security_floor of device {id}, {}: the device would refuse it",
+            image.version,
+            image.security_version,
+            device.latest.security_floor.unwrap_or_default()
         ),
         other => format!("device {id}: {other}"),
     };

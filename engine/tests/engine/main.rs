@@ -17,6 +17,7 @@ mod credentials;
 mod ends;
 mod feed;
 mod fixture;
+mod floors;
 mod going_back;
 mod held;
 mod ingest;

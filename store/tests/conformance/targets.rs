@@ -87,6 +87,7 @@ prop_compose! {
         seen in proptest::option::of(0_i64..NOW),
         numbers in (proptest::option::of(number()), proptest::option::of(number()), any::<bool>()),
         metrics in proptest::option::of(proptest::collection::btree_map(key(), number(), 0..3)),
+        security_floor in proptest::option::weighted(0.3, 0_i64..6),
     ) -> Touch {
         #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
         Touch {
@@ -96,6 +97,7 @@ prop_compose! {
             free_storage_bytes: numbers.1.map(|bytes| bytes as i64),
             online: Some((numbers.2, 1)),
             metrics,
+            security_floor,
             ..Touch::default()
         }
     }
