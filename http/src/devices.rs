@@ -3,6 +3,7 @@
 mod change;
 pub(crate) mod filter;
 mod register;
+mod rollback;
 mod update;
 
 use std::sync::Arc;
@@ -32,7 +33,8 @@ use crate::updates::{self, filter::UpdatesQuery};
     change::delete,
     register::renew,
     update::update,
-    update::roll_back,
+    rollback::roll_back,
+    rollback::bulk_roll_back,
     history
 ))]
 pub(crate) struct Documented;
@@ -71,7 +73,12 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .and(warp::path!(Segment / "rollback"))
         .and(call.clone())
         .and(body())
-        .then(update::roll_back);
+        .then(rollback::roll_back);
+    let bulk_roll_back = post()
+        .and(warp::path!("bulk" / "rollback"))
+        .and(call.clone())
+        .and(body())
+        .then(rollback::bulk_roll_back);
     let change = warp::put()
         .and(warp::path!("devices" / Segment))
         .and(call.clone())
@@ -84,6 +91,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .then(change::delete);
     let reads = one.or(history).unify().or(list).unify().boxed();
     let writes = bulk
+        .or(bulk_roll_back)
+        .unify()
         .or(register)
         .unify()
         .or(renew)

@@ -339,7 +339,7 @@ mod tests {
     /// Another one's takes out their security versions.
     async fn security_versions<D: Dialect>(store: &SqlStore<D>, migration: &str) {
         let take_out = migration.split(';').nth(1).expect("the statement is there");
-        let images = IMAGES.replacen("{", r#"{"security_version":7,"#, 1);
+        let images = IMAGES.replacen('{', r#"{"security_version":7,"#, 1);
         let mut conn = store.writer.acquire().await.expect("a connection");
         for sql in [&images, take_out] {
             D::batch(&mut conn, sql.to_owned()).await.expect("runs");

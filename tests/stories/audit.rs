@@ -354,6 +354,7 @@ async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
     let heard = admin.client().post(request_url).json(&heartbeat);
     let heard = heard.basic_auth("two", Some(&secrets[1])).send().await;
     assert_eq!(heard.unwrap().status(), 200);
+    several_back(trail, &cancel).await;
     let back = json!({ "to_version": "2.0.0", "reason": "it flickers" });
     let roll_back = format!("POST {DEVICE}/rollback");
     let (_, told) = trail
@@ -383,6 +384,20 @@ async fn of_devices(trail: &mut Trail, old: &str, new: &str) -> Vec<String> {
     assert_eq!(told[0]["before"]["device_model"], "SF-100");
     assert_eq!(told[0]["after"], Value::Null);
     secrets
+}
+
+/// Takes several devices back, and withdraws it.
+async fn several_back(trail: &mut Trail, cancel: &str) {
+    let admin = trail.admin.clone();
+    let all_back = json!({ "device_ids": ["two", "nobody"], "to_version": "2.0.0" });
+    let operation = "POST /api/v1/ota/devices/bulk/rollback";
+    let (made, _) = trail
+        .tells(&admin, operation, "", Some(all_back), &["update.rollback"])
+        .await;
+    let again = text(&made["results"][0], "update_id");
+    trail
+        .tells(&admin, cancel, &again, None, &["update.cancelled"])
+        .await;
 }
 
 async fn fails(device: &mut Device, offer: &Offer) {

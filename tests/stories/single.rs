@@ -11,6 +11,7 @@ use crate::harness::{
 matrix!(one_device_is_updated_withdrawn_tried_again_and_taken_back: sqlite_gateway, postgres_mosquitto);
 matrix!(what_is_asked_twice_at_once_is_one_update: sqlite_gateway, postgres_gateway);
 matrix!(several_devices_are_updated_by_one_request: sqlite_gateway, postgres_gateway);
+matrix!(several_devices_are_taken_back_by_one_request: sqlite_gateway, postgres_gateway);
 
 /// A service with one device's firmware of two versions, and a subscriber to its events.
 struct Bench {
@@ -322,6 +323,82 @@ async fn several_devices_are_updated_by_one_request(options: Options) {
             .update_becomes(offer.text("update_id"), "completed")
             .await;
     }
+}
+
+async fn several_devices_are_taken_back_by_one_request(options: Options) {
+    let bench = Bench::start(options).await;
+    let entries = ["frame-1", "frame-2", "other"].map(|name| {
+        let mut entry = device_json(name);
+        entry["groups"] = json!([if name == "other" { "attic" } else { "lobby" }]);
+        entry
+    });
+    let credentials = bench.admin.register(&entries).await;
+    bench.service.knows("other").await;
+    // Each says that it has moved on from what it was registered with.
+    for credentials in &credentials[..2] {
+        let heartbeat = json!({ "device_id": credentials.username, "version": "2.0.5" });
+        let url = bench.admin.url("/api/v1/heartbeat");
+        let heard = bench.admin.client().post(url).json(&heartbeat);
+        let heard = heard.basic_auth(&credentials.username, Some(&credentials.password));
+        assert_eq!(heard.send().await.unwrap().status(), 200);
+    }
+    let path = "/api/v1/ota/devices/bulk/rollback";
+    let request = json!({ "group": "lobby", "to_version": "2.0.0", "reason": "it flickers" });
+    let made = bench.admin.post(path, request.clone()).await.expect(201);
+    let told = |made: &Value| {
+        let results = made["results"].as_array().unwrap().iter();
+        let told = results.map(|result| {
+            let of = |field: &str| result[field].as_str().unwrap_or("-").to_owned();
+            [of("device_id"), of("status"), of("code")].join(" ")
+        });
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&made), ["frame-1 scheduled -", "frame-2 scheduled -"]);
+    assert_eq!(
+        (&made["succeeded"], &made["failed"]),
+        (&json!(2), &json!(0))
+    );
+    let log = bench.admin.get("/api/v1/ota/rollbacks").await.expect(200);
+    let log = log["rollbacks"].as_array().unwrap();
+    let reasons = log.iter().filter(|entry| entry["reason"] == "it flickers");
+    assert_eq!(reasons.count(), 2);
+
+    // What is wrong with one harms no other.
+    let request = json!({ "device_ids": ["frame-1", "nobody", "other"], "to_version": "2.0.0" });
+    let made = bench.admin.post(path, request).await.expect(200);
+    assert_eq!(
+        told(&made),
+        [
+            "frame-1 error already_requested",
+            "nobody error not_found",
+            "other error already_installed"
+        ]
+    );
+    for (refused, status) in [
+        (json!({ "to_version": "2.0.0" }), 400),
+        (json!({ "to_version": "2.0.0", "device_ids": [] }), 400),
+        (
+            json!({ "to_version": "2.0.0", "device_ids": ["other"], "group": "attic" }),
+            400,
+        ),
+        (json!({ "to_version": "2.0.0", "group": "" }), 400),
+        (json!({ "group": "attic" }), 400),
+        (json!({ "to_version": "2.0.0", "group": "cellar" }), 404),
+    ] {
+        bench.admin.post(path, refused).await.refused(status);
+    }
+    let many: Vec<_> = (0..99).map(|n| device_json(&format!("more-{n}"))).collect();
+    let many: Vec<_> = many
+        .into_iter()
+        .map(|mut entry| {
+            entry["groups"] = json!(["lobby"]);
+            entry
+        })
+        .collect();
+    bench.admin.register(&many).await;
+    let request = json!({ "group": "lobby", "to_version": "2.0.0" });
+    let refused = bench.admin.post(path, request).await.refused(400);
+    assert_eq!(refused["code"], "too_many_devices");
 }
 
 async fn what_is_asked_twice_at_once_is_one_update(options: Options) {

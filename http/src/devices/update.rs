@@ -1,28 +1,26 @@
-//! Updates and rollbacks of devices one by one (PRD, E3-US1, E3-US5, E4-US2).
+//! Updates of devices one by one (PRD, E3-US1, E3-US5).
 
-use device_ota_domain::{DeviceId, Role};
-use device_ota_engine::{Caller, UpdateRequest};
+use device_ota_domain::{DeviceId, Role, UpdateId};
+use device_ota_engine::UpdateRequest;
 use futures_util::{StreamExt as _, stream};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Ref, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::dto;
-use crate::dto::rollback::RollbackDto;
 use crate::dto::update::UpdateDto;
 use crate::errors::ApiError;
 use crate::request::body::Body;
 use crate::request::json::{from_value, json};
 use crate::request::{Call, Segment};
-use crate::rollbacks::checked_reason;
 use crate::shared::Answer;
 use crate::updates;
 
-/// Most devices of a bulk update (PRD, E3-US5).
-const MAX_BULK_DEVICES: usize = 100;
-/// Devices of a bulk update that are worked on at a time.
+/// Most devices of a bulk update (PRD, E3-US5), or rollback.
+pub(super) const MAX_BULK_DEVICES: usize = 100;
+/// Devices of one that are worked on at a time.
 const BULK_CONCURRENCY: usize = 8;
 
 /// Update one device
@@ -40,7 +38,7 @@ pub(super) async fn update(id: Segment, call: Call, body: Body) -> Answer {
     updates::answer_one(&call, &view, true).await
 }
 
-/// What became of one device of a bulk update.
+/// What became of one device of a bulk update or rollback.
 #[derive(Serialize, ToSchema)]
 #[schema(as = BulkResult)]
 struct BulkDto {
@@ -52,14 +50,69 @@ struct BulkDto {
     code: Option<&'static str>,
 }
 
-/// The answer to a bulk update.
+/// The answer to a bulk update or rollback.
 #[derive(Serialize, ToSchema)]
 #[schema(as = BulkResults)]
-struct BulkAnswer {
+pub(super) struct BulkAnswer {
     results: Vec<BulkDto>,
     count: usize,
     succeeded: usize,
     failed: usize,
+}
+
+/// Does the same with each device, by itself: `ask` makes an update and answers its id and status.
+pub(super) async fn with_each<F>(devices: Vec<String>, ask: impl Fn(DeviceId) -> F) -> Answer
+where
+    F: Future<Output = Result<(UpdateId, &'static str), ApiError>> + Send,
+{
+    let each = devices.into_iter().map(|device_id| {
+        let made = device_id.parse::<DeviceId>().map(&ask);
+        async move {
+            let made = match made {
+                Ok(made) => made.await,
+                Err(_) => Err(ApiError::not_found("device", &device_id)),
+            };
+            result(device_id, made)
+        }
+    });
+    let results: Vec<BulkDto> = stream::iter(each)
+        .buffered(BULK_CONCURRENCY)
+        .collect()
+        .await;
+    let succeeded = results.iter().filter(|result| result.success).count();
+    let count = results.len();
+    let answer = BulkAnswer {
+        results,
+        count,
+        succeeded,
+        failed: count - succeeded,
+    };
+    Ok(if succeeded > 0 {
+        dto::created(&answer)
+    } else {
+        dto::ok(&answer)
+    })
+}
+
+fn result(device_id: String, made: Result<(UpdateId, &'static str), ApiError>) -> BulkDto {
+    match made {
+        Ok((id, status)) => BulkDto {
+            device_id,
+            success: true,
+            update_id: Some(id.to_string()),
+            status,
+            error: None,
+            code: None,
+        },
+        Err(error) => BulkDto {
+            device_id,
+            success: false,
+            update_id: None,
+            status: "error",
+            error: Some(error.detail().to_owned()),
+            code: Some(error.code()),
+        },
+    }
 }
 
 /// The body of a bulk update: that of a single one, and which devices.
@@ -105,30 +158,18 @@ pub(super) async fn bulk_update(call: Call, body: Body) -> Answer {
     let request: UpdateRequest = from_value(Value::Object(fields), "the body")?;
     let engine = &call.shared.engine;
     engine.firmware_in_use(&request.firmware_id).await?;
-    let each = devices
-        .into_iter()
-        .map(|id| bulk_one(&call, by, id, request.clone()));
-    let results: Vec<BulkDto> = stream::iter(each)
-        .buffered(BULK_CONCURRENCY)
-        .collect()
-        .await;
-    let succeeded = results.iter().filter(|result| result.success).count();
-    let count = results.len();
-    let answer = BulkAnswer {
-        results,
-        count,
-        succeeded,
-        failed: count - succeeded,
-    };
-    Ok(if succeeded > 0 {
-        dto::created(&answer)
-    } else {
-        dto::ok(&answer)
+    with_each(devices, |id| {
+        let request = request.clone();
+        async move {
+            let view = engine.update_device(&id, request, by).await?;
+            Ok((view.update.id.clone(), view.update.status()))
+        }
     })
+    .await
 }
 
 /// At least one id, and at most [`MAX_BULK_DEVICES`].
-fn device_ids(given: Option<Value>) -> Result<Vec<String>, ApiError> {
+pub(super) fn device_ids(given: Option<Value>) -> Result<Vec<String>, ApiError> {
     let missing = || ApiError::invalid("invalid_json", "the body: missing field `device_ids`");
     let devices: Vec<String> = from_value(given.ok_or_else(missing)?, "the body: device_ids")?;
     let code = match devices.len() {
@@ -139,71 +180,6 @@ fn device_ids(given: Option<Value>) -> Result<Vec<String>, ApiError> {
     let count = devices.len();
     let detail = format!("device_ids must hold 1 to {MAX_BULK_DEVICES} ids, not {count}");
     Err(ApiError::invalid(code, detail))
-}
-
-async fn bulk_one(call: &Call, by: &Caller, device_id: String, request: UpdateRequest) -> BulkDto {
-    let made = match device_id.parse::<DeviceId>() {
-        Ok(id) => call
-            .shared
-            .engine
-            .update_device(&id, request, by)
-            .await
-            .map_err(ApiError::from),
-        Err(_) => Err(ApiError::not_found("device", &device_id)),
-    };
-    match made {
-        Ok(view) => BulkDto {
-            device_id,
-            success: true,
-            update_id: Some(view.update.id.to_string()),
-            status: view.update.status(),
-            error: None,
-            code: None,
-        },
-        Err(error) => BulkDto {
-            device_id,
-            success: false,
-            update_id: None,
-            status: "error",
-            error: Some(error.detail().to_owned()),
-            code: Some(error.code()),
-        },
-    }
-}
-
-/// The body of a rollback of one device (PRD, E4-US2).
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = DeviceRollbackRequest)]
-struct RollbackRequest {
-    /// A version that the device has run before.
-    #[schema(examples("2.0.0"))]
-    to_version: String,
-    #[serde(default)]
-    #[schema(max_length = 1024)]
-    reason: Option<String>,
-}
-
-/// Take one device back to a version that it has run before
-///
-/// One that it completed an update to or came from, or that it was registered with. The answer says `in_progress`; the rollback
-/// log says `pending` until the device is offered the image.
-#[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/rollback", tag = "devices", request_body = RollbackRequest, responses(
-    (status = 200, description = "The entry of the rollback log", body = RollbackDto),
-    (status = 409, description = "It runs that version, never ran it, was asked for it before, or the image is not in the registry"),
-))]
-pub(super) async fn roll_back(id: Segment, call: Call, body: Body) -> Answer {
-    let by = call.require(Role::Operator)?;
-    call.no_query()?;
-    let id: DeviceId = id.id("device")?;
-    let request: RollbackRequest = json(&call.headers, body).await?;
-    let reason = checked_reason(request.reason)?;
-    let rollback = call
-        .shared
-        .engine
-        .roll_back_device(&id, &request.to_version, &reason, by)
-        .await?;
-    Ok(dto::ok(&RollbackDto::begun(&rollback)))
 }
 
 #[cfg(test)]

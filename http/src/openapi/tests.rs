@@ -164,6 +164,7 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/devices/{device_id}/credentials POST
     /api/v1/ota/devices/{device_id}/update POST
     /api/v1/ota/devices/{device_id}/rollback POST
+    /api/v1/ota/devices/bulk/rollback POST
     /api/v1/ota/devices/{device_id}/updates GET, HEAD
     /api/v1/heartbeat POST
     /api/v1/heartbeat/{device_id} GET, HEAD
