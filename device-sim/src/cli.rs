@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::api::{Rollout, Strategy};
-use crate::device::Habits;
 use crate::faults::{FaultPlan, Share};
 use crate::fleet::{FleetConfig, Until, Versions};
+use crate::habits::Habits;
 use crate::time::Time;
 
 pub use service::ScenarioArgs;

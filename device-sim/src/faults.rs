@@ -11,7 +11,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::device::Habits;
+use crate::habits::Habits;
 use crate::time::Time;
 
 /// A part of a fleet: `5%` or a number of devices.

@@ -39,6 +39,7 @@ pub mod device;
 pub mod download;
 pub mod faults;
 pub mod fleet;
+pub mod habits;
 mod memory;
 pub mod mqtt;
 pub mod report;

@@ -8,7 +8,6 @@ mod approval;
 mod counts;
 mod draft;
 mod error;
-mod exclusion;
 mod health;
 mod named;
 mod rate;
@@ -27,7 +26,6 @@ pub(crate) use counts::percent;
 pub use counts::{Counts, Delta, Tally};
 pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
 pub use error::SpecError;
-pub use exclusion::Exclusion;
 pub use health::{
     DEFAULT_MAX_RESTARTS, DEFAULT_WATCH_SECONDS, Health, MAX_RESTARTS, MAX_WATCH_SECONDS,
 };

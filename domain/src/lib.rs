@@ -17,6 +17,7 @@ pub mod campaign;
 mod change;
 pub mod device;
 pub mod event;
+mod exclusion;
 pub mod filter;
 pub mod firmware;
 pub mod identity;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 
-pub use crate::campaign::Exclusion;
+pub use crate::exclusion::Exclusion;
 
 use crate::campaign::{CampaignSpec, Named, Takes, Targets};
 use crate::device::{Device, DeviceKey};

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 
 pub use explain::{Case, explain, held_by_campaign, held_by_device, held_by_window};
 
+use crate::exclusion::Exclusion;
 use crate::ids::{CampaignId, UpdateId};
-use crate::targeting::Exclusion;
 use crate::update::{Action, Phase};
 
 /// A reason to wait.

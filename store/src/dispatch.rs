@@ -10,7 +10,7 @@ use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight, SingleQuery};
 use jiff::Timestamp;
 
-use crate::bandwidth::Conditions;
+use crate::conditions::Conditions;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Statement, statements};

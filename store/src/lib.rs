@@ -14,6 +14,7 @@ mod audit;
 mod bandwidth;
 mod campaigns;
 mod combine;
+mod conditions;
 mod counts;
 mod devices;
 mod dialect;

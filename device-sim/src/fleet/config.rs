@@ -7,8 +7,8 @@ use device_ota_protocol::topics::Prefix;
 
 use super::Until;
 use crate::api::Rollout;
-use crate::device::Habits;
 use crate::faults::{FaultPlan, Faults, Flaw, Share};
+use crate::habits::Habits;
 use crate::mqtt;
 
 /// Which MQTT a fleet speaks.

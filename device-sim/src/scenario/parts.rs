@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::device::Habits;
 use crate::faults::Share;
+use crate::habits::Habits;
 use crate::time::Time;
 
 /// How long faults last where a story does not say: a story is short.

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::abort::{Abort, AbortAction, AbortOn};
-use super::exclusion::Exclusion;
 use super::health::Health;
 use super::rate::Rate;
 use super::window::Windows;
+use crate::exclusion::Exclusion;
 use crate::filter::Filter;
 use crate::ids::FirmwareId;
 use crate::ring::Shares;

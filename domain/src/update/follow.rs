@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Update;
 use super::state::UpdateState;
-use crate::targeting::Exclusion;
+use crate::exclusion::Exclusion;
 
 impl Update {
     /// Its device is none of its campaign's any more, before it was offered anything. `None` when it was, or has ended.

@@ -6,7 +6,7 @@ use super::failure::{Failure, MAX_PUT_OFF, Retry, back_off, put_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::{Progress, Update};
-use crate::targeting::Exclusion;
+use crate::exclusion::Exclusion;
 
 /// A rollback whose time is over before it had a slot is looked at again after this: short beside the hours it has, so
 /// that one whose device is gone does not outlive the queue by much.
