@@ -3,16 +3,15 @@
 //! A pass over a campaign is one transaction: lock it, read its counters, plan, act, commit, then send. It decides
 //! nothing by itself. Whatever a crash interrupts, the next pass finds in the database.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use device_ota_domain::bandwidth::Lines;
-use device_ota_domain::campaign::{Campaign, Counts, Group};
+use device_ota_domain::campaign::{Campaign, Counts};
 use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::{Action as UpdateAction, Expiry, OfferTerms, Owed};
-use device_ota_domain::{CampaignId, CampaignState, FirmwareId, Update};
+use device_ota_domain::update::{Action as UpdateAction, OfferTerms, Owed};
+use device_ota_domain::{CampaignId, CampaignState, Update};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -21,13 +20,13 @@ use crate::campaigns::{decided, tell};
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, Claimable, InFlight, RollbackTerms, SingleQuery, Tx};
+use crate::ports::store::{ClaimQuery, Claimable, RollbackTerms, SingleQuery, Tx};
 use crate::updates::left_to_offer;
 use crate::{Caller, Engine, Result};
 
 /// Updates claimed in one transaction; keeps it below some tens of milliseconds.
 const MAX_CLAIM: u32 = 1_000;
-/// Rows looked at in one pass of the reaper, of re-offers, and of cancel requests.
+/// Cancel requests that one pass makes.
 const MAX_ROWS: u32 = 1_000;
 /// Slots of updates outside of campaigns that one pass hands out.
 const SINGLE_CLAIM: u32 = 500;
@@ -204,159 +203,6 @@ impl Engine {
         take(room, due.len());
         self.send_due(due).await;
         Ok(())
-    }
-
-    /// Something may have been said that was not heard, because the database was away for a moment: nobody is called
-    /// silent before they have had their time anew.
-    pub(crate) fn missed_something(&self) {
-        self.listening.breaks();
-        self.attentive.breaks();
-    }
-
-    /// Whether devices can be heard at all. Without a word from here they can; whoever finds that they cannot, such as the
-    /// link to a broker, says so, and says when they can again.
-    pub fn hears(&self, hears: bool) {
-        self.listening.hears(hears);
-        self.attentive.hears(hears);
-    }
-
-    /// What falls due with time: leases, deadlines, lost devices, watches, unanswered offers, download counts.
-    pub async fn keep_time(&self) -> Result<()> {
-        while self.expire().await? == MAX_ROWS as usize {}
-        self.tell_absences().await?;
-        self.say_again().await?;
-        self.write_download_counts().await
-    }
-
-    async fn expire(&self) -> Result<usize> {
-        let now = self.clock.now();
-        let ripe = self.store.expired(now, MAX_ROWS).await?;
-        if !self.listening.for_a_lease(now, self.settings.lease) {
-            return Ok(0);
-        }
-        if ripe.is_empty() {
-            return Ok(0);
-        }
-        let seen: HashMap<_, _> = ripe.iter().map(|r| (r.update.id.clone(), r)).collect();
-        let full = self.without_slots(&ripe, now).await?;
-        let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
-        let mut tx = self.store.begin().await?;
-        let mut changes = Changes::default();
-        for update in tx.updates(&ids).await? {
-            let Some(known) = seen.get(&update.id) else {
-                continue;
-            };
-            let before = update.standing();
-            let no_slot = full.contains(&update.campaign);
-            let expired = if update.watch().is_some() {
-                update.look_afterwards(&known.look(now))
-            } else {
-                update.expire(&Expiry {
-                    now,
-                    last_seen: known.last_seen,
-                    lease: self.settings.lease,
-                    no_slot,
-                })
-            };
-            if let Some(update) = expired {
-                self.rebooting.note(&update);
-                if update.is_terminal() && update.watch().is_none() {
-                    self.watched.forget([update.device]);
-                }
-                changes.record(&before, update, now);
-            }
-        }
-        let moved = changes.moves_counters();
-        changes.write(tx.as_mut()).await?;
-        self.commit(tx).await?;
-        if moved {
-            self.wake();
-        }
-        Ok(ripe.len())
-    }
-
-    /// The campaigns whose rollbacks have come to the end of their time unoffered and may not be offered yet; `None`: those of no
-    /// campaign.
-    async fn without_slots(
-        &self,
-        ripe: &[InFlight],
-        now: Timestamp,
-    ) -> Result<HashSet<Option<CampaignId>>> {
-        let unoffered = ripe.iter().map(|r| &r.update).filter(|update| {
-            update.attempt == 0 && update.give_up_at.is_some_and(|end| end <= now)
-        });
-        let campaigns: HashSet<_> = unoffered.map(|u| u.campaign.clone()).collect();
-        let mut full = HashSet::new();
-        for id in campaigns {
-            let waits = match &id {
-                None => self.room().await? == Some(0),
-                Some(id) => match self.store.campaign(id).await? {
-                    None => false,
-                    Some(campaign) => {
-                        let counts = self.counts(&campaign).await?;
-                        planner::slots(now, &campaign, &counts, UpdateAction::Rollback).is_err()
-                    }
-                },
-            };
-            if waits {
-                full.insert(id);
-            }
-        }
-        Ok(full)
-    }
-
-    /// Offers and cancels that nobody answered, of devices that are online.
-    async fn say_again(&self) -> Result<()> {
-        let now = self.clock.now();
-        let before = earlier(now, self.settings.offer_again);
-        let updates = self.store.unanswered(before, now, MAX_ROWS).await?;
-        let withheld = self.withhold(&updates).await?;
-        let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
-        let ids: Vec<_> = ids
-            .into_iter()
-            .filter(|id| !withheld.contains(id))
-            .collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let mut tx = self.store.begin().await?;
-        let now = self.clock.now();
-        let mut updates = tx.updates(&ids).await?;
-        updates.retain(|u| u.group() == Group::InFlight);
-        for update in &mut updates {
-            update.updated_at = now;
-        }
-        tx.save_updates(&updates).await?;
-        let devices: Vec<_> = updates.iter().map(|u| u.device).collect();
-        let grounds = tx.draw_seqs(&devices).await?;
-        self.commit(tx).await?;
-        self.metrics
-            .add("offers_again", "unanswered", updates.len() as u64);
-        self.send_due(pair(updates, grounds)).await;
-        Ok(())
-    }
-
-    async fn write_download_counts(&self) -> Result<()> {
-        let counts = self.grants.take_counts();
-        if counts.is_empty() {
-            return Ok(());
-        }
-        let written = self.add_downloads(&counts).await;
-        if written.is_err() {
-            // For the next time: a database that is away for a while costs no download its count.
-            for (firmware, downloads) in &counts {
-                self.grants.count(firmware, *downloads);
-            }
-        }
-        written
-    }
-
-    async fn add_downloads(&self, counts: &HashMap<FirmwareId, u64>) -> Result<()> {
-        let mut tx = self.store.begin().await?;
-        for (firmware, downloads) in counts {
-            tx.count_downloads(firmware, *downloads).await?;
-        }
-        Ok(self.commit(tx).await?)
     }
 }
 

@@ -33,6 +33,7 @@ pub mod keyring;
 mod listening;
 pub mod metrics;
 mod offers;
+mod overdue;
 pub mod ports;
 mod rate;
 mod recent;
