@@ -2,6 +2,7 @@
 //! service may run; it notices a revoked key within seconds.
 
 use std::fmt::Write as _;
+use std::io::{Write as _, stdout};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -82,11 +83,11 @@ async fn act(keys: &ApiKeys, command: KeysCommand) -> anyhow::Result<()> {
             let (key, secret) = keys.create(draft, &by).await?;
             eprintln!("{}", line(&key));
             eprintln!("The secret is shown this once:");
-            println!("{secret}");
+            writeln!(stdout(), "{secret}")?;
         }
         KeysCommand::List => list(keys).await?,
         KeysCommand::Revoke { key } => {
-            println!("{}", line(&keys.revoke(&key, &by).await?));
+            writeln!(stdout(), "{}", line(&keys.revoke(&key, &by).await?))?;
         }
     }
     Ok(())
@@ -97,7 +98,7 @@ async fn list(keys: &ApiKeys) -> anyhow::Result<()> {
     loop {
         let some = keys.list(page).await?;
         for key in &some {
-            println!("{}", line(key));
+            writeln!(stdout(), "{}", line(key))?;
         }
         if some.is_empty() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! `device-ota audit`: the audit trail on the database itself, which is read and never written. The service may run meanwhile.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -50,9 +51,9 @@ pub(crate) fn run(config: &Config, command: &AuditCommand) -> anyhow::Result<()>
             }
             break found?;
         };
-        println!("{} records, all as they were written", head.number);
-        println!("{}", head.hash);
-        Ok(())
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{} records, all as they were written", head.number)?;
+        Ok(writeln!(out, "{}", head.hash)?)
     })
 }
 

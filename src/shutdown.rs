@@ -1,4 +1,4 @@
-//! Ending: on SIGINT or SIGTERM, in order, and never later than the grace allows.
+//! Ending: on SIGINT, SIGTERM or SIGHUP (a terminal that is closed), in order, and never later than the grace allows.
 
 use std::io;
 use std::time::Duration;
@@ -12,6 +12,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(4);
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -20,6 +21,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
@@ -28,6 +30,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
         }
     }
 }

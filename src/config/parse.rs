@@ -155,10 +155,13 @@ fn database(raw: &RawConfig, data_dir: &std::path::Path) -> Checked<Database> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         return Ok(Database::Postgres(Secret(url.to_owned())));
     }
-    match url.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() => Ok(Database::Sqlite(PathBuf::from(
-            path.strip_prefix("//").unwrap_or(path),
-        ))),
+    let file = url.strip_prefix("sqlite:");
+    match file.map(|path| path.strip_prefix("//").unwrap_or(path)) {
+        Some(":memory:") => Err(ConfigError::new(
+            "DATABASE_URL",
+            "must name a file: what is in memory alone is gone with the process",
+        )),
+        Some(path) if !path.is_empty() => Ok(Database::Sqlite(PathBuf::from(path))),
         _ => Err(ConfigError::new(
             "DATABASE_URL",
             "must be sqlite:FILE or postgres://user:password@host/database",

@@ -345,6 +345,11 @@ mod tests {
             ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
             ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
             ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
+            (
+                "DEVICE_OTA_DATABASE_URL",
+                "sqlite::memory:",
+                "DATABASE_URL: ",
+            ),
             ("DEVICE_OTA_STORAGE_TYPE", "tape", "STORAGE_TYPE: "),
             ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_S3_BUCKET: "),
             (

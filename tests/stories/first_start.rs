@@ -200,7 +200,10 @@ async fn an_end_and_a_second_start_change_nothing(options: Options) {
         .await
         .leave()
         .await;
-    service.stop().await;
+    // The terminal is closed.
+    service.signal(Signal::SIGHUP);
+    let status = service.ended().await;
+    assert_eq!(status.code(), Some(0), "ended with {status}");
 }
 
 async fn one_folder_is_for_one_process(options: Options) {
