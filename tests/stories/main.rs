@@ -30,6 +30,7 @@ mod check_config;
 mod continuous;
 mod crowded;
 mod database_away;
+mod deployment;
 mod disk_full;
 mod events;
 mod firmware;
