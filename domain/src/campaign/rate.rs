@@ -175,7 +175,7 @@ impl Rate {
         next: Option<Timestamp>,
         all: &Tally,
     ) -> Result<u32, Timestamp> {
-        let from = self.from(now, next, all);
+        let from = self.from(now, next);
         if from > now {
             return Err(from);
         }
@@ -204,7 +204,7 @@ impl Rate {
         )]
         let taken = (f64::from(offers) * self.interval(all)).ceil() as i64;
         let taken = SignedDuration::from_micros(taken);
-        let from = self.from(now, next, all);
+        let from = self.from(now, next);
         from.checked_add(taken).unwrap_or(Timestamp::MAX)
     }
 
@@ -214,15 +214,16 @@ impl Rate {
     }
 
     /// From when on offers are due: what was not made within the burst is not made up for. Nobody waits for longer than from one offer to
-    /// the next: what says so was written before the clock was set back.
-    fn from(&self, now: Timestamp, next: Option<Timestamp>, all: &Tally) -> Timestamp {
+    /// the next, as long as the rate has not grown: what says so was written before the clock was set back.
+    fn from(&self, now: Timestamp, next: Option<Timestamp>) -> Timestamp {
         let earliest = now.checked_sub(BURST).unwrap_or(Timestamp::MIN);
         #[expect(
             clippy::cast_possible_truncation,
             reason = "an interval is at most a minute"
         )]
-        let interval = SignedDuration::from_micros(self.interval(all).ceil() as i64);
-        let latest = now.checked_add(interval).unwrap_or(Timestamp::MAX);
+        let longest = (MINUTE / f64::from(self.per_minute.max(1))).ceil() as i64;
+        let longest = SignedDuration::from_micros(longest);
+        let latest = now.checked_add(longest).unwrap_or(Timestamp::MAX);
         let next = next.filter(|next| *next <= latest);
         // The first offer of all is due now, and no burst before it.
         next.unwrap_or(now).max(earliest)

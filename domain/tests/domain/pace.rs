@@ -1,8 +1,8 @@
 //! How a campaign prepares and flips, how fast it goes, and which failures stop it.
 
 use device_ota_domain::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Failures, Group, OpenFor, Rate,
-    Tally,
+    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Every, Failures, Group, Growth,
+    OpenFor, Rate, Tally,
 };
 use device_ota_domain::planner::{Action, Claim, Plan, next_offer, plan};
 use device_ota_domain::rollback::RollbackTrigger;
@@ -351,4 +351,25 @@ fn a_rate_waits_for_no_time_before_the_clock_was_set_back() {
     assert_eq!(rate.due(at(0), Some(next), &all), Ok(1));
     let next = rate.next(at(0), Some(next), &all, 1);
     assert_eq!(rate.due(at(0), Some(next), &all), Err(at(1)));
+}
+
+#[test]
+fn a_rate_that_grows_lets_no_offer_go_out_before_its_time() {
+    let growth = Growth {
+        factor: 2.0,
+        every: Every::Succeeded(1),
+        max_per_minute: 9,
+    };
+    let rate = Rate {
+        per_minute: 1,
+        growth: Some(growth),
+    };
+    let with = |completed| Tally {
+        completed,
+        ..Tally::default()
+    };
+    let next = rate.next(at(100), None, &with(0), 1);
+    // It was to wait for a minute, and would wait for half of one by now.
+    assert_eq!(rate.due(at(103), Some(next), &with(1)), Err(at(160)));
+    assert_eq!(rate.due(at(160), Some(next), &with(1)), Ok(1));
 }
