@@ -33,17 +33,43 @@ macro_rules! position {
 }
 pub(crate) use position;
 
+/// One of these, of a device that the campaign means: for wrong model, wrong revision, already installed, below its floor and outside
+/// of the rollout, else for a target.
+macro_rules! judged {
+    ($model:literal, $revision:literal, $installed:literal, $floor:literal, $outside:literal, $target:literal) => {
+        concat!(
+            "CASE WHEN d.device_model <> $1 THEN ",
+            $model,
+            " WHEN $3 = 0 AND NOT COALESCE(d.hw_revision {within:$4}, FALSE) THEN ",
+            $revision,
+            " WHEN COALESCE(",
+            $crate::filter::running!(),
+            ", '') = $2 THEN ",
+            $installed,
+            " WHEN l.security_floor > $10 THEN ",
+            $floor,
+            " WHEN ",
+            $crate::targets::position!(),
+            " >= $6 THEN ",
+            $outside,
+            " ELSE ",
+            $target,
+            " END"
+        )
+    };
+}
+pub(crate) use judged;
+
 /// `target`, or the name of the exclusion; of a device that the campaign means.
 macro_rules! verdict {
     () => {
-        concat!(
-            "CASE WHEN d.device_model <> $1 THEN 'wrong_model' \
-             WHEN $3 = 0 AND NOT COALESCE(d.hw_revision {within:$4}, FALSE) THEN 'wrong_hw_revision' \
-             WHEN COALESCE(",
-            $crate::filter::running!(),
-            ", '') = $2 THEN 'already_installed' WHEN l.security_floor > $10 THEN 'below_floor' WHEN ",
-            $crate::targets::position!(),
-            " >= $6 THEN 'outside_rollout' ELSE 'target' END"
+        $crate::targets::judged!(
+            "'wrong_model'",
+            "'wrong_hw_revision'",
+            "'already_installed'",
+            "'below_floor'",
+            "'outside_rollout'",
+            "'target'"
         )
     };
 }
@@ -55,11 +81,13 @@ statements! {
         running!(),
         " AS version FROM devices d JOIN device_latest l ON l.device_key = d.device_key"
     );
+    // One number a device, by which a fleet is sorted faster than by texts: its stage, or, below -1, a place in `LEFT_OUT_BY`. A limit
+    // that is none keeps SQLite from working it out twice.
     SUMMARY = concat!(
-        "SELECT v.verdict, v.stage, COUNT(*) AS devices FROM (SELECT ",
-        verdict!(),
-        " AS verdict, CAST({stage} AS BIGINT) AS stage FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
-         WHERE {given}) v GROUP BY v.verdict, v.stage"
+        "SELECT v.code, COUNT(*) AS devices FROM (SELECT CAST(",
+        judged!("-2", "-3", "-4", "-5", "-6", "{stage}"),
+        " AS BIGINT) AS code FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
+         WHERE {given} LIMIT 9223372036854775807) v GROUP BY v.code"
     );
     // The last of so many devices, in the order in which the campaign takes them.
     CUT = concat!(
@@ -93,6 +121,15 @@ statements! {
     OPEN_ELSEWHERE = "SELECT o.device_key, o.campaign_id FROM device_updates o WHERE o.device_key {any_int:$1} \
          AND o.state IN ('pending', 'in_flight', 'staged') AND o.campaign_id IS NOT NULL ORDER BY o.number";
 }
+
+/// What the codes of [`SUMMARY`] stand for that are no stages, from -2 down.
+const LEFT_OUT_BY: [Exclusion; 5] = [
+    Exclusion::WrongModel,
+    Exclusion::WrongHwRevision,
+    Exclusion::AlreadyInstalled,
+    Exclusion::BelowFloor,
+    Exclusion::OutsideRollout,
+];
 
 /// Binds `$1` to `$10`.
 pub(crate) fn bind_aim<D: Dialect>(aim: Aim<'_>) -> Args<D> {
@@ -249,7 +286,7 @@ fn compares_versions(filter: &Filter) -> bool {
 }
 
 /// The versions that the fleet runs.
-async fn versions<D: Dialect>(conn: &mut D::Connection) -> Result<Vec<String>, DbError> {
+pub(crate) async fn versions<D: Dialect>(conn: &mut D::Connection) -> Result<Vec<String>, DbError> {
     let versions = sql::fetch_all::<D, _>(conn, &VERSIONS, Args::new(), |row| {
         row.string_opt("version")
     });
@@ -265,12 +302,7 @@ pub(crate) async fn summary<D: Dialect>(
     let mut meant = meant::<D>(conn, aim, Some(&cuts), bind_aim(aim), AIM).await?;
     let (given, args) = meant.split();
     let rows = sql::fetch_given::<D, _>(conn, &SUMMARY, given, args, |row| {
-        let verdict = row.text("verdict")?;
-        let excluded = match verdict {
-            "target" => None,
-            other => Some(sql::present("verdict", Exclusion::from_name(other))?),
-        };
-        Ok((excluded, row.int("stage")?, row.uint::<u64>("devices")?))
+        Ok((row.int("code")?, row.uint::<u64>("devices")?))
     })
     .await?;
     let mut summary = TargetSummary {
@@ -278,10 +310,12 @@ pub(crate) async fn summary<D: Dialect>(
         cuts,
         ..TargetSummary::default()
     };
-    for (excluded, stage, devices) in rows {
-        let stage = usize::try_from(stage).ok();
-        match (excluded, stage.and_then(|s| summary.stages.get_mut(s))) {
-            (Some(excluded), _) => *summary.left_out.entry(excluded).or_default() += devices,
+    for (code, devices) in rows {
+        let stage = usize::try_from(code).ok();
+        let because = usize::try_from(-2 - code).ok();
+        let because = because.and_then(|place| LEFT_OUT_BY.get(place));
+        match (because, stage.and_then(|s| summary.stages.get_mut(s))) {
+            (Some(because), _) => *summary.left_out.entry(*because).or_default() += devices,
             (None, Some(stage)) => *stage += devices,
             (None, None) => return Err(DbError::corrupt("a target of no stage")),
         }
