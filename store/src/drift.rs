@@ -109,8 +109,8 @@ pub(crate) async fn take_in<D: Dialect>(
     at: Timestamp,
     devices: &[DeviceKey],
 ) -> Result<u64, DbError> {
-    let made =
-        materialise::make_updates_of::<D>(conn, ledger, campaign, firmware, at, devices).await?;
+    let of = (campaign, firmware);
+    let made = materialise::make_updates::<D>(conn, ledger, of, at, Some(devices)).await?;
     let args = Args::new().text(campaign.id.as_str()).uint(made);
     sql::execute::<D>(conn, &TAKEN_IN, args).await?;
     Ok(made)

@@ -107,13 +107,13 @@ statements! {
          give_up_at = $3, check_at = $3 WHERE number {any_int:$1}";
 }
 
-/// Makes one pending update for every device that the campaign means, and counts them.
+/// Makes one pending update for every device that the campaign means, or, after the start, for those of these; and counts them.
 pub(crate) async fn make_updates<D: Dialect>(
     conn: &mut D::Connection,
     ledger: &mut Ledger,
-    campaign: &Campaign,
-    firmware: &Firmware,
+    (campaign, firmware): (&Campaign, &Firmware),
     at: Timestamp,
+    devices: Option<&[DeviceKey]>,
 ) -> Result<u64, DbError> {
     let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
     let named = campaigns::named::<D>(conn, campaign).await?;
@@ -123,38 +123,18 @@ pub(crate) async fn make_updates<D: Dialect>(
         firmware,
         now: at,
     };
-    let cuts = cuts::<D>(conn, aim).await?;
     let args = bind_new::<D>(campaign, aim);
-    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 15).await?;
-    let (given, args) = meant.split();
-    let made = sql::execute_given::<D>(conn, &MAKE_UPDATES, given, args).await?;
-    count_born::<D>(conn, ledger, &campaign.id, before).await?;
-    Ok(made)
-}
-
-/// The same, of these devices alone, after the start.
-pub(crate) async fn make_updates_of<D: Dialect>(
-    conn: &mut D::Connection,
-    ledger: &mut Ledger,
-    campaign: &Campaign,
-    firmware: &Firmware,
-    at: Timestamp,
-    devices: &[DeviceKey],
-) -> Result<u64, DbError> {
-    let before = lock_and_last_number::<D>(conn, &campaign.id).await?;
-    let named = campaigns::named::<D>(conn, campaign).await?;
-    let aim = Aim {
-        spec: &campaign.spec,
-        named: &named,
-        firmware,
-        now: at,
+    let (cuts, args, bound, of_these) = match devices {
+        None => (cuts::<D>(conn, aim).await?, args, 15, String::new()),
+        Some(devices) => {
+            let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+            let of_these = format!("d.device_key {} AND ", D::any_int("$16"));
+            (cuts_after_start(aim.spec), args.ints(&keys), 16, of_these)
+        }
     };
-    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
-    let args = bind_new::<D>(campaign, aim).ints(&keys);
-    let cuts = cuts_after_start(aim.spec);
-    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, 16).await?;
+    let mut meant = meant::<D>(conn, aim, Some(&cuts), args, bound).await?;
     let (given, args) = meant.split();
-    let condition = format!("d.device_key {} AND {}", D::any_int("$16"), given.condition);
+    let condition = of_these + given.condition;
     let given = Given {
         condition: &condition,
         ..given

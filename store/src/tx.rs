@@ -221,8 +221,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
         at: Timestamp,
     ) -> Result<u64> {
         let (conn, ledger) = (&mut *self.inner, &mut self.ledger);
+        let of = (campaign, firmware);
         seen(
-            materialise::make_updates::<D>(conn, ledger, campaign, firmware, at).await,
+            materialise::make_updates::<D>(conn, ledger, of, at, None).await,
             &self.writes,
         )
     }
