@@ -19,6 +19,8 @@ pub enum Exclusion {
     WrongHwRevision,
     /// It already runs the firmware's version.
     AlreadyInstalled,
+    /// It came to a newer version while its update waited, and would refuse the firmware.
+    NewerInstalled,
     /// The firmware's `security_version` is below the floor that it reports.
     BelowFloor,
     /// It lies outside of `rollout_percentage`.
@@ -27,12 +29,13 @@ pub enum Exclusion {
 
 impl Exclusion {
     /// All, in their order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::UnknownDevice,
         Self::NotMeant,
         Self::WrongModel,
         Self::WrongHwRevision,
         Self::AlreadyInstalled,
+        Self::NewerInstalled,
         Self::BelowFloor,
         Self::OutsideRollout,
     ];
@@ -45,6 +48,7 @@ impl Exclusion {
             Self::WrongModel => "wrong_model",
             Self::WrongHwRevision => "wrong_hw_revision",
             Self::AlreadyInstalled => "already_installed",
+            Self::NewerInstalled => "newer_installed",
             Self::BelowFloor => "below_floor",
             Self::OutsideRollout => "outside_rollout",
         }
@@ -64,6 +68,7 @@ impl std::fmt::Display for Exclusion {
             Self::WrongModel => "the device is of another model than the firmware",
             Self::WrongHwRevision => "the firmware does not run on the device's hardware revision",
             Self::AlreadyInstalled => "the device already runs the firmware's version",
+            Self::NewerInstalled => "the device has come to a newer version than the firmware's",
             Self::BelowFloor => {
                 "the firmware's security_version is below the device's security_floor"
             }

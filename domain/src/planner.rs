@@ -213,11 +213,8 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
         Err(opens) => plan.waits.push(Why::Window { opens }),
         Ok(open_for) => {
             let claim = Claim {
-                action: UpdateAction::Update,
-                up_to_stage: open,
-                hold,
-                open_for,
                 offers: counts.lines_free_at.is_none(),
+                ..ahead(campaign, running, open_for)
             };
             let flips = here.staged > 0 && !hold;
             if let Some(next) = counts.lines_free_at
@@ -233,6 +230,41 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     }
     plan.or_wait_for_answers()
 }
+
+/// Those of the campaign's updates, or rollbacks, that nothing but its pace holds back: what it would claim now if it had slots,
+/// rate and bandwidth for everybody. While such a one waits, its device is kept for it from those that it goes before
+/// ([`crate::Update::goes_before`]). Whatever else a campaign waits for keeps nobody from its devices: it may wait for that for ever.
+pub fn wants(now: Timestamp, campaign: &Campaign) -> Option<Claim> {
+    let spec = &campaign.spec;
+    match &campaign.state {
+        CampaignState::InProgress(running) if spec.schedule.period(now) == Period::Open => {
+            let open_for = spec.windows.open_for(now).ok()?;
+            Some(ahead(campaign, running, open_for))
+        }
+        CampaignState::RollingBack { .. } => Some(BACK),
+        _ => None,
+    }
+}
+
+/// What goes forward, for whom its windows are open.
+fn ahead(campaign: &Campaign, running: &Running, open_for: OpenFor) -> Claim {
+    Claim {
+        action: UpdateAction::Update,
+        up_to_stage: running.open_stage,
+        hold: campaign.spec.holds_at(running.open_stage),
+        open_for,
+        offers: true,
+    }
+}
+
+/// What goes back.
+const BACK: Claim = Claim {
+    action: UpdateAction::Rollback,
+    up_to_stage: u16::MAX,
+    hold: false,
+    open_for: OpenFor::All,
+    offers: true,
+};
 
 /// The state of `campaign` once an admin has resumed it: see [`CampaignState::resume`].
 pub fn resume(
@@ -273,14 +305,7 @@ fn back(now: Timestamp, campaign: &Campaign, counts: &Counts) -> Plan {
         plan.actions.push(Action::MakeRollbacks);
     }
     if counts.rollbacks.pending > 0 {
-        let claim = Claim {
-            action: UpdateAction::Rollback,
-            up_to_stage: u16::MAX,
-            hold: false,
-            open_for: OpenFor::All,
-            offers: true,
-        };
-        plan.claim(now, campaign, counts, claim);
+        plan.claim(now, campaign, counts, BACK);
     }
     if all.open() == 0 && counts.rollbacks.open() == 0 && counts.rollbacks.total() >= all.completed
     {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use explain::{Case, explain, held_by_campaign, held_by_device, held_by_window};
+pub use explain::{Case, explain, held_by_campaign, held_by_device, held_by_window, keeps_device};
 
 use crate::exclusion::Exclusion;
 use crate::ids::{CampaignId, UpdateId};
@@ -107,7 +107,7 @@ pub enum Why {
     },
     /// It says it is another model.
     Model,
-    /// Another update of this device is in flight.
+    /// Another update of this device is in flight, or has its image, or waits and goes first.
     OtherUpdate {
         /// Which one.
         update: UpdateId,
@@ -220,7 +220,7 @@ impl std::fmt::Display for Why {
             ),
             Self::Model => f.write_str("the device says that it is another model"),
             Self::OtherUpdate { update, .. } => {
-                write!(f, "update {update} of this device is in flight")
+                write!(f, "update {update} of this device comes first")
             }
             Self::Turn => f.write_str("nothing holds it back; an offer follows"),
             Self::Unapproved { rejected: false } => {

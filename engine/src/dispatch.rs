@@ -4,6 +4,7 @@
 //! nothing by itself. Whatever a crash interrupts, the next pass finds in the database.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use device_ota_domain::bandwidth::Lines;
 use device_ota_domain::campaign::{Campaign, Counts};
@@ -11,7 +12,7 @@ use device_ota_domain::event::EventType;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{Action as UpdateAction, OfferTerms, Owed};
-use device_ota_domain::{CampaignId, CampaignState, Update};
+use device_ota_domain::{CampaignId, CampaignState};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,8 @@ use crate::campaigns::{decided, tell};
 use crate::changes::Changes;
 use crate::offers::{Due, pair};
 use crate::ports::StoreError;
-use crate::ports::store::{ClaimQuery, Claimable, RollbackTerms, SingleQuery, Tx};
+use crate::ports::store::{Ahead, ClaimQuery, Claimable, RollbackTerms, SingleQuery, Tx};
+use crate::precedence::ahead;
 use crate::updates::left_to_offer;
 use crate::{Caller, Engine, Result};
 
@@ -43,6 +45,7 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
         let timed = tokio::select! {
             () = shutdown.cancelled() => break,
             () = engine.dispatch.notified() => false,
+            () = engine.rests.over() => false,
             _ = tick.tick() => true,
         };
         if timed && let Err(error) = engine.keep_time().await {
@@ -187,14 +190,19 @@ impl Engine {
             return Ok(());
         }
         let busy = lines.busy(now).filter(|_| waits).cloned().collect();
+        let ahead = match action {
+            UpdateAction::Update => ahead(now, None, tx.rivals(None).await?),
+            UpdateAction::Rollback => Ahead::default(),
+        };
         let query = SingleQuery {
             action,
             now,
             limit,
             busy,
+            ahead,
         };
         let found = tx.claimable_singles(&query).await?;
-        let found = left_to_offer(tx.as_mut(), found, now, Update::arrive).await?;
+        let found = left_to_offer(tx.as_mut(), found, now).await?;
         let found = self
             .carried(tx.as_mut(), None, &mut lines, found, now)
             .await?;
@@ -268,6 +276,14 @@ impl Pass<'_> {
 
     async fn claim(&mut self, what: Claim, count: u32) -> Result<()> {
         let action = what.action;
+        let (busy, ahead) = match action {
+            UpdateAction::Update => {
+                let rivals = self.tx.rivals(Some(&self.campaign)).await?;
+                let busy = self.lines.busy(self.now).cloned().collect();
+                (busy, ahead(self.now, Some(&self.campaign), rivals))
+            }
+            UpdateAction::Rollback => (Vec::new(), Ahead::default()),
+        };
         let query = ClaimQuery {
             campaign: self.campaign.id.clone(),
             action,
@@ -278,14 +294,20 @@ impl Pass<'_> {
             hold: what.hold,
             open_for: what.open_for,
             offers: what.offers,
-            busy: match action {
-                UpdateAction::Update => self.lines.busy(self.now).cloned().collect(),
-                UpdateAction::Rollback => Vec::new(),
-            },
+            busy,
+            ahead,
         };
+        let rivals = !query.ahead.is_empty();
+        if rivals && self.engine.rests.has(&query.campaign) {
+            return Ok(());
+        }
+        let began = Instant::now();
         let found = self.tx.claimable(&query).await?;
+        if rivals && found.len() < query.limit as usize {
+            self.engine.rests.begin(&query.campaign, began.elapsed());
+        }
         let (due, all) = (found.len(), found.len() == query.limit as usize);
-        let found = left_to_offer(self.tx, found, self.now, Update::move_on).await?;
+        let found = left_to_offer(self.tx, found, self.now).await?;
         self.more |= found.len() < due;
         let campaign = Some(&self.campaign);
         let lines = &mut self.lines;

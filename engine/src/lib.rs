@@ -35,9 +35,11 @@ pub mod metrics;
 mod offers;
 mod overdue;
 pub mod ports;
+mod precedence;
 mod rate;
 mod recent;
 mod relay;
+mod rests;
 mod revision;
 mod rings;
 pub mod secrets;
@@ -134,6 +136,7 @@ pub struct Engine {
     last_look: health::LastLook,
     feed: feed::Feed,
     following: following::Following,
+    rests: rests::Rests,
 }
 
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
@@ -182,6 +185,7 @@ impl Engine {
             last_look: health::LastLook::default(),
             feed: feed::Feed::default(),
             following: following::Following::default(),
+            rests: rests::Rests::default(),
         };
         let work = Work {
             uplinks: uplinks_end,

@@ -9,10 +9,10 @@ use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::planner::{self, Action, Plan};
 use device_ota_domain::update::Owed;
 use device_ota_domain::why::{self, Why};
-use device_ota_domain::{Campaign, CampaignId, FirmwareId, Update};
+use device_ota_domain::{Campaign, CampaignId, Update};
 use jiff::Timestamp;
 
-use crate::offers::firmware_requires;
+use crate::precedence::Others;
 use crate::updates::UpdateView;
 use crate::{Engine, Result};
 
@@ -32,10 +32,8 @@ pub(crate) enum Prospect {
 struct Surroundings {
     campaigns: HashMap<CampaignId, Campaign>,
     devices: HashMap<DeviceKey, Device>,
-    busy_with: HashMap<DeviceKey, Update>,
+    others: Others,
     plans: HashMap<CampaignId, Plan>,
-    /// What images of updates outside of campaigns ask for.
-    images: HashMap<FirmwareId, Requires>,
     /// All slots of the whole service are taken.
     is_full: bool,
     /// How far the lines are taken over which images go.
@@ -94,14 +92,6 @@ impl Engine {
         let now = self.clock.now();
         let free = waiting().filter(|u| around.held_by_campaign(u, now).is_none());
         let free: Vec<_> = free.collect();
-        let singles = free.iter().filter(|u| u.campaign.is_none());
-        let images: HashSet<_> = singles.filter_map(|u| u.firmware.as_ref()).collect();
-        // Read anew, as whoever claims them does: an admin may have changed them.
-        for id in images {
-            if let Some(image) = self.store.firmware(id).await? {
-                around.images.insert(id.clone(), firmware_requires(&image));
-            }
-        }
         let keys: HashSet<_> = free.iter().map(|u| u.device).collect();
         let keys: Vec<_> = keys.into_iter().collect();
         if keys.is_empty() {
@@ -114,8 +104,7 @@ impl Engine {
         }
         let devices = self.store.devices_by_key(&keys).await?;
         around.devices = devices.into_iter().map(|d| (d.key, d)).collect();
-        let live = self.store.busy_with(&keys).await?;
-        around.busy_with = live.into_iter().map(|u| (u.device, u)).collect();
+        around.others = self.others(&keys).await?;
         Ok(around)
     }
 
@@ -134,13 +123,11 @@ impl Engine {
         if let Some(why) = held.into_iter().next() {
             return Some(why);
         }
-        Some(match (around.busy_with.get(&update.device), owed) {
-            (Some(other), _) if other.id != update.id && !other.gives_way_to(update) => {
-                Why::OtherUpdate {
-                    update: other.id.clone(),
-                    campaign: other.campaign.clone(),
-                }
-            }
+        Some(match (around.others.first(update, device, now), owed) {
+            (Some(other), _) => Why::OtherUpdate {
+                update: other.id.clone(),
+                campaign: other.campaign.clone(),
+            },
             (_, Owed::Offer(until)) if until > now => Why::BackOff { until },
             _ => {
                 let next = self.free_for(&around.lines, campaign, device, now);
@@ -159,11 +146,10 @@ impl Surroundings {
 
     /// What the update's campaign asks of a device, or outside of campaigns its image.
     fn requires(&self, update: &Update) -> Requires {
-        let image = update.firmware.as_ref().and_then(|id| self.images.get(id));
-        self.campaign(update)
-            .map(|campaign| campaign.spec.requires)
-            .or_else(|| image.copied())
-            .unwrap_or_default()
+        match self.campaign(update) {
+            Some(campaign) => campaign.spec.requires,
+            None => self.others.requires(update),
+        }
     }
 
     /// Why the update's campaign, or the service, goes no faster.

@@ -46,6 +46,13 @@ statements! {
              FROM campaign_stages s WHERE s.campaign_id = c.campaign_id) > 0) \
          ORDER BY c.priority DESC, c.number"
     );
+    // Of the same model as the image `$3`, or of any: devices have one model each.
+    RIVALS = select_campaign!(
+        "WHERE (c.status = 'rolling_back' OR (c.status = 'in_progress' AND c.priority >= $2)) AND c.campaign_id <> $1 \
+         AND EXISTS (SELECT 1 FROM campaign_stages s WHERE s.campaign_id = c.campaign_id AND s.pending > 0) \
+         AND (CAST($3 AS TEXT) IS NULL OR (SELECT f.device_model FROM firmware f WHERE f.firmware_id = c.firmware_id) \
+             = (SELECT f.device_model FROM firmware f WHERE f.firmware_id = $3)) ORDER BY c.number"
+    );
     CAMPAIGNS_WATCHED = select_campaign!(
         "WHERE c.status = 'completed' AND c.deleted_at IS NULL AND EXISTS (SELECT 1 FROM device_updates u \
          WHERE u.campaign_id = c.campaign_id AND u.watch_until IS NOT NULL) ORDER BY c.number"
@@ -152,6 +159,20 @@ pub(crate) async fn to_plan<D: Dialect>(
 ) -> Result<Vec<Campaign>, DbError> {
     let args = Args::<D>::new().time(regressed_since);
     sql::fetch_all(conn, &CAMPAIGNS_TO_PLAN, args, read_campaign).await
+}
+
+/// Campaigns of which something waits that may go before what waits of this one, or of none.
+pub(crate) async fn rivals<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: Option<&Campaign>,
+) -> Result<Vec<Campaign>, DbError> {
+    // What is of no campaign waits for none that goes forward.
+    let priority = campaign.map_or(i64::MAX, |c| i64::from(c.spec.priority.rank()));
+    let args = Args::<D>::new()
+        .text(campaign.map_or("", |campaign| campaign.id.as_str()))
+        .int(priority)
+        .text(campaign.map(|campaign| campaign.spec.firmware_id.as_str()));
+    sql::fetch_all(conn, &RIVALS, args, read_campaign).await
 }
 
 /// Campaigns that have completed and whose devices are watched.

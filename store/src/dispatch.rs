@@ -3,14 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use device_ota_domain::bandwidth::Line;
-use device_ota_domain::campaign::{OpenFor, TIME_ZONE_TAG};
+use device_ota_domain::campaign::{Campaign, OpenFor};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{CampaignId, UpdateId};
-use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight, SingleQuery};
+use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight, Rivals, SingleQuery};
 use jiff::Timestamp;
 
-use crate::conditions::Conditions;
+use crate::campaigns;
+use crate::conditions::{Conditions, fits_image};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Statement, statements};
@@ -35,14 +36,6 @@ macro_rules! takes_offers {
         "l.online = 1 AND (l.reported_model IS NULL OR l.reported_model = \
              (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
          AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')"
-    };
-}
-
-/// What a device must have for an update of it alone: what the image asks for by now. What it never said does not hold it back.
-macro_rules! fits_image {
-    () => {
-        "NOT EXISTS (SELECT 1 FROM firmware f WHERE f.firmware_id = u.firmware_id \
-             AND (l.battery_percent < f.min_battery_percent OR l.free_storage_bytes < f.min_free_storage_bytes))"
     };
 }
 
@@ -84,7 +77,7 @@ statements! {
         "u.state = 'pending' AND u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
         takes_offers!(),
         " AND ",
-        fits_image!(),
+        fits_image!("u"),
         " AND {given} ORDER BY u.priority DESC, u.due_at, u.number LIMIT $3 {skip_locked}"
     );
     DUE_SINGLE = concat!(
@@ -92,9 +85,13 @@ statements! {
          WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') AND u.due_at <= $1 AND ",
         takes_offers!(),
         " AND ",
-        fits_image!(),
+        fits_image!("u"),
         " LIMIT 1"
     );
+    // In the order of their index, so that nobody looks for one elsewhere.
+    ANY_SINGLE = "SELECT u.number FROM device_updates u WHERE u.state = 'pending' AND u.campaign_id IS NULL \
+         ORDER BY u.action, u.priority DESC, u.due_at, u.number LIMIT 1";
+    WAITING = select_update!(" FROM device_updates u WHERE u.device_key {any_int:$1} AND u.state = 'pending'");
     ALL_IN_FLIGHT = "SELECT COUNT(*) AS updates FROM device_updates u WHERE u.state = 'in_flight'";
     IN_FLIGHT = select_update!(" FROM device_updates u WHERE u.device_key = $1 AND u.state = 'in_flight'");
     // Two statements' worth of one look at each index.
@@ -222,35 +219,28 @@ pub(crate) async fn claimable<D: Dialect>(
     Ok(staged)
 }
 
-/// What a statement finds of devices whose maintenance window is open, and behind no line that is busy.
+/// What a statement finds of devices whose maintenance window is open, that are behind no line that is busy, and kept for nobody.
 async fn found<D: Dialect>(
     conn: &mut D::Connection,
     statement: &'static Statement,
     query: &ClaimQuery,
     busy: &[Line],
 ) -> Result<Vec<Claimable>, DbError> {
-    let args = bind_claim::<D>(query);
-    if query.open_for == OpenFor::All && busy.is_empty() {
+    if query.open_for == OpenFor::All && busy.is_empty() && query.ahead.is_empty() {
+        let args = bind_claim::<D>(query);
         return sql::fetch_all(conn, statement, args, read_claimable).await;
     }
-    let mut conditions = Conditions::new(args, 7);
-    conditions.behind_none(busy);
-    let windows = match &query.open_for {
-        OpenFor::All => None,
-        OpenFor::Zones(zones) => Some(("", zones)),
-        OpenFor::AllBut(zones) => Some(("NOT ", zones)),
-    };
-    if let Some((not, zones)) = windows {
-        // A device whose tag names none has none.
-        let zone = D::member_text("d.tags", &format!("'{TIME_ZONE_TAG}'"));
-        let zone = format!("(SELECT {zone} FROM devices d WHERE d.device_key = u.device_key)");
-        let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
-        conditions.add(&zones, |is_one| {
-            format!("{not}(COALESCE({zone}, '') {is_one})")
-        });
-    }
-    let (condition, args) = conditions.finish();
+    let (condition, args) = conditions::<D>(query, busy);
     sql::fetch_given(conn, statement, &condition, args, read_claimable).await
+}
+
+/// What else a claim of a campaign's updates asks for, and all its values.
+pub(crate) fn conditions<D: Dialect>(query: &ClaimQuery, busy: &[Line]) -> (String, Args<D>) {
+    let mut conditions = Conditions::new(bind_claim::<D>(query), 7);
+    conditions.behind_none(busy);
+    conditions.is_open(&query.open_for);
+    conditions.behind_nothing(&query.ahead, query.now);
+    conditions.finish()
 }
 
 /// The same, each with the update whose image its device holds, locked.
@@ -274,11 +264,12 @@ pub(crate) async fn claimable_singles<D: Dialect>(
     query: &SingleQuery,
 ) -> Result<Vec<Claimable>, DbError> {
     let args = bind_single_claim::<D>(query.action, query.now, query.limit);
-    let mut rows = if query.busy.is_empty() {
+    let mut rows = if query.busy.is_empty() && query.ahead.is_empty() {
         sql::fetch_all(conn, &CLAIMABLE_SINGLE, args, read_claimable).await?
     } else {
         let mut conditions = Conditions::new(args, 3);
         conditions.behind_none(&query.busy);
+        conditions.behind_nothing(&query.ahead, query.now);
         let (condition, args) = conditions.finish();
         sql::fetch_given(conn, &CLAIMABLE_SINGLE, &condition, args, read_claimable).await?
     };
@@ -355,6 +346,22 @@ pub(crate) async fn has_due_singles<D: Dialect>(
     Ok(due.is_some())
 }
 
+/// What else waits for devices of the campaign, or of any, and may go before it.
+pub(crate) async fn rivals<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: Option<&Campaign>,
+) -> Result<Rivals, DbError> {
+    let campaigns = campaigns::rivals::<D>(conn, campaign).await?;
+    let singles = match campaign {
+        Some(_) => sql::fetch_optional(conn, &ANY_SINGLE, Args::<D>::new(), |_| Ok(())).await?,
+        None => None,
+    };
+    Ok(Rivals {
+        campaigns,
+        singles: singles.is_some(),
+    })
+}
+
 /// How many updates and rollbacks are in flight.
 pub(crate) async fn all_in_flight<D: Dialect>(conn: &mut D::Connection) -> Result<u64, DbError> {
     let read = |row: &sql::Record<'_, D>| row.uint("updates");
@@ -392,6 +399,16 @@ pub(crate) async fn busy_with<D: Dialect>(
     let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
     let args = Args::<D>::new().ints(&keys);
     sql::fetch_all(conn, &BUSY_WITH, args, read_update).await
+}
+
+/// What waits for an offer, of these devices.
+pub(crate) async fn waiting<D: Dialect>(
+    conn: &mut D::Connection,
+    devices: &[DeviceKey],
+) -> Result<Vec<Update>, DbError> {
+    let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
+    let args = Args::<D>::new().ints(&keys);
+    sql::fetch_all(conn, &WAITING, args, read_update).await
 }
 
 /// The updates in flight of these devices, locked.

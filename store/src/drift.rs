@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use device_ota_domain::campaign::{Campaign, Group};
 use device_ota_domain::device::DeviceKey;
+use device_ota_domain::filter::{Comparison, VersionTest};
 use device_ota_domain::firmware::Firmware;
 use device_ota_domain::statistics::Ledger;
 use device_ota_domain::targeting::{Exclusion, cuts_after_start};
@@ -15,8 +16,9 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::filter::running;
 use crate::sql::{self, Args, Given, Record, present, statements};
-use crate::targets::{bind_aim, meant, verdict};
+use crate::targets::{bind_aim, meant, verdict, versions};
 use crate::{counts, materialise, updates};
 
 statements! {
@@ -26,9 +28,12 @@ statements! {
         " = 'target' AND NOT EXISTS (SELECT 1 FROM device_updates u WHERE u.device_key = d.device_key \
              AND u.campaign_id = $11 AND u.action = 'update') ORDER BY d.device_key LIMIT $12"
     );
-    // A device without a row in `device_latest` was deleted.
+    // A device without a row in `device_latest` was deleted. One that still runs a newer version is met no sooner than it falls back.
     MISFITS = concat!(
         "SELECT m.update_id, m.state, m.verdict, m.stage FROM (SELECT u.update_id, u.number, u.state, u.stage AS before, \
+         u.excluded, ",
+        running!(),
+        " AS running, \
          CASE WHEN l.device_key IS NULL THEN 'unknown_device' WHEN {given} THEN ",
         verdict!(),
         " ELSE 'not_meant' END AS verdict, CAST({stage} AS BIGINT) AS stage \
@@ -36,7 +41,8 @@ statements! {
          LEFT JOIN device_latest l ON l.device_key = d.device_key WHERE u.campaign_id = $11 AND u.action = 'update' \
          AND ((u.state = 'pending' AND u.attempt = 0) OR (u.state = 'cancelled' AND u.excluded IS NOT NULL))) m \
          WHERE (m.state = 'pending' AND (m.verdict <> 'target' OR m.stage <> m.before)) \
-         OR (m.state = 'cancelled' AND m.verdict = 'target') ORDER BY m.number LIMIT $12"
+         OR (m.state = 'cancelled' AND m.verdict = 'target' \
+             AND NOT (m.excluded = 'newer_installed' AND COALESCE(m.running {within:$13}, FALSE))) ORDER BY m.number LIMIT $12"
     );
     TAKEN_IN = "UPDATE update_campaigns SET target_count = target_count + $2 WHERE campaign_id = $1";
     RESTAGE = "UPDATE device_updates SET stage = $2, updated_at = $3 WHERE update_id {any:$1}";
@@ -59,7 +65,9 @@ pub(crate) async fn drift<D: Dialect>(
         ..Drift::default()
     };
     let cuts = cuts_after_start(aim.spec);
-    let mut wanted = meant::<D>(conn, aim, Some(&cuts), bound(), 12).await?;
+    let newer = newer::<D>(conn, &aim.firmware.metadata.version).await?;
+    let newer: Vec<&str> = newer.iter().map(String::as_str).collect();
+    let mut wanted = meant::<D>(conn, aim, Some(&cuts), bound().texts(&newer), 13).await?;
     let (given, args) = wanted.split();
     let kept = kept_stages(&cuts.keys().copied().collect::<Vec<_>>(), given.stage);
     let given = Given {
@@ -74,6 +82,17 @@ pub(crate) async fn drift<D: Dialect>(
         }
     }
     Ok(drift)
+}
+
+/// The versions that the fleet runs and that are newer than this one.
+async fn newer<D: Dialect>(
+    conn: &mut D::Connection,
+    version: &str,
+) -> Result<Vec<String>, DbError> {
+    let newer = VersionTest::Is(Comparison::Gt, version.to_owned());
+    let mut versions = versions::<D>(conn).await?;
+    versions.retain(|running| newer.passes(Some(running)));
+    Ok(versions)
 }
 
 /// Whoever came to a stage that takes a number of devices stays there: it takes no others.

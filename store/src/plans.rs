@@ -4,9 +4,10 @@ use device_ota_domain::CampaignId;
 use device_ota_domain::campaign::{Group, OpenFor, Priority, Requires};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::page::Page;
+use device_ota_domain::planner::Claim;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::update::{Action, Phase};
-use device_ota_engine::ports::store::{ClaimQuery, UpdateFilter};
+use device_ota_engine::ports::store::{Ahead, ClaimQuery, Prior, UpdateFilter};
 use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
 use sqlx::SqlSafeStr as _;
@@ -72,6 +73,7 @@ fn claim() -> ClaimQuery {
         open_for: OpenFor::All,
         offers: true,
         busy: Vec::new(),
+        ahead: Ahead::default(),
     }
 }
 
@@ -97,6 +99,8 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         ),
         (&dispatch::NEWEST_OPEN, Args::new().int(77).int(9)),
         (&dispatch::DUE_SINGLE, Args::new().time(now)),
+        (&dispatch::ANY_SINGLE, Args::new()),
+        (&dispatch::WAITING, Args::new().ints(&[7, 77])),
         (&dispatch::IN_FLIGHT, Args::new().int(77)),
         (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
         (
@@ -152,6 +156,44 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
                 .int(50),
         ),
     ]
+}
+
+/// A claim of a campaign that others go before.
+fn claim_behind() -> ClaimQuery {
+    let prior = |campaign: u8| Prior {
+        campaign: CampaignId::from_entropy([campaign; 8]),
+        wants: Claim {
+            action: Action::Update,
+            up_to_stage: 1,
+            hold: false,
+            open_for: OpenFor::AllBut(vec!["Asia/Tokyo".into()]),
+            offers: true,
+        },
+        requires: Requires {
+            min_battery_percent: Some(20),
+            min_free_storage_bytes: Some(1_000),
+        },
+        by_age: true,
+    };
+    ClaimQuery {
+        ahead: Ahead {
+            campaigns: vec![prior(1), prior(2)],
+            singles: true,
+        },
+        ..claim()
+    }
+}
+
+/// Those that such a claim makes.
+fn of_claims_behind<D: Dialect>() -> impl Iterator<Item = (String, SqlStr, Args<D>)> {
+    let of = |statement: &'static Statement| {
+        let (condition, args) = dispatch::conditions::<D>(&claim_behind(), &[]);
+        let text = statement.text_given::<D>((&condition).into());
+        (format!("{} behind others", statement.name), text, args)
+    };
+    [&dispatch::CLAIMABLE, &dispatch::CLAIMABLE_STAGED]
+        .into_iter()
+        .map(of)
 }
 
 /// Those of devices that hold an image.
@@ -316,7 +358,7 @@ async fn plans<D: Dialect>(
         .chain(of_watched())
         .chain(hot_events())
         .map(|(statement, args)| (statement.name.to_owned(), statement.text::<D>(), args));
-    for (name, text, args) in hot.chain(of_lists()) {
+    for (name, text, args) in hot.chain(of_claims_behind()).chain(of_lists()) {
         let text = format!("{explain} {}", text.as_str());
         let args = args.finish().expect("arguments encode");
         let rows = D::fetch_all(&mut conn, AssertSqlSafe(text).into_sql_str(), args).await;

@@ -172,6 +172,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
         Ok(dispatch::busy_with::<D>(&mut *self.read().await?, devices).await?)
     }
+    async fn waiting(&self, devices: &[DeviceKey]) -> Result<Vec<Update>> {
+        Ok(dispatch::waiting::<D>(&mut *self.read().await?, devices).await?)
+    }
     async fn unanswered(
         &self,
         before: Timestamp,

@@ -14,8 +14,8 @@ use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
 use device_ota_engine::ports::store::{
-    Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, RollbackTerms, SingleQuery,
-    Touch, Tx,
+    Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, Rivals, RollbackTerms,
+    SingleQuery, Touch, Tx,
 };
 use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
@@ -295,6 +295,9 @@ impl<D: Dialect> Tx for SqlTx<D> {
         }
         self.ledger.born(update);
         Ok(())
+    }
+    async fn rivals(&mut self, campaign: Option<&Campaign>) -> Result<Rivals> {
+        run!(self, dispatch::rivals::<D>, campaign)
     }
     async fn claimable(&mut self, query: &ClaimQuery) -> Result<Vec<Claimable>> {
         run!(self, dispatch::claimable::<D>, query)

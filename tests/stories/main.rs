@@ -54,6 +54,7 @@ mod refusals;
 mod registration;
 mod requests;
 mod rings;
+mod rivals;
 mod rollback;
 mod s3;
 mod scenarios;

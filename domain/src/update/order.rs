@@ -38,16 +38,25 @@ impl Update {
         }
     }
 
-    /// Whether its device, which holds its image, is taken from it for that one: for a way back, for what was asked of the
-    /// device alone, and for what is of a higher priority or, of the same, older. An order of all updates, so that of two
-    /// campaigns that want the same devices one always gets all of them in the end.
+    /// Whether it gets the device that both want: what goes back comes before what goes forward, then what was asked of the device
+    /// alone, then what is of a higher priority and, of the same, older. An order of all updates, so that of two campaigns that want
+    /// the same devices one always gets all of them in the end, and none of them wait for each other.
+    pub fn goes_before(&self, other: &Self) -> bool {
+        let place = |update: &Self| {
+            let goes_forward = update.action == Action::Update;
+            let is_of_campaign = update.campaign.is_some();
+            let age = (Reverse(update.priority), update.created_at);
+            (goes_forward, goes_forward && is_of_campaign, age)
+        };
+        let order = place(self).cmp(&place(other));
+        order
+            .then_with(|| self.id.as_str().cmp(other.id.as_str()))
+            .is_lt()
+    }
+
+    /// Whether its device, which holds its image, is taken from it for that one.
     pub fn gives_way_to(&self, other: &Self) -> bool {
-        let before = |update: &Self| (Reverse(update.priority), update.created_at);
-        let order = before(other)
-            .cmp(&before(self))
-            .then_with(|| other.id.as_str().cmp(self.id.as_str()));
-        self.owed() == Some(Owed::Activation)
-            && (other.action == Action::Rollback || other.campaign.is_none() || order.is_lt())
+        self.owed() == Some(Owed::Activation) && other.goes_before(self)
     }
 
     /// What its device is to be told while it is in flight, again and again until it answers.

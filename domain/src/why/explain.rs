@@ -28,7 +28,8 @@ pub struct Case<'c> {
     pub device: Option<&'c Device>,
     /// The campaign's updates and rollbacks of this device, newest first.
     pub updates: &'c [Update],
-    /// What the device is given to, whoever asked for it: an update in flight, or one whose image it holds.
+    /// What the device is given to, whoever asked for it: an update in flight, or one whose image it holds; or else one that it is
+    /// kept for.
     pub busy_with: Option<&'c Update>,
     /// When the lines that the device is behind carry an image; `None`: now.
     pub lines_free_at: Option<Timestamp>,
@@ -200,6 +201,23 @@ pub fn held_by_window(
         .err();
     let opens = closed.filter(|_| update.action == Action::Update)?;
     Some(Why::Window { opens })
+}
+
+/// Whether an update that waits keeps its device from those that it goes before: nothing but the pace of its campaign, or of the
+/// service, holds it back. It is of the campaign, or outside of any; see [`crate::planner::wants`].
+pub fn keeps_device(
+    update: &Update,
+    campaign: Option<&Campaign>,
+    requires: Requires,
+    device: &Device,
+    now: Timestamp,
+) -> bool {
+    let held = |campaign| {
+        held_by_campaign(campaign, update, now)
+            .or_else(|| held_by_window(campaign, update, device, now))
+    };
+    let is_due = matches!(update.owed(), Some(Owed::Offer(due_at)) if due_at <= now);
+    is_due && campaign.and_then(held).is_none() && held_by_device(device, requires).is_empty()
 }
 
 /// What the device's last word says against an update of it. What it never said does not hold it back.

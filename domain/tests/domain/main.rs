@@ -17,6 +17,7 @@ mod fleet;
 mod gates;
 mod pace;
 mod planner;
+mod rivals;
 mod sample;
 mod staged;
 mod update_state;

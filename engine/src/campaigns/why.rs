@@ -6,6 +6,7 @@ use device_ota_domain::why::{Case, Why, explain};
 use device_ota_domain::{CampaignId, DeviceId};
 
 use crate::ports::store::UpdateFilter;
+use crate::precedence::Others;
 use crate::{Engine, Error, Result};
 
 /// Updates and rollbacks of one device by one campaign; more than two there never are.
@@ -34,11 +35,14 @@ impl Engine {
         if found.is_none() && !named.targets.contains(device) {
             return Err(Error::not_found("device", &device));
         }
-        let busy_with = match &found {
-            Some(device) => self.store.busy_with(&[device.key]).await?,
-            None => Vec::new(),
+        let others = match &found {
+            Some(device) => self.others(&[device.key]).await?,
+            None => Others::default(),
         };
         let now = self.clock.now();
+        let waits = updates.iter().find(|update| update.owed().is_some());
+        let busy_with = found.as_ref().zip(waits);
+        let busy_with = busy_with.and_then(|(device, update)| others.first(update, device, now));
         let lines = self.lines(Some(&view.campaign), now).await?;
         let lines_free_at = found
             .as_ref()
@@ -51,7 +55,7 @@ impl Engine {
             waits: &view.waits,
             device: found.as_ref(),
             updates: &updates,
-            busy_with: busy_with.first(),
+            busy_with,
             lines_free_at,
         }))
     }

@@ -16,6 +16,7 @@ use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results, Storage};
 use device_ota_domain::page::Page;
+use device_ota_domain::planner::Claim;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
 use device_ota_domain::statistics::Ledger;
@@ -168,6 +169,45 @@ pub struct RollbackFilter {
     pub device: Option<DeviceId>,
 }
 
+/// What else waits for devices of a campaign, as it is at the moment.
+#[derive(Debug, Clone, Default)]
+pub struct Rivals {
+    /// Campaigns of which something waits: those in progress whose priority is not lower, and all that go back.
+    pub campaigns: Vec<Campaign>,
+    /// Some update outside of campaigns waits.
+    pub singles: bool,
+}
+
+/// What goes before the updates that are claimed: a device is not found while one of these waits for it, and for nothing but its
+/// pace.
+#[derive(Debug, Clone, Default)]
+pub struct Ahead {
+    /// Of these campaigns.
+    pub campaigns: Vec<Prior>,
+    /// Outside of campaigns, of devices that are fit for them.
+    pub singles: bool,
+}
+
+/// A campaign that goes before another one.
+#[derive(Debug, Clone)]
+pub struct Prior {
+    /// Which.
+    pub campaign: CampaignId,
+    /// Those of its updates, or rollbacks, that nothing but its pace holds back.
+    pub wants: Claim,
+    /// What it asks of a device.
+    pub requires: Requires,
+    /// Its priority is the same: of a device's updates, the older one goes first.
+    pub by_age: bool,
+}
+
+impl Ahead {
+    /// Nothing does.
+    pub fn is_empty(&self) -> bool {
+        self.campaigns.is_empty() && !self.singles
+    }
+}
+
 /// Which updates of a campaign may be offered now.
 #[derive(Debug, Clone)]
 pub struct ClaimQuery {
@@ -192,6 +232,8 @@ pub struct ClaimQuery {
     pub offers: bool,
     /// Devices behind these lines are not found for an offer.
     pub busy: Vec<Line>,
+    /// Devices that this waits for are not found.
+    pub ahead: Ahead,
 }
 
 /// Which updates outside of campaigns may be offered now.
@@ -205,6 +247,8 @@ pub struct SingleQuery {
     pub limit: u32,
     /// Devices behind these lines are not found.
     pub busy: Vec<Line>,
+    /// Devices that this waits for are not found.
+    pub ahead: Ahead,
 }
 
 /// The terms of a campaign's rollbacks.
@@ -434,6 +478,8 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     async fn newest_open(&self, device: DeviceKey, limit: u32) -> Result<Vec<Update>>;
     /// The updates that these devices are given to, in no particular order: those in flight, and those whose image they hold.
     async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
+    /// The updates and rollbacks that wait for their first or next offer, of these devices, in no particular order.
+    async fn waiting(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
     /// cancel has not been answered since; oldest first. So are those of a time after `now`: the clock was set back since.
     async fn unanswered(
@@ -604,6 +650,9 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
         update: &Update,
         log: Option<(RollbackTrigger, &str)>,
     ) -> Result<()>;
+    /// What else waits for devices of this campaign's model, and may go before its updates; without a campaign: before those outside
+    /// of any, which only what goes back does. Not locked.
+    async fn rivals(&mut self, campaign: Option<&Campaign>) -> Result<Rivals>;
     /// Updates of a campaign that may be offered or activated: due, in an open stage, of devices that are online, fit by their last
     /// heartbeat, and without another update in flight; locked, and passed over where another replica holds the
     /// lock; staged ones first, unless the query is to hold, then lowest stage first, then oldest due; of rollbacks, the

@@ -263,19 +263,18 @@ pub(super) async fn asked_once(tx: &mut dyn Tx, update: &Update) -> Result<()> {
     }
 }
 
-/// Ends those that `ends` ends by what their devices run, if that is known, and those that their devices would refuse; answers what
-/// is left to offer.
+/// Ends those that have nothing left to do by what their devices run, if that is known, and those that their devices would refuse;
+/// answers what is left to offer.
 pub(crate) async fn left_to_offer(
     tx: &mut dyn Tx,
     found: Vec<Claimable>,
     now: Timestamp,
-    ends: impl Fn(Update, &str, Timestamp) -> Option<Update>,
 ) -> Result<Vec<Claimable>> {
     let mut changes = Changes::default();
     let mut left = Vec::with_capacity(found.len());
     for found in found {
         let running = found.running.as_deref();
-        let ended = running.and_then(|running| ends(found.update.clone(), running, now));
+        let ended = running.and_then(|running| found.update.clone().found_running(running, now));
         let refused = || found.update.clone().refuse_below_floor(now);
         match ended.or_else(|| refused().filter(|_| found.below_floor)) {
             Some(update) => changes.record(&found.update.standing(), update, now),

@@ -220,7 +220,7 @@ async fn a_deleted_device_and_one_that_is_asked_for_something_else_hold_nothing(
     assert_eq!(fixture.status(&held[0].offer.update_id).await, "cancelled");
 
     let id = held[1].offer.device_id.as_str().parse().unwrap();
-    let other = fixture.upload("1.2.0", b"another").await;
+    let other = fixture.upload("1.0.5", b"another").await;
     let (device_ota_engine::Uploaded::Created(image)
     | device_ota_engine::Uploaded::Existing(image)) = other;
     let request = serde_json::from_str(&format!(r#"{{"firmware_id":"{}"}}"#, image.id)).unwrap();
@@ -241,7 +241,7 @@ async fn a_deleted_device_and_one_that_is_asked_for_something_else_hold_nothing(
             &offer,
             1,
             "completed",
-            r#","version":"1.2.0""#,
+            r#","version":"1.0.5""#,
         )
         .await;
     // Then it prepares once more.

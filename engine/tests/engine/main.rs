@@ -24,6 +24,7 @@ mod ingest;
 mod late;
 mod metrics;
 mod regressions;
+mod rivals;
 mod rollout;
 mod simulation;
 mod single;

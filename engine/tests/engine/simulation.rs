@@ -14,6 +14,7 @@ mod fate;
 mod life;
 mod network;
 mod pace;
+mod rivals;
 mod template;
 mod world;
 

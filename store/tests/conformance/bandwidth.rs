@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use device_ota_domain::bandwidth::{Line, Lines};
 use device_ota_domain::campaign::{Campaign, OpenFor};
 use device_ota_domain::update::Action;
-use device_ota_engine::ports::store::{ClaimQuery, SingleQuery, Store};
+use device_ota_engine::ports::store::{Ahead, ClaimQuery, SingleQuery, Store};
 
 use crate::fixture::*;
 
@@ -181,6 +181,7 @@ async fn single_devices_behind_busy_lines_are_passed_over(store: &dyn Store) {
             now: at(9),
             limit: 10,
             busy,
+            ahead: Ahead::default(),
         };
         let mut tx = store.begin().await.unwrap();
         assert_eq!(

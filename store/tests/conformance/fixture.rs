@@ -15,7 +15,8 @@ use device_ota_domain::update::{
 };
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
-    Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, SingleQuery, Store, Touch, Tx,
+    Ahead, Aim, ClaimQuery, Claimable, NewDevice, Registered, RollbackTerms, SingleQuery, Store,
+    Touch, Tx,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -235,6 +236,7 @@ pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
         open_for: OpenFor::All,
         offers: true,
         busy: Vec::new(),
+        ahead: Ahead::default(),
     }
 }
 
@@ -260,6 +262,7 @@ pub(crate) async fn claim_singles(store: &dyn Store, now: Timestamp, limit: u32)
         now,
         limit,
         busy: Vec::new(),
+        ahead: Ahead::default(),
     };
     let found = tx.claimable_singles(&query).await;
     let claimed = offer(tx.as_mut(), found.expect("claims"), now, false).await;

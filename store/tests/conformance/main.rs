@@ -26,6 +26,7 @@ mod history;
 mod lists;
 mod pace;
 mod rings;
+mod rivals;
 mod rollbacks;
 mod staged;
 mod targets;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Group, Period, Tally};
 use device_ota_domain::page::Page;
+use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{Action, UpdateState};
 use device_ota_domain::{CampaignId, Update, UpdateId};
 use device_ota_engine::ports::Store;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use super::admin::Rollout;
 use super::device::{Device, Offered};
 use super::pace::Pace;
+use super::rivals::{Seen, is_claimed, nobody_was_passed_over};
 use super::world::World;
 
 /// All rows of a world.
@@ -71,11 +73,14 @@ impl Books {
                 format!("{} has two updates in flight", row.device_id)
             })?;
         }
-        let mut news = Vec::new();
+        let (mut news, mut claimed) = (Vec::new(), Vec::new());
+        let earlier = self.rows.clone();
         for row in rows {
-            let before = self.rows.get(&row.id).cloned();
-            let before = before.as_ref();
+            let before = earlier.get(&row.id);
             if before != Some(&row) {
+                if is_claimed(before, &row, now) {
+                    claimed.push(row.clone());
+                }
                 let is_news = |before: &Update| {
                     before.status() != row.status() || before.regression() != row.regression()
                 };
@@ -91,6 +96,15 @@ impl Books {
                 self.rows.insert(row.id.clone(), row);
             }
         }
+        let before = Seen {
+            rows: &earlier,
+            campaigns: &self.campaigns,
+        };
+        let after = Seen {
+            rows: &self.rows,
+            campaigns: &campaigns,
+        };
+        nobody_was_passed_over(store, &claimed, before, after, now).await?;
         for (id, campaign) in &campaigns {
             if self
                 .campaigns
@@ -165,7 +179,14 @@ impl Books {
             }
             _ => before.state == row.state || self.retried.contains(&row.id),
         };
-        rule(!was_let_go(row) || row.attempt == 0, || {
+        let overtaken = matches!(
+            row.state,
+            UpdateState::Cancelled {
+                because: Some(Exclusion::NewerInstalled),
+                ..
+            }
+        );
+        rule(!was_let_go(row) || overtaken || row.attempt == 0, || {
             format!("{}: it was offered before it was let go", what())
         })?;
         rule(stays, || {
