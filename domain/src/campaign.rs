@@ -15,6 +15,7 @@ mod redraft;
 mod spec;
 mod stages;
 mod state;
+mod timeouts;
 mod vitals;
 mod window;
 
@@ -37,6 +38,7 @@ pub use spec::{
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
+pub use timeouts::{MAX_GIVE_UP_HOURS, TimeoutsDraft};
 pub use vitals::{
     Beat, Compare, Criterion, Increase, MAX_CRITERIA, Metric, NotAMetric, Reading, SAMPLE, Sides,
     read as read_vitals,

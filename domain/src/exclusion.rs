@@ -25,11 +25,13 @@ pub enum Exclusion {
     BelowFloor,
     /// It lies outside of `rollout_percentage`.
     OutsideRollout,
+    /// It did not begin with the update within the time after which that is given up.
+    OutOfTime,
 }
 
 impl Exclusion {
     /// All, in their order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::UnknownDevice,
         Self::NotMeant,
         Self::WrongModel,
@@ -38,6 +40,7 @@ impl Exclusion {
         Self::NewerInstalled,
         Self::BelowFloor,
         Self::OutsideRollout,
+        Self::OutOfTime,
     ];
 
     /// The name on the wire.
@@ -51,6 +54,7 @@ impl Exclusion {
             Self::NewerInstalled => "newer_installed",
             Self::BelowFloor => "below_floor",
             Self::OutsideRollout => "outside_rollout",
+            Self::OutOfTime => "out_of_time",
         }
     }
 
@@ -73,6 +77,7 @@ impl std::fmt::Display for Exclusion {
                 "the firmware's security_version is below the device's security_floor"
             }
             Self::OutsideRollout => "the device lies outside of the campaign's rollout_percentage",
+            Self::OutOfTime => "the device did not begin with the update within its time",
         })
     }
 }

@@ -59,6 +59,8 @@ pub enum Action {
     CancelPending(UpdateAction),
     /// Ask the devices that have an update, or a rollback, in flight, and can still leave it, to do so.
     CancelInFlight(UpdateAction),
+    /// The time as a whole of updates begins, of those in the stages up to this one that have an end and no time yet.
+    BeginTime(u16),
     /// Make a rollback for every completed update that has none.
     MakeRollbacks,
     /// Everything has ended.
@@ -203,6 +205,9 @@ fn forward(now: Timestamp, campaign: &Campaign, running: &Running, counts: &Coun
     };
     let (open, hold) = (running.open_stage, spec.holds_at(running.open_stage));
     let here = counts.up_to_stage(open);
+    if counts.timeless.is_some_and(|stage| stage <= open) {
+        plan.actions.push(Action::BeginTime(open));
+    }
     if all.open() == 0 && plan.waits.is_empty() {
         return Plan::wait(Why::Newcomers);
     }

@@ -10,6 +10,7 @@ mod phase;
 mod priority;
 mod report;
 mod state;
+mod times;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ pub use phase::Phase;
 pub use priority::Priority;
 pub use report::{Report, Reported};
 pub use state::{CancelError, Expiry, OfferTerms, Outcome, RetryError, UpdateState};
+pub use times::{Part, Times};
 
 use crate::device::DeviceKey;
 use crate::ids::{CampaignId, DeviceId, FirmwareId, UpdateId};
@@ -117,7 +119,9 @@ pub struct Update {
     pub max_retries: u32,
     /// Longest that one attempt may take, in seconds.
     pub timeout_seconds: u64,
-    /// A rollback that is not done by then ends as failed; `None`: it waits for as long as it takes.
+    /// Longest that parts of an attempt, and the update as a whole, may take.
+    pub times: Times,
+    /// What is not done by then is given up; `None`: it waits for as long as it takes, or its time has not begun.
     pub give_up_at: Option<Timestamp>,
     /// How far.
     pub progress: Progress,

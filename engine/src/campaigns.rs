@@ -367,6 +367,7 @@ pub(crate) fn decided(
         Action::Claim { .. }
         | Action::CancelPending(_)
         | Action::CancelInFlight(_)
+        | Action::BeginTime(_)
         | Action::MakeRollbacks => None,
     })
 }

@@ -262,6 +262,10 @@ impl Pass<'_> {
                 Ok(())
             }
             Action::CancelInFlight(action) => self.cancel_in_flight(action).await,
+            Action::BeginTime(up_to_stage) => {
+                let begin = self.tx.begin_time(&self.campaign.id, up_to_stage, self.now);
+                Ok(begin.await?)
+            }
             Action::MakeRollbacks => self.make_rollbacks().await,
             Action::OpenStage(_)
             | Action::BeginSoak

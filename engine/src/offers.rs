@@ -112,6 +112,7 @@ impl Engine {
         let UpdateState::InFlight { deadline, hold, .. } = update.state else {
             return Err(BuildError::NotInFlight);
         };
+        let within = |part: Option<u64>| part.unwrap_or(update.timeout_seconds);
         Ok(Assignment {
             device_id: wire::device_id(&ground.device_id).ok_or(BuildError::DeviceId)?,
             update_id: update.id.to_string(),
@@ -134,8 +135,8 @@ impl Engine {
                 min_free_storage_bytes: requires.min_free_storage_bytes.map(i64::unsigned_abs),
             },
             timeouts: Timeouts {
-                download_s: update.timeout_seconds,
-                install_s: update.timeout_seconds,
+                download_s: within(update.times.download_seconds),
+                install_s: within(update.times.install_seconds),
                 total_s: update.timeout_seconds,
             },
         })

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use device_ota_domain::campaign::Group;
 use device_ota_domain::planner;
 use device_ota_domain::update::{Action, Expiry};
-use device_ota_domain::{CampaignId, FirmwareId};
+use device_ota_domain::{CampaignId, FirmwareId, UpdateId};
 use jiff::Timestamp;
 
 use crate::changes::Changes;
@@ -51,6 +51,7 @@ impl Engine {
         }
         let seen: HashMap<_, _> = ripe.iter().map(|r| (r.update.id.clone(), r)).collect();
         let full = self.without_slots(&ripe, now).await?;
+        let kept_waiting = self.kept_waiting(&ripe, now).await?;
         let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
         let mut tx = self.store.begin().await?;
         let mut changes = Changes::default();
@@ -59,7 +60,10 @@ impl Engine {
                 continue;
             };
             let before = update.standing();
-            let no_slot = full.contains(&update.campaign);
+            let kept_waiting = match update.action {
+                Action::Update => kept_waiting.contains(&update.id),
+                Action::Rollback => full.contains(&update.campaign),
+            };
             let expired = if update.watch().is_some() {
                 update.look_afterwards(&known.look(now))
             } else {
@@ -67,7 +71,7 @@ impl Engine {
                     now,
                     last_seen: known.last_seen,
                     lease: self.settings.lease,
-                    no_slot,
+                    kept_waiting,
                 })
             };
             if let Some(update) = expired {
@@ -95,7 +99,9 @@ impl Engine {
         now: Timestamp,
     ) -> Result<HashSet<Option<CampaignId>>> {
         let unoffered = ripe.iter().map(|r| &r.update).filter(|update| {
-            update.attempt == 0 && update.give_up_at.is_some_and(|end| end <= now)
+            update.action == Action::Rollback
+                && update.attempt == 0
+                && update.give_up_at.is_some_and(|end| end <= now)
         });
         let campaigns: HashSet<_> = unoffered.map(|u| u.campaign.clone()).collect();
         let mut full = HashSet::new();
@@ -115,6 +121,20 @@ impl Engine {
             }
         }
         Ok(full)
+    }
+
+    /// The updates that have come to the end of their time while they waited for something other than their devices.
+    async fn kept_waiting(&self, ripe: &[InFlight], now: Timestamp) -> Result<HashSet<UpdateId>> {
+        let over = ripe.iter().map(|r| &r.update).filter(|update| {
+            update.action == Action::Update
+                && update.owed().is_some()
+                && update.give_up_at.is_some_and(|end| end <= now)
+        });
+        let over: Vec<_> = over.cloned().collect();
+        if over.is_empty() {
+            return Ok(HashSet::new());
+        }
+        self.kept_from_offers(&over).await
     }
 
     /// Offers and cancels that nobody answered, of devices that are online.

@@ -9,7 +9,7 @@ use device_ota_domain::event::EventType;
 use device_ota_domain::firmware::Results;
 use device_ota_domain::page::Page;
 use device_ota_domain::rollback::Rollback;
-use device_ota_domain::update::{Action, UpdateState};
+use device_ota_domain::update::{Action, Times, UpdateState};
 use device_ota_domain::why::Why;
 use device_ota_domain::{Campaign, CampaignState, DeviceId, Update, UpdateId};
 use jiff::Timestamp;
@@ -68,6 +68,19 @@ impl Engine {
     pub(crate) fn rollbacks_end_by(&self, now: Timestamp) -> Timestamp {
         now.checked_add(self.settings.rollback_timeout)
             .unwrap_or(Timestamp::MAX)
+    }
+
+    /// When an update or rollback whose time as a whole begins now is given up, if it is not done before.
+    pub(crate) fn ends_by(
+        &self,
+        action: Action,
+        times: &Times,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        match action {
+            Action::Update => times.ends_by(now),
+            Action::Rollback => Some(self.rollbacks_end_by(now)),
+        }
     }
 
     /// Withdraws an update: at once when it only waits, by a signed command when the device has it; 409 once it
@@ -137,7 +150,7 @@ impl Engine {
                 "the previous image is not in the registry; roll the device back by itself after uploading it",
             ));
         }
-        let give_up_at = (update.action == Action::Rollback).then(|| self.rollbacks_end_by(now));
+        let give_up_at = self.ends_by(update.action, &update.times, now);
         let update = update.retry(now, give_up_at)?;
         single::asked_once(tx.as_mut(), &update).await?;
         if let Some(campaign) = campaign {

@@ -9,7 +9,7 @@ use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::planner::{self, Action, Plan};
 use device_ota_domain::update::Owed;
 use device_ota_domain::why::{self, Why};
-use device_ota_domain::{Campaign, CampaignId, Update};
+use device_ota_domain::{Campaign, CampaignId, Update, UpdateId};
 use jiff::Timestamp;
 
 use crate::precedence::Others;
@@ -74,6 +74,22 @@ impl Engine {
             views.push(UpdateView { update, why });
         }
         Ok(views)
+    }
+
+    /// Those of these updates, which wait, that would not be under way though their devices are there and fit: what they wait for is
+    /// their campaigns, the service, or an offer that is about to go out.
+    pub(crate) async fn kept_from_offers(&self, updates: &[Update]) -> Result<HashSet<UpdateId>> {
+        let around = self.surroundings(updates).await?;
+        let now = self.clock.now();
+        let kept = updates.iter().filter(|update| {
+            let unfit = around.devices.get(&update.device).is_none_or(|device| {
+                !why::held_by_device(device, around.requires(update)).is_empty()
+            });
+            around.held_by_campaign(update, now).is_some()
+                || around.pace(update).is_some()
+                || !unfit
+        });
+        Ok(kept.map(|update| update.id.clone()).collect())
     }
 
     /// Devices are read only of updates that their campaigns do not hold back.

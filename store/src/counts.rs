@@ -22,6 +22,10 @@ statements! {
          WHERE campaign_id = $1 AND action = 'update' AND failure_code <> '' GROUP BY failure_code";
     UNANSWERED = "SELECT action, COUNT(*) AS updates FROM device_updates \
          WHERE campaign_id = $1 AND nudge_at IS NOT NULL GROUP BY action";
+    TIMELESS = "SELECT (SELECT MIN(u.stage) FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'pending' \
+             AND u.give_up_after_seconds IS NOT NULL AND u.give_up_at IS NULL) AS stage, \
+         (SELECT MIN(u.state) FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'staged' \
+             AND u.give_up_after_seconds IS NOT NULL AND u.give_up_at IS NULL) AS staged";
     COUNTS_BY_ROWS = counted!("WHERE campaign_id = $1 AND number > $2");
     ADD_COUNTS = "UPDATE campaign_stages SET pending = pending + $4, in_flight = in_flight + $5, \
          staged = staged + $6, completed = completed + $7, failed = failed + $8, cancelled = cancelled + $9, \
@@ -104,6 +108,16 @@ pub(crate) async fn counts<D: Dialect>(
             Action::Rollback => counts.unanswered_rollbacks = updates,
         }
     }
+    let last = u16::try_from(counts.stages.len().saturating_sub(1)).unwrap_or(u16::MAX);
+    let args = Args::<D>::new().text(campaign.as_str());
+    let timeless = sql::fetch_optional(conn, &TIMELESS, args, |row| {
+        let staged = row.text_opt("staged")?.map(|_| last);
+        let pending = row
+            .int_opt("stage")?
+            .and_then(|stage| u16::try_from(stage).ok());
+        Ok([pending, staged].into_iter().flatten().min())
+    });
+    counts.timeless = timeless.await?.flatten();
     Ok(counts)
 }
 
@@ -117,6 +131,7 @@ pub(crate) async fn counts_by_rows<D: Dialect>(
         stages: vec![Tally::default(); kept.stages.len()],
         unanswered_updates: kept.unanswered_updates,
         unanswered_rollbacks: kept.unanswered_rollbacks,
+        timeless: kept.timeless,
         ..Counts::default()
     };
     for rows in count_rows::<D>(conn, campaign, 0).await? {

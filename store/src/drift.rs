@@ -29,6 +29,7 @@ statements! {
              AND u.campaign_id = $11 AND u.action = 'update') ORDER BY d.device_key LIMIT $12"
     );
     // A device without a row in `device_latest` was deleted. One that still runs a newer version is met no sooner than it falls back.
+    // Who was given up has been meant all the time.
     MISFITS = concat!(
         "SELECT m.update_id, m.state, m.verdict, m.stage FROM (SELECT u.update_id, u.number, u.state, u.stage AS before, \
          u.excluded, ",
@@ -39,7 +40,7 @@ statements! {
         " ELSE 'not_meant' END AS verdict, CAST({stage} AS BIGINT) AS stage \
          FROM device_updates u JOIN devices d ON d.device_key = u.device_key \
          LEFT JOIN device_latest l ON l.device_key = d.device_key WHERE u.campaign_id = $11 AND u.action = 'update' \
-         AND ((u.state = 'pending' AND u.attempt = 0) OR (u.state = 'cancelled' AND u.excluded IS NOT NULL))) m \
+         AND ((u.state = 'pending' AND u.attempt = 0) OR (u.state = 'cancelled' AND u.excluded <> 'out_of_time'))) m \
          WHERE (m.state = 'pending' AND (m.verdict <> 'target' OR m.stage <> m.before)) \
          OR (m.state = 'cancelled' AND m.verdict = 'target' \
              AND NOT (m.excluded = 'newer_installed' AND COALESCE(m.running {within:$13}, FALSE))) ORDER BY m.number LIMIT $12"

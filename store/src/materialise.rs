@@ -17,7 +17,7 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Given, Record, statements};
 use crate::targets::{bind_aim, cuts, meant, verdict};
-use crate::{campaigns, counts, rollbacks};
+use crate::{campaigns, counts, rollbacks, updates};
 
 /// Updates that are moved in one statement: their rows are read back, and a campaign may have a million.
 const PAGE: u32 = 10_000;
@@ -34,11 +34,11 @@ statements! {
     // The id is made of the campaign's number and the device's: unique without randomness, and the same again.
     MAKE_UPDATES = concat!(
         "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
-         from_version, to_version, stage, priority, max_retries, timeout_seconds, state, due_at, created_at, \
-         updated_at, bytes_total) \
+         from_version, to_version, stage, priority, max_retries, timeout_seconds, download_seconds, install_seconds, \
+         give_up_after_seconds, state, due_at, created_at, updated_at, bytes_total) \
          SELECT 'upd_' || {hex:c.number * 4294967296 + d.device_key}, d.device_key, d.device_id, d.device_type, \
          c.campaign_id, 'update', c.firmware_id, COALESCE(l.version, d.firmware_version), $2, {stage}, c.priority, $12, \
-         $13, 'pending', $14, $14, $14, $15 \
+         $13, CAST($16 AS BIGINT), CAST($17 AS BIGINT), CAST($18 AS BIGINT), 'pending', $14, $14, $14, $15 \
          FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
          JOIN update_campaigns c ON c.campaign_id = $11 WHERE {given} AND ",
         verdict!(),
@@ -50,11 +50,13 @@ statements! {
     // deleted since, even if another has come in its place, has nothing to take back: its rollback is there for the
     // count alone.
     MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, \
-         firmware_id, from_version, to_version, stage, priority, max_retries, timeout_seconds, bytes_total, state, due_at, \
+         firmware_id, from_version, to_version, stage, priority, max_retries, timeout_seconds, download_seconds, install_seconds, \
+         bytes_total, state, due_at, \
          give_up_at, check_at, ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
          SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
          p.device_id, p.device_type, p.campaign_id, 'rollback', p.previous, p.to_version, \
          COALESCE(p.from_version, ''), p.stage, p.priority, CASE WHEN p.max_retries < $4 THEN $4 ELSE p.max_retries END, p.timeout_seconds, \
+         p.download_seconds, p.install_seconds, \
          COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), \
          CASE WHEN p.born = 'refused' THEN 'failed' ELSE p.born END, \
          CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
@@ -70,7 +72,7 @@ statements! {
              ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL OR d.registered_at > u.ended_at THEN 1 ELSE 0 END AS gone, \
              COALESCE(l.version, u.to_version) AS running, l.security_floor, c.number, \
              u.device_key, u.device_id, u.device_type, u.campaign_id, u.from_version, u.to_version, u.stage, u.priority, \
-             u.max_retries, u.timeout_seconds, \
+             u.max_retries, u.timeout_seconds, u.download_seconds, u.install_seconds, \
              COALESCE( \
                  (SELECT f.firmware_id FROM firmware f WHERE f.device_model = now.device_model \
                      AND f.version = u.from_version AND f.name = now.name AND f.deprecated_at IS NULL), \
@@ -93,6 +95,12 @@ statements! {
              AND u.number > $4 AND u.action = $3 AND u.state = $6 ORDER BY u.number LIMIT $5) RETURNING ",
         moved!()
     );
+    BEGIN_TIME = "UPDATE device_updates SET give_up_at = $3 + give_up_after_seconds * 1000000, \
+         check_at = CASE WHEN check_at < $3 + give_up_after_seconds * 1000000 THEN check_at \
+             ELSE $3 + give_up_after_seconds * 1000000 END \
+         WHERE campaign_id = $1 AND give_up_after_seconds IS NOT NULL AND give_up_at IS NULL AND action = 'update' \
+         AND ((state = 'pending' AND stage <= $2) OR (state = 'staged' \
+             AND (SELECT MAX(s.stage) FROM campaign_stages s WHERE s.campaign_id = $1) <= $2))";
     // A rollback that was born cancelled, or whose device has moved on since, has nothing to take back.
     REVIVABLE = concat!(
         "SELECT ",
@@ -125,11 +133,11 @@ pub(crate) async fn make_updates<D: Dialect>(
     };
     let args = bind_new::<D>(campaign, aim);
     let (cuts, args, bound, of_these) = match devices {
-        None => (cuts::<D>(conn, aim).await?, args, 15, String::new()),
+        None => (cuts::<D>(conn, aim).await?, args, 18, String::new()),
         Some(devices) => {
             let keys: Vec<i64> = devices.iter().map(|key| key.0).collect();
-            let of_these = format!("d.device_key {} AND ", D::any_int("$16"));
-            (cuts_after_start(aim.spec), args.ints(&keys), 16, of_these)
+            let of_these = format!("d.device_key {} AND ", D::any_int("$19"));
+            (cuts_after_start(aim.spec), args.ints(&keys), 19, of_these)
         }
     };
     let mut meant = meant::<D>(conn, aim, Some(&cuts), args, bound).await?;
@@ -144,7 +152,7 @@ pub(crate) async fn make_updates<D: Dialect>(
     Ok(made)
 }
 
-/// Binds `$1` to `$15` of [`MAKE_UPDATES`].
+/// Binds `$1` to `$18` of [`MAKE_UPDATES`].
 fn bind_new<D: Dialect>(campaign: &Campaign, aim: Aim<'_>) -> Args<D> {
     bind_aim::<D>(aim)
         .text(campaign.id.as_str())
@@ -152,6 +160,9 @@ fn bind_new<D: Dialect>(campaign: &Campaign, aim: Aim<'_>) -> Args<D> {
         .uint(campaign.spec.timeout_seconds)
         .time(aim.now)
         .uint(aim.firmware.size)
+        .int(updates::seconds(campaign.spec.times.download_seconds))
+        .int(updates::seconds(campaign.spec.times.install_seconds))
+        .int(updates::seconds(campaign.spec.times.give_up_after_seconds))
 }
 
 /// Makes one rollback, and its log entry, for every completed update of the campaign that has none; answers their
@@ -247,6 +258,21 @@ async fn cancel_all<D: Dialect>(
         }
         stroke.take(ledger, &rows);
     }
+}
+
+/// Begins the time of the campaign's updates that have an end and no time yet, in the stages up to this one; what devices hold
+/// belongs to the last stage.
+pub(crate) async fn begin_time<D: Dialect>(
+    conn: &mut D::Connection,
+    campaign: &CampaignId,
+    up_to_stage: u16,
+    at: Timestamp,
+) -> Result<(), DbError> {
+    let args = Args::<D>::new()
+        .text(campaign.as_str())
+        .int(i64::from(up_to_stage))
+        .time(at);
+    sql::execute(conn, &BEGIN_TIME, args).await.map(drop)
 }
 
 /// Lets the campaign's cancelled rollbacks wait once more; answers the rows' numbers.

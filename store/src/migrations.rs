@@ -54,6 +54,7 @@ const STEPS: &[Step] = &steps![
     (35, "last boot", "0035_last_boot.sql"),
     (36, "security version", "0036_security_version.sql"),
     (37, "sample of health", "0037_vitals.sql"),
+    (39, "times", "0039_times.sql"),
 ];
 
 /// The steps for SQLite.

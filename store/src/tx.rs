@@ -271,6 +271,16 @@ impl<D: Dialect> Tx for SqlTx<D> {
         )?;
         Ok(self.at_a_stroke(numbers, at))
     }
+    async fn begin_time(
+        &mut self,
+        campaign: &CampaignId,
+        up_to_stage: u16,
+        at: Timestamp,
+    ) -> Result<()> {
+        let conn = &mut *self.inner;
+        let begun = materialise::begin_time::<D>(conn, campaign, up_to_stage, at).await;
+        seen(begun, &self.writes)
+    }
     async fn revive_rollbacks(
         &mut self,
         campaign: &CampaignId,

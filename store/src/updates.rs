@@ -5,7 +5,8 @@ use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::firmware::Results;
 use device_ota_domain::targeting::Exclusion;
 use device_ota_domain::update::{
-    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Update, UpdateState, Watch,
+    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Times, Update, UpdateState,
+    Watch,
 };
 use device_ota_domain::{DeviceId, UpdateId};
 use jiff::Timestamp;
@@ -21,6 +22,7 @@ macro_rules! select_update {
         concat!(
             "SELECT u.update_id, u.device_key, u.device_id, u.device_type, u.campaign_id, u.action, u.firmware_id, u.from_version, \
              u.to_version, u.stage, u.priority, u.attempt, u.last_seq, u.retries, u.max_retries, u.timeout_seconds, \
+             u.download_seconds, u.install_seconds, u.give_up_after_seconds, u.part_until, \
              u.percent, u.bytes_done, u.bytes_total, u.bytes_earlier, u.speed_bps, u.state, u.due_at, u.lost_at, u.failure_code, \
              u.failure_message, u.failure_retry, u.phase, u.since, u.lease_until, u.deadline, u.cancel_requested, u.hold, \
              u.give_up_at, u.ended_at, u.excluded, u.check_at, u.watch_until, u.watch_silent, u.watch_restarts, u.watch_boot, u.regressed_at, \
@@ -47,22 +49,22 @@ statements! {
         " FROM device_updates u WHERE u.update_id {any:$1} ORDER BY u.device_key, u.number {for_update}"
     );
     INSERT_UPDATE[
-        Text, Int, Text, Text, Text, Text, Text, Int, Int, Int, Int,
+        Text, Int, Text, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
     ] = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, firmware_id, \
-         stage, priority, timeout_seconds, created_at, \
+         stage, priority, timeout_seconds, download_seconds, install_seconds, give_up_after_seconds, created_at, \
          from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, bytes_total, \
          bytes_earlier, speed_bps, started_at, updated_at, \
-         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
+         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, part_until, \
          cancel_requested, hold, give_up_at, ended_at, excluded, check_at, nudge_at) VALUES {rows}";
     SAVE_UPDATES[
         Text,
         Text, Text, Int, Int, Int, Int, Real, Int, Int, Int, Int, Int, Int,
-        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
+        Text, Int, Int, Text, Text, Text, Text, Int, Int, Int, Int, Int, Int, Int, Int, Text, Int, Int,
     ] = "WITH v (update_id, from_version, to_version, attempt, last_seq, retries, max_retries, percent, bytes_done, \
          bytes_total, bytes_earlier, speed_bps, started_at, updated_at, \
-         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, \
+         state, due_at, lost_at, failure_code, failure_message, failure_retry, phase, since, lease_until, deadline, part_until, \
          cancel_requested, hold, give_up_at, ended_at, excluded, check_at, nudge_at) AS (VALUES {rows}) \
          UPDATE device_updates SET from_version = v.from_version, to_version = v.to_version, attempt = v.attempt, \
          last_seq = v.last_seq, retries = v.retries, max_retries = v.max_retries, percent = v.percent, \
@@ -70,7 +72,7 @@ statements! {
          started_at = v.started_at, updated_at = v.updated_at, \
          state = v.state, due_at = v.due_at, lost_at = v.lost_at, failure_code = v.failure_code, \
          failure_message = v.failure_message, failure_retry = v.failure_retry, phase = v.phase, since = v.since, \
-         lease_until = v.lease_until, deadline = v.deadline, cancel_requested = v.cancel_requested, hold = v.hold, give_up_at = v.give_up_at, \
+         lease_until = v.lease_until, deadline = v.deadline, part_until = v.part_until, cancel_requested = v.cancel_requested, hold = v.hold, give_up_at = v.give_up_at, \
          ended_at = v.ended_at, excluded = v.excluded, check_at = v.check_at, nudge_at = v.nudge_at \
          FROM v WHERE device_updates.update_id = v.update_id";
     // Apart from what reports of progress change, which are many.
@@ -161,6 +163,9 @@ pub(crate) async fn insert<D: Dialect>(
             .int(i64::from(update.stage))
             .int(i64::from(update.priority.rank()))
             .uint(update.timeout_seconds)
+            .int(seconds(update.times.download_seconds))
+            .int(seconds(update.times.install_seconds))
+            .int(seconds(update.times.give_up_after_seconds))
             .time(update.created_at);
         bind_changing(args, update)
     };
@@ -184,13 +189,18 @@ pub(crate) async fn save<D: Dialect>(
         let watch = update.watch();
         args.text(update.id.as_str())
             .time(watch.map(|watch| watch.until))
-            .int(watch.and_then(|watch| watch.silent_seconds.and_then(|s| i64::try_from(s).ok())))
+            .int(seconds(watch.and_then(|watch| watch.silent_seconds)))
             .int(watch.map(|watch| i64::from(watch.restarts_left)))
             .text(watch.and_then(|watch| watch.last_boot.as_deref()))
             .time(update.regression().map(|regression| regression.at))
     })
     .await
     .map(drop)
+}
+
+/// A time in whole seconds that there need not be.
+pub(crate) fn seconds(seconds: Option<u64>) -> Option<i64> {
+    seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 /// The columns that change, in the order of both statements above.
@@ -223,6 +233,7 @@ struct StateColumns<'u> {
     since: Option<Timestamp>,
     lease_until: Option<Timestamp>,
     deadline: Option<Timestamp>,
+    part_until: Option<Timestamp>,
     cancel_requested: bool,
     hold: bool,
     give_up_at: Option<Timestamp>,
@@ -253,6 +264,7 @@ impl<'u> StateColumns<'u> {
                 since,
                 lease_until,
                 deadline,
+                part_until,
                 cancel_requested,
                 hold,
             } => Self {
@@ -261,9 +273,13 @@ impl<'u> StateColumns<'u> {
                 since: Some(*since),
                 lease_until: Some(*lease_until),
                 deadline: Some(*deadline),
+                part_until: *part_until,
                 cancel_requested: *cancel_requested,
                 hold: *hold,
-                check_at: Some(*lease_until.min(deadline)),
+                check_at: [Some(*lease_until), Some(*deadline), *part_until]
+                    .into_iter()
+                    .flatten()
+                    .min(),
                 nudge_at: update.is_unanswered().then_some(update.updated_at),
                 ..Self::default()
             },
@@ -317,6 +333,7 @@ impl<'u> StateColumns<'u> {
             .time(self.since)
             .time(self.lease_until)
             .time(self.deadline)
+            .time(self.part_until)
             .flag(self.cancel_requested)
             .flag(self.hold)
             .time(self.give_up_at)
@@ -361,6 +378,11 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
         retries: row.uint("retries")?,
         max_retries: row.uint("max_retries")?,
         timeout_seconds: row.uint("timeout_seconds")?,
+        times: Times {
+            download_seconds: read_seconds(row, "download_seconds")?,
+            install_seconds: read_seconds(row, "install_seconds")?,
+            give_up_after_seconds: read_seconds(row, "give_up_after_seconds")?,
+        },
         give_up_at: row.time_opt("give_up_at")?,
         progress: Progress {
             percent: row.real("percent")?,
@@ -377,6 +399,11 @@ pub(crate) fn read_update<D: Dialect>(row: &Record<'_, D>) -> Result<Update, DbE
     })
 }
 
+fn read_seconds<D: Dialect>(row: &Record<'_, D>, column: &str) -> Result<Option<u64>, DbError> {
+    let seconds = row.int_opt(column)?;
+    Ok(seconds.and_then(|seconds| u64::try_from(seconds).ok()))
+}
+
 fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
     Ok(match row.text("state")? {
         "pending" => UpdateState::Pending {
@@ -389,6 +416,7 @@ fn read_state<D: Dialect>(row: &Record<'_, D>) -> Result<UpdateState, DbError> {
             since: row.time("since")?,
             lease_until: row.time("lease_until")?,
             deadline: row.time("deadline")?,
+            part_until: row.time_opt("part_until")?,
             cancel_requested: row.flag("cancel_requested")?,
             hold: row.flag("hold")?,
         },
@@ -418,11 +446,10 @@ fn read_aftermath<D: Dialect>(row: &Record<'_, D>) -> Result<Aftermath, DbError>
     let Some(until) = row.time_opt("watch_until")? else {
         return Ok(Aftermath::Unwatched);
     };
-    let silent = row.int_opt("watch_silent")?;
     Ok(Aftermath::Watched(Watch {
         until,
         look_at: row.time("check_at")?,
-        silent_seconds: silent.and_then(|seconds| u64::try_from(seconds).ok()),
+        silent_seconds: read_seconds(row, "watch_silent")?,
         restarts_left: row.uint("watch_restarts")?,
         last_boot: row.string_opt("watch_boot")?,
     }))

@@ -151,6 +151,9 @@ pub struct Counts {
     pub room: Option<u64>,
     /// When the lines that all its offers go over carry the next one; `None`: now.
     pub lines_free_at: Option<Timestamp>,
+    /// The first stage whose opening begins the time of updates that have an end and no time yet, an activation's being the last
+    /// stage; `None`: there are no such updates.
+    pub timeless: Option<u16>,
 }
 
 impl Counts {

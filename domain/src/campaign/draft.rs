@@ -14,6 +14,7 @@ use super::spec::{CampaignSpec, MAX_TARGET_DEVICES, Requires, Schedule, Strategy
 use super::stages::{
     MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
 };
+use super::timeouts::TimeoutsDraft;
 use super::window::{Window, Windows};
 use crate::bandwidth::MAX_BYTES_PER_SECOND;
 use crate::device::text_ok;
@@ -84,6 +85,14 @@ pub struct CampaignDraft {
     #[serde(default = "hour")]
     #[schema(minimum = 0.016_666_666_666_666_666, maximum = 43_200)]
     pub timeout_minutes: f64,
+    /// Default: each part of an attempt may take as long as all of it.
+    #[serde(default)]
+    pub timeouts: TimeoutsDraft,
+    /// An update that is not done so long after its stage opened is given up, also that of a device which never appears; fractions are
+    /// taken. Default: it waits for as long as it takes.
+    #[serde(default)]
+    #[schema(maximum = 8760)]
+    pub give_up_after_hours: Option<f64>,
     /// Default true.
     #[serde(default = "yes")]
     pub auto_rollback: bool,
@@ -221,6 +230,9 @@ impl CampaignDraft {
             rate: self.rate.map(RateDraft::checked).transpose()?,
             bandwidth_bytes_per_second: self.bandwidth_bytes_per_second,
             timeout_seconds: seconds(self.timeout_minutes),
+            times: self
+                .timeouts
+                .checked(self.timeout_minutes, self.give_up_after_hours)?,
             auto_rollback: self.auto_rollback,
             failure_threshold_percent: threshold,
             failure_min_samples: self.failure_min_samples,
@@ -303,12 +315,6 @@ impl CampaignDraft {
                 .is_none_or(|bytes| bandwidth.contains(&bytes)),
             "bandwidth_bytes_per_second",
             "1 to 1000000000000",
-        )?;
-        let minutes = self.timeout_minutes;
-        range(
-            minutes * 60.0 >= 1.0 && minutes <= MAX_TIMEOUT_MINUTES,
-            "timeout_minutes",
-            "at least one second and at most 43200",
         )?;
         range(self.max_retries <= 100, "max_retries", "at most 100")?;
         range(self.stages.len() <= MAX_STAGES, "stages", "at most 64")?;

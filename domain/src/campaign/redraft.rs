@@ -5,6 +5,7 @@ use super::named::Named;
 use super::rate::Rate;
 use super::spec::{CampaignSpec, Strategy};
 use super::stages::{by_rings, default_gate, drafts_of, everybody};
+use super::timeouts::TimeoutsDraft;
 use crate::filter::Filter;
 
 impl CampaignSpec {
@@ -17,6 +18,7 @@ impl CampaignSpec {
             (Strategy::BlueGreen, [prepare @ .., _]) => (prepare, everybody(gate)),
             (_, all) => (all, by_rings(self.rings, gate)),
         };
+        let (timeouts, give_up_after_hours) = TimeoutsDraft::of(&self.times);
         CampaignDraft {
             name: self.name.clone(),
             description: self.description.clone(),
@@ -33,6 +35,8 @@ impl CampaignSpec {
             bandwidth_bytes_per_second: self.bandwidth_bytes_per_second,
             timeout_minutes: std::time::Duration::from_secs(self.timeout_seconds).as_secs_f64()
                 / 60.0,
+            timeouts,
+            give_up_after_hours,
             auto_rollback: self.auto_rollback,
             failure_threshold_percent: Some(self.failure_threshold_percent),
             failure_min_samples: self.failure_min_samples,

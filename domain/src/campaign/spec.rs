@@ -14,7 +14,7 @@ use crate::exclusion::Exclusion;
 use crate::filter::Filter;
 use crate::ids::FirmwareId;
 use crate::ring::Shares;
-use crate::update::{Priority, WatchTerms};
+use crate::update::{Priority, Times, WatchTerms};
 
 /// How the fleet is divided (PRD, FR-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -267,6 +267,9 @@ pub struct CampaignSpec {
     pub bandwidth_bytes_per_second: Option<u64>,
     /// Longest that one attempt may take.
     pub timeout_seconds: u64,
+    /// Longest that parts of an attempt, and an update as a whole from the opening of its stage on, may take.
+    #[serde(default)]
+    pub times: Times,
     /// Roll back when the threshold is passed; otherwise pause.
     pub auto_rollback: bool,
     /// The share of failed among the results that must not be exceeded.

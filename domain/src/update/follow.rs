@@ -20,14 +20,17 @@ impl Update {
         Some(self)
     }
 
-    /// Its device, which was none of its campaign's any more, is one of them again. `None` when that is not how it ended.
+    /// Its device, which was none of its campaign's any more, is one of them again; one that was given up has been meant all the
+    /// time. `None` when that is not how it ended.
     pub fn rejoin(mut self, now: Timestamp) -> Option<Self> {
-        let UpdateState::Cancelled {
-            because: Some(_), ..
-        } = self.state
-        else {
-            return None;
-        };
+        match self.state {
+            UpdateState::Cancelled {
+                because: Some(because),
+                ..
+            } if because != Exclusion::OutOfTime => {}
+            _ => return None,
+        }
+        self.give_up_at = None;
         self.state = UpdateState::Pending {
             due_at: now,
             lost_at: None,

@@ -5,7 +5,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::failure::{Failure, MAX_PUT_OFF, Retry, back_off, put_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
-use super::{Progress, Update};
+use super::times::Part;
+use super::{Action, Progress, Update};
 use crate::exclusion::Exclusion;
 
 /// A rollback whose time is over before it had a slot is looked at again after this: short beside the hours it has, so
@@ -35,6 +36,8 @@ pub enum UpdateState {
         lease_until: Timestamp,
         /// The attempt's time ends here.
         deadline: Timestamp,
+        /// The time of the part of the attempt that it is in ends here; `None`: with the attempt's.
+        part_until: Option<Timestamp>,
         /// A cancel was asked for and not answered.
         cancel_requested: bool,
         /// It was offered to go no further than `staged`.
@@ -106,8 +109,8 @@ pub struct Expiry {
     pub last_seen: Option<Timestamp>,
     /// Silence longer than this loses the slot.
     pub lease: SignedDuration,
-    /// Its campaign has given out all its slots: an update that was never offered waits for one of them.
-    pub no_slot: bool,
+    /// It is not its device that it waits for, but its campaign or the service: for a slot, a stage or a person.
+    pub kept_waiting: bool,
 }
 
 /// A cancel came too late.
@@ -148,6 +151,7 @@ impl Update {
             since: now,
             lease_until: later(now, terms.lease),
             deadline: later(now, seconds(self.timeout_seconds)),
+            part_until: None,
             cancel_requested: false,
             hold: terms.hold,
         };
@@ -166,6 +170,7 @@ impl Update {
             since: now,
             lease_until: later(now, lease),
             deadline: later(now, seconds(self.timeout_seconds)),
+            part_until: None,
             cancel_requested: false,
             hold: true,
         };
@@ -287,6 +292,7 @@ impl Update {
             phase,
             since,
             lease_until,
+            part_until,
             cancel_requested,
             hold,
             ..
@@ -303,6 +309,11 @@ impl Update {
             *since = now;
             self.progress.percent = 0.0;
         }
+        let part = Part::of(to);
+        if part != Part::of(*phase) {
+            let longest = part.and_then(|part| self.times.of(part));
+            *part_until = longest.map(|longest| later(now, seconds(longest)));
+        }
         *phase = to;
         *lease_until = later(now, lease);
         self.progress.percent = report.percent.unwrap_or(self.progress.percent);
@@ -318,6 +329,8 @@ impl Update {
             } else {
                 UpdateState::Staged { since: now }
             };
+            // It has done what it was asked; a time of its own begins with its activation.
+            self.give_up_at = None;
         }
         self.last_seq = report.seq;
         self.updated_at = now;
@@ -343,16 +356,11 @@ impl Update {
         Some(update)
     }
 
-    /// Time has run out: of the attempt, of the lease, of a lost device, or of a rollback as a whole, where the wait for
-    /// a first slot is not its own time. `None` when nothing is due.
+    /// Time has run out: of the attempt or a part of it, of the lease, of a lost device, or of the whole, where the wait for
+    /// anything but the device is not its own time. `None` when nothing is due.
     pub fn expire(mut self, at: &Expiry) -> Option<Self> {
         if !self.is_terminal() && self.give_up_at.is_some_and(|end| end <= at.now) {
-            if self.attempt == 0 && at.no_slot {
-                self.give_up_at = Some(later(at.now, AGAIN_WITHOUT_SLOT));
-                self.updated_at = at.now;
-                return Some(self);
-            }
-            return Some(self.give_up(at.now));
+            return Some(self.end_of_time(at));
         }
         let heard = at
             .last_seen
@@ -370,6 +378,13 @@ impl Update {
                     self.fail(lost(), at.now)
                 };
             }
+            UpdateState::InFlight {
+                phase,
+                part_until: Some(end),
+                ..
+            } if end <= at.now && heard => {
+                self = self.part_took_too_long(phase, at.now);
+            }
             // It is there and says nothing of an offer that it never took: it has nothing to withdraw.
             UpdateState::InFlight {
                 phase: Phase::Offered,
@@ -385,15 +400,19 @@ impl Update {
                 since,
                 lease_until,
                 deadline,
+                part_until,
                 cancel_requested,
                 hold,
-            } if lease_until.min(deadline) <= at.now => {
+            } if lease_until.min(deadline) <= at.now
+                || part_until.is_some_and(|end| end <= at.now) =>
+            {
                 if heard {
                     self.state = UpdateState::InFlight {
                         phase,
                         since,
                         lease_until: later(at.now, at.lease),
                         deadline,
+                        part_until,
                         cancel_requested,
                         hold,
                     };
@@ -454,11 +473,34 @@ impl Update {
         Ok(self)
     }
 
-    /// Its time as a whole is over: whoever is not back by now is not waited for, so that a rollback that one device
-    /// never takes comes to its end.
+    /// Its time as a whole is over, unless it was kept waiting: an update then has its time anew, and a rollback that was never
+    /// offered, whose campaign ends with it, is looked at again soon.
+    fn end_of_time(mut self, at: &Expiry) -> Self {
+        let again = match self.action {
+            Action::Update => self.times.ends_by(at.now),
+            Action::Rollback if self.attempt > 0 => None,
+            Action::Rollback => Some(later(at.now, AGAIN_WITHOUT_SLOT)),
+        };
+        match again.filter(|_| at.kept_waiting && self.owed().is_some()) {
+            Some(again) => {
+                self.give_up_at = Some(again);
+                self.updated_at = at.now;
+                self
+            }
+            None => self.give_up(at.now),
+        }
+    }
+
+    /// Whoever is not back by now is not waited for, so that what one device never takes comes to its end. An update that its device
+    /// has not begun, or holds, says nothing about the image: it is let go, and has not failed.
     fn give_up(mut self, now: Timestamp) -> Self {
         self.state = if self.cancel_requested() {
             cancelled(now)
+        } else if self.action == Action::Update && !self.was_begun() {
+            UpdateState::Cancelled {
+                at: now,
+                because: Some(Exclusion::OutOfTime),
+            }
         } else {
             let left = match &self.state {
                 UpdateState::InFlight { phase, .. } => {
@@ -557,10 +599,40 @@ impl Update {
         self
     }
 
+    /// Its device has begun an attempt that has not come to be held: it is at it, was lost over it, or failed.
+    fn was_begun(&self) -> bool {
+        match &self.state {
+            UpdateState::Pending {
+                lost_at,
+                last_failure,
+                ..
+            } => lost_at.is_some() || last_failure.is_some(),
+            UpdateState::InFlight { phase, hold, .. } => is_work(*phase, *hold),
+            _ => false,
+        }
+    }
+
     /// The attempt's time is over though the device was there to the end. If it is tried again the device may be
     /// gone by then: it counts as lost when the next attempt's time passes without a word.
     fn time_out(self, now: Timestamp) -> Self {
-        let failure = Failure::new("timeout", "the attempt took too long", Retry::Backoff);
+        self.took_too_long("the attempt took too long".to_owned(), now)
+    }
+
+    /// The same of the part of it that its device is in.
+    fn part_took_too_long(self, phase: Phase, now: Timestamp) -> Self {
+        let part = Part::of(phase);
+        let longest = part.and_then(|part| self.times.of(part));
+        let message = format!(
+            "the {} took longer than {} s; the device was last known as {}",
+            part.map_or("attempt", Part::name),
+            longest.unwrap_or_default(),
+            phase.name()
+        );
+        self.took_too_long(message, now)
+    }
+
+    fn took_too_long(self, message: String, now: Timestamp) -> Self {
+        let failure = Failure::new("timeout", message, Retry::Backoff);
         let mut update = self.fail(failure, now);
         if let UpdateState::Pending {
             due_at, lost_at, ..

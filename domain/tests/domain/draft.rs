@@ -370,6 +370,26 @@ fn numbers_and_texts_are_bounded() {
             "timeout_minutes must be at least one second and at most 43200",
         );
     }
+    for (timeouts, field) in [
+        (json!({"download_minutes": 60.1}), "download_minutes"),
+        (json!({"download_minutes": 0.01}), "download_minutes"),
+        (json!({"install_minutes": 61}), "install_minutes"),
+    ] {
+        one(
+            "timeouts",
+            timeouts,
+            &format!(
+                "timeouts.{field} must be at least one second and at most timeout_minutes, the time of a whole attempt"
+            ),
+        );
+    }
+    for hours in [0.99, 8_760.1] {
+        one(
+            "give_up_after_hours",
+            json!(hours),
+            "give_up_after_hours must be at least timeout_minutes, the time of a whole attempt, and at most 8760",
+        );
+    }
     one("max_retries", json!(101), "max_retries must be at most 100");
     for threshold in [-0.1, 100.1] {
         one(
@@ -443,6 +463,8 @@ fn drafts() -> impl proptest::strategy::Strategy<Value = Value> {
         json!({
             "deployment_strategy": strategy, "stages": stages, "rollout_percentage": f64::from(share) / 100.0,
             "timeout_minutes": f64::from(seconds) / 60.0, "failure_threshold_percent": f64::from(threshold) / 10.0,
+            "timeouts": if flag { json!({"download_minutes": f64::from(seconds) / 60.0}) } else { json!({"install_minutes": f64::from(seconds) / 60.0}) },
+            "give_up_after_hours": flag.then(|| f64::from(seconds) / 3_600.0),
             "auto_rollback": flag, "continuous": flag, "requires_approval": flag, "description": flag.then_some("of spring"),
             "target_devices": if flag { json!(["frame-1", "frame-2"]) } else { json!([]) },
             "target_groups": ["lab"], "priority": "critical", "max_concurrent_updates": seconds, "batch_size": 7,

@@ -124,7 +124,7 @@ fn a_fleet_that_behaves_ends_on_the_new_version() {
 #[test]
 fn a_fleet_that_fails_ends_with_a_stated_reason() {
     let mut ends = std::collections::BTreeMap::<_, u32>::new();
-    let mut regressed = 0;
+    let (mut regressed, mut given_up, mut parts) = (0, 0, 0);
     play_all(
         Trouble {
             faults: true,
@@ -133,6 +133,8 @@ fn a_fleet_that_fails_ends_with_a_stated_reason() {
         |_, world| {
             *ends.entry(world.state(0).status()).or_default() += 1;
             regressed += world.regressed;
+            given_up += world.given_up();
+            parts += world.parts_too_long();
         },
     );
     // The seeds are worth something only if they reach every end.
@@ -141,6 +143,8 @@ fn a_fleet_that_fails_ends_with_a_stated_reason() {
             assert!(ends.get(end).is_some_and(|n| *n > 10), "{ends:?}");
         }
         assert!(regressed > 100, "{regressed} devices regressed");
+        assert!(given_up > 3, "{given_up} devices never began");
+        assert!(parts > 3, "{parts} parts of attempts took too long");
     }
 }
 

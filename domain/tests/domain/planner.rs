@@ -580,3 +580,31 @@ fn a_person_is_told_what_a_stage_waits_for_and_forces_it_only_by_its_name() {
         ["stage 50% waits for a person to open it (advance)"]
     );
 }
+
+#[test]
+fn the_time_of_updates_begins_when_their_stage_opens_and_once() {
+    let spec = spec(&json!({"give_up_after_hours": 24, "batch_size": 1}));
+    let running = CampaignState::InProgress(running(1, 0));
+    let campaign = campaign(spec, running.clone());
+    let stage = Tally {
+        pending: 3,
+        ..Tally::default()
+    };
+    let counts = |timeless| Counts {
+        stages: vec![stage; 4],
+        timeless,
+        ..Counts::default()
+    };
+    let begins = |state: &CampaignState, timeless| {
+        let campaign = Campaign {
+            state: state.clone(),
+            ..campaign.clone()
+        };
+        let plan = plan(at(5), &campaign, &counts(timeless));
+        plan.actions.first() == Some(&Action::BeginTime(1))
+    };
+    assert!(begins(&running, Some(0)) && begins(&running, Some(1)));
+    assert!(!begins(&running, Some(2)) && !begins(&running, None));
+    let paused = running.clone().pause(at(4), "lunch").unwrap();
+    assert!(!begins(&paused, Some(0)));
+}

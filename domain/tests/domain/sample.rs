@@ -6,7 +6,7 @@ use device_ota_domain::campaign::{
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{
     Action, Aftermath, Expiry, Failure, OfferTerms, Outcome, Phase, Progress, Report, Reported,
-    Retry, UpdateState,
+    Retry, Times, UpdateState,
 };
 use device_ota_domain::{CampaignId, FirmwareId, Update, UpdateId};
 use jiff::{SignedDuration, Timestamp};
@@ -69,6 +69,7 @@ pub(crate) fn pending() -> Update {
         retries: 0,
         max_retries: 2,
         timeout_seconds: 3_600,
+        times: Times::default(),
         give_up_at: None,
         progress: Progress {
             bytes_total: 10,
@@ -188,7 +189,7 @@ pub(crate) fn unheard(now: i64) -> Expiry {
         now: at(now),
         last_seen: Some(at(20)),
         lease: LEASE,
-        no_slot: false,
+        kept_waiting: false,
     }
 }
 
@@ -197,6 +198,6 @@ pub(crate) fn heard(now: i64) -> Expiry {
         now: at(now),
         last_seen: Some(at(now - 1)),
         lease: LEASE,
-        no_slot: false,
+        kept_waiting: false,
     }
 }

@@ -35,6 +35,7 @@ fn an_offer_takes_a_slot_and_a_new_attempt() {
             since: at(10),
             lease_until: at(130),
             deadline: at(3_610),
+            part_until: None,
             cancel_requested: false,
             hold: false,
         }

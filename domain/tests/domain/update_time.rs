@@ -2,11 +2,14 @@
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::Group;
-use device_ota_domain::update::{Expiry, Failure, Phase, Report, Reported, Retry, UpdateState};
+use device_ota_domain::targeting::Exclusion;
+use device_ota_domain::update::{
+    Action, Expiry, Failure, OfferTerms, Phase, Report, Reported, Retry, Times, UpdateState,
+};
 
 use crate::sample::{
     LEASE, at, cancelled, changed, completed, due, failed, fails, failure, heard, in_phase,
-    offered, pending, says, terms, unheard,
+    offered, pending, says, staged, terms, unheard,
 };
 
 #[test]
@@ -75,7 +78,7 @@ fn an_offer_that_nobody_took_waits_for_ever() {
         now: at(12),
         last_seen: None,
         lease: LEASE,
-        no_slot: false,
+        kept_waiting: false,
     };
     let waits = hasty.expire(&never_heard).unwrap();
     assert_eq!(
@@ -214,6 +217,7 @@ fn an_admin_retries_what_failed_and_nothing_else() {
 #[test]
 fn a_rollback_ends_when_its_time_is_over_whatever_its_device_does() {
     let until = |update: Update| Update {
+        action: Action::Rollback,
         give_up_at: Some(at(100)),
         ..update
     };
@@ -258,14 +262,165 @@ fn a_rollback_ends_when_its_time_is_over_whatever_its_device_does() {
     );
 }
 
+/// The same after a report of this phase.
+fn changed_at(update: Update, seq: u64, phase: Phase, second: i64) -> Update {
+    let report = says(seq, Reported::In(phase));
+    update.report(&report, at(second), LEASE).into_update()
+}
+
+fn timed(update: Update) -> Update {
+    Update {
+        times: Times {
+            download_seconds: Some(600),
+            install_seconds: Some(300),
+            give_up_after_seconds: Some(7_200),
+        },
+        ..update
+    }
+}
+
+fn message(update: &Update) -> &str {
+    match &update.state {
+        UpdateState::Pending {
+            last_failure: Some(failure),
+            ..
+        }
+        | UpdateState::Failed { failure, .. } => &failure.message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_part_of_an_attempt_that_takes_too_long_ends_it_and_is_named() {
+    let accepted = changed_at(timed(offered()), 1, Phase::Accepted, 20);
+    let downloading = changed_at(accepted.clone(), 2, Phase::Downloading, 100);
+    assert!(
+        downloading
+            .clone()
+            .expire(&heard(619))
+            .is_none_or(|update| update.group() == Group::InFlight)
+    );
+    let late = downloading.clone().expire(&heard(620)).unwrap();
+    assert_eq!(
+        (failure(&late), late.retries),
+        (("timeout", Group::Pending), 1)
+    );
+    assert_eq!(
+        message(&late),
+        "the download took longer than 600 s; the device was last known as downloading"
+    );
+    // The time of the installation is its own, from its first phase on.
+    let verifying = changed_at(downloading, 3, Phase::Verifying, 600);
+    let rebooting = changed_at(verifying, 4, Phase::Rebooting, 850);
+    assert!(
+        rebooting
+            .clone()
+            .expire(&heard(899))
+            .is_none_or(|update| update.group() == Group::InFlight)
+    );
+    let late = rebooting.clone().expire(&heard(900)).unwrap();
+    assert_eq!(
+        message(&late),
+        "the installation took longer than 300 s; the device was last known as rebooting"
+    );
+    // Who is not there has lost the slot, and is waited for until the attempt would have ended.
+    let gone = rebooting.expire(&unheard(900)).unwrap();
+    let UpdateState::Pending { lost_at, .. } = gone.state else {
+        panic!("{:?}", gone.state)
+    };
+    assert_eq!(lost_at, Some(at(3_610)));
+}
+
+#[test]
+fn what_is_held_has_no_part_and_its_activation_has_one_of_its_own() {
+    let terms = OfferTerms {
+        hold: true,
+        ..terms(at(10))
+    };
+    let held = timed(pending()).offer(&terms).unwrap();
+    let held = changed_at(held, 1, Phase::Installing, 20);
+    let held = changed_at(held, 2, Phase::Staged, 100);
+    assert_eq!(held.group(), Group::Staged);
+    let told = held.activate(at(5_000), LEASE).unwrap();
+    assert_eq!(told.clone().expire(&heard(5_001)), None);
+    let flips = changed_at(told, 3, Phase::Rebooting, 5_010);
+    assert_eq!(
+        failure(&flips.expire(&heard(5_310)).unwrap()),
+        ("timeout", Group::Pending)
+    );
+}
+
+#[test]
+fn an_update_that_its_device_never_begins_is_let_go_and_has_not_failed() {
+    let until = |update: Update| Update {
+        give_up_at: Some(at(7_200)),
+        ..timed(update)
+    };
+    let unreached = offered().expire(&unheard(140)).unwrap();
+    for update in [pending(), offered(), unreached, staged()] {
+        let update = until(update);
+        assert!(
+            update
+                .clone()
+                .expire(&unheard(7_199))
+                .is_none_or(|update| !update.is_terminal())
+        );
+        let ended = update.expire(&unheard(7_200)).unwrap();
+        let because = Some(Exclusion::OutOfTime);
+        let at = at(7_200);
+        assert_eq!(ended.state, UpdateState::Cancelled { at, because });
+        // Its campaign means it as before, and does not take it up again.
+        assert_eq!(ended.clone().rejoin(at), None);
+        let done = Report {
+            version: Some("2.0.0".into()),
+            ..says(2, Reported::Completed)
+        };
+        if ended.attempt == 1 {
+            assert_eq!(changed(ended, &done).group(), Group::Completed, "after all");
+        }
+    }
+    // Whoever began and got no further has failed.
+    let again = changed(in_phase(Phase::Installing), &fails(2, Retry::Now));
+    for update in [in_phase(Phase::Downloading), again] {
+        let ended = until(update).expire(&heard(7_200)).unwrap();
+        assert_eq!(failure(&ended), ("timeout", Group::Failed));
+    }
+}
+
+#[test]
+fn an_update_that_is_kept_waiting_has_its_whole_time_anew() {
+    let update = Update {
+        give_up_at: Some(at(7_200)),
+        ..timed(pending())
+    };
+    let kept = Expiry {
+        kept_waiting: true,
+        ..unheard(7_200)
+    };
+    let waits = update.expire(&kept).unwrap();
+    assert_eq!(
+        (waits.group(), waits.give_up_at),
+        (Group::Pending, Some(at(14_400)))
+    );
+    let at_work = Update {
+        give_up_at: Some(at(7_200)),
+        ..timed(in_phase(Phase::Downloading))
+    };
+    assert_eq!(
+        failure(&at_work.expire(&kept).unwrap()),
+        ("timeout", Group::Failed)
+    );
+}
+
 #[test]
 fn the_wait_for_a_first_slot_is_not_the_rollbacks_own_time() {
     let until = |update: Update| Update {
+        action: Action::Rollback,
         give_up_at: Some(at(100)),
         ..update
     };
     let queued = Expiry {
-        no_slot: true,
+        kept_waiting: true,
         ..heard(100)
     };
     let waits = until(pending()).expire(&queued).unwrap();

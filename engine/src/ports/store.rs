@@ -635,6 +635,14 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
         action: Action,
         at: Timestamp,
     ) -> Result<u64>;
+    /// Begins the time as a whole of the campaign's updates that are given up in the end and whose time has not begun, in the stages
+    /// up to this one; of those that are staged, with the last stage.
+    async fn begin_time(
+        &mut self,
+        campaign: &CampaignId,
+        up_to_stage: u16,
+        at: Timestamp,
+    ) -> Result<()>;
     /// Lets every cancelled rollback of the campaign wait once more until `give_up_at`, of devices that still run what
     /// it takes them off, and moves the counters. Answers how many.
     async fn revive_rollbacks(

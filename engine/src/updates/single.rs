@@ -1,7 +1,7 @@
 //! Updates and rollbacks of one device, made by admins outside of any campaign (PRD, E3-US1, E3-US5, E4-US2).
 
 use device_ota_domain::audit::Act;
-use device_ota_domain::campaign::{MAX_TIMEOUT_MINUTES, Priority};
+use device_ota_domain::campaign::{Priority, TimeoutsDraft};
 use device_ota_domain::device::Device;
 use device_ota_domain::event::Event;
 use device_ota_domain::page::Page;
@@ -48,6 +48,13 @@ pub struct UpdateRequest {
     #[serde(default = "hour")]
     #[schema(minimum = 0.016_666_666_666_666_666, maximum = 43_200)]
     pub timeout_minutes: f64,
+    /// Default: each part of an attempt may take as long as all of it.
+    #[serde(default)]
+    pub timeouts: TimeoutsDraft,
+    /// It is given up when it is not done so long from now on; fractions are taken. Default: it waits for as long as it takes.
+    #[serde(default)]
+    #[schema(maximum = 8760)]
+    pub give_up_after_hours: Option<f64>,
 }
 
 fn three() -> u32 {
@@ -112,6 +119,8 @@ impl Engine {
             force_update: false,
             max_retries: MIN_RETRIES,
             timeout_minutes: hour(),
+            timeouts: TimeoutsDraft::default(),
+            give_up_after_hours: None,
         };
         let mut tx = self.store.begin().await?;
         let known = locked(tx.as_mut(), id).await?;
@@ -188,13 +197,10 @@ impl Engine {
         action: Action,
         request: &UpdateRequest,
     ) -> Result<Update> {
-        let seconds = request.timeout_minutes * 60.0;
-        if !(1.0..=MAX_TIMEOUT_MINUTES * 60.0).contains(&seconds) {
-            return Err(Error::invalid(
-                "invalid_update",
-                "timeout_minutes must be at least one second and at most 43200",
-            ));
-        }
+        let times = request
+            .timeouts
+            .checked(request.timeout_minutes, request.give_up_after_hours)
+            .map_err(|error| Error::invalid("invalid_update", error.to_string()))?;
         if request.max_retries > 100 {
             return Err(Error::invalid(
                 "invalid_update",
@@ -207,7 +213,7 @@ impl Engine {
             clippy::cast_sign_loss,
             reason = "checked to lie in 1 s ..= 30 days"
         )]
-        let timeout_seconds = seconds.round() as u64;
+        let timeout_seconds = (request.timeout_minutes * 60.0).round() as u64;
         Ok(Update {
             id: UpdateId::from_entropy(random(self.entropy.as_ref())),
             device: device.key,
@@ -225,7 +231,8 @@ impl Engine {
             retries: 0,
             max_retries: request.max_retries,
             timeout_seconds,
-            give_up_at: (action == Action::Rollback).then(|| self.rollbacks_end_by(now)),
+            times,
+            give_up_at: self.ends_by(action, &times, now),
             progress: Progress {
                 bytes_total: firmware.size,
                 ..Progress::default()

@@ -28,6 +28,7 @@ mod rivals;
 mod rollout;
 mod simulation;
 mod single;
+mod times;
 mod upload;
 mod vitals;
 mod webhooks;

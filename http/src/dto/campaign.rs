@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use device_ota_domain::campaign::{
     Abort, Approval, CampaignDraft, CampaignSpec, CampaignState, Counts, Failures, Gate, Health,
     Named, Priority, Rate, RateDraft, Requires, Running, Schedule, Stage, Strategy, Takes, Tally,
-    Window,
+    TimeoutsDraft, Window,
 };
 use device_ota_domain::filter::Filter;
 use device_ota_domain::targeting::Exclusion;
@@ -41,6 +41,8 @@ pub(crate) struct CampaignDto<'a> {
     rate: Option<RateDraft>,
     bandwidth_bytes_per_second: Option<u64>,
     timeout_minutes: f64,
+    timeouts: TimeoutsDraft,
+    give_up_after_hours: Option<f64>,
     max_retries: u32,
     auto_rollback: bool,
     failure_threshold_percent: f64,
@@ -170,6 +172,7 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
     fn from(view: &'a CampaignView) -> Self {
         let (campaign, spec, state) = (&view.campaign, &view.campaign.spec, &view.campaign.state);
         let tally = updates(view);
+        let (timeouts, give_up_after_hours) = TimeoutsDraft::of(&spec.times);
         Self {
             campaign_id: &campaign.id,
             name: &spec.name,
@@ -186,6 +189,8 @@ impl<'a> From<&'a CampaignView> for CampaignDto<'a> {
             bandwidth_bytes_per_second: spec.bandwidth_bytes_per_second,
             timeout_minutes: std::time::Duration::from_secs(spec.timeout_seconds).as_secs_f64()
                 / 60.0,
+            timeouts,
+            give_up_after_hours,
             max_retries: spec.max_retries,
             auto_rollback: spec.auto_rollback,
             failure_threshold_percent: spec.failure_threshold_percent,

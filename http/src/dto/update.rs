@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use device_ota_domain::campaign::Priority;
+use device_ota_domain::campaign::{Priority, TimeoutsDraft};
 use device_ota_domain::update::{Action, Failure, Phase, Update, UpdateState};
 use device_ota_domain::why::Why;
 use device_ota_domain::{CampaignId, DeviceId, FirmwareId, UpdateId};
@@ -49,6 +49,10 @@ pub(crate) struct UpdateDto<'a> {
     stage: u16,
     cancel_requested: bool,
     timeout_minutes: f64,
+    timeouts: TimeoutsDraft,
+    give_up_after_hours: Option<f64>,
+    /// When it is given up, if it is not done before; null where it waits for as long as it takes, or its stage has not opened.
+    give_up_at: Option<Timestamp>,
     why: Option<WhyDto>,
     scheduled_at: Timestamp,
     started_at: Option<Timestamp>,
@@ -91,6 +95,7 @@ impl<'a> UpdateDto<'a> {
         let error = error(update);
         let completed_at = ended_at(update);
         let download = download_percent(update);
+        let (timeouts, give_up_after_hours) = TimeoutsDraft::of(&update.times);
         Self {
             update_id: &update.id,
             device_id: &update.device_id,
@@ -125,6 +130,9 @@ impl<'a> UpdateDto<'a> {
             ),
             timeout_minutes: std::time::Duration::from_secs(update.timeout_seconds).as_secs_f64()
                 / 60.0,
+            timeouts,
+            give_up_after_hours,
+            give_up_at: update.give_up_at.filter(|_| !update.is_terminal()),
             why: why.map(WhyDto::from),
             scheduled_at: scheduled_at(update),
             started_at: update.started_at,
@@ -247,7 +255,7 @@ fn told(failure: &Failure) -> (&str, Cow<'_, str>) {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use device_ota_domain::device::DeviceKey;
-    use device_ota_domain::update::{Aftermath, Progress, Retry};
+    use device_ota_domain::update::{Aftermath, Progress, Retry, Times};
 
     use super::super::firmware::tests::firmware;
     use super::*;
@@ -273,6 +281,10 @@ mod tests {
             last_seq: 0,
             retries: 0,
             max_retries: 3,
+            times: Times {
+                download_seconds: Some(45),
+                ..Times::default()
+            },
             give_up_at: None,
             timeout_seconds: 90,
             progress: Progress::default(),
@@ -291,6 +303,7 @@ mod tests {
             since,
             lease_until,
             deadline,
+            part_until: None,
             cancel_requested: false,
             hold: false,
         };
@@ -357,6 +370,12 @@ mod tests {
           "stage": 0,
           "cancel_requested": false,
           "timeout_minutes": 1.5,
+          "timeouts": {
+            "download_minutes": 0.75,
+            "install_minutes": null
+          },
+          "give_up_after_hours": null,
+          "give_up_at": null,
           "why": {
             "code": "stage_closed",
             "stage": "early",

@@ -142,6 +142,7 @@ fn flying(since: i64) -> UpdateState {
         since: at(since),
         lease_until: at(since + 60),
         deadline: at(since + 600),
+        part_until: None,
         cancel_requested: false,
         hold: false,
     }

@@ -78,7 +78,7 @@ async fn devices(store: &dyn Store) -> Vec<Device> {
     found.unwrap()
 }
 
-async fn updates(store: &dyn Store, campaign: &Campaign) -> Vec<Update> {
+pub(crate) async fn updates(store: &dyn Store, campaign: &Campaign) -> Vec<Update> {
     let filter = UpdateFilter {
         campaign: Some(campaign.id.clone()),
         ..UpdateFilter::default()

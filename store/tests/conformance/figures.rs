@@ -98,7 +98,7 @@ async fn happens(store: &dyn Store, campaign: &Campaign, step: i64, random: u32)
                 now: at(step * 17 + 600),
                 last_seen: None,
                 lease: LEASE,
-                no_slot: false,
+                kept_waiting: false,
             };
             let moved = flying.into_iter().filter_map(|update| {
                 let before = update.standing();

@@ -11,7 +11,7 @@ use device_ota_domain::firmware::{Firmware, Format, UploadMetadata};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::{Ledger, Standing};
 use device_ota_domain::update::{
-    Action, Aftermath, OfferTerms, Owed, Progress, Update, UpdateState,
+    Action, Aftermath, OfferTerms, Owed, Progress, Times, Update, UpdateState,
 };
 use device_ota_domain::{CampaignId, UpdateId};
 use device_ota_engine::ports::store::{
@@ -363,6 +363,7 @@ pub(crate) fn single(n: u8, device: DeviceKey, device_id: &str, to_version: &str
         last_seq: 0,
         retries: 0,
         max_retries: 3,
+        times: Times::default(),
         give_up_at: None,
         timeout_seconds: 600,
         progress: Progress::default(),

@@ -148,6 +148,7 @@ async fn updates_are_listed_by_what_was_asked_for_and_no_others(store: &dyn Stor
             since: at(10),
             lease_until: at(70),
             deadline: at(600),
+            part_until: None,
             cancel_requested: false,
             hold: false,
         })

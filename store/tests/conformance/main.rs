@@ -30,6 +30,7 @@ mod rivals;
 mod rollbacks;
 mod staged;
 mod targets;
+mod times;
 mod updates;
 mod vitals;
 mod webhooks;

@@ -3,7 +3,7 @@
 use device_ota_domain::campaign::Group;
 use device_ota_domain::page::Page;
 use device_ota_domain::update::{
-    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Update, UpdateState,
+    Action, Aftermath, Failure, Phase, Progress, Regression, Retry, Times, Update, UpdateState,
 };
 use device_ota_engine::ports::store::{NewDevice, Store, Touch, UpdateFilter};
 
@@ -26,6 +26,7 @@ fn in_flight(phase: Phase) -> UpdateState {
         since: at(10),
         lease_until: at(70),
         deadline: at(600),
+        part_until: None,
         cancel_requested: false,
         hold: false,
     }
@@ -37,7 +38,14 @@ fn failure() -> Failure {
 
 async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
     let keys = fleet(store, 1).await;
-    let mut update = single(1, keys[0], &name(0), "2.0.0");
+    let mut update = Update {
+        times: Times {
+            download_seconds: Some(60),
+            install_seconds: None,
+            give_up_after_seconds: Some(7_200),
+        },
+        ..single(1, keys[0], &name(0), "2.0.0")
+    };
     insert(store, std::slice::from_ref(&update)).await;
     assert_eq!(
         store.update(&update.id).await.unwrap().as_ref(),
@@ -64,6 +72,7 @@ async fn every_state_reads_back_as_it_was_saved(store: &dyn Store) {
             since: at(10),
             lease_until: at(70),
             deadline: at(600),
+            part_until: Some(at(300)),
             cancel_requested: false,
             hold: true,
         },
@@ -123,7 +132,7 @@ async fn a_large_batch_is_saved_whole(store: &dyn Store) {
 }
 
 async fn time_that_ran_out_is_found(store: &dyn Store) {
-    let keys = fleet(store, 4).await;
+    let keys = fleet(store, 5).await;
     let update = |n: u8, state| Update {
         state,
         ..single(n, keys[usize::from(n)], &name(usize::from(n)), "2.0.0")
@@ -143,6 +152,16 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
         since: at(3),
         lease_until: at(500),
         deadline: at(60),
+        part_until: None,
+        cancel_requested: false,
+        hold: false,
+    };
+    let slow = UpdateState::InFlight {
+        phase: Phase::Downloading,
+        since: at(3),
+        lease_until: at(500),
+        deadline: at(600),
+        part_until: Some(at(80)),
         cancel_requested: false,
         hold: false,
     };
@@ -153,6 +172,7 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
             update(1, lost),
             update(2, waits),
             update(3, long_lease),
+            update(4, slow),
         ],
     )
     .await;
@@ -172,6 +192,8 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
     assert_eq!(expired(60).await, [d], "its deadline");
     assert_eq!(expired(65).await, [d, b], "and the loss");
     assert_eq!(expired(70).await, [d, b, a], "and the lease");
+    let e = (keys[4], Some(at(1)));
+    assert_eq!(expired(80).await, [d, b, a, e], "and a part's time");
     assert_eq!(store.expired(at(70), 2).await.unwrap().len(), 2);
 }
 
@@ -189,6 +211,7 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
             since,
             lease_until,
             deadline,
+            part_until: None,
             cancel_requested: true,
             hold: false,
         },

@@ -8,7 +8,7 @@ use device_ota_domain::campaign::{
 use device_ota_domain::planner::{self, Advance, advance};
 use device_ota_domain::ring::turned;
 use device_ota_domain::rollback::RollbackTrigger;
-use device_ota_domain::update::{Action as UpdateAction, Owed, UpdateState};
+use device_ota_domain::update::{Action as UpdateAction, Owed, Times, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -45,6 +45,9 @@ impl World {
         }
         if self.trouble.faults && self.rng.random_bool(0.3) {
             spec.abort = any_aborts(&mut self.rng);
+        }
+        if self.trouble.faults && self.rng.random_bool(0.4) {
+            spec.times = any_times(&mut self.rng, spec.timeout_seconds);
         }
         self.story
             .tell(|| format!("{to} to {} devices by {spec:?}", self.agents.len()));
@@ -318,6 +321,16 @@ fn any_spec(rng: &mut StdRng, devices: usize, shortest_minutes: u32, holds: bool
     sample::draft(&fields)
         .into_spec(20.0, entropy, device_ota_domain::ring::Shares::default())
         .unwrap()
+}
+
+/// Each within the time of an attempt, or from there on.
+fn any_times(rng: &mut StdRng, attempt: u64) -> Times {
+    let mut some = |from, to| rng.random_bool(0.6).then(|| rng.random_range(from..=to));
+    Times {
+        download_seconds: some(1, attempt),
+        install_seconds: some(1, attempt),
+        give_up_after_seconds: some(attempt, 10 * attempt),
+    }
 }
 
 /// A few hours of every day, by one clock or by those of the devices.

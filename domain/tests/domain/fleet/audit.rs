@@ -2,7 +2,8 @@
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{CampaignState, Counts, FailureKind, Group, Running, Tally};
-use device_ota_domain::update::{Action as UpdateAction, UpdateState};
+use device_ota_domain::targeting::Exclusion;
+use device_ota_domain::update::{Action as UpdateAction, Part, Phase, UpdateState};
 use jiff::{SignedDuration, Timestamp};
 
 use super::world::World;
@@ -36,6 +37,7 @@ impl World {
             || format!("row {row} had ended as {:?}", before.state),
         )?;
         self.may_regress(row, &after)?;
+        self.may_be_given_up(row, &after)?;
         if after.retries > before.retries {
             let (spent, attempt) = (self.rows[row].spent, after.attempt);
             rule(spent < attempt, || {
@@ -283,6 +285,7 @@ impl World {
             format!("{all} in flight of all, at most {:?}", self.limit)
         })?;
         self.rates_are_kept()?;
+        self.times_are_kept()?;
         rule(given.iter().all(|n| *n <= 1), || {
             format!("in flight or held by device: {given:?}")
         })
@@ -296,6 +299,74 @@ impl World {
         let back = row.update.action == UpdateAction::Rollback;
         rule(back || open.is_ok(), || {
             format!("{} offered before {open:?}", row.update.device_id)
+        })
+    }
+
+    /// No part of an attempt takes longer than it may, and no update that is not kept waiting.
+    fn times_are_kept(&self) -> Result<(), String> {
+        for (index, row) in self.rows.iter().enumerate() {
+            if let UpdateState::InFlight { phase, since, .. } = row.update.state {
+                let longest = Part::of(phase).and_then(|part| row.update.times.of(part));
+                let took = self.now.duration_since(since).as_secs();
+                rule(longest.is_none_or(|most| took < most.cast_signed()), || {
+                    format!(
+                        "row {index} is {} for {took} s of {longest:?}",
+                        phase.name()
+                    )
+                })?;
+            }
+            let over = row.update.give_up_at.is_some_and(|end| end <= self.now);
+            rule(!over || row.update.is_terminal(), || {
+                format!(
+                    "row {index} was to be given up at {:?}",
+                    row.update.give_up_at
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Updates that were let go because their devices never began.
+    pub(crate) fn given_up(&self) -> usize {
+        let rows = self.rows.iter().filter(|row| {
+            let because = Some(Exclusion::OutOfTime);
+            matches!(row.update.state, UpdateState::Cancelled { because: it, .. } if it == because)
+        });
+        rows.count()
+    }
+
+    /// Updates whose last attempt ended because a part of it took too long.
+    pub(crate) fn parts_too_long(&self) -> usize {
+        let rows = self.rows.iter().filter(|row| match &row.update.state {
+            UpdateState::Failed { failure, .. } => failure.message.contains("took longer than"),
+            _ => false,
+        });
+        rows.count()
+    }
+
+    /// Whoever is given up had its whole time, was not at it, and is not there.
+    fn may_be_given_up(&self, row: usize, after: &Update) -> Result<(), String> {
+        let UpdateState::Cancelled {
+            because: Some(Exclusion::OutOfTime),
+            at,
+        } = after.state
+        else {
+            return Ok(());
+        };
+        let before = &self.rows[row].update;
+        let whole = SignedDuration::from_secs(
+            after
+                .times
+                .give_up_after_seconds
+                .unwrap_or(u64::MAX >> 1)
+                .cast_signed(),
+        );
+        let began = matches!(before.state, UpdateState::InFlight { phase, hold, .. }
+            if phase > Phase::Offered && !(hold && phase == Phase::Staged));
+        let had = at.duration_since(after.created_at) >= whole;
+        let there = before.owed().is_some() && self.agents[self.rows[row].agent].online;
+        rule(had && !began && !there, || {
+            format!("row {row} was given up: {before:?}")
         })
     }
 

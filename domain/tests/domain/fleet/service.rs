@@ -5,8 +5,10 @@ use device_ota_domain::device::DeviceKey;
 use device_ota_domain::planner::{self, Action, Claim};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::{
-    Action as UpdateAction, Aftermath, Expiry, Failure, Look, OfferTerms, Owed, Retry, UpdateState,
+    Action as UpdateAction, Aftermath, Expiry, Failure, Look, OfferTerms, Owed, Retry, Times,
+    UpdateState,
 };
+use device_ota_domain::why;
 use device_ota_domain::{Update, UpdateId};
 use rand::RngExt;
 
@@ -50,7 +52,7 @@ impl World {
             let expiry = Expiry {
                 now: self.now,
                 last_seen,
-                no_slot: self.has_no_slot(self.rows[row].rollout),
+                kept_waiting: self.is_over(row) && self.is_kept_waiting(row),
                 lease: sample::LEASE,
             };
             let runs = agent.tells_version.then(|| agent.runs.clone());
@@ -94,14 +96,69 @@ impl World {
             room: self.limit.map(|limit| limit - in_flight),
             unanswered_updates: updates,
             unanswered_rollbacks: rollbacks,
+            timeless: self.timeless(rollout),
             ..self.rollouts[rollout].counts.clone()
         }
     }
 
-    fn has_no_slot(&self, rollout: usize) -> bool {
-        let campaign = &self.rollouts[rollout].campaign;
-        let counts = self.counts(rollout);
-        planner::slots(self.now, campaign, &counts, UpdateAction::Rollback).is_err()
+    /// The time of this row as a whole is over.
+    fn is_over(&self, row: usize) -> bool {
+        let end = self.rows[row].update.give_up_at;
+        end.is_some_and(|end| end <= self.now)
+    }
+
+    /// It is not its device that this row, which waits, waits for.
+    pub(super) fn is_kept_waiting(&self, row: usize) -> bool {
+        let row = &self.rows[row];
+        let (campaign, counts) = (
+            &self.rollouts[row.rollout].campaign,
+            self.counts(row.rollout),
+        );
+        if row.update.action == UpdateAction::Rollback {
+            return planner::slots(self.now, campaign, &counts, UpdateAction::Rollback).is_err();
+        }
+        let plan = planner::plan(self.now, campaign, &counts);
+        let claims = |action: &Action| matches!(action, Action::Claim { .. });
+        let paced = plan.waits.iter().any(|why| why.is_of_pace_for(&row.update));
+        why::held_by_campaign(campaign, &row.update, self.now).is_some()
+            || paced && !plan.actions.iter().any(claims)
+            || self.agents[row.agent].online
+    }
+
+    /// The stage with which the time of the first update begins that has an end and no time yet.
+    fn timeless(&self, rollout: usize) -> Option<u16> {
+        let rows = self.rows.iter().filter(|row| row.rollout == rollout);
+        rows.filter_map(|row| self.begins_with(rollout, &row.update))
+            .min()
+    }
+
+    /// The stage with which the time of this update begins, if it has an end and no time yet.
+    fn begins_with(&self, rollout: usize, update: &Update) -> Option<u16> {
+        update.times.give_up_after_seconds?;
+        if update.action == UpdateAction::Rollback || update.give_up_at.is_some() {
+            return None;
+        }
+        match update.owed()? {
+            Owed::Offer(_) => Some(update.stage),
+            Owed::Activation => Some(self.rollouts[rollout].campaign.spec.last_stage()),
+        }
+    }
+
+    fn begin_time(&mut self, rollout: usize, up_to: u16) -> Result<bool, String> {
+        let mut changed = false;
+        for row in self.rows_of(rollout, UpdateAction::Update) {
+            let begins = self.begins_with(rollout, &self.rows[row].update);
+            if begins.is_some_and(|stage| stage <= up_to) {
+                let update = &mut self.rows[row].update;
+                update.give_up_at = update.times.ends_by(self.now);
+                changed = true;
+            }
+        }
+        if changed {
+            Ok(true)
+        } else {
+            Err("a time begins for nobody".into())
+        }
     }
 
     /// True when something changed, so that the planner may have more to do at once.
@@ -150,6 +207,7 @@ impl World {
             Action::Finish => self.change(rollout, CampaignState::finish),
             Action::CancelPending(action) => self.cancel_pending(rollout, action),
             Action::CancelInFlight(action) => self.cancel_in_flight(rollout, action),
+            Action::BeginTime(stage) => self.begin_time(rollout, stage),
             Action::MakeRollbacks => Ok(self.make_rollbacks(rollout)),
         }
     }
@@ -385,6 +443,13 @@ impl World {
             stage,
             max_retries: campaign.spec.max_retries,
             timeout_seconds: campaign.spec.timeout_seconds,
+            times: match action {
+                UpdateAction::Update => campaign.spec.times,
+                UpdateAction::Rollback => Times {
+                    give_up_after_seconds: None,
+                    ..campaign.spec.times
+                },
+            },
             give_up_at: takes_back.map(|_| self.rollbacks_end_by()),
             state: begin,
             created_at: self.now,

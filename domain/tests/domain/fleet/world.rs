@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use device_ota_domain::Update;
 use device_ota_domain::campaign::{Campaign, CampaignState, Counts, Group};
-use device_ota_domain::update::{Order, Outcome, Phase, Report, Reported, Sight, UpdateState};
+use device_ota_domain::update::{
+    Action, Order, Outcome, Phase, Report, Reported, Sight, UpdateState,
+};
 use jiff::{SignedDuration, Timestamp};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -184,8 +186,9 @@ impl World {
             UpdateState::InFlight {
                 lease_until,
                 deadline,
+                part_until,
                 ..
-            } => [Some(lease_until), Some(deadline)],
+            } => [Some(lease_until), part_until.or(Some(deadline))],
             _ => [None, None],
         });
         let soaks = self
@@ -217,8 +220,13 @@ impl World {
         });
         let watches = self.rows.iter().filter_map(|row| row.update.watch());
         let watches = watches.map(|watch| watch.look_at);
-        let open = self.rows.iter().filter(|row| !row.update.is_terminal());
-        let ends = open.filter_map(|row| row.update.give_up_at);
+        // Who is kept waiting has time for as long as that lasts.
+        let ends = self.rows.iter().enumerate().filter(|(index, row)| {
+            let ends = row.update.give_up_at.is_some() && !row.update.is_terminal();
+            let waits = row.update.action == Action::Update && row.update.owed().is_some();
+            ends && !(waits && self.is_kept_waiting(*index))
+        });
+        let ends = ends.filter_map(|(_, row)| row.update.give_up_at);
         rows.flatten()
             .chain(ends)
             .chain(watches)

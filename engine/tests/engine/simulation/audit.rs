@@ -175,7 +175,8 @@ impl Books {
             (Group::Cancelled, Group::Pending | Group::InFlight) => {
                 let revived = |id| self.revived.contains(id);
                 let again = row.action == Action::Rollback;
-                was_let_go(before) || again && row.campaign.as_ref().is_some_and(revived)
+                let left = was_let_go(before) && !was_given_up(before);
+                left || again && row.campaign.as_ref().is_some_and(revived)
             }
             _ => before.state == row.state || self.retried.contains(&row.id),
         };
@@ -186,9 +187,10 @@ impl Books {
                 ..
             }
         );
-        rule(!was_let_go(row) || overtaken || row.attempt == 0, || {
-            format!("{}: it was offered before it was let go", what())
-        })?;
+        rule(
+            !was_let_go(row) || overtaken || was_given_up(row) || row.attempt == 0,
+            || format!("{}: it was offered before it was let go", what()),
+        )?;
         rule(stays, || {
             format!("{}: it had ended as {:?}", what(), before.state)
         })
@@ -430,7 +432,18 @@ fn may_regress(before: Option<&Update>, row: &Update, devices: &[Device]) -> Res
     })
 }
 
-/// Its device was none of its campaign's any more.
+/// Its device did not begin with it in time.
+const fn was_given_up(row: &Update) -> bool {
+    matches!(
+        row.state,
+        UpdateState::Cancelled {
+            because: Some(Exclusion::OutOfTime),
+            ..
+        }
+    )
+}
+
+/// Its device was none of its campaign's any more, or did not begin in time.
 const fn was_let_go(row: &Update) -> bool {
     matches!(
         row.state,

@@ -75,13 +75,19 @@ fn any_draft(rng: &mut StdRng, devices: usize, trouble: Trouble) -> Value {
     } else {
         "staged"
     };
+    let attempt_minutes = rng.random_range(4..40);
     json!({
         "name": "a campaign",
         "stages": stages,
         "deployment_strategy": strategy,
         "max_concurrent_updates": rng.random_range(1..devices + 2),
         "batch_size": rng.random_range(1..8),
-        "timeout_minutes": rng.random_range(4..40),
+        "timeout_minutes": attempt_minutes,
+        "timeouts": {
+            "download_minutes": rng.random_bool(0.3).then(|| rng.random_range(2..=attempt_minutes.min(10))),
+            "install_minutes": rng.random_bool(0.3).then(|| rng.random_range(2..=attempt_minutes.min(10))),
+        },
+        "give_up_after_hours": rng.random_bool(0.3).then(|| f64::from(rng.random_range(attempt_minutes..200)) / 60.0),
         "auto_rollback": rng.random_bool(0.7),
         "failure_threshold_percent": ([0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)]),
         "failure_min_samples": rng.random_range(0..5),

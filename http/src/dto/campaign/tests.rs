@@ -76,6 +76,7 @@ fn before_its_start_every_device_it_means_is_pending() {
       "failure_threshold_percent": 20.0,
       "failures": "…",
       "firmware": "…",
+      "give_up_after_hours": null,
       "health": "…",
       "health_figures": [],
       "in_progress_devices": 0,
@@ -144,6 +145,10 @@ fn before_its_start_every_device_it_means_is_pending() {
       "target_filters": null,
       "target_groups": [],
       "timeout_minutes": 60.0,
+      "timeouts": {
+        "download_minutes": null,
+        "install_minutes": null
+      },
       "total_devices": 2,
       "up_to_stage": null,
       "updated_at": "2025-12-18T10:05:00Z",
