@@ -7,6 +7,7 @@ use crate::api_keys::{self, KeysCommand};
 use crate::audit::{self, AuditCommand};
 use crate::check;
 use crate::config::{Config, RawConfig};
+use crate::permit::{self, PermitCommand};
 use crate::serve;
 
 /// MQTT-native firmware updates over the air: devices speak MQTT, admins speak HTTP, this one binary does the rest.
@@ -29,6 +30,11 @@ enum Command {
     /// Verify the audit trail, on the database itself; the service may run meanwhile.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Sign a rollback permit with the release key that this installation holds, and print it; the service may run meanwhile.
+    ///
+    /// It permits one device, or those of a campaign, to go from one image back to another that is below their security floor. The service
+    /// takes it at `POST /api/v1/ota/permits`.
+    Permit(PermitCommand),
     /// Say what the configuration comes to, and what of it cannot be used: settings, key files, what earlier starts made.
     ///
     /// Nothing is made or changed, no port is opened, and no other server is asked.
@@ -53,6 +59,7 @@ impl Cli {
         match self.command.unwrap_or(Command::Serve) {
             Command::Keys(command) => api_keys::run(&config, command),
             Command::Audit(command) => audit::run(&config, &command),
+            Command::Permit(command) => permit::run(&config, command),
             Command::Serve => serve::run(config),
             Command::CheckConfig | Command::Config(ConfigCommand::Check) => check::run(&config),
         }

@@ -13,6 +13,7 @@ mod edge;
 mod keys;
 mod open_files;
 mod password_file;
+mod permit;
 mod screen;
 mod serve;
 mod shutdown;

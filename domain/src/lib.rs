@@ -23,6 +23,7 @@ pub mod firmware;
 pub mod identity;
 pub mod ids;
 pub mod page;
+pub mod permit;
 pub mod planner;
 pub mod ring;
 pub mod rollback;

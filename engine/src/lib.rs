@@ -34,6 +34,7 @@ mod listening;
 pub mod metrics;
 mod offers;
 mod overdue;
+mod permits;
 pub mod ports;
 mod precedence;
 mod rate;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use device_ota_domain::campaign::{CampaignSpec, Requires};
 use device_ota_domain::device::DeviceKey;
-use device_ota_domain::update::{Order, UpdateState};
+use device_ota_domain::update::{Action, Order, UpdateState};
 use device_ota_domain::{CampaignId, DeviceId, Firmware, FirmwareId, Update, ring};
 use device_ota_protocol::messages::Reply;
 use device_ota_protocol::objects::{
@@ -87,11 +87,17 @@ impl Engine {
         let now = self.clock.now();
         let assignment = self.assignment(update, ground, &firmware, requires, now)?;
         let envelope = objects::seal(&assignment, self.keyring.dispatch())?.to_json();
+        let permit = match update.action {
+            Action::Update => None,
+            Action::Rollback => self.store.permit_for(&update.id, now).await?,
+        };
+        let permit = permit.map(|permit| format!(r#","permit":{permit}"#));
         let payload = [
             br#"{"release":"#,
             firmware.release.as_bytes(),
             br#","assignment":"#,
             &envelope,
+            permit.unwrap_or_default().as_bytes(),
             b"}",
         ]
         .concat();

@@ -51,6 +51,7 @@ mod keys;
 mod limits;
 mod metrics;
 mod openapi;
+mod permits;
 mod proposals;
 mod range;
 mod request;

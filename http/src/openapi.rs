@@ -27,7 +27,7 @@ use crate::request::{Call, call};
 use crate::shared::{Answer, Routes, Shared, reply};
 use crate::{
     advance, audit, campaigns, devices, downloads, events, firmware, health, keys, metrics,
-    proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
+    permits, proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// How long a client may use the document without asking whether it is still the same.
@@ -77,6 +77,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         telemetry::Documented::openapi(),
         updates::Documented::openapi(),
         rollbacks::Documented::openapi(),
+        permits::Documented::openapi(),
         events::Documented::openapi(),
         webhooks::Documented::openapi(),
         statistics::Documented::openapi(),

@@ -8,7 +8,7 @@ use crate::errors::recover;
 use crate::shared::{Routes, Shared};
 use crate::{
     advance, audit, campaigns, devices, downloads, events, firmware, health, keys, metrics,
-    openapi, proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
+    openapi, permits, proposals, rings, rollbacks, statistics, telemetry, trust, updates, webhooks,
 };
 
 /// All routes, the most frequent ones first.
@@ -27,6 +27,8 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
         .or(firmware::routes(shared))
         .unify()
         .or(rollbacks::routes(shared))
+        .unify()
+        .or(permits::routes(shared))
         .unify()
         .or(statistics::routes(shared))
         .unify()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, HeaderValue};
+use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 use warp::Filter as _;
 use warp::Reply as _;
@@ -52,23 +53,30 @@ async fn one(version: Segment, call: Call) -> Answer {
     envelope(&call, Some(number)).ok_or_else(|| ApiError::not_found("root", version.as_str()))
 }
 
-/// A DSSE envelope as `protocol` writes it.
-#[derive(ToSchema)]
+/// A DSSE envelope as `protocol` reads and writes it.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(as = Envelope)]
-#[expect(dead_code, reason = "describes what the engine hands out as text")]
-struct EnvelopeSchema {
+pub(crate) struct EnvelopeSchema {
     /// What the payload is.
-    #[schema(rename = "payloadType")]
+    #[serde(rename = "payloadType")]
     payload_type: String,
     /// Base64 of the signed bytes.
     payload: String,
     signatures: Vec<SignatureSchema>,
 }
 
+impl EnvelopeSchema {
+    /// As the engine reads it.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
 /// One signature of an envelope.
-#[derive(ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(as = Signature)]
-#[expect(dead_code, reason = "describes what the engine hands out as text")]
 struct SignatureSchema {
     /// Hex SHA-256 of the public key.
     keyid: String,

@@ -14,16 +14,21 @@ use crate::campaigns;
 use crate::conditions::{Conditions, fits_image};
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::permits::permits;
 use crate::sql::{self, Args, Statement, statements};
 use crate::updates::{read_update, select_update};
 
-/// An update that waits, called `u`, with what its device, called `l`, runs when last heard, and whether it would refuse the image.
+/// An update that waits, called `u`, with what its device, called `l`, runs when last heard, and whether it would refuse the image at a
+/// time: it is below the floor, and no permit is there.
 macro_rules! waiting {
-    ($($rest:expr),+ $(,)?) => {
+    ($now:literal, $($rest:expr),+ $(,)?) => {
         select_update!(
             ", COALESCE(l.version, (SELECT d.firmware_version FROM devices d WHERE d.device_key = u.device_key)) \
              AS running, CAST(CASE WHEN l.security_floor > (SELECT f.security_version FROM firmware f \
-                 WHERE f.firmware_id = u.firmware_id) THEN 1 ELSE 0 END AS BIGINT) AS below_floor \
+                 WHERE f.firmware_id = u.firmware_id) AND (u.action = 'update' OR NOT EXISTS \
+                 (SELECT 1 FROM rollback_permits p WHERE ",
+            permits!("u.device_id", "u.device_key", "u.campaign_id", "l.version", "u.firmware_id", $now),
+            ")) THEN 1 ELSE 0 END AS BIGINT) AS below_floor \
              FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key WHERE ",
             $($rest),+
         )
@@ -44,6 +49,7 @@ macro_rules! takes_offers {
 macro_rules! claimable {
     ($order:literal) => {
         waiting!(
+            "$4",
             "u.state = 'pending' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
              AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
              AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
@@ -63,6 +69,7 @@ statements! {
     // The last stage first, and the canaries last: backwards through the same index, so that none of them are sorted.
     CLAIMABLE_BACK = claimable!("u.stage DESC, u.due_at DESC, u.number DESC");
     CLAIMABLE_STAGED = waiting!(
+        "$4",
         "u.state = 'staged' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.since <= $4 \
          AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
          AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
@@ -74,6 +81,7 @@ statements! {
          ORDER BY u.device_key, u.number {for_update}"
     );
     CLAIMABLE_SINGLE = waiting!(
+        "$2",
         "u.state = 'pending' AND u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
         takes_offers!(),
         " AND ",

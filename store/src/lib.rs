@@ -31,6 +31,7 @@ mod materialise;
 mod migrations;
 mod open;
 mod outbox;
+mod permits;
 #[cfg(test)]
 mod plans;
 mod presence;
@@ -79,6 +80,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     materialise::STATEMENTS,
     open::STATEMENTS,
     outbox::STATEMENTS,
+    permits::STATEMENTS,
     presence::STATEMENTS,
     rings::STATEMENTS,
     rollbacks::STATEMENTS,

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::permits::permits;
 use crate::sql::{self, Args, Given, Record, statements};
 use crate::targets::{bind_aim, cuts, meant, verdict};
 use crate::{campaigns, counts, rollbacks, updates};
@@ -49,26 +50,30 @@ statements! {
     // only when there is no other, because the device has run it and what came after it is worse. A device that was
     // deleted since, even if another has come in its place, has nothing to take back: its rollback is there for the
     // count alone.
-    MAKE_ROLLBACKS = "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, \
+    MAKE_ROLLBACKS = concat!(
+        "INSERT INTO device_updates (update_id, device_key, device_id, device_type, campaign_id, action, \
          firmware_id, from_version, to_version, stage, priority, max_retries, timeout_seconds, download_seconds, install_seconds, \
          bytes_total, state, due_at, \
          give_up_at, check_at, ended_at, failure_code, failure_message, failure_retry, created_at, updated_at) \
-         SELECT 'upd_' || {hex:p.number * 4294967296 + 4611686018427387904 + p.device_key}, p.device_key, \
-         p.device_id, p.device_type, p.campaign_id, 'rollback', p.previous, p.to_version, \
-         COALESCE(p.from_version, ''), p.stage, p.priority, CASE WHEN p.max_retries < $4 THEN $4 ELSE p.max_retries END, p.timeout_seconds, \
-         p.download_seconds, p.install_seconds, \
-         COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = p.previous), 0), \
-         CASE WHEN p.born = 'refused' THEN 'failed' ELSE p.born END, \
-         CASE WHEN p.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
-         CASE WHEN p.born = 'pending' THEN CAST($3 AS BIGINT) END, \
-         CASE WHEN p.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
-         CASE p.born WHEN 'failed' THEN 'no_previous_firmware' WHEN 'refused' THEN 'downgrade_refused' END, \
-         CASE p.born WHEN 'failed' THEN 'the version that ran before is not in the registry' \
+         SELECT 'upd_' || {hex:m.number * 4294967296 + 4611686018427387904 + m.device_key}, m.device_key, \
+         m.device_id, m.device_type, m.campaign_id, 'rollback', m.previous, m.to_version, \
+         COALESCE(m.from_version, ''), m.stage, m.priority, CASE WHEN m.max_retries < $4 THEN $4 ELSE m.max_retries END, m.timeout_seconds, \
+         m.download_seconds, m.install_seconds, \
+         COALESCE((SELECT f.size FROM firmware f WHERE f.firmware_id = m.previous), 0), \
+         CASE WHEN m.born = 'refused' THEN 'failed' ELSE m.born END, \
+         CASE WHEN m.born = 'pending' THEN CAST($2 AS BIGINT) END, CAST($3 AS BIGINT), \
+         CASE WHEN m.born = 'pending' THEN CAST($3 AS BIGINT) END, \
+         CASE WHEN m.born <> 'pending' THEN CAST($2 AS BIGINT) END, \
+         CASE m.born WHEN 'failed' THEN 'no_previous_firmware' WHEN 'refused' THEN 'downgrade_refused' END, \
+         CASE m.born WHEN 'failed' THEN 'the version that ran before is not in the registry' \
              WHEN 'refused' THEN CAST($5 AS TEXT) END, \
-         CASE WHEN p.born IN ('failed', 'refused') THEN 'never' END, $2, $2 \
+         CASE WHEN m.born IN ('failed', 'refused') THEN 'never' END, $2, $2 \
          FROM (SELECT q.*, CASE WHEN q.gone = 1 OR (q.running <> q.to_version \
              AND q.running <> COALESCE(q.from_version, '')) THEN 'cancelled' WHEN q.previous IS NULL THEN 'failed' \
-             WHEN q.security_floor > (SELECT f.security_version FROM firmware f WHERE f.firmware_id = q.previous) THEN 'refused' \
+             WHEN q.security_floor > (SELECT f.security_version FROM firmware f WHERE f.firmware_id = q.previous) \
+                 AND NOT EXISTS (SELECT 1 FROM rollback_permits p WHERE ",
+        permits!("q.device_id", "q.device_key", "q.campaign_id", "q.running", "q.previous", "$2"),
+        ") THEN 'refused' \
              ELSE 'pending' END AS born FROM (SELECT CASE WHEN l.device_key IS NULL OR d.registered_at > u.ended_at THEN 1 ELSE 0 END AS gone, \
              COALESCE(l.version, u.to_version) AS running, l.security_floor, c.number, \
              u.device_key, u.device_id, u.device_type, u.campaign_id, u.from_version, u.to_version, u.stage, u.priority, \
@@ -88,7 +93,8 @@ statements! {
              WHERE u.campaign_id = $1 AND u.action = 'update' AND u.state = 'completed' \
              AND NOT EXISTS (SELECT 1 FROM device_updates r WHERE r.device_key = u.device_key \
                  AND r.campaign_id = u.campaign_id AND r.action = 'rollback') \
-         ) q) p WHERE 1 = 1 ORDER BY p.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number";
+         ) q) m WHERE 1 = 1 ORDER BY m.device_key ON CONFLICT (update_id) DO NOTHING RETURNING number"
+    );
     CANCEL_PENDING = concat!(
         "UPDATE device_updates SET state = 'cancelled', ended_at = $2, updated_at = $2, check_at = NULL \
          WHERE state = $6 AND number IN (SELECT u.number FROM device_updates u WHERE u.campaign_id = $1 \

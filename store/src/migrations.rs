@@ -55,6 +55,7 @@ const STEPS: &[Step] = &steps![
     (36, "security version", "0036_security_version.sql"),
     (37, "sample of health", "0037_vitals.sql"),
     (39, "times", "0039_times.sql"),
+    (40, "rollback permits", "0040_permits.sql"),
 ];
 
 /// The steps for SQLite.

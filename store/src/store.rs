@@ -8,6 +8,7 @@ use device_ota_domain::device::{Device, DeviceKey};
 use device_ota_domain::event::StoredEvent;
 use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results, Storage};
 use device_ota_domain::page::Page;
+use device_ota_domain::permit::Permit;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::Rollback;
 use device_ota_domain::targeting::{Cuts, Exclusion};
@@ -27,7 +28,7 @@ use crate::error::DbError;
 use crate::tx::SqlTx;
 use crate::{
     SqlStore, api_keys, campaigns, counts, devices, dispatch, drift, firmware, lists, outbox,
-    presence, rings, rollbacks, targets, updates,
+    permits, presence, rings, rollbacks, targets, updates,
 };
 
 impl<D: Dialect> SqlStore<D> {
@@ -204,6 +205,13 @@ impl<D: Dialect> Store for SqlStore<D> {
     }
     async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>> {
         Ok(outbox::events_for::<D>(&mut *self.read().await?, sink, limit).await?)
+    }
+
+    async fn permits(&self, page: Page) -> Result<Vec<Permit>> {
+        Ok(permits::list::<D>(&mut *self.read().await?, page).await?)
+    }
+    async fn permit_for(&self, rollback: &UpdateId, now: Timestamp) -> Result<Option<String>> {
+        Ok(permits::permit_for::<D>(&mut *self.read().await?, rollback, now).await?)
     }
 
     async fn api_key_of_secret(&self, sha256: &str) -> Result<Option<ApiKey>> {

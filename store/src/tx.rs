@@ -7,6 +7,7 @@ use device_ota_domain::campaign::{Campaign, Counts, Delta, Named, Reading};
 use device_ota_domain::device::{Device, DeviceKey, Registration};
 use device_ota_domain::event::Event;
 use device_ota_domain::firmware::{Firmware, Storage};
+use device_ota_domain::permit::Permit;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::statistics::Ledger;
@@ -28,7 +29,7 @@ use crate::outbox::Stroke;
 use crate::writes::{Writes, seen};
 use crate::{
     SqlStore, api_keys, audit, campaigns, counts, devices, dispatch, drift, figures, firmware,
-    materialise, outbox, presence, rings, rollbacks, updates, vitals,
+    materialise, outbox, permits, presence, rings, rollbacks, updates, vitals,
 };
 
 /// Runs what a port asks for on the transaction's connection; a failure is noted.
@@ -364,6 +365,13 @@ impl<D: Dialect> Tx for SqlTx<D> {
     }
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()> {
         run!(self, outbox::delivered::<D>, sink, up_to)
+    }
+
+    async fn insert_permit(&mut self, permit: &Permit) -> Result<bool> {
+        run!(self, permits::insert::<D>, permit)
+    }
+    async fn permit_for(&mut self, rollback: &UpdateId, now: Timestamp) -> Result<Option<String>> {
+        run!(self, permits::permit_for::<D>, rollback, now)
     }
 
     async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()> {

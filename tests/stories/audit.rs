@@ -35,9 +35,13 @@ const DEVICE: &str = "/api/v1/ota/devices/{device_id}";
 const UPDATE: &str = "/api/v1/ota/updates/{update_id}";
 
 /// Operations that change something, as the document knows them, and leave no record; and why.
-const UNRECORDED: [(&str, &str); 4] = [
+const UNRECORDED: [(&str, &str); 5] = [
     ("POST /api/v1/ota/campaigns/dry-run", "it changes nothing"),
     ("POST /api/v1/heartbeat", "a device tells of itself"),
+    (
+        "POST /api/v1/ota/permits",
+        "recorded; it needs a signed permit, and `permits` has one",
+    ),
     (
         "POST /api/v1/ota/webhooks/{webhook_id}/dead-letters/{number}/retry",
         "recorded; it needs a receiver, and `webhooks` has one",

@@ -49,6 +49,7 @@ mod lost_keys;
 mod metrics;
 mod open_files;
 mod pace;
+mod permits;
 mod readme;
 mod refusals;
 mod registration;

@@ -32,6 +32,7 @@ entities! {
     Rings "rings" "How much of a fleet each ring takes.";
     Key "key" "An API key.";
     Webhook "webhook" "A webhook.";
+    Permit "permit" "A rollback permit.";
 }
 
 macro_rules! acts {
@@ -84,6 +85,7 @@ acts! {
     DeviceCredentials Device "device.credentials" "It has a new secret, and the old one ended.";
     DeviceDeleted Device "device.deleted" "It is not known any more, and its open updates ended.";
     RingsChanged Rings "rings.changed" "New campaigns get other shares.";
+    PermitAdded Permit "permit.added" "A rollback below a security floor is permitted.";
     KeyCreated Key "key.created" "An API key was made.";
     KeyRevoked Key "key.revoked" "It opens nothing any more.";
     WebhookCreated Webhook "webhook.created" "Somebody is told of events.";

@@ -3,6 +3,7 @@
 use device_ota_domain::api_key::ApiKey;
 use device_ota_domain::campaign::Named;
 use device_ota_domain::device::Registration;
+use device_ota_domain::permit::Permit;
 use device_ota_domain::ring::{Ring, Shares};
 use device_ota_domain::webhook::Webhook;
 use device_ota_domain::{Campaign, Firmware, Update, UpdateState};
@@ -52,6 +53,14 @@ pub(crate) fn naming(campaign: &mut Value, named: &Named) {
     {
         facts.insert("named".to_owned(), json!(named));
     }
+}
+
+/// What a permit permits, to whom.
+pub(crate) fn permit(permit: &Permit) -> Value {
+    json!({
+        "device_id": permit.device, "campaign_id": permit.campaign, "from_sha256": permit.from_sha256,
+        "to_sha256": permit.to_sha256, "expires_at": permit.expires_at,
+    })
 }
 
 /// Whose an update is, and where it stands.

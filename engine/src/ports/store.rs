@@ -16,6 +16,7 @@ use device_ota_domain::device::{Device, DeviceKey, LastError, Registration};
 use device_ota_domain::event::{Event, StoredEvent};
 use device_ota_domain::firmware::{Firmware, FirmwareFilter, Results, Storage};
 use device_ota_domain::page::Page;
+use device_ota_domain::permit::Permit;
 use device_ota_domain::planner::Claim;
 use device_ota_domain::ring::RingSettings;
 use device_ota_domain::rollback::{Rollback, RollbackTrigger};
@@ -503,6 +504,11 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     /// Events behind the sink's place, in order.
     async fn events_for(&self, sink: &str, limit: u32) -> Result<Vec<StoredEvent>>;
 
+    /// Rollback permits, newest first.
+    async fn permits(&self, page: Page) -> Result<Vec<Permit>>;
+    /// The envelope of a permit for this rollback: for its device or campaign, from what its device runs, in force and not used by it.
+    async fn permit_for(&self, rollback: &UpdateId, now: Timestamp) -> Result<Option<String>>;
+
     /// The API key whose secret has this SHA-256 (hex), whether or not it opens.
     async fn api_key_of_secret(&self, sha256: &str) -> Result<Option<ApiKey>>;
     /// One API key.
@@ -706,6 +712,10 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     /// Moves the sink's place in the outbox.
     async fn events_delivered(&mut self, sink: &str, up_to: i64) -> Result<()>;
 
+    /// Keeps a permit; false when one of its id is there.
+    async fn insert_permit(&mut self, permit: &Permit) -> Result<bool>;
+    /// See [`Store::permit_for`].
+    async fn permit_for(&mut self, rollback: &UpdateId, now: Timestamp) -> Result<Option<String>>;
     /// Inserts an API key whose secret has this SHA-256 (hex).
     async fn insert_api_key(&mut self, key: &ApiKey, sha256: &str) -> Result<()>;
     /// Revokes an API key; false when there is none that was not revoked before.

@@ -96,8 +96,8 @@ impl Engine {
     }
 
     /// Takes one device back to a version that it once ran (PRD, E4-US2). 409 when it is not known to have, when it runs that
-    /// version, when no image of it is in the registry, when the image is below the device's security floor, and when it was asked
-    /// for that before and has not ended.
+    /// version, when no image of it is in the registry, when the image is below the device's security floor and no permit is there for
+    /// it, and when it was asked for that before and has not ended.
     pub async fn roll_back_device(
         &self,
         id: &DeviceId,
@@ -130,11 +130,19 @@ impl Engine {
                 format!("device {id} was changed in this very moment; look at it, then ask again"),
             ));
         }
-        above_floor(&firmware.metadata, &known).map_err(|why| misfit(why, &known, &firmware))?;
         let update = self.single(&known, &firmware, Action::Rollback, &request)?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, Some((RollbackTrigger::Manual, reason)))
             .await?;
+        // Nothing of it stays when it is refused.
+        if let Err(why) = above_floor(&firmware.metadata, &known)
+            && tx
+                .permit_for(&update.id, update.created_at)
+                .await?
+                .is_none()
+        {
+            return Err(unpermitted(&misfit(why, &known, &firmware)));
+        }
         let (by_whom, at) = (by.subject(), update.created_at);
         tx.append_events(&[Event::asked(&update, Some(reason), by_whom, at)])
             .await?;
@@ -290,6 +298,17 @@ pub(crate) async fn left_to_offer(
     }
     changes.write(tx).await?;
     Ok(left)
+}
+
+/// The same, and how to have it done all the same.
+fn unpermitted(refused: &Error) -> Error {
+    Error::conflict(
+        refused.code(),
+        format!(
+            "{refused}, but with a rollback permit from the image that it runs to this one, which is not here or is spent: have it signed \
+             by the release role (`device-ota permit`) and send it to POST /api/v1/ota/permits"
+        ),
+    )
 }
 
 /// 409, with the reason for which a campaign would leave the device out.

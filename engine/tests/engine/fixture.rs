@@ -427,11 +427,16 @@ impl Fixture {
 
     /// The next offer, verified as a device would.
     pub(crate) async fn offer(&mut self) -> Assignment {
+        self.whole_offer().await.1
+    }
+
+    /// The same, with all that comes in it.
+    pub(crate) async fn whole_offer(&mut self) -> (Offer, Assignment) {
         let (device, payload) = self.next(Down::Offer).await;
         let offer = Offer::parse(&payload).unwrap();
         let (assignment, _) = open::<Assignment>(&offer.assignment, &self.root).unwrap();
         assert_eq!(assignment.device_id.as_str(), device.as_str());
-        assignment
+        (offer, assignment)
     }
 
     /// The answer to the check of this nonce.

@@ -52,7 +52,9 @@ async fn one_device_is_neither_updated_nor_taken_back_below_its_floor() {
     assert_eq!(refused.code(), "below_floor");
     assert_eq!(
         refused.to_string(),
-        "the security_version of 1.0.0 is 1, below the security_floor of device d1, 2: the device would refuse it"
+        "the security_version of 1.0.0 is 1, below the security_floor of device d1, 2: the device would refuse it, but with a rollback \
+         permit from the image that it runs to this one, which is not here or is spent: have it signed by the release role \
+         (`device-ota permit`) and send it to POST /api/v1/ota/permits"
     );
     let ask = async |firmware: &FirmwareId| {
         let request = format!(r#"{{"firmware_id":"{firmware}","force_update":true}}"#);

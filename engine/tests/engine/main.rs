@@ -23,6 +23,7 @@ mod held;
 mod ingest;
 mod late;
 mod metrics;
+mod permits;
 mod regressions;
 mod rivals;
 mod rollout;

@@ -174,6 +174,7 @@ fn every_operation_is_listed_here() {
     /api/v1/ota/updates/{update_id}/cancel POST
     /api/v1/ota/updates/{update_id}/retry POST
     /api/v1/ota/rollbacks GET, HEAD
+    /api/v1/ota/permits GET, HEAD, POST
     /api/v1/ota/events GET, HEAD
     /api/v1/ota/webhooks GET, HEAD, POST
     /api/v1/ota/webhooks/{webhook_id} GET, HEAD, PUT, DELETE

@@ -287,16 +287,18 @@ fn role_of(method: &str, template: &str) -> Role {
         {
             Role::Admin
         }
-        (_, "/api/v1/ota/audit") | ("PUT", "/api/v1/rings") => Role::Admin,
+        (_, "/api/v1/ota/audit")
+        | ("PUT", "/api/v1/rings")
+        | ("POST", "/api/v1/ota/permits")
+        | ("DELETE", "/api/v1/ota/campaigns/{campaign_id}" | "/api/v1/ota/devices/{device_id}") => {
+            Role::Admin
+        }
         ("GET" | "HEAD", _) => Role::Viewer,
         (_, "/api/v1/ota/firmware" | "/api/v1/firmware")
         | (
             "PUT" | "DELETE",
             "/api/v1/ota/firmware/{firmware_id}" | "/api/v1/firmware/{firmware_id}",
         ) => Role::Uploader,
-        ("DELETE", "/api/v1/ota/campaigns/{campaign_id}" | "/api/v1/ota/devices/{device_id}") => {
-            Role::Admin
-        }
         (
             _,
             "/api/v1/ota/campaigns/{campaign_id}/approve"
@@ -391,6 +393,7 @@ async fn lists_are_empty_before_anything_is_there() {
         ("campaigns", "campaigns"),
         ("updates", "updates"),
         ("rollbacks", "rollbacks"),
+        ("permits", "permits"),
         ("keys", "keys"),
         ("webhooks", "webhooks"),
         ("audit", "audit"),

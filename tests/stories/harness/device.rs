@@ -27,6 +27,8 @@ pub struct Device {
 pub struct Offer {
     pub release: Value,
     pub assignment: Value,
+    /// The permit that came with it.
+    pub permit: Option<Value>,
     /// The release's payload as it was signed.
     pub release_payload: Vec<u8>,
 }
@@ -192,6 +194,8 @@ impl Device {
         loop {
             let offer = self.json("down/offer").await;
             let assignment = trust.open(&offer["assignment"], "assignment", "dispatch");
+            let permit = offer.get("permit");
+            let permit = permit.map(|it| trust.open(it, "rollback-permit", "release"));
             assert_eq!(assignment["device_id"], self.id.as_str());
             if !self.read.insert(identity(&assignment)) {
                 continue;
@@ -199,6 +203,7 @@ impl Device {
             return Offer {
                 release: trust.open(&offer["release"], "release", "release"),
                 assignment,
+                permit,
                 release_payload: payload(&offer["release"]),
             };
         }

@@ -20,6 +20,9 @@ impl World {
         if trouble.paced {
             set_a_pace(rng, &mut draft);
         }
+        if trouble.faults {
+            set_times(rng, &mut draft);
+        }
         if trouble.aborts {
             draft["abort"] = any_aborts(rng);
         }
@@ -75,19 +78,13 @@ fn any_draft(rng: &mut StdRng, devices: usize, trouble: Trouble) -> Value {
     } else {
         "staged"
     };
-    let attempt_minutes = rng.random_range(4..40);
     json!({
         "name": "a campaign",
         "stages": stages,
         "deployment_strategy": strategy,
         "max_concurrent_updates": rng.random_range(1..devices + 2),
         "batch_size": rng.random_range(1..8),
-        "timeout_minutes": attempt_minutes,
-        "timeouts": {
-            "download_minutes": rng.random_bool(0.3).then(|| rng.random_range(2..=attempt_minutes.min(10))),
-            "install_minutes": rng.random_bool(0.3).then(|| rng.random_range(2..=attempt_minutes.min(10))),
-        },
-        "give_up_after_hours": rng.random_bool(0.3).then(|| f64::from(rng.random_range(attempt_minutes..200)) / 60.0),
+        "timeout_minutes": rng.random_range(4..40),
         "auto_rollback": rng.random_bool(0.7),
         "failure_threshold_percent": ([0, 5, 10, 20, 30, 50, 100][rng.random_range(0..7)]),
         "failure_min_samples": rng.random_range(0..5),
@@ -97,6 +94,19 @@ fn any_draft(rng: &mut StdRng, devices: usize, trouble: Trouble) -> Value {
             "silent_seconds": rng.random_bool(0.3).then(|| rng.random_range(60..1_000)),
         },
     })
+}
+
+/// A time for each part of an attempt, and for an update as a whole: each or not.
+fn set_times(rng: &mut StdRng, draft: &mut Value) {
+    let attempt = draft["timeout_minutes"].as_u64().unwrap();
+    let mut some = |from, to| rng.random_bool(0.3).then(|| rng.random_range(from..=to));
+    draft["timeouts"] = json!({
+        "download_minutes": some(1, attempt),
+        "install_minutes": some(1, attempt),
+    });
+    let minutes = some(attempt, 240);
+    draft["give_up_after_hours"] =
+        json!(minutes.map(|m| f64::from(u32::try_from(m).unwrap()) / 60.0));
 }
 
 /// A rate, a budget of bandwidth, hours: each or not.

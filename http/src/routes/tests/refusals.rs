@@ -42,6 +42,7 @@ fn body_of(method: &Method, template: &str) -> String {
         ("PUT", "{campaign_id}") | ("POST", "campaigns" | "dry-run") => {
             format!(r#"{{"name":"n",{firmware}}}"#)
         }
+        ("POST", "permits") => r#"{"payloadType":"none","payload":"","signatures":[]}"#.to_owned(),
         ("PUT", "{webhook_id}") => r#"{"url":"https://hooks.example.com/ota"}"#.to_owned(),
         ("PUT", _) => "{}".to_owned(),
         _ => String::new(),
