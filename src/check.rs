@@ -5,11 +5,13 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use device_ota_engine::ports::Clock as _;
 use device_ota_http::Access;
 use device_ota_mqtt::LinkOptions;
 
 use crate::config::{Broker, Config, Database};
-use crate::{access, admin, keys, serve};
+use crate::system::SystemClock;
+use crate::{access, admin, keys, serve, tls};
 
 /// Prints what the settings come to, and everything that is wrong with what they name.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
@@ -38,7 +40,8 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
         access::auth_service(config).map(drop),
         broker(config),
     ];
-    looks.into_iter().filter_map(Result::err).collect()
+    let looks = looks.into_iter().chain(certificates(config));
+    looks.filter_map(Result::err).collect()
 }
 
 fn signing_keys(config: &Config) -> anyhow::Result<()> {
@@ -46,6 +49,16 @@ fn signing_keys(config: &Config) -> anyhow::Result<()> {
         Some(given) => keys::given(given).map(drop),
         None => keys::made(&config.data_dir).map(drop).context("DATA_DIR"),
     }
+}
+
+fn certificates(config: &Config) -> impl Iterator<Item = anyhow::Result<()>> {
+    let mqtt = match &config.broker {
+        Broker::Embedded { tls, .. } => tls.as_ref().map(|tls| &tls.files),
+        Broker::External { .. } => None,
+    };
+    let now = SystemClock.now();
+    let files = config.http_tls.iter().chain(mqtt);
+    files.map(move |files| tls::check(files, now))
 }
 
 /// One that is missing, a start makes.

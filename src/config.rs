@@ -7,6 +7,7 @@ mod identity;
 mod parse;
 mod raw;
 mod storage;
+mod tls;
 mod values;
 
 use std::net::SocketAddr;
@@ -32,10 +33,12 @@ pub(crate) enum Database {
 /// Which way to devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Broker {
-    /// Our own gateway.
+    /// Our own gateway. One of the two at least is there.
     Embedded {
-        /// Where devices connect.
-        addr: SocketAddr,
+        /// Where devices connect without TLS; `None`: off.
+        addr: Option<SocketAddr>,
+        /// Where they connect with it; `None`: off.
+        tls: Option<MqttTls>,
     },
     /// A broker that others run.
     External {
@@ -44,6 +47,48 @@ pub(crate) enum Broker {
         /// Where devices' passwords are written for it.
         password_file: Option<PathBuf>,
     },
+}
+
+/// The gateway's listener with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MqttTls {
+    /// Where devices connect.
+    pub addr: SocketAddr,
+    /// By what.
+    pub files: TlsFiles,
+}
+
+/// Which listener's TLS it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsOf {
+    /// The public HTTP listener's.
+    Http,
+    /// The gateway's.
+    Mqtt,
+}
+
+/// Files of a listener's TLS, all PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    /// Whose.
+    pub of: TlsOf,
+    /// The listener's certificate, then those between it and its authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Who comes in by a certificate; `None`: nobody.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// Certificates of clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientCertificates {
+    /// The authorities that sign them.
+    pub ca: PathBuf,
+    /// What the authorities have revoked.
+    pub crl: Option<PathBuf>,
+    /// Nobody comes in without one.
+    pub required: bool,
 }
 
 /// How log lines look.
@@ -94,6 +139,8 @@ pub(crate) struct TokenSettings {
 pub(crate) struct Config {
     /// Admin API.
     pub http_addr: SocketAddr,
+    /// Its TLS; `None`: HTTP.
+    pub http_tls: Option<TlsFiles>,
     /// Calls from within the house; `None`: off.
     pub internal_addr: Option<SocketAddr>,
     /// Where the service keeps what it makes.

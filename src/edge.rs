@@ -9,58 +9,94 @@ use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Downlink, Entropy};
 use device_ota_http::Component;
 use device_ota_mqtt::{Gateway, Limits, Link, LinkOptions, Sessions};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Broker, Config};
+use crate::config::{Broker, Config, MqttTls};
 use crate::data_dir::DataDir;
 use crate::open_files::Room;
 use crate::password_file::{self, OwnUser};
 use crate::tasks::Tasks;
+use crate::tls::{Keeper, Standing};
 
 /// The way to devices, before and after the engine exists.
 pub(crate) enum Edge {
-    Gateway(Box<Gateway>, Sessions),
+    Gateway(Box<Devices>),
     Link(Link),
+}
+
+/// Our own gateway, its listeners bound.
+pub(crate) struct Devices {
+    gateway: Gateway,
+    sessions: Sessions,
+    listening: Listening,
+    /// Of the listener with TLS.
+    keeper: Option<Keeper>,
+}
+
+/// Where devices connect, without TLS and with it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Listening {
+    pub plain: Option<SocketAddr>,
+    pub tls: Option<SocketAddr>,
 }
 
 impl Edge {
     pub(crate) fn downlink(&self) -> Arc<dyn Downlink> {
         match self {
-            Self::Gateway(_, sessions) => Arc::new(sessions.clone()),
+            Self::Gateway(devices) => Arc::new(devices.sessions.clone()),
             Self::Link(link) => Arc::new(link.clone()),
         }
     }
 
-    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn listening(&self) -> Listening {
         match self {
-            Self::Gateway(gateway, _) => gateway.local_addr().ok(),
+            Self::Gateway(devices) => devices.listening,
+            Self::Link(_) => Listening::default(),
+        }
+    }
+
+    /// How the certificate of devices' listener is.
+    pub(crate) fn standing(&self) -> Option<watch::Receiver<Standing>> {
+        match self {
+            Self::Gateway(devices) => devices.keeper.as_ref().map(Keeper::standing),
             Self::Link(_) => None,
         }
     }
 
     /// How it is, each time it is asked.
-    pub(crate) fn health(&self) -> Box<dyn Fn() -> Component + Send + Sync> {
-        let address = self.local_addr();
+    pub(crate) fn health(&self) -> Box<dyn Fn() -> Vec<Component> + Send + Sync> {
         match self {
-            Self::Gateway(_, sessions) => {
-                let sessions = sessions.clone();
-                Box::new(move || Component {
-                    name: "mqtt_gateway",
-                    healthy: true,
-                    essential: true,
-                    detail: Some(format!("{} devices connected", sessions.connected())),
-                    address,
+            Self::Gateway(devices) => {
+                let (sessions, listening) = (devices.sessions.clone(), devices.listening);
+                Box::new(move || {
+                    let gateway = Component {
+                        name: "mqtt_gateway",
+                        healthy: true,
+                        essential: true,
+                        detail: Some(format!("{} devices connected", sessions.connected())),
+                        address: listening.plain,
+                    };
+                    let tls = listening.tls.map(|address| Component {
+                        name: "mqtt_gateway_tls",
+                        detail: Some("mqtts".to_owned()),
+                        address: Some(address),
+                        ..gateway.clone()
+                    });
+                    [gateway].into_iter().chain(tls).collect()
                 })
             }
             Self::Link(link) => {
                 let link = link.clone();
-                Box::new(move || Component {
-                    name: "mqtt_broker",
-                    healthy: link.connected(),
-                    essential: true,
-                    detail: (!link.connected())
-                        .then(|| "the broker cannot be reached; it is tried again".to_owned()),
-                    address,
+                Box::new(move || {
+                    vec![Component {
+                        name: "mqtt_broker",
+                        healthy: link.connected(),
+                        essential: true,
+                        detail: (!link.connected())
+                            .then(|| "the broker cannot be reached; it is tried again".to_owned()),
+                        address: None,
+                    }]
                 })
             }
         }
@@ -90,7 +126,11 @@ impl Edge {
             tasks.spawn("password_file", keeping);
         }
         match self {
-            Self::Gateway(gateway, _) => {
+            Self::Gateway(devices) => {
+                if let Some(keeper) = devices.keeper {
+                    keeper.spawn("mqtt_certificate", tasks, &engine, &stop);
+                }
+                let gateway = devices.gateway;
                 tasks.spawn("gateway", async move { gateway.serve(engine, stop).await });
             }
             Self::Link(link) => tasks.spawn("link", async move { link.serve(engine, stop).await }),
@@ -113,11 +153,29 @@ impl Edge {
             ..Limits::default()
         };
         match &config.broker {
-            Broker::Embedded { addr } => {
+            Broker::Embedded { addr, tls } => {
                 let sessions = Sessions::new(config.topic_prefix.clone(), limits);
-                let gateway = Gateway::bind(*addr, sessions.clone(), limits)
-                    .with_context(|| format!("MQTT_ADDR: cannot listen on {addr}"))?;
-                Ok(Self::Gateway(Box::new(gateway), sessions))
+                let mut devices = Devices {
+                    gateway: Gateway::new(sessions.clone(), limits),
+                    sessions,
+                    listening: Listening::default(),
+                    keeper: None,
+                };
+                if let Some(addr) = addr {
+                    let bound = devices.gateway.listen(*addr, None);
+                    let bound =
+                        bound.with_context(|| format!("MQTT_ADDR: cannot listen on {addr}"))?;
+                    devices.listening.plain = Some(bound);
+                }
+                if let Some(MqttTls { addr, files }) = tls {
+                    let keeper = Keeper::open(files)?;
+                    let bound = devices.gateway.listen(*addr, Some(keeper.configs()));
+                    let bound =
+                        bound.with_context(|| format!("MQTT_TLS_ADDR: cannot listen on {addr}"))?;
+                    devices.listening.tls = Some(bound);
+                    devices.keeper = Some(keeper);
+                }
+                Ok(Self::Gateway(Box::new(devices)))
             }
             Broker::External { url, .. } => {
                 // The broker keeps our session under this name while we are away, so it must outlive a restart.

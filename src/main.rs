@@ -19,6 +19,7 @@ mod serve;
 mod shutdown;
 mod system;
 mod tasks;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -7,14 +7,18 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::edge::Listening;
+
 /// What came to be at this start.
 pub(crate) struct Started<'s> {
     /// Admin API.
     pub http: SocketAddr,
+    /// What it speaks: `http` or `https`.
+    pub scheme: &'static str,
     /// Calls from within the house; `None`: off.
     pub internal: Option<SocketAddr>,
-    /// Devices connect here; `None` with an external broker.
-    pub mqtt: Option<SocketAddr>,
+    /// Devices connect here; nowhere with an external broker.
+    pub mqtt: Listening,
     /// The external broker, without its password.
     pub broker: Option<String>,
     /// In-house subscribers connect here.
@@ -42,22 +46,24 @@ pub(crate) fn show(started: &Started<'_>) {
 fn for_programs(started: &Started<'_>) -> serde_json::Value {
     json!({
         "http": started.http.to_string(),
+        "scheme": started.scheme,
         "internal": started.internal.map(|addr| addr.to_string()),
-        "mqtt": started.mqtt.map(|addr| addr.to_string()),
+        "mqtt": started.mqtt.plain.map(|addr| addr.to_string()),
+        "mqtt_tls": started.mqtt.tls.map(|addr| addr.to_string()),
         "bus": started.bus.map(|addr| addr.to_string()),
         "admin_key_file": started.admin_key,
     })
 }
 
 fn text(started: &Started<'_>) -> String {
-    let http = started.http;
-    let devices = match (started.mqtt, &started.broker) {
-        (Some(addr), _) => format!("mqtt://{addr} (embedded gateway)"),
+    let http = format!("{}://{}", started.scheme, started.http);
+    let plain = started.mqtt.plain.map(|addr| format!("mqtt://{addr}"));
+    let tls = started.mqtt.tls.map(|addr| format!("mqtts://{addr}"));
+    let gateway: Vec<_> = tls.iter().chain(&plain).map(String::as_str).collect();
+    let devices = match &started.broker {
+        None => format!("{} (embedded gateway)", gateway.join(", ")),
         // Where this service connects; devices have a listener of their own there.
-        (None, Some(broker)) => {
-            format!("at the external broker; this service connects to {broker}")
-        }
-        (None, None) => "none".to_owned(),
+        Some(broker) => format!("at the external broker; this service connects to {broker}"),
     };
     let bus = started.bus.map_or_else(
         || "off".to_owned(),
@@ -74,7 +80,7 @@ fn text(started: &Started<'_>) -> String {
         .map(|addr| format!("  internal    http://{addr} (X-Internal-Call, loopback only)\n"))
         .unwrap_or_default();
     let mut text = format!(
-        "device-ota {version}{mode}\n\n  admin API   http://{http}\n  devices     {devices}\n  bus         {bus}\n  database    {}\n  admin key   {key}\n{internal}\n",
+        "device-ota {version}{mode}\n\n  admin API   {http}\n  devices     {devices}\n  bus         {bus}\n  database    {}\n  admin key   {key}\n{internal}\n",
         started.database,
         version = env!("CARGO_PKG_VERSION"),
     );
@@ -86,16 +92,16 @@ fn text(started: &Started<'_>) -> String {
     if let Some(warning) = &started.warning {
         let _ = writeln!(text, "  WARNING: {warning}\n");
     }
-    let mqtt = started
-        .mqtt
-        .map(|addr| format!(" --mqtt {addr}"))
-        .unwrap_or_default();
+    // Over TLS somebody has to say whom to trust; the listener without it, where there is one, needs nothing.
+    let mqtt = started.mqtt.plain.map(|addr| addr.to_string());
+    let mqtt = mqtt.or(tls).map(|addr| format!(" --mqtt {addr}"));
+    let mqtt = mqtt.unwrap_or_default();
     let _ = writeln!(
         text,
         "  Next:
     export KEY=$(cat {key})
-    curl -H \"X-API-Key: $KEY\" http://{http}/api/v1/ota/campaigns
-    cargo run --release --bin device-sim -- --http http://{http}{mqtt} --admin-key-file {key} --devices 500
+    curl -H \"X-API-Key: $KEY\" {http}/api/v1/ota/campaigns
+    cargo run --release --bin device-sim -- --http {http}{mqtt} --admin-key-file {key} --devices 500
 " // writing to a String cannot fail
     );
     text

@@ -16,6 +16,7 @@ use device_ota_objects::{LocalFolder, OpenError, S3Store};
 use device_ota_platform::HttpPoster;
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +27,7 @@ use crate::screen::{self, Started};
 use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
+use crate::tls::{Keeper, Standing};
 use crate::{access, admin, keys, open_files};
 
 /// Time that the database gets to close.
@@ -69,6 +71,8 @@ struct Assembly {
     engine: Arc<Engine>,
     work: Work,
     http: Http,
+    /// Of the HTTP listener.
+    keeper: Option<Keeper>,
     internal: Option<Http>,
     api: Api,
     edge: Edge,
@@ -97,8 +101,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_key = assembly.data.join(admin::FILE);
     let started = Started {
         http: assembly.http.local_addr(),
+        scheme: scheme(&config),
         internal: assembly.internal.as_ref().map(Http::local_addr),
-        mqtt: assembly.edge.local_addr(),
+        mqtt: assembly.edge.listening(),
         broker: edge::broker_name(&config),
         bus: assembly.bus.as_ref().map(|bus| bus.local_addr()),
         database: assembly.database.clone(),
@@ -144,8 +149,12 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let admin_key = admin::key(&data, entropy.as_ref())?;
     let grants = Grants::new(keys::downloads(&data, entropy.as_ref())?);
     let objects = open_objects(config).await?;
-    let http = Http::bind(config.http_addr)
+    let mut http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;
+    let keeper = config.http_tls.as_ref().map(Keeper::open).transpose()?;
+    if let Some(keeper) = &keeper {
+        http = http.secured(keeper.configs());
+    }
     let internal = config.internal_addr.map(|addr| {
         Http::bind(addr).with_context(|| format!("INTERNAL_ADDR: cannot listen on {addr}"))
     });
@@ -180,16 +189,18 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         version: env!("CARGO_PKG_VERSION"),
         run_id,
         components: components(
-            http.local_addr(),
+            &http,
             internal.as_ref().map(Http::local_addr),
             &edge,
             bus.clone(),
+            keeper.as_ref().map(Keeper::standing),
         ),
     };
     Ok(Assembly {
         engine,
         work,
         http,
+        keeper,
         internal,
         api,
         edge,
@@ -207,6 +218,7 @@ impl Assembly {
             engine,
             work,
             http,
+            keeper,
             internal,
             api,
             edge,
@@ -239,6 +251,9 @@ impl Assembly {
             .edges
             .spawn("webhooks", async move { webhooks.run(stop).await });
         let stop = running.edges_stop.clone();
+        if let Some(keeper) = keeper {
+            keeper.spawn("http_certificate", &mut running.edges, &engine, &stop);
+        }
         running
             .edges
             .spawn("http", async move { http.serve(api, stop).await });
@@ -340,11 +355,16 @@ fn believed(database: &Database) -> Option<SignedDuration> {
     }
 }
 
+/// What the admin API speaks.
+fn scheme(config: &Config) -> &'static str {
+    config.http_tls.as_ref().map_or("http", |_| "https")
+}
+
 fn settings(config: &Config, http: SocketAddr) -> Settings {
     let public_url = config
         .public_url
         .clone()
-        .unwrap_or_else(|| format!("http://{http}"));
+        .unwrap_or_else(|| format!("{}://{http}", scheme(config)));
     Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,
@@ -371,10 +391,11 @@ fn hours(hours: f64) -> SignedDuration {
 
 /// The parts that `/health/detailed` asks beside the engine.
 fn components(
-    http: SocketAddr,
+    http: &Http,
     internal: Option<SocketAddr>,
     edge: &Edge,
     bus: Option<Arc<Bus>>,
+    certificate: Option<watch::Receiver<Standing>>,
 ) -> Arc<dyn Fn() -> Vec<Component> + Send + Sync> {
     let listener = |name, address| Component {
         name,
@@ -383,8 +404,12 @@ fn components(
         detail: None,
         address: Some(address),
     };
-    let api = listener("http", http);
+    let api = Component {
+        detail: certificate.as_ref().map(|_| "https".to_owned()),
+        ..listener("http", http.local_addr())
+    };
     let internal = internal.map(|address| listener("internal", address));
+    let certificates: Vec<_> = certificate.into_iter().chain(edge.standing()).collect();
     let edge = edge.health();
     Arc::new(move || {
         let bus = bus.as_ref().map(|bus| Component {
@@ -394,7 +419,12 @@ fn components(
             detail: None,
             address: Some(bus.local_addr()),
         });
+        let now = SystemClock.now();
+        let certificates = certificates
+            .iter()
+            .map(|standing| standing.borrow().component(now));
         let parts = [api.clone()].into_iter().chain(internal.clone());
-        parts.chain([edge()]).chain(bus).collect()
+        let parts = parts.chain(edge()).chain(bus);
+        parts.chain(certificates).collect()
     })
 }

@@ -229,6 +229,7 @@ impl FleetArgs {
             timeout: self.timeout.map(|time| time.0),
             expect: self.expect,
             expect_share: self.expect_share,
+            ca: self.service.ca,
             ..FleetConfig::new(&self.service.http, &self.service.mqtt, &admin_key)
         })
     }

@@ -45,3 +45,4 @@ pub mod mqtt;
 pub mod report;
 pub mod scenario;
 pub mod time;
+pub mod trust;

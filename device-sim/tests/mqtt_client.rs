@@ -92,6 +92,7 @@ async fn start(config: &Path, passwords: &Path) -> Option<(Child, SocketAddr)> {
 fn options(server: SocketAddr, version: Version, name: &str) -> Options {
     Options {
         server,
+        tls: None,
         version,
         client_id: name.into(),
         user: Some(User {

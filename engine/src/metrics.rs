@@ -8,6 +8,7 @@ mod exposition;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,6 +37,7 @@ pub struct Metrics {
     answers: Family<Labels<2>, Counter>,
     uploads: Histogram,
     sessions: Gauge,
+    certificates: Family<Labels<1>, Gauge>,
     registry: Registry,
 }
 
@@ -62,6 +64,7 @@ impl Default for Metrics {
             // From 64 KiB to 512 MiB.
             uploads: Histogram::new(exponential_buckets(65_536.0, 2.0, 14)),
             sessions: Gauge::default(),
+            certificates: Family::default(),
             registry: Registry::with_prefix(PREFIX),
         };
         metrics.register();
@@ -117,6 +120,12 @@ impl Metrics {
             "Devices connected to the embedded gateway",
             self.sessions.clone(),
         );
+        registry.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When the certificate of a listener expires, as seconds since 1970",
+            Unit::Seconds,
+            self.certificates.clone(),
+        );
         registry.register_collector(Box::new(self.counters.clone()));
     }
 
@@ -147,6 +156,12 @@ impl Metrics {
     /// A device's session ended.
     pub fn session_ended(&self) {
         self.sessions.dec();
+    }
+
+    /// The certificate of a listener, such as `http`, expires then.
+    pub fn certificate_expires(&self, listener: &'static str, at: Timestamp) {
+        let certificate = self.certificates.get_or_create(&[("listener", listener)]);
+        certificate.set(at.as_second());
     }
 
     pub(crate) fn committed(&self, messages: usize, took: Duration) {

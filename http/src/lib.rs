@@ -76,7 +76,7 @@ pub use access::{Access, MIN_SECRET_BYTES, TokenRules, TokenRulesError};
 pub use cors::Cors;
 pub use limits::RateLimits;
 pub use seats::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS, Seats};
-pub use server::Http;
+pub use server::{Http, TlsConfigs};
 pub use shared::Component;
 
 /// What the routes work with.

@@ -127,6 +127,8 @@ pub struct Publish {
 pub enum Refusal {
     /// No user name, unknown user, or wrong password.
     BadCredentials,
+    /// Its certificate names no device.
+    Certificate,
     /// The will is not the device's own status.
     WillNotAuthorized,
     /// The will asks for QoS 2.
@@ -156,6 +158,7 @@ impl Refusal {
     pub const fn label(self) -> &'static str {
         match self {
             Self::BadCredentials => "bad_credentials",
+            Self::Certificate => "bad_certificate_name",
             Self::WillNotAuthorized | Self::WillQos | Self::WillRetained => "bad_will",
             Self::ClientId => "bad_client_id",
             Self::Unavailable => "unavailable",
@@ -176,7 +179,8 @@ impl Refusal {
             Self::Unavailable | Self::TooManyConnections | Self::ConnectRate => {
                 v3::ConnectReturnCode::ServerUnavailable
             }
-            Self::WillNotAuthorized
+            Self::Certificate
+            | Self::WillNotAuthorized
             | Self::WillQos
             | Self::WillRetained
             | Self::AuthenticationMethod
@@ -188,7 +192,7 @@ impl Refusal {
     const fn v5(self) -> v5::ConnectReasonCode {
         match self {
             Self::BadCredentials => v5::ConnectReasonCode::BadUserNameOrPassword,
-            Self::WillNotAuthorized => v5::ConnectReasonCode::NotAuthorized,
+            Self::Certificate | Self::WillNotAuthorized => v5::ConnectReasonCode::NotAuthorized,
             Self::WillQos => v5::ConnectReasonCode::QoSNotSupported,
             Self::WillRetained => v5::ConnectReasonCode::RetainNotSupported,
             Self::ClientId => v5::ConnectReasonCode::ClientIdentifierNotValid,

@@ -10,11 +10,13 @@ mod mailbox;
 mod presence;
 mod rooms;
 mod sessions;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use device_ota_engine::Engine;
 use device_ota_engine::inbound::{Closed, DeviceRef, Inbound, Uplink};
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,8 +34,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 pub use sessions::Sessions;
+pub use wire::TlsConfigs;
 
+use connection::Connection;
 use rooms::{Lobby, Place, Porch};
+use wire::Wire;
 
 use crate::limits::Limits;
 use crate::session::{End, Rules};
@@ -51,17 +57,27 @@ const MAX_LOOKUPS: usize = 32;
 /// Lines a second about what devices did wrong; the counters know of all.
 const LOGGED_A_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
-/// A listener for devices, bound and not yet serving.
+/// Listeners for devices, bound and not yet serving.
 #[derive(Debug)]
 pub struct Gateway {
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     sessions: Sessions,
     limits: Limits,
 }
 
 impl Gateway {
-    /// Binds the listener; port 0 takes a free one. To be called within a tokio runtime.
-    pub fn bind(addr: SocketAddr, sessions: Sessions, limits: Limits) -> io::Result<Self> {
+    /// Listens nowhere yet.
+    pub fn new(sessions: Sessions, limits: Limits) -> Self {
+        Self {
+            listeners: Vec::new(),
+            sessions,
+            limits,
+        }
+    }
+
+    /// Listens for devices, with TLS or as they are; port 0 takes a free one, and the real address is answered. To be
+    /// called within a tokio runtime.
+    pub fn listen(&mut self, addr: SocketAddr, tls: Option<TlsConfigs>) -> io::Result<SocketAddr> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
@@ -69,17 +85,10 @@ impl Gateway {
         socket.set_tcp_nodelay(true)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
-        Ok(Self {
-            listener,
-            sessions,
-            limits,
-        })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        let socket = TcpListener::from_std(socket.into())?;
+        let addr = socket.local_addr()?;
+        self.listeners.push(Listener { socket, tls });
+        Ok(addr)
     }
 
     /// Serves devices until `shutdown`, then says good-bye to them.
@@ -96,22 +105,14 @@ impl Gateway {
         });
         let tasks = TaskTracker::new();
         tasks.spawn(read_ahead(Arc::clone(&hub), shutdown.clone()));
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                _ = housekeeping.tick() => hub.sessions.forget_idle(),
-                stream = accept(&self.listener, &hub) => {
-                    let Some(place) = shutdown.run_until_cancelled(hub.lobby.enter()).await else {
-                        break;
-                    };
-                    let task = attend(stream, place, Arc::clone(&hub), shutdown.clone());
-                    tasks.spawn(guarded(task, Arc::clone(&hub)));
-                }
-            }
-        }
-        drop(self.listener);
+        tasks.spawn(keep_house(Arc::clone(&hub), shutdown.clone()));
+        let listening = self
+            .listeners
+            .into_iter()
+            .map(|listener| listener.serve(&hub, &tasks, &shutdown));
+        join_all(listening).await;
+        // Also where nothing listens.
+        shutdown.cancelled().await;
         hub.sessions.close();
         tasks.close();
         if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait())
@@ -122,6 +123,39 @@ impl Gateway {
                 connections = tasks.len(),
                 "connections still open at shutdown"
             );
+        }
+    }
+}
+
+/// One place where devices come in.
+#[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    tls: Option<TlsConfigs>,
+}
+
+impl Listener {
+    /// Gives each connection a task of its own, where its handshake is done too, until `shutdown`.
+    async fn serve(self, hub: &Arc<Hub>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+        let next = async || {
+            let (stream, peer) = accept(&self.socket, hub).await;
+            (stream, peer, hub.lobby.enter().await)
+        };
+        while let Some((stream, peer, place)) = shutdown.run_until_cancelled(next()).await {
+            let guest = Guest {
+                peer,
+                place,
+                hub: Arc::clone(hub),
+                shutdown: shutdown.clone(),
+            };
+            match &self.tls {
+                None => tasks.spawn(guarded(guest.attend(wire::plain(stream)), Arc::clone(hub))),
+                Some(configs) => {
+                    let config = Arc::clone(&configs.borrow());
+                    let secured = wire::secured(stream, config);
+                    tasks.spawn(guarded(guest.attend(secured), Arc::clone(hub)))
+                }
+            };
         }
     }
 }
@@ -190,11 +224,23 @@ async fn read_ahead(hub: Arc<Hub>, shutdown: CancellationToken) {
     }
 }
 
+/// Forgets idle devices, now and then.
+async fn keep_house(hub: Arc<Hub>, shutdown: CancellationToken) {
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    while shutdown
+        .run_until_cancelled(housekeeping.tick())
+        .await
+        .is_some()
+    {
+        hub.sessions.forget_idle();
+    }
+}
+
 /// The next connection.
-async fn accept(listener: &TcpListener, hub: &Hub) -> TcpStream {
+async fn accept(listener: &TcpListener, hub: &Hub) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 warn!(%error, "cannot accept connections");
@@ -223,15 +269,34 @@ async fn guarded(task: impl Future<Output = ()>, hub: Arc<Hub>) {
     }
 }
 
-/// The whole life of one connection. What is needed only at its ends is boxed, so that an idle one stays small.
-async fn attend(stream: TcpStream, place: Place, hub: Arc<Hub>, shutdown: CancellationToken) {
-    let opening = Box::pin(async move {
-        let connection = handshake::open(stream, place, hub);
-        shutdown
-            .run_until_cancelled_owned(connection)
-            .await
-            .flatten()
-    });
+/// A connection that has just been accepted.
+struct Guest {
+    peer: SocketAddr,
+    place: Place,
+    hub: Arc<Hub>,
+    shutdown: CancellationToken,
+}
+
+impl Guest {
+    /// The whole life of one connection. What is needed only at its ends is boxed, so that an idle one stays small.
+    fn attend<W: Wire>(
+        self,
+        wire: impl Future<Output = io::Result<W>> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send {
+        let opening: Opening<W> = Box::pin(async move {
+            let connection = handshake::open(wire, self.peer, self.place, self.hub);
+            self.shutdown
+                .run_until_cancelled_owned(connection)
+                .await
+                .flatten()
+        });
+        attend(opening)
+    }
+}
+
+type Opening<W> = Pin<Box<dyn Future<Output = Option<Connection<W>>> + Send>>;
+
+async fn attend<W: Wire>(opening: Opening<W>) {
     let Some(mut connection) = opening.await else {
         return;
     };
@@ -252,5 +317,22 @@ impl From<End> for u8 {
             End::Administrative => 2,
             _ => 3,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a connection without TLS, the packets on their way and its mailbox not counted: there are tens of thousands.
+    const MAX_IDLE: usize = 512;
+
+    #[test]
+    fn an_idle_connection_is_small_and_its_task_holds_little_else() {
+        let opening: Opening<TcpStream> = Box::pin(std::future::pending());
+        let task = size_of_val(&attend(opening));
+        let connection = size_of::<Connection<TcpStream>>();
+        assert!(connection <= MAX_IDLE, "{connection} bytes");
+        assert!(task <= connection + 64, "{task} bytes around {connection}");
     }
 }

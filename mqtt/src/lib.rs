@@ -15,6 +15,6 @@ pub mod link;
 pub mod session;
 
 pub use bus::Bus;
-pub use gateway::{Gateway, Sessions};
+pub use gateway::{Gateway, Sessions, TlsConfigs};
 pub use limits::Limits;
 pub use link::{Link, LinkOptions};

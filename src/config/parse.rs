@@ -12,7 +12,7 @@ use device_ota_protocol::topics::Prefix;
 use super::raw::RawConfig;
 use super::values::{Checked, addr, flag, number, rate};
 use super::{
-    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, storage,
+    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, storage, tls,
 };
 
 impl Config {
@@ -23,6 +23,7 @@ impl Config {
         let http_addr = addr("HTTP_ADDR", http_addr)?;
         Ok(Self {
             http_addr,
+            http_tls: tls::http(raw)?,
             internal_addr: identity::internal_addr(raw)?,
             database: database(raw, &data_dir)?,
             broker: broker(raw)?,
@@ -179,11 +180,24 @@ fn broker(raw: &RawConfig) -> Checked<Broker> {
                 "serves an external broker only; set MQTT_BROKER too",
             ));
         }
-        let addr = addr(
-            "MQTT_ADDR",
-            raw.mqtt_addr.as_deref().unwrap_or("127.0.0.1:1883"),
-        )?;
-        return Ok(Broker::Embedded { addr });
+        let tls = tls::mqtt(raw)?;
+        let addr = match raw.mqtt_addr.as_deref().unwrap_or("127.0.0.1:1883") {
+            "off" if tls.is_none() => {
+                return Err(ConfigError::new(
+                    "MQTT_ADDR",
+                    "off leaves devices nowhere to connect to: set MQTT_TLS_ADDR",
+                ));
+            }
+            "off" => None,
+            text => Some(addr("MQTT_ADDR", text)?),
+        };
+        return Ok(Broker::Embedded { addr, tls });
+    }
+    if raw.mqtt_tls_addr.as_deref().is_some_and(|tls| tls != "off") {
+        return Err(ConfigError::new(
+            "MQTT_TLS_ADDR",
+            "is a listener of the embedded gateway; with MQTT_BROKER devices connect to that broker",
+        ));
     }
     if choice.starts_with("mqtts://") {
         return Err(ConfigError::new(
@@ -232,12 +246,13 @@ fn prefix(raw: &RawConfig) -> Checked<Prefix> {
 
 fn public_url(raw: &RawConfig, http: SocketAddr) -> Checked<Option<String>> {
     let Some(text) = raw.public_url.as_deref() else {
+        let scheme = raw.http_tls_cert.as_ref().map_or("http", |_| "https");
         if http.ip().is_unspecified() {
             return Err(ConfigError::new(
                 "PUBLIC_URL",
                 format!(
                     "HTTP_ADDR is {http}, every address of this machine: say which one devices shall download from, \
-                     such as http://ota.example.com:{}",
+                     such as {scheme}://ota.example.com:{}",
                     http.port()
                 ),
             ));

@@ -36,6 +36,10 @@ settings! {
     http_addr "http-addr" "http_addr",
     /// HTTP connections of one address at most, up to 2048; behind a proxy all clients have one [default: 256]
     http_connections_per_address "http-connections-per-address" "http_connections_per_address",
+    /// Certificate of the admin API, PEM, with those between it and its authority: HTTPS in place of HTTP
+    http_tls_cert "http-tls-cert" "http_tls_cert",
+    /// Its key, PEM
+    http_tls_key "http-tls-key" "http_tls_key",
     /// Where calls from within the house are taken, a loopback address [default: off]
     internal_addr "internal-addr" "internal_addr",
     /// Where the service keeps database, keys and images [default: ./data]
@@ -44,8 +48,20 @@ settings! {
     database_url "database-url" "database_url",
     /// `embedded`, or `mqtt://user:password@host:port` of a broker that you run [default: embedded]
     mqtt_broker "mqtt-broker" "mqtt_broker",
-    /// Where devices connect to the embedded gateway [default: 127.0.0.1:1883]
+    /// Where devices connect to the embedded gateway, or `off` beside `MQTT_TLS_ADDR` [default: 127.0.0.1:1883]
     mqtt_addr "mqtt-addr" "mqtt_addr",
+    /// Where devices connect to it with TLS [default: off]
+    mqtt_tls_addr "mqtt-tls-addr" "mqtt_tls_addr",
+    /// Certificate of the gateway, PEM, with those between it and its authority
+    mqtt_tls_cert "mqtt-tls-cert" "mqtt_tls_cert",
+    /// Its key, PEM
+    mqtt_tls_key "mqtt-tls-key" "mqtt_tls_key",
+    /// Authorities that sign devices' certificates, PEM; a device's common name is its id [default: none]
+    mqtt_tls_client_ca "mqtt-tls-client-ca" "mqtt_tls_client_ca",
+    /// Whether a device must have a certificate, `required` or `optional` [default: required with an authority]
+    mqtt_tls_client_auth "mqtt-tls-client-auth" "mqtt_tls_client_auth",
+    /// What these authorities have revoked: a list of each, PEM [default: nothing]
+    mqtt_tls_crl "mqtt-tls-crl" "mqtt_tls_crl",
     /// Where in-house subscribers find the bus, or `off` [default: 127.0.0.1:1884]
     mqtt_bus_addr "mqtt-bus-addr" "mqtt_bus_addr",
     /// First levels of every topic [default: ota/v1]
@@ -198,16 +214,7 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
 }
 
 /// Names that the product has and this version does not serve: refused like unknown ones, in other words.
-const NOT_SERVED: &[&str] = &[
-    "mqtt_tls_addr",
-    "mqtt_tls_cert",
-    "mqtt_tls_key",
-    "mqtt_tls_client_ca",
-    "mqtt_tls_crl",
-    "nats_url",
-    "consul_url",
-    "device_service_url",
-];
+const NOT_SERVED: &[&str] = &["nats_url", "consul_url", "device_service_url"];
 
 fn known(key: &str) -> Result<(), &'static str> {
     if RawConfig::KEYS.contains(&key) {
@@ -254,7 +261,7 @@ mod tests {
         )?;
         assert_eq!(config.http_addr.port(), 3);
         assert!(
-            matches!(config.broker, super::super::Broker::Embedded { addr } if addr.port() == 2)
+            matches!(config.broker, super::super::Broker::Embedded { addr: Some(addr), tls: None } if addr.port() == 2)
         );
         assert_eq!(config.lease_seconds, 7);
         Ok(())
@@ -317,98 +324,107 @@ mod tests {
         }
     }
 
+    /// Name, value, and how the refusal begins.
+    const CANNOT_BE_USED: &[(&str, &str, &str)] = &[
+        (
+            "DEVICE_OTA_HTTP_ADR",
+            "x",
+            "DEVICE_OTA_HTTP_ADR: no such setting",
+        ),
+        (
+            "DEVICE_OTA_NATS_URL",
+            "x",
+            "DEVICE_OTA_NATS_URL: is not served",
+        ),
+        ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
+        ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
+        ("DEVICE_OTA_MQTT_ADDR", "off", "MQTT_ADDR: "),
+        ("DEVICE_OTA_MQTT_TLS_ADDR", "127.0.0.1:0", "MQTT_TLS_ADDR: "),
+        ("DEVICE_OTA_MQTT_TLS_CERT", "c.pem", "MQTT_TLS_CERT: "),
+        ("DEVICE_OTA_MQTT_TLS_CRL", "c.pem", "MQTT_TLS_CRL: "),
+        ("DEVICE_OTA_HTTP_TLS_CERT", "c.pem", "HTTP_TLS_CERT: "),
+        ("DEVICE_OTA_HTTP_TLS_KEY", "k.pem", "HTTP_TLS_KEY: "),
+        (
+            "DEVICE_OTA_HTTP_CONNECTIONS_PER_ADDRESS",
+            "2049",
+            "HTTP_CONNECTIONS_PER_ADDRESS: ",
+        ),
+        (
+            "DEVICE_OTA_MQTT_BUS_ADDR",
+            "0.0.0.0:1884",
+            "MQTT_BUS_ADDR: ",
+        ),
+        ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
+        ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
+        ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
+        (
+            "DEVICE_OTA_DATABASE_URL",
+            "sqlite::memory:",
+            "DATABASE_URL: ",
+        ),
+        ("DEVICE_OTA_STORAGE_TYPE", "tape", "STORAGE_TYPE: "),
+        ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_S3_BUCKET: "),
+        (
+            "DEVICE_OTA_STORAGE_S3_SECRET_KEY",
+            "x",
+            "STORAGE_S3_SECRET_KEY: needs",
+        ),
+        ("DEVICE_OTA_PUBLIC_URL", "ftp://h", "PUBLIC_URL: "),
+        ("DEVICE_OTA_HTTP_ADDR", "0.0.0.0:8216", "PUBLIC_URL: "),
+        (
+            "DEVICE_OTA_RATE_LIMIT_HEARTBEAT",
+            "100",
+            "RATE_LIMIT_HEARTBEAT: ",
+        ),
+        ("DEVICE_OTA_RATE_LIMIT_API", "0/second", "RATE_LIMIT_API: "),
+        (
+            "DEVICE_OTA_AUTO_ROLLBACK_FAILURE_THRESHOLD",
+            "101",
+            "AUTO_ROLLBACK_FAILURE_THRESHOLD: ",
+        ),
+        (
+            "DEVICE_OTA_BANDWIDTH_BYTES_PER_SECOND",
+            "0",
+            "BANDWIDTH_BYTES_PER_SECOND: ",
+        ),
+        (
+            "DEVICE_OTA_BANDWIDTH_OF_GROUPS",
+            "shops",
+            "BANDWIDTH_OF_GROUPS: ",
+        ),
+        (
+            "DEVICE_OTA_BANDWIDTH_OF_TAGS",
+            "site=1,site=2",
+            "BANDWIDTH_OF_TAGS: ",
+        ),
+        ("DEVICE_OTA_LEASE_SECONDS", "0", "LEASE_SECONDS: "),
+        (
+            "DEVICE_OTA_ROLLBACK_TIMEOUT_HOURS",
+            "0",
+            "ROLLBACK_TIMEOUT_HOURS: ",
+        ),
+        ("DEVICE_OTA_INTERNAL_ADDR", "0.0.0.0:1", "INTERNAL_ADDR: "),
+        ("DEVICE_OTA_JWT_SECRET", "short", "JWT_SECRET: "),
+        ("DEVICE_OTA_JWT_ISSUER", "house", "JWT_ISSUER: "),
+        (
+            "DEVICE_OTA_AUTH_SERVICE_URL",
+            "https://h",
+            "AUTH_SERVICE_URL: ",
+        ),
+        ("DEVICE_OTA_CORS_ORIGINS", "*", "CORS_ORIGINS: "),
+        ("DEVICE_OTA_RATE_LIMIT_READ", "1", "RATE_LIMIT_READ: "),
+        (
+            "DEVICE_OTA_HEARTBEAT_RETENTION_DAYS",
+            "-1",
+            "HEARTBEAT_RETENTION_DAYS: ",
+        ),
+        ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
+        ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
+    ];
+
     #[test]
     fn what_cannot_be_used_is_refused_by_name() {
-        for (name, value, says) in [
-            (
-                "DEVICE_OTA_HTTP_ADR",
-                "x",
-                "DEVICE_OTA_HTTP_ADR: no such setting",
-            ),
-            (
-                "DEVICE_OTA_NATS_URL",
-                "x",
-                "DEVICE_OTA_NATS_URL: is not served",
-            ),
-            ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
-            ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
-            (
-                "DEVICE_OTA_HTTP_CONNECTIONS_PER_ADDRESS",
-                "2049",
-                "HTTP_CONNECTIONS_PER_ADDRESS: ",
-            ),
-            (
-                "DEVICE_OTA_MQTT_BUS_ADDR",
-                "0.0.0.0:1884",
-                "MQTT_BUS_ADDR: ",
-            ),
-            ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
-            ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
-            ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
-            (
-                "DEVICE_OTA_DATABASE_URL",
-                "sqlite::memory:",
-                "DATABASE_URL: ",
-            ),
-            ("DEVICE_OTA_STORAGE_TYPE", "tape", "STORAGE_TYPE: "),
-            ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_S3_BUCKET: "),
-            (
-                "DEVICE_OTA_STORAGE_S3_SECRET_KEY",
-                "x",
-                "STORAGE_S3_SECRET_KEY: needs",
-            ),
-            ("DEVICE_OTA_PUBLIC_URL", "ftp://h", "PUBLIC_URL: "),
-            ("DEVICE_OTA_HTTP_ADDR", "0.0.0.0:8216", "PUBLIC_URL: "),
-            (
-                "DEVICE_OTA_RATE_LIMIT_HEARTBEAT",
-                "100",
-                "RATE_LIMIT_HEARTBEAT: ",
-            ),
-            ("DEVICE_OTA_RATE_LIMIT_API", "0/second", "RATE_LIMIT_API: "),
-            (
-                "DEVICE_OTA_AUTO_ROLLBACK_FAILURE_THRESHOLD",
-                "101",
-                "AUTO_ROLLBACK_FAILURE_THRESHOLD: ",
-            ),
-            (
-                "DEVICE_OTA_BANDWIDTH_BYTES_PER_SECOND",
-                "0",
-                "BANDWIDTH_BYTES_PER_SECOND: ",
-            ),
-            (
-                "DEVICE_OTA_BANDWIDTH_OF_GROUPS",
-                "shops",
-                "BANDWIDTH_OF_GROUPS: ",
-            ),
-            (
-                "DEVICE_OTA_BANDWIDTH_OF_TAGS",
-                "site=1,site=2",
-                "BANDWIDTH_OF_TAGS: ",
-            ),
-            ("DEVICE_OTA_LEASE_SECONDS", "0", "LEASE_SECONDS: "),
-            (
-                "DEVICE_OTA_ROLLBACK_TIMEOUT_HOURS",
-                "0",
-                "ROLLBACK_TIMEOUT_HOURS: ",
-            ),
-            ("DEVICE_OTA_INTERNAL_ADDR", "0.0.0.0:1", "INTERNAL_ADDR: "),
-            ("DEVICE_OTA_JWT_SECRET", "short", "JWT_SECRET: "),
-            ("DEVICE_OTA_JWT_ISSUER", "house", "JWT_ISSUER: "),
-            (
-                "DEVICE_OTA_AUTH_SERVICE_URL",
-                "https://h",
-                "AUTH_SERVICE_URL: ",
-            ),
-            ("DEVICE_OTA_CORS_ORIGINS", "*", "CORS_ORIGINS: "),
-            ("DEVICE_OTA_RATE_LIMIT_READ", "1", "RATE_LIMIT_READ: "),
-            (
-                "DEVICE_OTA_HEARTBEAT_RETENTION_DAYS",
-                "-1",
-                "HEARTBEAT_RETENTION_DAYS: ",
-            ),
-            ("DEVICE_OTA_RELEASE_KEY", "k.pem", "RELEASE_KEY: "),
-            ("DEVICE_OTA_LOG_FORMAT", "xml", "LOG_FORMAT: "),
-        ] {
+        for (name, value, says) in CANNOT_BE_USED {
             let error = with(RawConfig::default(), &[(name, value)])
                 .err()
                 .map(|e| e.to_string());

@@ -23,9 +23,12 @@ pub(super) struct ServiceArgs {
     /// The service's HTTP interface.
     #[arg(long, default_value = "http://127.0.0.1:8216", env = "DEVICE_SIM_HTTP")]
     pub(super) http: String,
-    /// Where devices connect to.
+    /// Where devices connect to, as host and port; with TLS behind `mqtts://`.
     #[arg(long, default_value = "127.0.0.1:1883", env = "DEVICE_SIM_MQTT")]
     pub(super) mqtt: String,
+    /// A file of the authorities that are believed over TLS, PEM. Without it HTTPS believes the system's.
+    #[arg(long, env = "DEVICE_SIM_CA")]
+    pub(super) ca: Option<PathBuf>,
     /// A file that holds the admin API key.
     #[arg(long, default_value = "./data/admin.key")]
     admin_key_file: PathBuf,
@@ -51,6 +54,10 @@ impl ScenarioArgs {
 
     /// The service to play it with.
     pub fn service(&self) -> anyhow::Result<Service> {
+        anyhow::ensure!(
+            !self.service.mqtt.starts_with("mqtts://") && self.service.ca.is_none(),
+            "a story has a network of its own between devices and service, and that carries no TLS"
+        );
         Ok(Service {
             http: self.service.http.clone(),
             mqtt: self.service.mqtt.clone(),

@@ -43,6 +43,7 @@ pub(crate) struct Context {
     pub(crate) habits: Habits,
     pub(crate) prefix: Prefix,
     pub(crate) server: SocketAddr,
+    pub(crate) tls: Option<mqtt::Tls>,
     pub(crate) http: reqwest::Client,
     /// Bounds the downloads of the whole fleet.
     pub(crate) gate: Arc<Semaphore>,
@@ -277,6 +278,7 @@ impl Device {
         let keep_alive = self.ctx.habits.keep_alive.as_secs();
         mqtt::Options {
             server: self.ctx.server,
+            tls: self.ctx.tls.clone(),
             version: self.version,
             client_id: name.clone(),
             user: Some(User {

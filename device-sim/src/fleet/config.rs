@@ -27,8 +27,10 @@ pub enum Versions {
 pub struct FleetConfig {
     /// Where the service's HTTP interface is, such as `http://127.0.0.1:8216`.
     pub http: String,
-    /// Where devices connect to, as host and port.
+    /// Where devices connect to, as host and port; with TLS behind `mqtts://`.
     pub mqtt: String,
+    /// A file of the authorities that are believed, PEM; `None`: the system's, and no `mqtts://`.
+    pub ca: Option<PathBuf>,
     /// The administrator's key, with which the fleet registers itself.
     pub admin_key: String,
     /// How many devices.
@@ -85,6 +87,7 @@ impl FleetConfig {
         Self {
             http: http.to_owned(),
             mqtt: mqtt.to_owned(),
+            ca: None,
             admin_key: admin_key.to_owned(),
             devices: 500,
             prefix: "sim-".to_owned(),

@@ -24,6 +24,8 @@ use crate::board::Board;
 use crate::device::{Birth, Context, Device};
 use crate::faults::{Faults, TooManyFlaws};
 use crate::memory::{Memory, Remembered};
+use crate::mqtt::Tls;
+use crate::trust::{Trust, TrustError};
 
 pub use config::{FleetConfig, Versions};
 pub use goal::Until;
@@ -78,6 +80,9 @@ pub enum Error {
         /// Files that may be open.
         limit: u64,
     },
+    /// It cannot speak TLS.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// It was stopped before there were devices.
     #[error("stopped before there were devices")]
     Stopped,
@@ -170,8 +175,10 @@ impl Fleet {
     }
 
     async fn prepare(config: FleetConfig, observer: &mut dyn Observer) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let trust = Trust::read(config.ca.as_deref())?;
+        let http = trust
+            .http()
+            .map_err(Error::Http)?
             .connect_timeout(HTTP_CONNECT)
             .pool_max_idle_per_host(config.downloads)
             .build()
@@ -180,10 +187,12 @@ impl Fleet {
         let faults = config.faults.assign(config.devices, config.seed)?;
         let memory = Memory::new(config.state_dir.clone());
         let births = birth::give_birth(&config, &api, &memory, &faults, observer).await?;
+        let (server, tls) = server(&config.mqtt, &trust).await?;
         let ctx = Arc::new(Context {
             habits: config.habits.clone(),
             prefix: config.topics.clone(),
-            server: resolve(&config.mqtt).await?,
+            server,
+            tls,
             http,
             gate: Arc::new(Semaphore::new(config.downloads.max(1))),
             board: Board::new(config.devices),
@@ -358,12 +367,18 @@ impl Fleet {
     }
 }
 
-/// An address of the server; the first one that its name leads to.
-async fn resolve(address: &str) -> Result<SocketAddr, Error> {
+/// An address of the server, the first one that its name leads to, and TLS if it is `mqtts://`.
+async fn server(address: &str, trust: &Trust) -> Result<(SocketAddr, Option<Tls>), Error> {
     let unknown = || Error::Address(address.to_owned());
+    let secured = address.strip_prefix("mqtts://");
     let plain = address.strip_prefix("mqtt://").unwrap_or(address);
-    let mut found = tokio::net::lookup_host(plain)
+    let place = secured.unwrap_or(plain);
+    let mut found = tokio::net::lookup_host(place)
         .await
         .map_err(|_| unknown())?;
-    found.next().ok_or_else(unknown)
+    let server = found.next().ok_or_else(unknown)?;
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let tls = secured.map(|_| trust.mqtt(host)).transpose()?;
+    Ok((server, tls))
 }

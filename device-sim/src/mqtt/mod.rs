@@ -2,21 +2,27 @@
 //! task and no queue of its own. Thousands fit into one process; its owner polls [`Client::next`].
 
 mod codec;
+mod wire;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mqtt_proto::Pid;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::io::poll_read_buf;
 
 pub use codec::Message;
 pub use mqtt_proto::TopicName as Topic;
+pub use wire::Tls;
 
 use codec::Packet;
+use wire::Wire;
 
 /// How long a server may take to accept a connection and to answer CONNECT: it may be starting up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,6 +45,8 @@ pub enum Version {
 pub struct Options {
     /// The server.
     pub server: SocketAddr,
+    /// TLS to it; `None`: none.
+    pub tls: Option<Tls>,
     /// Which MQTT to speak.
     pub version: Version,
     /// The client's name.
@@ -149,7 +157,9 @@ pub struct Pipelined {
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
+    wire: Wire,
+    /// What the wire has taken has not all gone out.
+    unflushed: bool,
     version: Version,
     input: BytesMut,
     output: BytesMut,
@@ -171,10 +181,9 @@ impl Client {
     }
 
     async fn open(options: &Options) -> Result<Self, Error> {
-        let stream = TcpStream::connect(options.server).await?;
-        stream.set_nodelay(true)?;
         let mut client = Self {
-            stream,
+            wire: Wire::connect(options.server, options.tls.as_ref()).await?,
+            unflushed: false,
             version: options.version,
             input: BytesMut::new(),
             output: BytesMut::new(),
@@ -250,11 +259,15 @@ impl Client {
 
     /// Waits until everything is written.
     pub async fn flush(&mut self) -> Result<(), Error> {
-        while !self.output.is_empty() {
-            self.stream.writable().await?;
-            self.write()?;
-        }
-        Ok(())
+        poll_fn(|context| {
+            self.write(context)?;
+            if self.output.is_empty() && !self.unflushed {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
     }
 
     /// Publishes messages with `QoS` 1 as fast as acknowledgements come, with at most `window` on
@@ -290,14 +303,14 @@ impl Client {
     pub async fn disconnect(mut self) -> Result<(), Error> {
         codec::disconnect(&mut self.output);
         self.flush().await?;
-        tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await?;
+        self.wire.shutdown().await?;
         Ok(())
     }
 
     /// Ends the connection with a TCP reset, as a lost link or a power cut looks.
     pub fn abort(self) {
         // Without it the socket closes in order, which serves nearly as well.
-        let _ = self.stream.set_zero_linger();
+        let _ = self.wire.socket().set_zero_linger();
     }
 
     fn ensure_room(&self) -> Result<(), Error> {
@@ -345,48 +358,54 @@ impl Client {
 
     /// Moves bytes once, in either direction, or does what keep-alive asks for.
     async fn step(&mut self) -> Result<(), Error> {
-        let interest = if self.output.is_empty() {
-            Interest::READABLE
-        } else {
-            Interest::READABLE | Interest::WRITABLE
+        let due = self.due();
+        let moved = tokio::select! {
+            moved = poll_fn(|context| self.poll_move(context)) => Some(moved?),
+            () = sleep_until(due) => None,
         };
-        tokio::select! {
-            ready = self.stream.ready(interest) => {
-                let ready = ready?;
-                if ready.is_writable() {
-                    self.write()?;
-                }
-                if ready.is_readable() || ready.is_read_closed() {
-                    self.read()?;
-                }
-            }
-            () = sleep_until(self.due()) => self.keep_alive()?,
-        }
-        Ok(())
+        moved.map_or_else(|| self.keep_alive(), Ok)
     }
 
-    fn write(&mut self) -> Result<(), Error> {
+    fn poll_move(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let wrote = self.write(context)?;
+        match self.poll_read(context) {
+            Poll::Pending if wrote => Poll::Ready(Ok(())),
+            read => read,
+        }
+    }
+
+    /// Writes what the wire takes; true when that was something.
+    fn write(&mut self, context: &mut Context<'_>) -> Result<bool, Error> {
+        let mut wrote = false;
         while !self.output.is_empty() {
-            match self.stream.try_write(&self.output) {
-                Ok(0) => return Err(Error::Closed),
-                Ok(written) => bytes::Buf::advance(&mut self.output, written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
+            match Pin::new(&mut self.wire).poll_write(context, &self.output)? {
+                Poll::Ready(0) => return Err(Error::Closed),
+                Poll::Ready(written) => bytes::Buf::advance(&mut self.output, written),
+                Poll::Pending => break,
             }
+            (wrote, self.unflushed) = (true, true);
         }
-        self.output = BytesMut::new();
-        self.last_sent = Instant::now();
-        Ok(())
+        if self.unflushed && Pin::new(&mut self.wire).poll_flush(context)?.is_ready() {
+            self.unflushed = false;
+        }
+        if wrote && self.output.is_empty() {
+            self.output = BytesMut::new();
+            self.last_sent = Instant::now();
+        }
+        Ok(wrote)
     }
 
-    fn read(&mut self) -> Result<(), Error> {
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let room = codec::missing(&self.input).unwrap_or(0).max(READ_STEP);
         self.input.reserve(room);
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Err(Error::Closed),
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
+        let read = poll_read_buf(Pin::new(&mut self.wire), context, &mut self.input);
+        if self.input.is_empty() {
+            // Who waits holds no buffer.
+            self.input = BytesMut::new();
+        }
+        match ready!(read)? {
+            0 => Poll::Ready(Err(Error::Closed)),
+            _ => Poll::Ready(Ok(())),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Listening and connections: their number, their deadlines, and an end in bounded time.
 //!
 //! HTTP/1 alone is spoken here: a connection has one request at a time, so that its deadlines bound all that a client can hold.
-//! Without TLS nothing but an attacker's tool begins with HTTP/2, and each of its streams would be a place of its own.
+//! Each stream of HTTP/2 would be a place of its own; with TLS, clients are told in the handshake that it is not spoken.
 
 mod stall;
 
@@ -19,9 +19,12 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -40,7 +43,7 @@ use stall::Stall;
 const SCARCE_PART: usize = 4;
 /// Connections that the kernel keeps waiting for us.
 const BACKLOG: u32 = 1_024;
-/// Longest that a client may take for the head of a request, and stay idle between two.
+/// Longest that a client may take for the head of a request, for its handshake, and stay idle between two requests.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 /// The same of a connection that came when room was scarce.
 const HASTY_HEAD_TIME: Duration = Duration::from_secs(5);
@@ -53,11 +56,15 @@ const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 /// Most bytes of a request's head, and of a body that are read ahead.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// How the next connections of a listener are secured; those that there are stay as they are.
+pub type TlsConfigs = watch::Receiver<Arc<ServerConfig>>;
+
 /// A listener that does not serve yet.
 #[derive(Debug)]
 pub struct Http {
     listener: TcpListener,
     local_addr: SocketAddr,
+    tls: Option<TlsConfigs>,
 }
 
 impl Http {
@@ -74,7 +81,15 @@ impl Http {
         Ok(Self {
             local_addr: listener.local_addr()?,
             listener,
+            tls: None,
         })
+    }
+
+    /// HTTPS in place of HTTP.
+    #[must_use]
+    pub fn secured(self, configs: TlsConfigs) -> Self {
+        let tls = Some(configs);
+        Self { tls, ..self }
     }
 
     /// The real address.
@@ -94,7 +109,7 @@ impl Http {
             connections: api.seats.connections,
             of_address: api.seats.connections_of_address,
         };
-        serve_gate(self.listener, gate, bounds, shutdown).await;
+        serve_gate(self.listener, self.tls, gate, bounds, shutdown).await;
     }
 }
 
@@ -108,6 +123,7 @@ struct Bounds {
 /// What every connection needs.
 struct Server<S> {
     gate: Gate<S>,
+    tls: Option<TlsConfigs>,
     room: Arc<Semaphore>,
     scarce: usize,
     shutdown: CancellationToken,
@@ -115,6 +131,7 @@ struct Server<S> {
 
 async fn serve_gate<S>(
     listener: TcpListener,
+    tls: Option<TlsConfigs>,
     gate: Gate<S>,
     bounds: Bounds,
     shutdown: CancellationToken,
@@ -127,6 +144,7 @@ async fn serve_gate<S>(
     let places = Places::new(bounds.connections, bounds.of_address);
     let server = Arc::new(Server {
         gate,
+        tls,
         room: Arc::new(Semaphore::new(bounds.connections)),
         scarce: bounds.connections / SCARCE_PART,
         shutdown,
@@ -154,7 +172,7 @@ async fn serve_gate<S>(
                 } else {
                     HEAD_TIME
                 };
-                let serving = connection(Arc::clone(&server), stream, peer, head_time);
+                let serving = attend(Arc::clone(&server), stream, peer, head_time);
                 let serving = cut.clone().run_until_cancelled_owned(serving);
                 connections.spawn(async move {
                     let _held = (place, permit);
@@ -189,13 +207,9 @@ fn builder(head_time: Duration) -> Builder {
     builder
 }
 
-/// Serves one connection to its end.
-async fn connection<S>(
-    server: Arc<Server<S>>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    head_time: Duration,
-) where
+/// Serves one connection to its end, after its handshake where there is one.
+async fn attend<S>(server: Arc<Server<S>>, stream: TcpStream, peer: SocketAddr, head_time: Duration)
+where
     S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
         + Send
         + Sync
@@ -204,6 +218,29 @@ async fn connection<S>(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, client.address = %peer, "no TCP_NODELAY");
     }
+    let Some(config) = server.tls.as_ref().map(|tls| Arc::clone(&tls.borrow())) else {
+        return connection(server, stream, peer, head_time).await;
+    };
+    let handshake = timeout(head_time, TlsAcceptor::from(config).accept(stream));
+    match server.shutdown.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => Box::pin(connection(server, stream, peer, head_time)).await,
+        Some(Ok(Err(error))) => debug!(%error, client.address = %peer, "no handshake"),
+        Some(Err(_)) => debug!(client.address = %peer, "no handshake in time"),
+        None => {}
+    }
+}
+
+async fn connection<S>(
+    server: Arc<Server<S>>,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: SocketAddr,
+    head_time: Duration,
+) where
+    S: Service<Request<Lingering>, Response = Response, Error = Infallible, Future: Send>
+        + Send
+        + Sync
+        + 'static,
+{
     let answering = Arc::clone(&server);
     let service = service_fn(move |request: Request<Incoming>| {
         let server = Arc::clone(&answering);

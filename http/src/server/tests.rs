@@ -57,7 +57,13 @@ fn serve_with(bounds: Bounds) -> Served {
     );
     let http = Http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let (addr, shutdown) = (http.local_addr(), CancellationToken::new());
-    let task = tokio::spawn(serve_gate(http.listener, gate, bounds, shutdown.clone()));
+    let task = tokio::spawn(serve_gate(
+        http.listener,
+        None,
+        gate,
+        bounds,
+        shutdown.clone(),
+    ));
     Served {
         addr,
         shutdown,

@@ -10,8 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound};
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::ReadBuf;
 use tokio::time::{Instant, Sleep};
 use tracing::info;
 
@@ -19,6 +18,7 @@ use super::Hub;
 use super::farewell::farewell;
 use super::mailbox::Mailbox;
 use super::presence::Presence;
+use super::wire::Wire;
 use crate::codec;
 use crate::session::{End, Note, Reaction, Session, consume};
 
@@ -63,8 +63,8 @@ pub(super) struct Opened {
 }
 
 /// A connected device.
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection<W> {
+    stream: W,
     hub: Arc<Hub>,
     mailbox: Arc<Mailbox>,
     session: Session,
@@ -73,6 +73,8 @@ pub(super) struct Connection {
     unread: Vec<u8>,
     /// Bytes that the socket did not take.
     unsent: Vec<u8>,
+    /// What the wire has taken has not all gone out: of TLS, records that the socket did not take.
+    unflushed: bool,
     /// Messages on their way to the engine, whose queue is full.
     submitting: Option<Submitting>,
     timer: Pin<Box<Sleep>>,
@@ -85,8 +87,8 @@ pub(super) struct Connection {
     idle_until: Instant,
 }
 
-impl Connection {
-    pub(super) fn new(stream: TcpStream, hub: Arc<Hub>, opened: Opened) -> Self {
+impl<W: Wire> Connection<W> {
+    pub(super) fn new(stream: W, hub: Arc<Hub>, opened: Opened) -> Self {
         let now = Instant::now();
         let session = opened.mailbox.session();
         let presence = Presence::new(Arc::clone(&hub), opened.device, session);
@@ -98,6 +100,7 @@ impl Connection {
             presence,
             unread: opened.unread,
             unsent: opened.out,
+            unflushed: false,
             submitting: None,
             timer: Box::pin(tokio::time::sleep_until(now)),
             silence: opened.silence,
@@ -350,7 +353,7 @@ impl Connection {
     fn flush(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>, now: Instant) -> Result<(), End> {
         if !self.unsent.is_empty() {
             self.unsent.append(out);
-        } else if out.is_empty() {
+        } else if out.is_empty() && !self.unflushed {
             self.sent = now;
             return Ok(());
         }
@@ -370,6 +373,11 @@ impl Connection {
                 }
             }
         }
+        self.unflushed = match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => true,
+            Poll::Ready(Err(_)) => return Err(End::Gone),
+            Poll::Ready(Ok(())) => false,
+        };
         if done == bytes.len() {
             self.unsent = Vec::new();
         } else if self.unsent.is_empty() {
@@ -384,7 +392,8 @@ impl Connection {
     /// Ends a session that is overdue, and sees to it that the next deadline wakes the task.
     fn keep_time(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         let write_timeout = self.hub.limits.write_timeout;
-        if !self.unsent.is_empty() && now >= self.sent + write_timeout {
+        let sending = !self.unsent.is_empty() || self.unflushed;
+        if sending && now >= self.sent + write_timeout {
             return Err(End::Stalled);
         }
         if now >= self.heard + self.silence {
@@ -399,7 +408,7 @@ impl Connection {
             self.heard = now;
         }
         let mut due = self.heard + self.silence;
-        if !self.unsent.is_empty() {
+        if sending {
             due = due.min(self.sent + write_timeout);
         }
         if let Some(until) = self.paused_until {

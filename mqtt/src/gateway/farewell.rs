@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Hub;
+use super::wire::Wire;
 
 /// Time that a refused peer gets to read why, before the connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -16,7 +16,7 @@ const MAX_DRAINED: usize = 64 * 1024;
 const WASTE_BYTES: usize = 512;
 
 /// Says a last word, and gives the peer a moment to read it.
-pub(super) async fn farewell(mut stream: TcpStream, word: &[u8], hub: &Hub) {
+pub(super) async fn farewell(mut stream: impl Wire, word: &[u8], hub: &Hub) {
     let last = async {
         stream.write_all(word).await?;
         stream.shutdown().await?;

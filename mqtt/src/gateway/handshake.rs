@@ -1,15 +1,15 @@
 //! From accept to CONNACK: reading a CONNECT from somebody unknown, under a deadline, and finding out who it is.
 
-use std::io::{Read as _, Write as _};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use device_ota_domain::DeviceId;
 use device_ota_engine::inbound::{DeviceRef, Uplink};
 use device_ota_protocol::ids::DeviceId as ProtocolId;
-use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::rustls as tls;
 use tracing::{debug, info};
 
 use super::Hub;
@@ -17,6 +17,7 @@ use super::connection::{Connection, Opened};
 use super::farewell::farewell;
 use super::mailbox::Mailbox;
 use super::rooms::Place;
+use super::wire::{Certified, Wire};
 use crate::codec::{self, CodecError, Connect, Refusal, Version};
 use crate::limits::MAX_CONNECT;
 use crate::session::{Admission, Class, Session, admit};
@@ -24,37 +25,39 @@ use crate::session::{Admission, Class, Session, admit};
 /// Bytes asked for at a time; a CONNECT usually fits.
 const READ_BYTES: usize = 512;
 
-/// Takes a connection as far as CONNACK. `None`: it was refused, or went away.
-pub(super) async fn open(
-    mut stream: TcpStream,
+/// Takes a connection as far as CONNACK: TLS, if there is to be some, then a CONNECT, then who it is. `None`: it was
+/// refused, or went away.
+pub(super) async fn open<W: Wire>(
+    wire: impl Future<Output = io::Result<W>>,
+    peer: SocketAddr,
     mut place: Place,
     hub: Arc<Hub>,
-) -> Option<Connection> {
+) -> Option<Connection<W>> {
     let deadline = Instant::now() + hub.limits.connect_timeout;
-    let mut bytes = read_at_once(&stream);
-    let reading = timeout_at(deadline, read_connect(&mut stream, &mut bytes));
-    let connect = match place.while_unknown(reading).await {
-        Some(Ok(Ok(connect))) => connect,
-        failed => {
+    let introduction = timeout_at(deadline, introduce(wire));
+    let introduced = match place.while_unknown(introduction).await {
+        None => Err((None, Unread::Silent("crowded_out"))),
+        Some(Err(_)) => Err((None, Unread::Silent("connect_timeout"))),
+        Some(Ok(introduced)) => introduced,
+    };
+    let (mut wire, connect, bytes) = match introduced {
+        Ok(introduced) => introduced,
+        Err((wire, unread)) => {
             drop(place);
-            let error = match failed {
-                None => Unread::Silent("crowded_out"),
-                Some(Err(_)) => Unread::Silent("connect_timeout"),
-                Some(Ok(read)) => read.err()?,
-            };
-            give_up(stream, error, &hub).await;
+            give_up(wire, peer, unread, &hub).await;
             return None;
         }
     };
     let version = connect.version;
-    match timeout_at(deadline, let_in(&connect, &hub))
+    match timeout_at(deadline, let_in(&connect, wire.certified(), &hub))
         .await
         .unwrap_or(Err(Refusal::Unavailable))
     {
         Ok((admission, device, mailbox)) => {
             let mut out = Vec::new();
             codec::connack(&mut out, version, admission.offered);
-            write_at_once(&stream, &mut out);
+            let written = wire.write_at_once(&out);
+            out.drain(..written);
             let session = Session::new(&admission, device.key);
             let silence = admission.silence;
             let opened = Opened {
@@ -66,7 +69,7 @@ pub(super) async fn open(
                 unread: bytes.as_slice().to_vec(),
                 out,
             };
-            Some(Connection::new(stream, hub, opened))
+            Some(Connection::new(wire, hub, opened))
         }
         Err(refusal) => {
             drop(place);
@@ -75,7 +78,7 @@ pub(super) async fn open(
                 let user = connect.user.as_deref().unwrap_or_default();
                 info!(mqtt.user = %user.escape_debug(), reason = refusal.label(), "connection refused");
             }
-            turn_away(stream, version, connect.max_packet, refusal, &hub).await;
+            turn_away(wire, version, connect.max_packet, refusal, &hub).await;
             None
         }
     }
@@ -85,29 +88,47 @@ pub(super) async fn open(
 enum Unread {
     /// The peer went away.
     Gone,
+    /// There is no TLS with it: the label it is counted by, and what is said of it.
+    Insecure(&'static str, io::Error),
     /// Nothing that an answer would mean something to; the label it is counted by.
     Silent(&'static str),
     /// To be told why.
     Refused(Version, Refusal),
 }
 
-/// What has come already. A client says CONNECT as soon as it is connected, so this is usually all of it, and nobody
-/// waits until the runtime has heard of the socket.
-fn read_at_once(stream: &TcpStream) -> Vec<u8> {
-    let mut bytes = [0; READ_BYTES];
-    // Nothing yet, an end or an error: who waits for more finds out.
-    let read = (&*SockRef::from(stream)).read(&mut bytes).unwrap_or(0);
-    bytes.get(..read).unwrap_or_default().to_vec()
+impl Unread {
+    /// Why a handshake of TLS has failed.
+    fn insecure(error: io::Error) -> Self {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+        match cause {
+            // What it shows is revoked, of another authority, or over; or there is none and there must be one.
+            Some(tls::Error::InvalidCertificate(_) | tls::Error::NoCertificatesPresented) => {
+                Self::Insecure("tls_certificate", error)
+            }
+            Some(_) => Self::Insecure("tls_handshake", error),
+            None => Self::Gone,
+        }
+    }
 }
 
-/// Sends what the socket takes, and leaves the rest.
-fn write_at_once(stream: &TcpStream, out: &mut Vec<u8>) {
-    let written = (&*SockRef::from(stream)).write(out).unwrap_or(0);
-    out.drain(..written);
+/// The wire with its CONNECT and what came after it; or why there is none, with a wire that can still be answered by.
+type Introduced<W> = Result<(W, Connect, Vec<u8>), (Option<W>, Unread)>;
+
+async fn introduce<W: Wire>(wire: impl Future<Output = io::Result<W>>) -> Introduced<W> {
+    let secured = wire.await;
+    let mut wire = secured.map_err(|error| (None, Unread::insecure(error)))?;
+    // A client says CONNECT as soon as it is connected, so this is usually all of it.
+    let mut first = [0; READ_BYTES];
+    let read = wire.read_at_once(&mut first);
+    let mut bytes = first.get(..read).unwrap_or_default().to_vec();
+    match read_connect(&mut wire, &mut bytes).await {
+        Ok(connect) => Ok((wire, connect, bytes)),
+        Err(unread) => Err((Some(wire), unread)),
+    }
 }
 
 /// Reads the CONNECT and leaves in `bytes` what came after it.
-async fn read_connect(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Connect, Unread> {
+async fn read_connect(stream: &mut impl Wire, bytes: &mut Vec<u8>) -> Result<Connect, Unread> {
     loop {
         match codec::read_connect(bytes, MAX_CONNECT) {
             Ok(Some((connect, used))) => {
@@ -135,35 +156,46 @@ async fn read_connect(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Con
     }
 }
 
-async fn give_up(stream: TcpStream, error: Unread, hub: &Hub) {
-    match error {
-        Unread::Gone => {}
-        Unread::Silent(label) => tell_refused(&stream, label, hub),
-        Unread::Refused(version, refusal) => {
-            tell_refused(&stream, refusal.label(), hub);
-            turn_away(stream, version, None, refusal, hub).await;
-        }
-    }
-}
-
-/// Counts the refusal of somebody without a name, and logs it.
-fn tell_refused(stream: &TcpStream, reason: &'static str, hub: &Hub) {
-    hub.count("mqtt_refused", reason);
+async fn give_up(wire: Option<impl Wire>, peer: SocketAddr, unread: Unread, hub: &Hub) {
+    let (label, error) = match &unread {
+        Unread::Gone => return,
+        Unread::Insecure(label, error) => (*label, Some(error)),
+        Unread::Silent(label) => (*label, None),
+        Unread::Refused(_, refusal) => (refusal.label(), None),
+    };
+    hub.count("mqtt_refused", label);
     if hub.may_log() {
-        let client = stream.peer_addr().ok().map(tracing::field::display);
-        info!(client.address = client, reason, "connection refused");
+        let error = error.map(tracing::field::display);
+        info!(client.address = %peer, reason = label, error, "connection refused");
+    }
+    if let (Some(wire), Unread::Refused(version, refusal)) = (wire, unread) {
+        turn_away(wire, version, None, refusal, hub).await;
     }
 }
 
 /// Finds out who it is, and enters its session.
 async fn let_in(
     connect: &Connect,
+    certified: Certified,
     hub: &Hub,
 ) -> Result<(Admission, DeviceRef, Arc<Mailbox>), Refusal> {
-    let admission = admit(connect, hub.sessions.prefix(), &hub.limits)?;
-    let secret = connect.password.as_deref().unwrap_or_default();
+    let certified = match certified {
+        Certified::Nobody => None,
+        Certified::Device(id) => Some(id),
+        Certified::Stranger => return Err(Refusal::Certificate),
+    };
+    let admission = admit(
+        connect,
+        certified.as_ref(),
+        hub.sessions.prefix(),
+        &hub.limits,
+    )?;
+    let proof = match certified {
+        Some(_) => Proof::Certificate,
+        None => Proof::Secret(connect.password.as_deref().unwrap_or_default()),
+    };
     let revocations = hub.engine.revocations();
-    let device = prove(&admission.id, secret, hub).await?;
+    let device = prove(&admission.id, proof, hub).await?;
     // Two clients with one id would take over from each other without end.
     let rate = hub.sessions.meter().allow(Class::Connect, device.key);
     rate.map_err(|_| Refusal::ConnectRate)?;
@@ -177,7 +209,7 @@ async fn let_in(
     };
     // Whoever takes a secret back ends the session that he finds: there was none yet.
     if hub.engine.revocations() != revocations {
-        prove(&admission.id, secret, hub).await?;
+        prove(&admission.id, proof, hub).await?;
     }
     let told = hub.tell(device.clone(), Uplink::Online { session }).await;
     told.map_err(|_| Refusal::Unavailable)?;
@@ -186,15 +218,28 @@ async fn let_in(
     Ok((admission, device, mailbox))
 }
 
-/// The device that this secret proves.
-async fn prove(id: &ProtocolId, secret: &[u8], hub: &Hub) -> Result<DeviceRef, Refusal> {
+/// By what a device has proved its name.
+#[derive(Clone, Copy)]
+enum Proof<'a> {
+    Secret(&'a [u8]),
+    /// In the handshake; whether there is such a device, only the database knows.
+    Certificate,
+}
+
+/// The device whose name is proved.
+async fn prove(id: &ProtocolId, proof: Proof<'_>, hub: &Hub) -> Result<DeviceRef, Refusal> {
     let id: DeviceId = id.as_str().parse().map_err(|_| Refusal::BadCredentials)?;
-    if let Some(device) = hub.engine.recognise(&id, secret) {
+    if let Proof::Secret(secret) = proof
+        && let Some(device) = hub.engine.recognise(&id, secret)
+    {
         return Ok(device);
     }
     // The semaphore is never closed.
     let _turn = hub.lookups.acquire().await;
-    let known = hub.engine.authenticate(&id, secret).await;
+    let known = match proof {
+        Proof::Secret(secret) => hub.engine.authenticate(&id, secret).await,
+        Proof::Certificate => hub.engine.resolve(&id).await,
+    };
     let known = known.map_err(|error| {
         debug!(
             error = &error as &dyn std::error::Error,
@@ -221,7 +266,7 @@ impl Drop for Entered<'_> {
 }
 
 async fn turn_away(
-    stream: TcpStream,
+    stream: impl Wire,
     version: Version,
     max_packet: Option<u32>,
     refusal: Refusal,

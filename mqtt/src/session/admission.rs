@@ -1,4 +1,4 @@
-//! Whether a CONNECT is one that we take, before its secret is looked at.
+//! Whether a CONNECT is one that we take, before it is known whether there is such a device.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use device_ota_protocol::topics::{Prefix, Up};
 use crate::codec::{Connect, Offered, QoS, Refusal, Version, Will};
 use crate::limits::{Limits, MAX_INFLIGHT_DOWN, MAX_PACKET, MAX_RECEIVE, MIN_CLIENT_PACKET};
 
-/// What was agreed with a device that may come in if its secret is right.
+/// What was agreed with a device that may come in if it is who it says it is.
 #[derive(Debug, Clone)]
 pub struct Admission {
     /// Which MQTT it speaks.
@@ -27,10 +27,16 @@ pub struct Admission {
 
 /// Judges a CONNECT by everything but its secret.
 ///
-/// Client id, user name and device id are one and the same. The will's payload is of no interest: whatever it says, the
+/// Client id, user name and device id are one and the same. A certificate that was proved in the handshake has told the id
+/// already (`certified`): then a secret is not looked at, and a user name need not be said. The will's payload is of no interest: whatever it says, the
 /// end of the session is told to the engine. A kept session (3.1.1: clean session 0; 5: session expiry) is answered with
 /// "no session present" each time: what a device should get is known from the database.
-pub fn admit(connect: &Connect, prefix: &Prefix, limits: &Limits) -> Result<Admission, Refusal> {
+pub fn admit(
+    connect: &Connect,
+    certified: Option<&DeviceId>,
+    prefix: &Prefix,
+    limits: &Limits,
+) -> Result<Admission, Refusal> {
     if connect.enhanced_authentication {
         return Err(Refusal::AuthenticationMethod);
     }
@@ -40,13 +46,19 @@ pub fn admit(connect: &Connect, prefix: &Prefix, limits: &Limits) -> Result<Admi
     {
         return Err(Refusal::MaxPacket);
     }
-    let user = connect.user.as_deref().ok_or(Refusal::BadCredentials)?;
-    let id: DeviceId = user.parse().map_err(|_| Refusal::BadCredentials)?;
+    let user = connect.user.as_deref();
+    let id = match certified {
+        Some(id) if user.is_some_and(|user| user != id.as_str()) => {
+            return Err(Refusal::BadCredentials);
+        }
+        Some(id) => id.clone(),
+        None if connect.password.is_none() => return Err(Refusal::BadCredentials),
+        None => user
+            .and_then(|user| user.parse().ok())
+            .ok_or(Refusal::BadCredentials)?,
+    };
     if connect.client_id.as_ref() != id.as_str() {
         return Err(Refusal::ClientId);
-    }
-    if connect.password.is_none() {
-        return Err(Refusal::BadCredentials);
     }
     if let Some(will) = &connect.will {
         judge_will(will, connect.version, &prefix.up(&id, Up::Status))?;

@@ -9,6 +9,7 @@ mod offences;
 mod reports;
 mod sessions;
 mod strangers;
+mod tls;
 
 use device_ota_mqtt::codec::Version;
 

@@ -13,7 +13,7 @@ use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Store};
 use device_ota_engine::{Caller, Engine, Grants, Parts, RegistrationOutcome, Settings, Work};
 use device_ota_mqtt::codec::Version;
-use device_ota_mqtt::{Gateway, Limits, Sessions};
+use device_ota_mqtt::{Gateway, Limits, Sessions, TlsConfigs};
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::objects::{self, Root};
@@ -240,27 +240,40 @@ pub(crate) struct WithGateway {
     pub(crate) service: Service,
     pub(crate) sessions: Sessions,
     pub(crate) addr: SocketAddr,
+    /// Of the listener with TLS, if there is one.
+    pub(crate) tls: Option<SocketAddr>,
 }
 
 impl WithGateway {
     pub(crate) async fn start(limits: Limits) -> Self {
-        let mut gateway = Self::idle(limits).await;
+        Self::secured(limits, None).await
+    }
+
+    /// With a listener for TLS beside the one without.
+    pub(crate) async fn secured(limits: Limits, tls: Option<TlsConfigs>) -> Self {
+        let mut gateway = Self::listening(limits, tls).await;
         gateway.service.run();
         gateway
     }
 
     /// With an engine that commits nothing yet.
     pub(crate) async fn idle(limits: Limits) -> Self {
+        Self::listening(limits, None).await
+    }
+
+    async fn listening(limits: Limits, tls: Option<TlsConfigs>) -> Self {
         let sessions = Sessions::new(Prefix::default(), limits);
         let mut service = Service::idle(Arc::new(sessions.clone())).await;
         let loopback = "127.0.0.1:0".parse().unwrap();
-        let gateway = Gateway::bind(loopback, sessions.clone(), limits).unwrap();
-        let addr = gateway.local_addr().unwrap();
+        let mut gateway = Gateway::new(sessions.clone(), limits);
+        let addr = gateway.listen(loopback, None).unwrap();
+        let tls = tls.map(|tls| gateway.listen(loopback, Some(tls)).unwrap());
         service.spawn(gateway.serve(service.engine.clone(), service.shutdown.clone()));
         Self {
             service,
             sessions,
             addr,
+            tls,
         }
     }
 

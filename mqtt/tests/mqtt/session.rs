@@ -44,7 +44,7 @@ impl Device {
         .bytes();
         let (connect, _) = read_connect(&connect, MAX_CONNECT).unwrap().unwrap();
         let prefix = Prefix::default();
-        let admission = admit(&connect, &prefix, limits).unwrap();
+        let admission = admit(&connect, None, &prefix, limits).unwrap();
         let clock = FakeRelativeClock::default();
         Self {
             session: Session::new(&admission, DeviceKey(7)),

@@ -13,7 +13,7 @@ fn admission(connect: &Connect<'_>) -> Result<(Duration, Option<u16>), Refusal> 
     let (connect, _) = read_connect(&connect.bytes(), MAX_CONNECT)
         .unwrap()
         .unwrap();
-    let admission = admit(&connect, &Prefix::default(), &Limits::default())?;
+    let admission = admit(&connect, None, &Prefix::default(), &Limits::default())?;
     Ok((admission.silence, admission.offered.keep_alive))
 }
 
@@ -90,6 +90,35 @@ fn who_may_come_in() {
         ..Connect::new(Version::V5, "d1", "s")
     };
     assert_eq!(admission(&method), Err(Refusal::AuthenticationMethod));
+}
+
+#[test]
+fn a_certificate_tells_the_name() {
+    for version in BOTH {
+        let good = Connect::new(version, "d1", "any");
+        let judged = |connect: &Connect<'_>, name: &str| {
+            let (connect, _) = read_connect(&connect.bytes(), MAX_CONNECT)
+                .unwrap()
+                .unwrap();
+            let name = name.parse().unwrap();
+            let admitted = admit(
+                &connect,
+                Some(&name),
+                &Prefix::default(),
+                &Limits::default(),
+            );
+            admitted.map(|admission| admission.id.to_string())
+        };
+        let nameless = Connect {
+            user: None,
+            password: None,
+            ..good.clone()
+        };
+        assert_eq!(judged(&good, "d1"), Ok("d1".to_owned()));
+        assert_eq!(judged(&nameless, "d1"), Ok("d1".to_owned()));
+        assert_eq!(judged(&good, "d2"), Err(Refusal::BadCredentials));
+        assert_eq!(judged(&nameless, "d2"), Err(Refusal::ClientId));
+    }
 }
 
 #[test]

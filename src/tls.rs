@@ -1,0 +1,35 @@
+//! TLS of our listeners: what the certificate files come to, and what they come to when they change (ADR 18).
+
+mod files;
+mod keeper;
+
+pub(crate) use files::check;
+pub(crate) use keeper::{Keeper, Standing};
+
+use crate::config::TlsOf;
+
+impl TlsOf {
+    /// How its settings begin.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP_TLS",
+            Self::Mqtt => "MQTT_TLS",
+        }
+    }
+
+    /// The listener's name in figures.
+    const fn listener(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Mqtt => "mqtt",
+        }
+    }
+
+    /// The certificate's name in the answer of `/health/detailed`.
+    pub(crate) const fn component(self) -> &'static str {
+        match self {
+            Self::Http => "http_certificate",
+            Self::Mqtt => "mqtt_certificate",
+        }
+    }
+}
