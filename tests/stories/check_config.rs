@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Options, Service};
+use crate::harness::{Authority, Options, Service};
 
 matrix!(what_a_start_would_refuse_is_told_without_one: sqlite_gateway, postgres_mosquitto);
+matrix!(what_is_wrong_with_certificates_is_told_by_name: sqlite_gateway);
 
 /// Whether it can be used, and all that was said.
 fn check(
@@ -101,5 +102,91 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
         let (usable, said) = check(&service, &spoilt, &[], &["check-config"]);
         assert!(!usable && said.contains(names), "{said}");
         std::fs::remove_file(file).unwrap();
+    }
+}
+
+async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
+    let service = Service::start(options).await;
+    let house = Authority::new(service.scratch(), "house");
+    let [own, other] = ["own", "other"].map(|name| house.server(name));
+    let expired = house.server_until("expired", 2001);
+    let crl = house.revoke(&[&other]);
+    let text = |path: &Path| path.display().to_string();
+    let odd = text(&service.scratch().join("odd.pem"));
+    std::fs::write(&odd, "neither certificate nor key").unwrap();
+    let missing = text(&service.scratch().join("missing.pem"));
+    let good = [
+        ("HTTP_TLS_CERT", text(&own.cert)),
+        ("HTTP_TLS_KEY", text(&own.key)),
+        ("MQTT_TLS_ADDR", "127.0.0.1:0".to_owned()),
+        ("MQTT_TLS_CERT", text(&own.cert)),
+        ("MQTT_TLS_KEY", text(&own.key)),
+        ("MQTT_TLS_CLIENT_CA", text(&house.file)),
+        ("MQTT_TLS_CRL", text(&crl)),
+    ];
+    let none = service.scratch().join("none");
+    let judged = |changes: &[(&str, &str)]| {
+        let mut settings: Vec<_> = good.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        for (name, value) in changes {
+            settings.retain(|(known, _)| known != name);
+            settings.push((name, value));
+        }
+        check(&service, &none, &settings, &["check-config"])
+    };
+    let (usable, said) = judged(&[]);
+    assert!(usable, "{said}");
+    let (cert, key) = (text(&other.cert), text(&own.key));
+    let (old, old_key) = (text(&expired.cert), text(&expired.key));
+    for (changes, name, what) in [
+        (
+            vec![("HTTP_TLS_CERT", missing.as_str())],
+            "HTTP_TLS_CERT: ",
+            "cannot be read",
+        ),
+        (
+            vec![("HTTP_TLS_KEY", missing.as_str())],
+            "HTTP_TLS_KEY: ",
+            "cannot be read",
+        ),
+        (
+            vec![("HTTP_TLS_CERT", key.as_str())],
+            "HTTP_TLS_CERT: ",
+            "no certificate",
+        ),
+        (
+            vec![("MQTT_TLS_KEY", odd.as_str())],
+            "MQTT_TLS_KEY: ",
+            "no key",
+        ),
+        (
+            vec![("MQTT_TLS_CERT", cert.as_str())],
+            "MQTT_TLS_KEY: ",
+            "is not the key",
+        ),
+        (
+            vec![
+                ("MQTT_TLS_CERT", old.as_str()),
+                ("MQTT_TLS_KEY", old_key.as_str()),
+            ],
+            "MQTT_TLS_CERT: ",
+            "expired at 2001-01-01",
+        ),
+        (
+            vec![("MQTT_TLS_CLIENT_CA", odd.as_str())],
+            "MQTT_TLS_CLIENT_CA: ",
+            "no certificate",
+        ),
+        (
+            vec![("MQTT_TLS_CRL", cert.as_str())],
+            "MQTT_TLS_CRL: ",
+            "no revocation list",
+        ),
+    ] {
+        let (usable, said) = judged(&changes);
+        assert!(!usable, "{changes:?}: {said}");
+        let told = said
+            .lines()
+            .any(|line| line.starts_with(name) && line.contains(what));
+        assert!(told, "{changes:?}: {said}");
     }
 }

@@ -65,6 +65,7 @@ mod single;
 mod statistics;
 mod targeting;
 mod telemetry;
+mod tls;
 mod tokens;
 mod two_admins;
 mod upload;

@@ -1,7 +1,10 @@
 //! An administrator's HTTP client, in the forms of the requirement documents.
 
+use std::path::Path;
+
+use device_sim::trust::Trust;
 use reqwest::multipart::{Form, Part};
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Client, ClientBuilder, RequestBuilder};
 use serde_json::{Value, json};
 
 use super::wait::{DEADLINE, eventually};
@@ -47,14 +50,24 @@ pub struct Admin {
 
 impl Admin {
     pub fn new(address: &str, key: &str) -> Self {
+        Self::build(Client::builder(), format!("http://{address}"), key)
+    }
+
+    /// Over TLS, believing the authority in this PEM file.
+    pub fn trusting(ca: &Path, address: &str, key: &str) -> Self {
+        let trust = Trust::read(Some(ca)).unwrap();
+        Self::build(trust.http().unwrap(), format!("https://{address}"), key)
+    }
+
+    fn build(client: ClientBuilder, base: String, key: &str) -> Self {
         // Connections are not kept: the service is killed and started again on the same port.
-        let builder = Client::builder()
+        let builder = client
             .no_proxy()
             .pool_max_idle_per_host(0)
             .timeout(DEADLINE);
         Self {
             client: builder.build().unwrap(),
-            base: format!("http://{address}"),
+            base,
             key: key.to_owned(),
         }
     }

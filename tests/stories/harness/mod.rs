@@ -1,6 +1,7 @@
 //! What every story stands on: the service as a child process, its database and broker, and clients for its ports.
 
 mod admin;
+mod authority;
 mod broker;
 mod database;
 mod device;
@@ -13,6 +14,7 @@ mod service;
 mod wait;
 
 pub use admin::{Admin, Answer, Credentials, device_json, image, image_metadata};
+pub use authority::{Authority, Certified};
 pub use device::{Device, Offer};
 pub use disk::SmallDisk;
 pub use dsse::Trust;

@@ -1,5 +1,6 @@
 //! The service under test: a child process on a folder, a database and a broker of its own.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::admin::Admin;
+use super::authority::{Authority, Certified};
 use super::broker::Mosquitto;
 use super::database::{Database, DatabaseKind};
 use super::log::Log;
@@ -38,6 +40,8 @@ pub struct Options {
     /// Shell commands before its start.
     shell: Option<String>,
     expected_errors: Vec<&'static str>,
+    /// Who has signed for the HTTP listener.
+    authority: Option<PathBuf>,
 }
 
 impl Options {
@@ -55,6 +59,7 @@ impl Options {
             settings: settings.into(),
             shell: None,
             expected_errors: Vec::new(),
+            authority: None,
         }
     }
 
@@ -93,6 +98,20 @@ impl Options {
         self
     }
 
+    /// HTTPS by this certificate of the authority.
+    pub fn with_https(mut self, authority: &Authority, own: &Certified) -> Self {
+        self.authority = Some(authority.file.clone());
+        self.with("HTTP_TLS_CERT", own.cert.display().to_string())
+            .with("HTTP_TLS_KEY", own.key.display().to_string())
+    }
+
+    /// Devices connect with TLS too, by this certificate.
+    pub fn with_mqtts(self, own: &Certified) -> Self {
+        self.with("MQTT_TLS_ADDR", "127.0.0.1:0")
+            .with("MQTT_TLS_CERT", own.cert.display().to_string())
+            .with("MQTT_TLS_KEY", own.key.display().to_string())
+    }
+
     /// Error lines that hold `text` are what the story wants to see.
     pub fn expecting_error(mut self, text: &'static str) -> Self {
         self.expected_errors.push(text);
@@ -106,6 +125,7 @@ pub struct Ready {
     pub http: String,
     pub internal: Option<String>,
     pub mqtt: Option<String>,
+    pub mqtt_tls: Option<String>,
     pub bus: Option<String>,
     pub admin_key_file: PathBuf,
 }
@@ -139,6 +159,7 @@ impl Service {
                 http: "127.0.0.1:0".to_owned(),
                 internal: None,
                 mqtt: Some("127.0.0.1:0".to_owned()),
+                mqtt_tls: None,
                 bus: Some("127.0.0.1:0".to_owned()),
                 admin_key_file: PathBuf::new(),
             },
@@ -216,7 +237,7 @@ impl Service {
                 .settings()
                 .iter()
                 .for_each(|(name, value)| set(name, value)),
-            None => set("MQTT_ADDR", self.ready.mqtt.as_deref().unwrap()),
+            None => set("MQTT_ADDR", self.ready.mqtt.as_deref().unwrap_or("off")),
         }
         for (name, value) in &self.options.settings {
             set(name, value);
@@ -283,19 +304,27 @@ impl Service {
 
     /// Where devices connect.
     pub fn mqtt(&self) -> String {
-        match &self.broker {
-            Some(broker) => broker.address(),
-            None => self
-                .ready
-                .mqtt
-                .clone()
-                .expect("a gateway says where it listens"),
+        if let Some(broker) = &self.broker {
+            return broker.address();
         }
+        let (plain, tls) = (self.ready.mqtt.clone(), self.ready.mqtt_tls.as_ref());
+        plain
+            .or_else(|| tls.map(|address| format!("mqtts://{address}")))
+            .expect("a gateway says where it listens")
+    }
+
+    /// Where devices connect with TLS.
+    pub fn mqtts(&self) -> SocketAddr {
+        let address = self.ready.mqtt_tls.as_ref();
+        address.expect("it speaks TLS").parse().unwrap()
     }
 
     /// Its HTTP side, for an administrator. Stays good over restarts.
     pub fn admin(&self) -> Admin {
-        Admin::new(&self.ready.http, &self.key)
+        match &self.options.authority {
+            Some(ca) => Admin::trusting(ca, &self.ready.http, &self.key),
+            None => Admin::new(&self.ready.http, &self.key),
+        }
     }
 
     /// Registers a device and returns when it may connect.

@@ -169,11 +169,11 @@ async fn who_does_not_read_over_tls_is_let_go_and_who_reads_late_misses_nothing(
     };
     // As much as the mailbox takes, and as the socket and TLS hold: the device reads all of it in the end.
     let mut device = secured.device(Version::V3, "d1", &secret).await;
-    let mut sent = 0;
-    while sent < 3 && send().await == Delivery::Queued {
-        sent += 1;
+    let mut queued = 0;
+    while queued < 3 && send().await == Delivery::Queued {
+        queued += 1;
     }
-    for _ in 0..sent {
+    for _ in 0..queued {
         let got = packet(&mut device).await;
         assert!(got.ends_with(&piece[..1024]), "{}", got.len());
     }
