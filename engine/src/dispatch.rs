@@ -86,8 +86,11 @@ impl Engine {
         self.dispatch_each(&back, &mut room).await;
         self.dispatch_singles(UpdateAction::Rollback, &mut room)
             .await?;
+        // What goes first for a device goes first for the room of the service, too.
+        self.dispatch_singles(UpdateAction::Update, &mut room)
+            .await?;
         self.dispatch_each(&forward, &mut room).await;
-        self.dispatch_singles(UpdateAction::Update, &mut room).await
+        Ok(())
     }
 
     /// Passes over these campaigns, each until it has nothing to do.
@@ -307,7 +310,7 @@ impl Pass<'_> {
         }
         let began = Instant::now();
         let found = self.tx.claimable(&query).await?;
-        if rivals && found.len() < query.limit as usize {
+        if rivals && found.is_empty() {
             self.engine.rests.begin(&query.campaign, began.elapsed());
         }
         let (due, all) = (found.len(), found.len() == query.limit as usize);

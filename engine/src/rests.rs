@@ -11,6 +11,8 @@ use device_ota_domain::CampaignId;
 const SHORT: Duration = Duration::from_millis(50);
 /// How many times as long as a look took its campaign rests, so that looks take a tenth of the dispatcher's time and no more.
 const RESTS: u32 = 9;
+/// Longest rest: what kept the devices may have ended meanwhile.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Campaigns that rest, each until when.
 #[derive(Default)]
@@ -23,10 +25,10 @@ impl Rests {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// A look that found fewer devices than it was to took so long.
+    /// A look that found nobody took so long.
     pub(crate) fn begin(&self, campaign: &CampaignId, took: Duration) {
         if took > SHORT {
-            let until = Instant::now() + took * RESTS;
+            let until = Instant::now() + (took * RESTS).min(LONGEST);
             self.lock().insert(campaign.clone(), until);
         }
     }

@@ -77,17 +77,22 @@ impl Engine {
     }
 
     /// Those of these updates, which wait, that would not be under way though their devices are there and fit: what they wait for is
-    /// their campaigns, the service, or an offer that is about to go out.
+    /// their campaigns, a window, the service, or an offer that is about to go out. Who has put it off, or failed before, is waited for.
     pub(crate) async fn kept_from_offers(&self, updates: &[Update]) -> Result<HashSet<UpdateId>> {
         let around = self.surroundings(updates).await?;
         let now = self.clock.now();
         let kept = updates.iter().filter(|update| {
-            let unfit = around.devices.get(&update.device).is_none_or(|device| {
-                !why::held_by_device(device, around.requires(update)).is_empty()
-            });
-            around.held_by_campaign(update, now).is_some()
-                || around.pace(update).is_some()
-                || !unfit
+            if around.held_by_campaign(update, now).is_some() {
+                return true;
+            }
+            let Some(device) = around.devices.get(&update.device) else {
+                return around.pace(update).is_some();
+            };
+            let campaign = around.campaign(update);
+            let closed = campaign.and_then(|c| why::held_by_window(c, update, device, now));
+            let is_fit = why::held_by_device(device, around.requires(update)).is_empty();
+            let backs_off = matches!(update.owed(), Some(Owed::Offer(due_at)) if due_at > now);
+            closed.is_some() || !backs_off && (is_fit || around.pace(update).is_some())
         });
         Ok(kept.map(|update| update.id.clone()).collect())
     }

@@ -46,7 +46,9 @@ statements! {
              AND NOT (m.excluded = 'newer_installed' AND COALESCE(m.running {within:$13}, FALSE))) ORDER BY m.number LIMIT $12"
     );
     TAKEN_IN = "UPDATE update_campaigns SET target_count = target_count + $2 WHERE campaign_id = $1";
-    RESTAGE = "UPDATE device_updates SET stage = $2, updated_at = $3 WHERE update_id {any:$1}";
+    // Its time as a whole begins anew with the opening of that stage.
+    RESTAGE = "UPDATE device_updates SET stage = $2, updated_at = $3, give_up_at = NULL, check_at = lost_at \
+         WHERE update_id {any:$1}";
 }
 
 /// What has come apart, up to `limit` devices without an update and as many updates.

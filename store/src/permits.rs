@@ -43,7 +43,7 @@ statements! {
         "SELECT p.envelope FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key, rollback_permits p \
          WHERE u.update_id = $1 AND u.action = 'rollback' AND ",
         permits!("u.device_id", "u.device_key", "u.campaign_id", "l.version", "u.firmware_id", "$2"),
-        " ORDER BY p.expires_at DESC, p.permit_id LIMIT 1"
+        " ORDER BY p.created_at DESC, p.permit_id LIMIT 1"
     );
 }
 

@@ -155,6 +155,7 @@ impl Update {
             cancel_requested: false,
             hold: terms.hold,
         };
+        self.ends_no_sooner_than_its_attempt(now);
         self.updated_at = now;
         Some(self)
     }
@@ -174,10 +175,19 @@ impl Update {
             cancel_requested: false,
             hold: true,
         };
+        self.ends_no_sooner_than_its_attempt(now);
         // What it has downloaded stays so, whatever becomes of the attempt.
         self.progress.bytes_earlier = self.progress.downloaded();
         self.updated_at = now;
         Some(self)
+    }
+
+    /// Whoever was offered something has the time of the attempt, however long it waited before.
+    fn ends_no_sooner_than_its_attempt(&mut self, now: Timestamp) {
+        if self.action == Action::Update {
+            let deadline = later(now, seconds(self.timeout_seconds));
+            self.give_up_at = self.give_up_at.map(|end| end.max(deadline));
+        }
     }
 
     /// Its device is given to another update, and what it holds is lost with it: it waits for an offer once more. `None`

@@ -413,6 +413,18 @@ fn an_update_that_is_kept_waiting_has_its_whole_time_anew() {
 }
 
 #[test]
+fn who_was_offered_something_at_the_last_moment_has_the_time_of_the_attempt() {
+    let update = Update {
+        give_up_at: Some(at(7_200)),
+        timeout_seconds: 3_600,
+        ..timed(pending())
+    };
+    let offered = update.offer(&terms(at(7_199))).unwrap();
+    assert_eq!(offered.give_up_at, Some(at(7_199 + 3_600)));
+    assert_eq!(offered.expire(&heard(7_201)), None);
+}
+
+#[test]
 fn the_wait_for_a_first_slot_is_not_the_rollbacks_own_time() {
     let until = |update: Update| Update {
         action: Action::Rollback,

@@ -120,9 +120,11 @@ impl World {
         let plan = planner::plan(self.now, campaign, &counts);
         let claims = |action: &Action| matches!(action, Action::Claim { .. });
         let paced = plan.waits.iter().any(|why| why.is_of_pace_for(&row.update));
+        let agent = &self.agents[row.agent];
+        let backs_off = matches!(row.update.owed(), Some(Owed::Offer(due_at)) if due_at > self.now);
         why::held_by_campaign(campaign, &row.update, self.now).is_some()
-            || paced && !plan.actions.iter().any(claims)
-            || self.agents[row.agent].online
+            || campaign.spec.windows.at(self.now, agent.zone).is_err()
+            || !backs_off && (paced && !plan.actions.iter().any(claims) || agent.online)
     }
 
     /// The stage with which the time of the first update begins that has an end and no time yet.
