@@ -17,6 +17,9 @@ use crate::{access, admin, keys, serve, tls};
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     // Whoever reads only the beginning has gone by the end.
     writeln!(std::io::stdout(), "{config:#?}").ok();
+    for note in certificates(config).filter_map(|look| look.ok().flatten()) {
+        eprintln!("{note}; it would be used all the same");
+    }
     let wrong = wrong(config);
     for error in &wrong {
         eprintln!("{error:#}");
@@ -40,7 +43,8 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
         access::auth_service(config).map(drop),
         broker(config),
     ];
-    let looks = looks.into_iter().chain(certificates(config));
+    let looks = looks.into_iter();
+    let looks = looks.chain(certificates(config).map(|look| look.map(drop)));
     looks.filter_map(Result::err).collect()
 }
 
@@ -51,7 +55,8 @@ fn signing_keys(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn certificates(config: &Config) -> impl Iterator<Item = anyhow::Result<()>> {
+/// Of each, what a start tells of it and goes on.
+fn certificates(config: &Config) -> impl Iterator<Item = anyhow::Result<Option<String>>> {
     let mqtt = match &config.broker {
         Broker::Embedded { tls, .. } => tls.as_ref().map(|tls| &tls.files),
         Broker::External { .. } => None,

@@ -37,7 +37,7 @@ pub use sessions::Sessions;
 pub use wire::TlsConfigs;
 
 use connection::Connection;
-use rooms::{Lobby, Place, Porch};
+use rooms::{Lobby, PATIENCE_WITH_CONNECT, PATIENCE_WITH_HANDSHAKE, Place, Porch};
 use wire::Wire;
 
 use crate::limits::Limits;
@@ -97,7 +97,6 @@ impl Gateway {
             engine,
             sessions: self.sessions,
             limits: self.limits,
-            lobby: Arc::new(Lobby::new(self.limits.max_unauthenticated)),
             porch: Porch::new(self.limits.max_lingering),
             lookups: Semaphore::new(MAX_LOOKUPS),
             log: RateLimiter::direct(Quota::per_second(LOGGED_A_SECOND)),
@@ -137,9 +136,14 @@ struct Listener {
 impl Listener {
     /// Gives each connection a task of its own, where its handshake is done too, until `shutdown`.
     async fn serve(self, hub: &Arc<Hub>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+        let patience = match self.tls {
+            None => PATIENCE_WITH_CONNECT,
+            Some(_) => PATIENCE_WITH_HANDSHAKE,
+        };
+        let lobby = Arc::new(Lobby::new(hub.limits.max_unauthenticated, patience));
         let next = async || {
             let (stream, peer) = accept(&self.socket, hub).await;
-            (stream, peer, hub.lobby.enter().await)
+            (stream, peer, lobby.enter().await)
         };
         while let Some((stream, peer, place)) = shutdown.run_until_cancelled(next()).await {
             let guest = Guest {
@@ -165,7 +169,6 @@ struct Hub {
     engine: Arc<Engine>,
     sessions: Sessions,
     limits: Limits,
-    lobby: Arc<Lobby>,
     porch: Porch,
     lookups: Semaphore,
     log: DefaultDirectRateLimiter,

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
 use crate::config::{ClientCertificates, TlsFiles, TlsOf};
 
@@ -44,17 +44,17 @@ pub(super) struct Life {
     pub(super) expires: Timestamp,
 }
 
-/// Whether a start could secure the listener by these files now.
-pub(crate) fn check(files: &TlsFiles, now: Timestamp) -> anyhow::Result<()> {
+/// Whether a start could secure the listener by these files; and what of the dates is to be told, which a start tells, too.
+pub(crate) fn check(files: &TlsFiles, now: Timestamp) -> anyhow::Result<Option<String>> {
     let life = files.read().secure(files)?.life;
     let name = setting(files.of, "CERT");
-    anyhow::ensure!(now < life.expires, "{name}: expired at {}", life.expires);
-    anyhow::ensure!(
-        life.begins <= now,
-        "{name}: not valid before {}",
-        life.begins
-    );
-    Ok(())
+    Ok(if life.expires <= now {
+        Some(format!("{name}: expired at {}", life.expires))
+    } else if now < life.begins {
+        Some(format!("{name}: not valid before {}", life.begins))
+    } else {
+        None
+    })
 }
 
 impl TlsFiles {
@@ -210,8 +210,10 @@ fn life(chain: &[CertificateDer<'_>]) -> anyhow::Result<Life> {
     for certificate in chain {
         let (_, certificate) = X509Certificate::from_der(certificate)?;
         let validity = certificate.validity();
-        let begins = Timestamp::from_second(validity.not_before.timestamp())?;
-        let expires = Timestamp::from_second(validity.not_after.timestamp())?;
+        // "No end" is the last second of the year 9999 (RFC 5280, 4.1.2.5), which lies beyond.
+        let second = |time: ASN1Time| Timestamp::from_second(time.timestamp()).ok();
+        let begins = second(validity.not_before).unwrap_or(Timestamp::MIN);
+        let expires = second(validity.not_after).unwrap_or(Timestamp::MAX);
         life.begins = life.begins.max(begins);
         life.expires = life.expires.min(expires);
     }

@@ -31,8 +31,8 @@ const WARN_EVERY: SignedDuration = SignedDuration::from_hours(24);
 pub(crate) struct Standing {
     of: TlsOf,
     life: Life,
-    /// What is wrong with the files as they are now.
-    fault: Option<String>,
+    /// The files as they are now cannot be used.
+    fault: bool,
 }
 
 /// Follows the files of one listener.
@@ -55,7 +55,7 @@ impl Keeper {
         let standing = Standing {
             of: files.of,
             life: secured.life,
-            fault: None,
+            fault: false,
         };
         Ok(Self {
             files: files.clone(),
@@ -111,8 +111,7 @@ impl Keeper {
                     error = fault,
                     "the changed certificate files cannot be used; what was there before stays"
                 );
-                self.standing
-                    .send_modify(|standing| standing.fault = Some(fault));
+                self.standing.send_modify(|standing| standing.fault = true);
             }
             return;
         }
@@ -125,7 +124,7 @@ impl Keeper {
                 self.standing.send_replace(Standing {
                     of: self.files.of,
                     life: secured.life,
-                    fault: None,
+                    fault: false,
                 });
             }
             Err(error) => self.untold = Some(format!("{error:#}")),
@@ -157,12 +156,13 @@ impl Standing {
         } else {
             format!("expires at {expires}")
         };
-        if let Some(fault) = &self.fault {
-            detail = format!("{detail}; the files have changed and cannot be used: {fault}");
+        // Everybody may read this; what is wrong with which file stands in the log.
+        if self.fault {
+            detail += "; the files have changed and cannot be used: the log says why";
         }
         Component {
             name: self.of.component(),
-            healthy: self.fault.is_none() && left > SignedDuration::ZERO,
+            healthy: !self.fault && left > SignedDuration::ZERO,
             essential: false,
             detail: Some(detail),
             address: None,

@@ -11,7 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// Time that everybody gets for a CONNECT, however many wait behind: its bytes are on their way when a connection is
 /// accepted, and our own tasks need a turn to read them.
-const PATIENCE_WHEN_FULL: Duration = Duration::from_millis(100);
+pub(super) const PATIENCE_WITH_CONNECT: Duration = Duration::from_millis(100);
+/// The same with a handshake before it: round trips, and the arithmetic of a small device.
+pub(super) const PATIENCE_WITH_HANDSHAKE: Duration = Duration::from_secs(2);
 
 /// Connections in the order in which they came, each of which can be told to leave.
 #[derive(Default)]
@@ -66,18 +68,21 @@ impl Queue {
     }
 }
 
-/// Where connections wait until it is known whose they are.
+/// Where the connections of one listener wait until it is known whose they are.
 pub(super) struct Lobby {
     places: Arc<Semaphore>,
     /// Those that have not sent their CONNECT. Whoever has is being looked up, and is not told to leave.
     strangers: Queue,
+    /// Time that everybody gets, however many wait behind.
+    patience: Duration,
 }
 
 impl Lobby {
-    pub(super) fn new(places: usize) -> Self {
+    pub(super) fn new(places: usize, patience: Duration) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places.max(1))),
             strangers: Queue::default(),
+            patience,
         }
     }
 
@@ -101,7 +106,7 @@ impl Lobby {
         let place = Arc::clone(&self.places).acquire_owned();
         tokio::pin!(place);
         while let Some(since) = self.strangers.oldest_since() {
-            let patience = since + PATIENCE_WHEN_FULL;
+            let patience = since + self.patience;
             match timeout_at(patience, &mut place).await {
                 Ok(permit) => return permit.ok(),
                 // Another may be the oldest by now.
