@@ -14,7 +14,7 @@ USER device-ota
 WORKDIR /var/lib/device-ota
 VOLUME /var/lib/device-ota
 ENV DEVICE_OTA_DATA_DIR=/var/lib/device-ota
-EXPOSE 8216 1883
-# Ready when its database answers.
+EXPOSE 8216 1883 8883
+# Ready when its database answers. To be overridden where HTTP speaks TLS or has another port.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8216 && printf 'GET /health/ready HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
 ENTRYPOINT ["device-ota"]
