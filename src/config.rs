@@ -17,6 +17,7 @@ use device_ota_domain::bandwidth::Budgets;
 use device_ota_engine::Rate;
 use device_ota_http::{Cors, RateLimits};
 use device_ota_objects::S3Settings;
+use device_ota_platform::NatsAddress;
 use device_ota_protocol::topics::Prefix;
 
 pub(crate) use raw::RawConfig;
@@ -191,6 +192,8 @@ pub(crate) struct Config {
     pub tokens: TokenSettings,
     /// The service that knows other credentials.
     pub auth_service_url: Option<Secret>,
+    /// Where events go and are heard beside the bus; `None`: nowhere.
+    pub nats: Option<NatsAddress>,
     /// Connections at most.
     pub mqtt_max_connections: u32,
     /// Webhooks may lead within the house.

@@ -13,7 +13,7 @@ use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
 use device_ota_http::{Api, Component, Http, Seats};
 use device_ota_mqtt::Bus;
 use device_ota_objects::{LocalFolder, OpenError, S3Store};
-use device_ota_platform::HttpPoster;
+use device_ota_platform::{HttpPoster, Nats, NatsStatus};
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
 use tokio::sync::watch;
@@ -77,6 +77,7 @@ struct Assembly {
     api: Api,
     edge: Edge,
     bus: Option<Arc<Bus>>,
+    nats: Option<Arc<Nats>>,
     database: String,
     data: DataDir,
     /// Fewer devices can be connected than should be.
@@ -161,15 +162,13 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let internal = internal.transpose()?;
     let edge = Edge::open(config, &room, &data, entropy.as_ref())?;
     let bus = open_bus(config).await?;
+    let nats = open_nats(config, &clock).await?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
     let (engine, work) = Engine::new(Parts {
         store,
         objects,
         downlink: edge.downlink(),
-        sinks: bus
-            .iter()
-            .map(|bus| bus.clone() as Arc<dyn EventSink>)
-            .collect(),
+        sinks: sinks(bus.as_ref(), nats.as_ref()),
         clock: clock.clone(),
         entropy,
         keyring,
@@ -194,6 +193,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
             &edge,
             bus.clone(),
             keeper.as_ref().map(Keeper::standing),
+            nats.clone(),
         ),
     };
     Ok(Assembly {
@@ -205,6 +205,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         api,
         edge,
         bus,
+        nats,
         database,
         data,
         warning: room.warning,
@@ -223,6 +224,7 @@ impl Assembly {
             api,
             edge,
             bus,
+            nats,
             data,
             ..
         } = self;
@@ -257,6 +259,12 @@ impl Assembly {
         running
             .edges
             .spawn("http", async move { http.serve(api, stop).await });
+        if let Some(nats) = nats {
+            let (engine, stop) = (engine.clone(), running.edges_stop.clone());
+            running
+                .edges
+                .spawn("nats", async move { nats.serve(engine, stop).await });
+        }
         edge.spawn(config, &mut running.edges, &engine, &running.edges_stop);
         let stop = running.core_stop.clone();
         running.core.spawn_checked("engine", async move {
@@ -315,6 +323,24 @@ async fn open_bus(config: &Config) -> anyhow::Result<Option<Arc<Bus>>> {
         .await
         .context("MQTT_BUS_ADDR")?;
     Ok(Some(Arc::new(bus)))
+}
+
+async fn open_nats(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Option<Arc<Nats>>> {
+    let Some(address) = config.nats.clone() else {
+        return Ok(None);
+    };
+    let nats = Nats::connect(address, clock.clone()).await;
+    let nats = nats
+        .map_err(anyhow::Error::from_boxed)
+        .context("NATS_URL")?;
+    Ok(Some(Arc::new(nats)))
+}
+
+/// Whom the relay serves.
+fn sinks(bus: Option<&Arc<Bus>>, nats: Option<&Arc<Nats>>) -> Vec<Arc<dyn EventSink>> {
+    let bus = bus.map(|bus| bus.clone() as Arc<dyn EventSink>);
+    let nats = nats.map(|nats| nats.clone() as Arc<dyn EventSink>);
+    bus.into_iter().chain(nats).collect()
 }
 
 pub(crate) async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, String)> {
@@ -396,6 +422,7 @@ fn components(
     edge: &Edge,
     bus: Option<Arc<Bus>>,
     certificate: Option<watch::Receiver<Standing>>,
+    nats: Option<Arc<Nats>>,
 ) -> Arc<dyn Fn() -> Vec<Component> + Send + Sync> {
     let listener = |name, address| Component {
         name,
@@ -423,8 +450,33 @@ fn components(
         let certificates = certificates
             .iter()
             .map(|standing| standing.borrow().component(now));
+        let nats = nats.as_ref().map(|nats| of_nats(&nats.status()));
         let parts = [api.clone()].into_iter().chain(internal.clone());
-        let parts = parts.chain(edge()).chain(bus);
+        let parts = parts.chain(edge()).chain(bus).chain(nats);
         parts.chain(certificates).collect()
     })
+}
+
+fn of_nats(status: &NatsStatus) -> Component {
+    let NatsStatus {
+        is_connected,
+        since,
+        trouble,
+    } = status;
+    let is = if *is_connected {
+        "connected"
+    } else {
+        "not connected"
+    };
+    let detail = match trouble {
+        None => format!("{is} since {since}"),
+        Some(trouble) => format!("{is} since {since}: {trouble}"),
+    };
+    Component {
+        name: "nats",
+        healthy: *is_connected && trouble.is_none(),
+        essential: false,
+        detail: Some(detail),
+        address: None,
+    }
 }

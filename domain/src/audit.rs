@@ -40,6 +40,8 @@ pub enum Authentication {
     AuthService,
     /// `X-Internal-Call` on the internal listener.
     InternalCall,
+    /// What another service told of over NATS.
+    Event,
     /// The command line, which reads the database by itself.
     CommandLine,
     /// Nobody asked: the service by itself.
@@ -54,6 +56,7 @@ impl fmt::Display for Authentication {
             Self::Token => f.write_str("token"),
             Self::AuthService => f.write_str("auth_service"),
             Self::InternalCall => f.write_str("internal_call"),
+            Self::Event => f.write_str("event"),
             Self::CommandLine => f.write_str("command_line"),
             Self::Service => f.write_str("service"),
         }

@@ -275,10 +275,36 @@ impl Engine {
         expected: Option<i64>,
         by: &Caller,
     ) -> Result<usize> {
-        let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let known = locked(tx.as_mut(), id).await?;
         is_of(expected, "the device", known.revision)?;
+        self.end_device(tx, &known, by).await
+    }
+
+    /// Deletes a device that another service says it deleted at `at`, as [`Engine::delete_device`] does. `None` when none
+    /// is known here that had been registered by then: it was never here, has ended before, or is a later one of that name.
+    pub async fn device_was_deleted(
+        self: &Arc<Self>,
+        id: &DeviceId,
+        at: Timestamp,
+        by: &Caller,
+    ) -> Result<Option<usize>> {
+        let mut tx = self.store.begin().await?;
+        match tx.device(id).await? {
+            Some(known) if known.registered_at <= at => {
+                self.end_device(tx, &known, by).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn end_device(
+        self: &Arc<Self>,
+        mut tx: Box<dyn Tx>,
+        known: &Device,
+        by: &Caller,
+    ) -> Result<usize> {
+        let (now, id) = (self.clock.now(), &known.registration.device_id);
         // Updates before what the device has said of itself, as ingest locks them.
         let open = tx.open_updates(known.key).await?;
         tx.end_watches(&[known.key]).await?;

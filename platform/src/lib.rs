@@ -5,7 +5,9 @@
 //!   bound on what it reads; what cannot be understood counts as not answered.
 
 mod auth;
+mod nats;
 mod poster;
 
 pub use auth::HttpAuthService;
+pub use nats::{Nats, NatsAddress, NatsAddressError, NatsStatus};
 pub use poster::HttpPoster;

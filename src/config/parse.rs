@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use device_ota_domain::bandwidth::{Budgets, MAX_BYTES_PER_SECOND};
 use device_ota_http::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS};
+use device_ota_platform::{NatsAddress, NatsAddressError};
 use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
@@ -97,6 +98,7 @@ impl Config {
             cors: identity::cors(raw)?,
             tokens: identity::tokens(raw)?,
             auth_service_url: identity::auth_service_url(raw)?,
+            nats: nats(raw)?,
             mqtt_max_connections: number(
                 "MQTT_MAX_CONNECTIONS",
                 raw.mqtt_max_connections.as_deref(),
@@ -111,7 +113,7 @@ impl Config {
             log: raw
                 .log
                 .clone()
-                .unwrap_or_else(|| "info,rumqttd=off".to_owned()),
+                .unwrap_or_else(|| "info,rumqttd=off,async_nats=off".to_owned()),
             log_format: log_format(raw)?,
             data_dir,
         })
@@ -232,6 +234,11 @@ fn bus(raw: &RawConfig) -> Checked<Option<SocketAddr>> {
             }
         }
     }
+}
+
+fn nats(raw: &RawConfig) -> Checked<Option<NatsAddress>> {
+    let parsed = raw.nats_url.as_deref().map(str::parse).transpose();
+    parsed.map_err(|error: NatsAddressError| ConfigError::new("NATS_URL", error.to_string()))
 }
 
 fn prefix(raw: &RawConfig) -> Checked<Prefix> {

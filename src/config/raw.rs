@@ -142,11 +142,13 @@ settings! {
     jwt_audience "jwt-audience" "jwt_audience",
     /// `http://host:port` of the service that knows other tokens and keys
     auth_service_url "auth-service-url" "auth_service_url",
+    /// `nats://user:password@host:port` of a NATS with `JetStream`, or `tls://…`, several servers with commas [default: none]
+    nats_url "nats-url" "nats_url",
     /// Whether webhooks may lead to loopback, private and link-local addresses, `true` or `false` [default: false]
     webhook_allow_private "webhook-allow-private" "webhook_allow_private",
     /// Refusals of one event before a webhook's next one has its turn [default: 8]
     webhook_tries "webhook-tries" "webhook_tries",
-    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: info,rumqttd=off]
+    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: `info,rumqttd=off,async_nats=off`]
     log "log" "log",
     /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
     log_format "log-format" "log_format",
@@ -214,7 +216,7 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
 }
 
 /// Names that the product has and this version does not serve: refused like unknown ones, in other words.
-const NOT_SERVED: &[&str] = &["nats_url", "consul_url", "device_service_url"];
+const NOT_SERVED: &[&str] = &["consul_url", "device_service_url"];
 
 fn known(key: &str) -> Result<(), &'static str> {
     if RawConfig::KEYS.contains(&key) {
@@ -332,9 +334,9 @@ mod tests {
             "DEVICE_OTA_HTTP_ADR: no such setting",
         ),
         (
-            "DEVICE_OTA_NATS_URL",
+            "DEVICE_OTA_CONSUL_URL",
             "x",
-            "DEVICE_OTA_NATS_URL: is not served",
+            "DEVICE_OTA_CONSUL_URL: is not served",
         ),
         ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
         ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
@@ -411,6 +413,7 @@ mod tests {
             "https://h",
             "AUTH_SERVICE_URL: ",
         ),
+        ("DEVICE_OTA_NATS_URL", "http://h", "NATS_URL: "),
         ("DEVICE_OTA_CORS_ORIGINS", "*", "CORS_ORIGINS: "),
         ("DEVICE_OTA_RATE_LIMIT_READ", "1", "RATE_LIMIT_READ: "),
         (

@@ -47,6 +47,7 @@ mod limits;
 mod lists;
 mod lost_keys;
 mod metrics;
+mod nats;
 mod open_files;
 mod pace;
 mod permits;

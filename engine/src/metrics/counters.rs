@@ -30,6 +30,11 @@ const DESCRIBED: &[(&str, &str, &str)] = &[
         "Requests for pieces of an image that were not served",
     ),
     (
+        "device_events",
+        "outcome",
+        "Deletions of devices that another service told of over NATS",
+    ),
+    (
         "downlink_busy",
         "kind",
         "Messages to devices whose session had no room for more",

@@ -1,4 +1,4 @@
-//! Where events go: the bus for in-house subscribers; later NATS and webhooks.
+//! Where events go: the bus for in-house subscribers, and NATS.
 
 use async_trait::async_trait;
 use device_ota_domain::event::StoredEvent;

@@ -18,7 +18,7 @@ pub(crate) struct AuditDto<'r> {
     at: Timestamp,
     subject: &'r str,
     roles: Vec<&'r str>,
-    /// `admin_key`, `api_key:<key id>`, `token`, `auth_service`, `internal_call`, `command_line` or `service`.
+    /// `admin_key`, `api_key:<key id>`, `token`, `auth_service`, `internal_call`, `event`, `command_line` or `service`.
     authentication: &'r str,
     /// Null for what the service does by itself and for the command line.
     request_id: Option<&'r str>,

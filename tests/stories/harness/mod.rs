@@ -9,6 +9,7 @@ mod disk;
 mod dsse;
 mod link;
 mod log;
+mod nats;
 pub mod raw;
 mod service;
 mod wait;
@@ -19,6 +20,7 @@ pub use device::{Device, Offer};
 pub use disk::SmallDisk;
 pub use dsse::Trust;
 pub use link::{Event, Link, MqttVersion};
+pub use nats::NatsServer;
 pub use service::{BINARY, MqttEnd, Options, Service};
 pub use wait::{eventually, in_seconds, within};
 
