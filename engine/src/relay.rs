@@ -25,12 +25,14 @@ pub(crate) async fn run(
     let mut pause = IDLE;
     let mut is_failing = false;
     loop {
-        let relayed = relay(&engine, sink.as_ref()).await;
+        let relayed = relay(&engine, sink.as_ref(), &shutdown).await;
         if relayed.is_ok() && std::mem::take(&mut is_failing) {
             tracing::info!(sink = sink.name(), "events are delivered again");
         }
         match relayed {
             Ok(0) => pause = IDLE,
+            // What is left comes with the next start.
+            Ok(_) if shutdown.is_cancelled() => return,
             Ok(_) => {
                 pause = IDLE;
                 continue;
@@ -59,13 +61,19 @@ enum RelayError {
     Sink(#[from] crate::ports::SinkError),
 }
 
-async fn relay(engine: &Engine, sink: &dyn EventSink) -> Result<usize, RelayError> {
+async fn relay(
+    engine: &Engine,
+    sink: &dyn EventSink,
+    shutdown: &CancellationToken,
+) -> Result<usize, RelayError> {
     let events = engine.store.events_for(sink.name(), PIECE).await?;
     let mut delivered = None;
     let mut failed = None;
     for event in &events {
         let began = Instant::now();
-        let taken = sink.deliver(event).await;
+        let Some(taken) = shutdown.run_until_cancelled(sink.deliver(event)).await else {
+            break;
+        };
         engine.metrics.delivered(sink.name(), began.elapsed());
         match taken {
             Ok(()) => delivered = Some(event.id),

@@ -16,7 +16,7 @@ use crate::trust::EnvelopeSchema;
 
 /// What the document says of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(list, create))]
+#[openapi(paths(list_permits, add_permit))]
 pub(crate) struct Documented;
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
@@ -24,12 +24,12 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
     let list = warp::get()
         .and(warp::path!("permits"))
         .and(call.clone())
-        .then(list);
+        .then(list_permits);
     let create = warp::post()
         .and(warp::path!("permits"))
         .and(call)
         .and(body())
-        .then(create);
+        .then(add_permit);
     list.or(create).unify().map(reply).boxed()
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Routes {
 #[utoipa::path(get, path = "/api/v1/ota/permits", tag = "rollbacks", params(PageQuery), responses(
     (status = 200, description = "A page of them", body = PermitList),
 ))]
-async fn list(call: Call) -> Answer {
+async fn list_permits(call: Call) -> Answer {
     call.require(Role::Viewer)?;
     let mut query = call.query()?;
     let page = query.page()?;
@@ -64,7 +64,7 @@ async fn list(call: Call) -> Answer {
     (status = 409, description = "A permit of that id was taken before"),
     (status = 422, description = "The release role has not signed it, it has expired, or there is no such image"),
 ))]
-async fn create(call: Call, body: Body) -> Answer {
+async fn add_permit(call: Call, body: Body) -> Answer {
     let by = call.require(Role::Admin)?;
     call.no_query()?;
     let envelope: EnvelopeSchema = json(&call.headers, body).await?;

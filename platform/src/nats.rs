@@ -146,11 +146,11 @@ impl Nats {
 
     /// Goes on until something fails.
     async fn take_in(&self, engine: &Arc<Engine>) -> Error {
-        let opened = async {
-            stream::of_events(&self.context).await?;
-            deletions::consumer(&self.context).await
-        };
-        match opened.await {
+        // Where other streams have the subjects, events go to those: it keeps nobody from listening.
+        let made = stream::of_events(&self.context).await;
+        let trouble = made.err().map(|error| error.to_string());
+        self.note(|standing| &mut standing.publishing, trouble);
+        match deletions::consumer(&self.context).await {
             Ok(consumer) => {
                 self.note(|standing| &mut standing.listening, None);
                 deletions::take_in(engine, &consumer).await

@@ -214,6 +214,15 @@ async fn a_device_that_is_deleted_elsewhere_ends_here(options: Options) {
         ..Default::default()
     };
     client.create_stream(theirs).await.unwrap();
+    // Events have a stream of somebody's, too, so that ours cannot be made: no reason not to listen.
+    let ours = client.get_stream("OTA_EVENTS").await.unwrap();
+    let house = async_nats::jetstream::stream::Config {
+        name: "HOUSE".to_owned(),
+        subjects: ours.cached_info().config.subjects.clone(),
+        ..Default::default()
+    };
+    client.delete_stream("OTA_EVENTS").await.unwrap();
+    client.create_stream(house).await.unwrap();
     server.publish(DELETED, deletion("waits")).await;
     server
         .publish("device_service.device.created", deletion("stays"))
@@ -230,8 +239,16 @@ async fn a_device_that_is_deleted_elsewhere_ends_here(options: Options) {
     service.stop().await;
     let devices = client.get_stream("DEVICES").await.unwrap();
     devices.delete_consumer("ota_service").await.unwrap();
+    // A consumer of somebody's hands out whatever there is.
+    let all = async_nats::jetstream::consumer::pull::Config {
+        durable_name: Some("ota_service".to_owned()),
+        ..Default::default()
+    };
+    devices.create_consumer(all).await.unwrap();
     service.start_again().await;
     heard(&admin, "unknown", 1).await;
+    heard(&admin, "other", 1).await;
+    admin.get("/api/v1/ota/devices/stays").await.expect(200);
     admin.get("/api/v1/ota/devices/waits").await.expect(200);
     let mut consumer: async_nats::jetstream::consumer::PullConsumer =
         devices.get_consumer("ota_service").await.unwrap();

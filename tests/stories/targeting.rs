@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Admin, Device, MqttVersion, Options, Service, Trust, device_json};
+use crate::harness::{
+    Admin, Device, MqttVersion, Options, Service, Trust, device_json, eventually,
+};
 
 matrix!(a_dry_run_names_the_devices_that_the_campaign_then_means: sqlite_gateway, postgres_gateway);
 matrix!(a_filter_that_is_none_is_refused_by_its_place: sqlite_gateway);
@@ -259,8 +261,13 @@ async fn each_device_is_told_why_it_is_or_is_not_offered(options: Options) {
         .campaign_becomes(&id, "through its canary", |c| c["completed_devices"] == 1)
         .await;
     assert_eq!(codes(&why(&admin, &id, "canary-0").await), ["completed"]);
-    let soaks = why(&admin, &id, "later-0").await;
-    assert_eq!(codes(&soaks), ["stage_closed", "gate_soak", "offline"]);
+    // The soak begins with the pass after the result.
+    eventually("the soak is told", async || {
+        let soaks = why(&admin, &id, "later-0").await;
+        let told = codes(&soaks) == ["stage_closed", "gate_soak", "offline"];
+        told.then_some(()).ok_or(format!("{soaks:?}"))
+    })
+    .await;
 
     let new = device_json("new-0");
     admin.register(&[new]).await;

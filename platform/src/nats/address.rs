@@ -29,7 +29,7 @@ impl std::fmt::Debug for NatsAddress {
 /// It cannot be used; without the text, which may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "must be nats://user:password@host:port, nats://token@host:port or tls://…, several servers with commas"
+    "must be nats://user:password@host:port, nats://token@host:port or tls://…, several servers with commas, all with TLS or none"
 )]
 pub struct NatsAddressError;
 
@@ -39,6 +39,10 @@ impl FromStr for NatsAddress {
     fn from_str(text: &str) -> Result<Self, NatsAddressError> {
         let servers = text.split(',').map(server);
         let servers: Vec<ServerAddr> = servers.collect::<Result<_, _>>()?;
+        // The password goes to any of them, and to those that they name.
+        if servers.iter().any(is_secured) && !servers.iter().all(is_secured) {
+            return Err(NatsAddressError);
+        }
         let login = match servers.first() {
             Some(first) => login(first)?,
             None => Login::Nobody,
@@ -75,6 +79,10 @@ fn login(server: &ServerAddr) -> Result<Login, NatsAddressError> {
     })
 }
 
+fn is_secured(server: &ServerAddr) -> bool {
+    server.scheme() == "tls"
+}
+
 impl NatsAddress {
     /// The servers, without password, for people.
     fn servers(&self) -> String {
@@ -93,6 +101,8 @@ impl NatsAddress {
             Login::Token(token) => options.token(token),
             Login::User(user, password) => options.user_and_password(user, password),
         };
+        // Also of servers that these name later.
+        let options = options.require_tls(self.servers.iter().any(is_secured));
         let bare = self.servers.into_iter().map(|server| {
             let mut url = server.clone().into_inner();
             let stripped = url.set_username("").and_then(|()| url.set_password(None));
@@ -135,6 +145,7 @@ mod tests {
             "nats://h/path",
             "nats://h?x",
             "nats://a,",
+            "nats://a,tls://b",
         ] {
             assert!(wrong.parse::<NatsAddress>().is_err(), "{wrong}");
         }

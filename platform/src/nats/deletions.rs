@@ -71,7 +71,11 @@ pub(super) async fn consumer(context: &Context) -> Result<PullConsumer, Error> {
         ack_wait: ACK_WAIT,
         ..PullConfig::default()
     };
-    Ok(stream.get_or_create_consumer(CONSUMER, config).await?)
+    let consumer = stream.get_or_create_consumer(CONSUMER, config).await?;
+    if consumer.cached_info().config.ack_policy != AckPolicy::Explicit {
+        return Err(format!("the consumer {CONSUMER} was made by somebody else, and loses messages: its acknowledgements must be explicit").into());
+    }
+    Ok(consumer)
 }
 
 /// Takes one message after the other, until something fails.
@@ -108,6 +112,8 @@ enum Outcome {
     Deleted,
     Unknown,
     Malformed,
+    /// Of another subject, by a consumer that somebody else has made.
+    Other,
 }
 
 impl Outcome {
@@ -116,6 +122,7 @@ impl Outcome {
             Ok(Self::Deleted) => "deleted",
             Ok(Self::Unknown) => "unknown",
             Ok(Self::Malformed) => "malformed",
+            Ok(Self::Other) => "other",
             Err(_) => "delayed",
         }
     }
@@ -123,6 +130,9 @@ impl Outcome {
 
 /// Ends the device that a message names; fails when the database does.
 async fn end(engine: &Arc<Engine>, message: &Message) -> Result<Outcome, Error> {
+    if message.subject.as_str() != SUBJECT {
+        return Ok(Outcome::Other);
+    }
     let place = message.info()?;
     let number = place.stream_sequence;
     let Ok(Told { data }) = serde_json::from_slice::<Told>(&message.payload) else {
