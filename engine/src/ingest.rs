@@ -37,7 +37,7 @@ pub(crate) use watched::Watched;
 const MAX_BATCH: usize = 4_000;
 /// How long news that nobody waits for (a device came or went) gathers company: a fleet that connects at once should
 /// not cost a transaction each handful.
-const UNHURRIED: Duration = Duration::from_millis(50);
+const UNHURRIED: Duration = Duration::from_millis(10);
 /// Room a batch begins with; it grows with the load.
 const FIRST_ROOM: usize = 64;
 /// First pause before a failed batch is tried again.
