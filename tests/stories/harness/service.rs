@@ -198,7 +198,8 @@ impl Service {
             eventually("the service has its link to the broker", async || {
                 let answer = admin.get("/health/detailed").await;
                 let links = answer.body["counters"]["mqtt_link"]["connected"].as_u64();
-                if answer.body["status"] == "healthy" && links >= Some(1) {
+                let broker = &answer.body["components"]["mqtt_broker"]["status"];
+                if broker == "healthy" && links >= Some(1) {
                     Ok(())
                 } else {
                     Err(answer.body.to_string())
