@@ -25,7 +25,7 @@ pub use abort::{Abort, AbortAction, AbortOn, FailureKind, Failures, MAX_ABORTS};
 pub use approval::{Approval, ApprovalError, MAX_COMMENT_BYTES, Verdict};
 pub(crate) use counts::percent;
 pub use counts::{Counts, Delta, Tally};
-pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS, MAX_TIMEOUT_MINUTES};
+pub use draft::{CampaignDraft, MAX_CONCURRENT, MAX_TARGET_GROUPS};
 pub use error::SpecError;
 pub use health::{
     DEFAULT_MAX_RESTARTS, DEFAULT_WATCH_SECONDS, Health, MAX_RESTARTS, MAX_WATCH_SECONDS,
@@ -38,7 +38,7 @@ pub use spec::{
 };
 pub use stages::{GateDraft, MAX_SOAK_SECONDS, MAX_STAGE_COUNT, MAX_STAGES, StageDraft};
 pub use state::{Accepted, CampaignState, Running, TransitionError};
-pub use timeouts::{MAX_GIVE_UP_HOURS, TimeoutsDraft};
+pub use timeouts::{MAX_GIVE_UP_HOURS, MAX_TIMEOUT_MINUTES, TimeoutsDraft};
 pub use vitals::{
     Beat, Compare, Criterion, Increase, MAX_CRITERIA, Metric, NotAMetric, Reading, SAMPLE, Sides,
     read as read_vitals,

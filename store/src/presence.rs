@@ -35,8 +35,6 @@ statements! {
     CONNECTED[Int, Int, Int, Int, Int, Int] =
         "WITH v (device_key, last_seen, online, session, left_at, was_there) AS (VALUES {rows}) UPDATE device_latest SET \
          online = v.online, session = v.session, \
-         last_seen = CASE WHEN device_latest.last_seen IS NULL OR v.last_seen > device_latest.last_seen \
-             THEN v.last_seen ELSE device_latest.last_seen END, \
          offline_since = CASE WHEN v.online = 1 THEN NULL \
              WHEN device_latest.online = 1 OR v.was_there = 1 \
                  THEN COALESCE(v.left_at, device_latest.last_seen) \
@@ -126,12 +124,7 @@ pub(crate) async fn touch<D: Dialect>(
         .map(Row::of)
         .collect::<Result<Vec<_>, DbError>>()?;
     sorted.sort_unstable_by_key(|row| row.touch.device);
-    // A fleet that connects at once says nothing else: one statement is enough for it.
-    let said: Vec<&Row<'_>> = sorted
-        .iter()
-        .filter(|row| !row.touch.is_presence_alone())
-        .collect();
-    sql::execute_rows::<D, _>(conn, &TOUCH, &said, |args, row| {
+    sql::execute_rows::<D, _>(conn, &TOUCH, &sorted, |args, row| {
         let touch = row.touch;
         args.int(touch.device.0)
             .time(touch.last_seen)

@@ -14,7 +14,7 @@ use super::spec::{CampaignSpec, MAX_TARGET_DEVICES, Requires, Schedule, Strategy
 use super::stages::{
     MAX_STAGES, StageDraft, buckets, by_rings, default_gate, everybody, given, with_activation,
 };
-use super::timeouts::TimeoutsDraft;
+use super::timeouts::{TimeoutsDraft, seconds};
 use super::window::{Window, Windows};
 use crate::bandwidth::MAX_BYTES_PER_SECOND;
 use crate::device::text_ok;
@@ -27,8 +27,6 @@ use crate::update::Priority;
 pub const MAX_TARGET_GROUPS: usize = 1_000;
 /// Most slots of a campaign; a bound on what one pass may claim.
 pub const MAX_CONCURRENT: u32 = 1_000_000;
-/// Longest time that one attempt may take, in minutes: 30 days.
-pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
 
 /// A campaign as an admin sends it (PRD, E2-US1; DESIGN.md, *HTTP*).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -229,7 +227,7 @@ impl CampaignDraft {
             batch_size: self.batch_size,
             rate: self.rate.map(RateDraft::checked).transpose()?,
             bandwidth_bytes_per_second: self.bandwidth_bytes_per_second,
-            timeout_seconds: seconds(self.timeout_minutes),
+            timeout_seconds: seconds(self.timeout_minutes * 60.0),
             times: self
                 .timeouts
                 .checked(self.timeout_minutes, self.give_up_after_hours)?,
@@ -334,13 +332,4 @@ impl CampaignDraft {
 fn filter(json: Option<&serde_json::Value>) -> Result<Option<Filter>, FilterError> {
     let filter = json.map(Filter::parse).transpose();
     filter.map_err(|error| error.within("target_filters"))
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "checked to lie in 1 s ..= 30 days"
-)]
-fn seconds(minutes: f64) -> u64 {
-    (minutes * 60.0).round() as u64
 }

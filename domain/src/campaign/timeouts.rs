@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::draft::MAX_TIMEOUT_MINUTES;
 use super::error::SpecError;
 use crate::update::Times;
 
+/// Longest time that one attempt may take, in minutes: 30 days.
+pub const MAX_TIMEOUT_MINUTES: f64 = 43_200.0;
 /// Longest time after which an update may be given up, in hours: a year.
 pub const MAX_GIVE_UP_HOURS: f64 = 8_760.0;
 
@@ -70,9 +71,8 @@ impl TimeoutsDraft {
             "give_up_after_hours",
             "at least timeout_minutes, the time of a whole attempt, and at most 8760",
             give_up_after_hours.is_none_or(|hours| {
-                // In whole seconds, as they are kept.
-                let whole = (timeout_minutes * 60.0).round();
-                (hours * 3_600.0).round() >= whole && hours <= MAX_GIVE_UP_HOURS
+                hours <= MAX_GIVE_UP_HOURS
+                    && seconds(hours * 3_600.0) >= seconds(timeout_minutes * 60.0)
             }),
         )?;
         Ok(Times {
@@ -83,12 +83,13 @@ impl TimeoutsDraft {
     }
 }
 
+/// In whole seconds, as times are kept.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "checked to lie in 1 s ..= a year"
 )]
-fn seconds(seconds: f64) -> u64 {
+pub(super) fn seconds(seconds: f64) -> u64 {
     seconds.round() as u64
 }
 
