@@ -330,21 +330,6 @@ pub struct Touch {
     pub nonce: Option<String>,
 }
 
-impl Touch {
-    /// Whether it says that the device came or went, and nothing else.
-    pub fn is_presence_alone(&self) -> bool {
-        let presence = Self {
-            device: self.device,
-            last_seen: self.last_seen,
-            online: self.online,
-            left_at: self.left_at,
-            was_there: self.was_there,
-            ..Self::default()
-        };
-        self.online.is_some() && *self == presence
-    }
-}
-
 /// A device that is not connected, of whom that was not told yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absence {
