@@ -12,6 +12,14 @@ matrix!(nats_that_is_away_delays_events_and_blocks_nothing: postgres_gateway);
 matrix!(a_device_that_is_deleted_elsewhere_ends_here: sqlite_gateway, postgres_mosquitto);
 
 const DELETED: &str = "device_service.device.deleted";
+/// What is told of a campaign of one device, in order.
+const ROLLOUT: [&str; 5] = [
+    "firmware.uploaded",
+    "campaign.created",
+    "campaign.started",
+    "update.completed",
+    "campaign.completed",
+];
 
 async fn server() -> (NatsServer, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -81,14 +89,7 @@ async fn events_arrive_on_their_subjects_once(options: Options) {
     device.complete(&offer).await;
 
     let events = server.events_up_to("campaign.completed").await;
-    let wanted = [
-        "firmware.uploaded",
-        "campaign.created",
-        "campaign.started",
-        "update.completed",
-        "campaign.completed",
-    ];
-    assert_eq!(in_order(&events), wanted);
+    assert_eq!(in_order(&events), ROLLOUT);
     let data = &events[0].1["data"];
     let image = [
         "firmware_id",
@@ -122,7 +123,7 @@ async fn events_arrive_on_their_subjects_once(options: Options) {
     let path = format!("/api/v1/ota/firmware/{spare}");
     admin.delete(&path).await.expect(200);
     let events = server.events_up_to("firmware.deprecated").await;
-    let wanted = [&wanted[..], &["firmware.uploaded", "firmware.deprecated"]].concat();
+    let wanted = [&ROLLOUT[..], &["firmware.uploaded", "firmware.deprecated"]].concat();
     assert_eq!(in_order(&events), wanted, "each once");
 }
 
@@ -154,14 +155,7 @@ async fn nats_that_is_away_delays_events_and_blocks_nothing(options: Options) {
     is_told(&admin, "unhealthy").await;
     server.start_again().await;
     let events = server.events_up_to("campaign.completed").await;
-    let wanted = [
-        "firmware.uploaded",
-        "campaign.created",
-        "campaign.started",
-        "update.completed",
-        "campaign.completed",
-    ];
-    assert_eq!(in_order(&events), wanted);
+    assert_eq!(in_order(&events), ROLLOUT);
     device.leave().await;
 }
 

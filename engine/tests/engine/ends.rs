@@ -26,12 +26,7 @@ async fn completed_by(fixture: &mut Fixture, devices: usize) -> (CampaignId, Vec
     let campaign = fixture.campaign_before("1.1.0", "", devices).await;
     let mut all = Vec::new();
     for _ in 0..devices {
-        let offer = fixture.offer().await;
-        let device = fixture.known(offer.device_id.as_str()).await;
-        let version = r#","version":"1.1.0""#;
-        fixture
-            .progress(&device, &offer, 1, "completed", version)
-            .await;
+        let device = fixture.completes("1.1.0").await;
         all.push(device);
     }
     fixture.until(&campaign, "completed").await;

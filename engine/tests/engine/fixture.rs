@@ -1,6 +1,7 @@
 //! An engine with real parts; only the clock, the randomness and the devices' end of the wire are the test's.
 
 mod fleet;
+mod images;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -316,18 +317,6 @@ impl Fixture {
             .authenticate(&id.parse().unwrap(), secret.as_bytes())
             .await
             .unwrap()
-            .unwrap()
-    }
-
-    pub(crate) async fn upload(&self, version: &str, content: &[u8]) -> Uploaded {
-        let metadata = format!(
-            r#"{{"name":"Image","version":"{version}","device_model":"M","manufacturer":"A"}}"#
-        );
-        let mut upload = self.engine.begin_upload("image.bin").await.unwrap();
-        upload.write(Bytes::copy_from_slice(content)).await.unwrap();
-        upload
-            .finish(serde_json::from_str(&metadata).unwrap(), None, &tester())
-            .await
             .unwrap()
     }
 

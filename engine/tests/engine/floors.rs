@@ -3,23 +3,10 @@
 use device_ota_domain::FirmwareId;
 use device_ota_domain::update::{Action, UpdateState};
 use device_ota_engine::inbound::DeviceRef;
-use device_ota_engine::{DryRunQuery, UpdateRequest, Uploaded};
+use device_ota_engine::{DryRunQuery, UpdateRequest};
 use device_ota_protocol::topics::Up;
 
 use crate::fixture::{Fixture, tester};
-
-async fn image(fixture: &Fixture, version: &str, security_version: u32) -> FirmwareId {
-    let metadata = format!(
-        r#"{{"name":"Image","version":"{version}","device_model":"M","manufacturer":"A","security_version":{security_version}}}"#
-    );
-    let mut upload = fixture.engine.begin_upload("image.bin").await.unwrap();
-    let content = bytes::Bytes::copy_from_slice(version.as_bytes());
-    upload.write(content).await.unwrap();
-    let metadata = serde_json::from_str(&metadata).unwrap();
-    let (Uploaded::Created(made) | Uploaded::Existing(made)) =
-        upload.finish(metadata, None, &tester()).await.unwrap();
-    made.id
-}
 
 async fn says(fixture: &Fixture, device: &DeviceRef, version: &str, floor: u32) {
     let heartbeat = format!(r#"{{"version":"{version}","security_floor":{floor}}}"#);
@@ -40,8 +27,8 @@ async fn one_device_is_neither_updated_nor_taken_back_below_its_floor() {
     let mut fixture = Fixture::new().await;
     let device = fixture.device("d1").await;
     let (old, new) = (
-        image(&fixture, "1.0.0", 1).await,
-        image(&fixture, "2.0.0", 2).await,
+        fixture.secured("1.0.0", 1).await,
+        fixture.secured("2.0.0", 2).await,
     );
     says(&fixture, &device, "2.0.0", 2).await;
     let engine = fixture.engine.clone();
@@ -83,8 +70,8 @@ async fn one_device_is_neither_updated_nor_taken_back_below_its_floor() {
 #[tokio::test]
 async fn a_campaign_takes_nobody_back_below_its_floor_and_ends() {
     let mut fixture = Fixture::new().await;
-    image(&fixture, "1.0.0", 1).await;
-    let new = image(&fixture, "2.0.0", 2).await;
+    fixture.secured("1.0.0", 1).await;
+    let new = fixture.secured("2.0.0", 2).await;
     for id in ["before", "later"] {
         let device = fixture.device(id).await;
         fixture.online(&device).await;

@@ -1,8 +1,6 @@
 //! Rollback permits: which are taken, and what they let happen.
 
-use device_ota_domain::FirmwareId;
 use device_ota_domain::page::Page;
-use device_ota_engine::Uploaded;
 use device_ota_engine::inbound::DeviceRef;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::objects::{self, RollbackPermit, open};
@@ -13,19 +11,6 @@ use sha2::{Digest as _, Sha256};
 use crate::fixture::{Fixture, keys, tester};
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
-
-async fn image(fixture: &Fixture, version: &str, security_version: u32) -> FirmwareId {
-    let metadata = format!(
-        r#"{{"name":"Image","version":"{version}","device_model":"M","manufacturer":"A","security_version":{security_version}}}"#
-    );
-    let mut upload = fixture.engine.begin_upload("image.bin").await.unwrap();
-    let content = bytes::Bytes::copy_from_slice(version.as_bytes());
-    upload.write(content).await.unwrap();
-    let metadata = serde_json::from_str(&metadata).unwrap();
-    let (Uploaded::Created(made) | Uploaded::Existing(made)) =
-        upload.finish(metadata, None, &tester()).await.unwrap();
-    made.id
-}
 
 /// Of the image of that version, whose content is its name.
 fn sha256(version: &str) -> String {
@@ -58,8 +43,8 @@ async fn says(fixture: &Fixture, device: &DeviceRef, version: &str, floor: u32) 
 async fn risen() -> (Fixture, DeviceRef) {
     let fixture = Fixture::new().await;
     let device = fixture.device("d1").await;
-    image(&fixture, "1.0.0", 1).await;
-    image(&fixture, "2.0.0", 2).await;
+    fixture.secured("1.0.0", 1).await;
+    fixture.secured("2.0.0", 2).await;
     fixture.online_again(&device, "2.0.0").await;
     says(&fixture, &device, "2.0.0", 2).await;
     (fixture, device)
@@ -171,8 +156,8 @@ async fn a_device_goes_back_below_its_floor_once_by_a_permit_for_it() {
 async fn a_campaign_goes_back_below_the_floor_of_its_devices_by_a_permit_for_it() {
     let mut fixture = Fixture::new().await;
     let [_, release, _] = keys();
-    image(&fixture, "1.0.0", 1).await;
-    let new = image(&fixture, "2.0.0", 2).await;
+    fixture.secured("1.0.0", 1).await;
+    let new = fixture.secured("2.0.0", 2).await;
     let device = fixture.device("d1").await;
     fixture.online(&device).await;
     let draft = format!(

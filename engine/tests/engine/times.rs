@@ -96,12 +96,7 @@ async fn a_campaign_ends_though_a_device_never_appears() {
     let absent = fixture.device("d9").await;
     let more = r#","give_up_after_hours":2,"failure_threshold_percent":0"#;
     let campaign = fixture.campaign_before("1.1.0", more, 1).await;
-    let offer = fixture.offer().await;
-    let device = fixture.known(offer.device_id.as_str()).await;
-    let version = r#","version":"1.1.0""#;
-    fixture
-        .progress(&device, &offer, 1, "completed", version)
-        .await;
+    fixture.completes("1.1.0").await;
     fixture.pass(HOUR * 2 - MINUTE).await;
     let status = async || {
         let view = fixture.engine.campaign(&campaign).await.unwrap();
@@ -123,12 +118,7 @@ async fn the_time_of_an_update_begins_with_its_stage_and_goes_on_while_it_is_kep
     let more = r#","give_up_after_hours":2,"deployment_strategy":"staged","stages":[{"devices":["d0"],"gate":{"manual":true}},{"percent":100}]"#;
     let absent = fixture.device("d9").await;
     let campaign = fixture.campaign_before("1.1.0", more, 1).await;
-    let offer = fixture.offer().await;
-    let device = fixture.known(offer.device_id.as_str()).await;
-    let version = r#","version":"1.1.0""#;
-    fixture
-        .progress(&device, &offer, 1, "completed", version)
-        .await;
+    fixture.completes("1.1.0").await;
     let row = async || {
         let rows = fixture.updates(&campaign).await;
         rows.into_iter()
