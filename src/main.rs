@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod data_dir;
 mod edge;
+mod health;
 mod keys;
 mod open_files;
 mod password_file;

@@ -10,13 +10,12 @@ use device_ota_domain::firmware::Storage;
 use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Clock, Entropy, EventSink, Objects, Store};
 use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
-use device_ota_http::{Api, Component, Http, Seats};
+use device_ota_http::{Api, Http, Seats};
 use device_ota_mqtt::Bus;
 use device_ota_objects::{LocalFolder, OpenError, S3Store};
-use device_ota_platform::{HttpPoster, Nats, NatsStatus};
+use device_ota_platform::{HttpPoster, Nats};
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -27,8 +26,8 @@ use crate::screen::{self, Started};
 use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
-use crate::tls::{Keeper, Standing};
-use crate::{access, admin, keys, open_files};
+use crate::tls::Keeper;
+use crate::{access, admin, health, keys, open_files};
 
 /// Time that the database gets to close.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -187,7 +186,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         cors: config.cors.clone(),
         version: env!("CARGO_PKG_VERSION"),
         run_id,
-        components: components(
+        components: health::components(
             &http,
             internal.as_ref().map(Http::local_addr),
             &edge,
@@ -413,70 +412,4 @@ fn settings(config: &Config, http: SocketAddr) -> Settings {
 fn hours(hours: f64) -> SignedDuration {
     let exact = std::time::Duration::from_secs_f64(hours * 3_600.0).as_micros();
     SignedDuration::from_micros(i64::try_from(exact).unwrap_or(i64::MAX))
-}
-
-/// The parts that `/health/detailed` asks beside the engine.
-fn components(
-    http: &Http,
-    internal: Option<SocketAddr>,
-    edge: &Edge,
-    bus: Option<Arc<Bus>>,
-    certificate: Option<watch::Receiver<Standing>>,
-    nats: Option<Arc<Nats>>,
-) -> Arc<dyn Fn() -> Vec<Component> + Send + Sync> {
-    let listener = |name, address| Component {
-        name,
-        healthy: true,
-        essential: true,
-        detail: None,
-        address: Some(address),
-    };
-    let api = Component {
-        detail: certificate.as_ref().map(|_| "https".to_owned()),
-        ..listener("http", http.local_addr())
-    };
-    let internal = internal.map(|address| listener("internal", address));
-    let certificates: Vec<_> = certificate.into_iter().chain(edge.standing()).collect();
-    let edge = edge.health();
-    Arc::new(move || {
-        let bus = bus.as_ref().map(|bus| Component {
-            name: "bus",
-            healthy: bus.is_up(),
-            essential: false,
-            detail: None,
-            address: Some(bus.local_addr()),
-        });
-        let now = SystemClock.now();
-        let certificates = certificates
-            .iter()
-            .map(|standing| standing.borrow().component(now));
-        let nats = nats.as_ref().map(|nats| of_nats(&nats.status()));
-        let parts = [api.clone()].into_iter().chain(internal.clone());
-        let parts = parts.chain(edge()).chain(bus).chain(nats);
-        parts.chain(certificates).collect()
-    })
-}
-
-fn of_nats(status: &NatsStatus) -> Component {
-    let NatsStatus {
-        is_connected,
-        since,
-        trouble,
-    } = status;
-    let is = if *is_connected {
-        "connected"
-    } else {
-        "not connected"
-    };
-    let detail = match trouble {
-        None => format!("{is} since {since}"),
-        Some(trouble) => format!("{is} since {since}: {trouble}"),
-    };
-    Component {
-        name: "nats",
-        healthy: *is_connected && trouble.is_none(),
-        essential: false,
-        detail: Some(detail),
-        address: None,
-    }
 }
