@@ -40,7 +40,7 @@ pub(crate) async fn offered(
     devices: usize,
 ) -> anyhow::Result<Vec<Update>> {
     let target = Target::of_devices(service.mqtt);
-    let connected = mqtt::open_all(&target, fleet::names(devices), OPENING).await?;
+    let connected = mqtt::open_all(&target, fleet::names(devices), OPENING)?;
     let admin = Admin {
         addr: service.http,
         key: &service.key,
@@ -95,7 +95,7 @@ impl Load {
             runtime()?.block_on(async {
                 let mut devices = Vec::with_capacity(updates.len());
                 for update in updates {
-                    let connection = Connection::open(&target, update.device_id.as_str()).await?;
+                    let connection = Connection::open(&target, update.device_id.as_str())?;
                     devices.push(Device {
                         connection,
                         update,

@@ -1,7 +1,8 @@
 //! Just enough MQTT 3.1.1 for load: packets made once, written many at a time, and acknowledgements counted by their
 //! bytes. A real client would cost the machine more than what is measured.
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -10,8 +11,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -66,36 +68,95 @@ impl Target {
         }
     }
 
-    async fn connect(&self) -> anyhow::Result<TcpStream> {
+    /// Connects and says who it is; the answer is on its way.
+    fn introduce(&self, id: &str) -> anyhow::Result<std::net::TcpStream> {
         let number = self.opened.fetch_add(1, Ordering::Relaxed) % SOURCES;
         let [_, last] = number.to_be_bytes();
-        let socket = TcpSocket::new_v4()?;
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind((Ipv4Addr::new(127, 0, 0, last + 1), 0).into())?;
-        Ok(socket.connect(self.addr).await?)
+        let source: SocketAddr = (Ipv4Addr::new(127, 0, 0, last + 1), 0).into();
+        socket.bind(&source.into())?;
+        socket.connect(&self.addr.into())?;
+        socket.set_read_timeout(Some(ANSWER_TIME))?;
+        let mut stream: std::net::TcpStream = socket.into();
+        stream.write_all(&connect(id, self.password.as_deref()))?;
+        Ok(stream)
     }
+}
+
+/// A connection whose CONNECT is answered, and which belongs to no runtime yet.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    name: String,
+    stream: std::net::TcpStream,
+}
+
+impl Opened {
+    /// Waits for the CONNACK.
+    fn answered(name: String, mut stream: std::net::TcpStream) -> anyhow::Result<Self> {
+        let mut answer = [0; 4];
+        stream
+            .read_exact(&mut answer)
+            .with_context(|| format!("no CONNACK for {name}"))?;
+        anyhow::ensure!(
+            answer == [0x20, 2, 0, 0],
+            "CONNECT of {name} was answered with {answer:02x?}"
+        );
+        Ok(Self { name, stream })
+    }
+
+    /// Gives the connection to the runtime that this is called in.
+    fn adopt(self) -> anyhow::Result<(String, Connection)> {
+        self.stream.set_nodelay(true)?;
+        self.stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(self.stream)?;
+        Ok((self.name, Connection { stream }))
+    }
+}
+
+/// Opens a connection for each name, in their order, with so many unanswered at a time. By blocking calls, and no more of them
+/// than it takes: a generator that does more work for a connection than the server measures itself.
+pub(crate) fn open_each(
+    target: &Target,
+    names: Vec<String>,
+    at_a_time: usize,
+) -> anyhow::Result<Vec<Opened>> {
+    let mut open = Vec::with_capacity(names.len());
+    let mut waiting = VecDeque::with_capacity(at_a_time);
+    for name in names {
+        if waiting.len() >= at_a_time
+            && let Some((name, stream)) = waiting.pop_front()
+        {
+            open.push(Opened::answered(name, stream)?);
+        }
+        let stream = target.introduce(&name)?;
+        waiting.push_back((name, stream));
+    }
+    for (name, stream) in waiting {
+        open.push(Opened::answered(name, stream)?);
+    }
+    Ok(open)
+}
+
+/// Gives connections to the runtime that this is called in.
+pub(crate) fn adopt_all(opened: Vec<Opened>) -> anyhow::Result<Vec<(String, Connection)>> {
+    opened.into_iter().map(Opened::adopt).collect()
+}
+
+/// Opens a connection for each name, so many at a time, for the runtime that this is called in.
+pub(crate) fn open_all(
+    target: &Target,
+    names: Vec<String>,
+    at_a_time: usize,
+) -> anyhow::Result<Vec<(String, Connection)>> {
+    adopt_all(open_each(target, names, at_a_time)?)
 }
 
 impl Connection {
     /// Connects and waits for the CONNACK.
-    pub(crate) async fn open(target: &Target, id: &str) -> anyhow::Result<Self> {
-        let connecting = async {
-            let mut stream = target.connect().await?;
-            stream.set_nodelay(true)?;
-            stream
-                .write_all(&connect(id, target.password.as_deref()))
-                .await?;
-            let mut answer = [0; 4];
-            stream.read_exact(&mut answer).await?;
-            anyhow::ensure!(
-                answer == [0x20, 2, 0, 0],
-                "CONNECT of {id} was answered with {answer:02x?}"
-            );
-            Ok(Self { stream })
-        };
-        tokio::time::timeout(ANSWER_TIME, connecting)
-            .await
-            .context("no CONNACK in time")?
+    pub(crate) fn open(target: &Target, id: &str) -> anyhow::Result<Self> {
+        let stream = target.introduce(id)?;
+        Ok(Opened::answered(id.to_owned(), stream)?.adopt()?.1)
     }
 
     /// Subscribes to one filter with `QoS` 1 and waits for the SUBACK.
@@ -117,29 +178,6 @@ impl Connection {
             .await
             .context("no SUBACK in time")?
     }
-}
-
-/// Opens a connection for each name, so many at a time; in no particular order.
-pub(crate) async fn open_all(
-    target: &Target,
-    names: Vec<String>,
-    at_a_time: usize,
-) -> anyhow::Result<Vec<(String, Connection)>> {
-    let places = Arc::new(Semaphore::new(at_a_time));
-    let mut opening = JoinSet::new();
-    for name in names {
-        let (target, places) = (target.clone(), places.clone());
-        opening.spawn(async move {
-            let _place = places.acquire_owned().await?;
-            let connection = Connection::open(&target, &name).await?;
-            anyhow::Ok((name, connection))
-        });
-    }
-    let mut open = Vec::with_capacity(opening.len());
-    while let Some(opened) = opening.join_next().await {
-        open.push(opened??);
-    }
-    Ok(open)
 }
 
 /// Subscribes every connection to its own `down/` tree, so many at a time.

@@ -137,10 +137,11 @@ impl Figures {
         let names = fleet::names(devices);
         for half in names.chunks(devices.div_ceil(2)) {
             let (began, before) = (Instant::now(), (process.cpu_seconds()?, own_cpu_seconds()?));
-            let opened = mqtt::open_all(target, half.to_vec(), OPENING).await?;
+            let opened = mqtt::open_each(target, half.to_vec(), OPENING)?;
             took += began.elapsed();
             busy += process.cpu_seconds()? - before.0;
             own += own_cpu_seconds()? - before.1;
+            let opened = mqtt::adopt_all(opened)?;
             open.extend(mqtt::subscribe_all(opened, OPENING).await?);
             tokio::time::sleep(SETTLE).await;
             resident.push(process.memory_kib("VmRSS")?);

@@ -161,7 +161,7 @@ async fn mosquitto_round(folder: &Path, devices: usize, size: usize) -> anyhow::
     let mosquitto = Mosquitto::start(folder, None)?;
     let target = Target::open_to_all(mosquitto.addr);
     let receivers = Receivers::connect(&target, fleet::names(devices)).await?;
-    let publisher = Connection::open(&target, "bench-publisher").await?;
+    let publisher = Connection::open(&target, "bench-publisher")?;
     let payload = vec![b'x'; size];
     let mut bytes = Vec::new();
     for (id, name) in (1..=u16::MAX).cycle().zip(fleet::names(devices)) {
@@ -213,7 +213,7 @@ struct Taken {
 
 impl Receivers {
     pub(super) async fn connect(target: &Target, names: Vec<String>) -> anyhow::Result<Self> {
-        let open = mqtt::open_all(target, names, OPENING).await?;
+        let open = mqtt::open_all(target, names, OPENING)?;
         let open = mqtt::subscribe_all(open, OPENING).await?;
         let taken = Arc::new(Mutex::new(Taken {
             missing: open.len(),

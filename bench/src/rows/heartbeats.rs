@@ -329,7 +329,7 @@ impl Side {
 }
 
 async fn links(target: &Target, options: &Options) -> anyhow::Result<Vec<Link>> {
-    let open = mqtt::open_all(target, fleet::names(options.connections.into()), OPENING).await?;
+    let open = mqtt::open_all(target, fleet::names(options.connections.into()), OPENING)?;
     let packets = |name: &str| {
         let topic = format!("ota/v1/{name}/up/heartbeat");
         (1..=options.window)

@@ -52,17 +52,17 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
             http::is_ok(service.http, "/health")?,
             "/health did not answer 200"
         );
-        connack(&Target::of_devices(service.mqtt)).await?;
+        connack(&Target::of_devices(service.mqtt))?;
         ours.push(began.elapsed().as_secs_f64() * 1e3);
         drop(service);
         let began = Instant::now();
         let mosquitto = Mosquitto::start(folder.path(), None)?;
-        connack(&Target::open_to_all(mosquitto.addr)).await?;
+        connack(&Target::open_to_all(mosquitto.addr))?;
         empty.push(began.elapsed().as_secs_f64() * 1e3);
         drop(mosquitto);
         let began = Instant::now();
         let mosquitto = Mosquitto::start(folder.path(), Some(&passwords))?;
-        connack(&Target::of_devices(mosquitto.addr)).await?;
+        connack(&Target::of_devices(mosquitto.addr))?;
         theirs.push(began.elapsed().as_secs_f64() * 1e3);
     }
     for series in [&ours, &theirs, &empty] {
@@ -72,6 +72,6 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connack(target: &Target) -> anyhow::Result<()> {
-    Connection::open(target, "bench-000000").await.map(drop)
+fn connack(target: &Target) -> anyhow::Result<()> {
+    Connection::open(target, "bench-000000").map(drop)
 }

@@ -130,7 +130,7 @@ struct Device {
 impl Device {
     /// Connects, listens, and tells what it runs.
     async fn connect(target: &Target, name: String) -> anyhow::Result<Self> {
-        let mut connection = Connection::open(target, &name).await?;
+        let mut connection = Connection::open(target, &name)?;
         connection
             .subscribe(&format!("ota/v1/{name}/down/offer"))
             .await?;
