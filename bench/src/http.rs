@@ -123,6 +123,36 @@ pub(crate) fn is_ok(addr: SocketAddr, path: &str) -> anyhow::Result<bool> {
     Ok(bytes.starts_with(b"HTTP/1.1 200"))
 }
 
+/// Fetches what an `http://` link on a numeric address leads to; answers how many bytes it was.
+pub(crate) fn fetch(url: &str) -> anyhow::Result<u64> {
+    let rest = url.strip_prefix("http://").context("no http:// link")?;
+    let (host, path) = rest.split_once('/').context("a link without a path")?;
+    let mut stream = open(host.parse()?)?;
+    stream.write_all(
+        format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
+    )?;
+    let (mut buffer, mut head, mut body) = (vec![0; 256 * 1024], Vec::new(), None);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return body.context("the answer has no head");
+        }
+        if let Some(body) = &mut body {
+            *body += count as u64;
+            continue;
+        }
+        head.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        if let Some(length) = head_length(&head) {
+            anyhow::ensure!(
+                head.starts_with(b"HTTP/1.1 200"),
+                "{}",
+                String::from_utf8_lossy(&head)
+            );
+            body = Some((head.len() - length) as u64);
+        }
+    }
+}
+
 fn open(addr: SocketAddr) -> anyhow::Result<TcpStream> {
     let stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;

@@ -9,7 +9,9 @@ mod cores;
 mod fleet;
 mod http;
 mod load;
+mod look;
 mod mqtt;
+mod nats;
 mod peers;
 mod postgres;
 mod process;
@@ -24,8 +26,8 @@ use clap::{Parser, Subcommand};
 
 use fleet::Engine;
 use rows::{
-    campaign, connections, fan_out, heartbeats, history, latencies, named, progress_reads, start,
-    statistics, stop, upload,
+    brokers, campaign, connections, fan_out, heartbeats, history, images, latencies, named,
+    progress_reads, recovery, start, statistics, stop, upload,
 };
 
 /// Measures `device-ota` beside its peers.
@@ -80,6 +82,12 @@ enum Command {
     /// The figures of everything with a million updates, beside warp answering a constant. Not among `all`: it takes a while to fill.
     #[command(name = "statistics", visible_alias = "stats")]
     Stats(statistics::Options),
+    /// Heartbeats until they are committed: through the gateway, mosquitto and NATS.
+    Brokers(brokers::Options),
+    /// Uploads to a bucket and downloads from it, beside the local folder.
+    Images(images::Options),
+    /// How soon it works again after PostgreSQL, a broker or NATS was started anew.
+    Recovery(recovery::Options),
     /// Every figure, one after the other.
     All,
     /// The peer of `heartbeats`: takes them from a broker into a store.
@@ -88,6 +96,9 @@ enum Command {
     /// The peer of `progress-reads`: answers a constant.
     #[command(hide = true)]
     PeerConstant,
+    /// The S3 server of `images`.
+    #[command(hide = true)]
+    PeerBucket,
 }
 
 fn main() -> ExitCode {
@@ -106,7 +117,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         rounds: cli.rounds,
         length: Duration::from_secs(cli.seconds),
     };
-    if !matches!(cli.command, Command::PeerIngest(_) | Command::PeerConstant) {
+    let peers = matches!(
+        cli.command,
+        Command::PeerIngest(_) | Command::PeerConstant | Command::PeerBucket
+    );
+    if !peers {
         let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
         println!("{cores} cores, shared by the service or its peer and the load generator");
     }
@@ -123,9 +138,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Named(options) => named::run(plan, &options),
         Command::History(options) => history::run(plan, &options),
         Command::Stats(options) => statistics::run(plan, &options),
+        Command::Brokers(options) => brokers::run(plan, &options),
+        Command::Images(options) => images::run(plan, &options),
+        Command::Recovery(options) => recovery::run(plan, &options),
         Command::All => all(plan),
         Command::PeerIngest(options) => peers::ingest(&options),
         Command::PeerConstant => peers::constant(),
+        Command::PeerBucket => peers::bucket(),
     }
 }
 
@@ -146,5 +165,8 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     latencies::run(plan, &latencies::Options::default())?;
     upload::run(plan, &upload::Options::default())?;
     start::run(plan, &start::Options::default())?;
-    stop::run(plan, &stop::Options::default())
+    stop::run(plan, &stop::Options::default())?;
+    brokers::run(plan, &brokers::Options::default())?;
+    images::run(plan, &images::Options::default())?;
+    recovery::run(plan, &recovery::Options::default())
 }

@@ -1,4 +1,4 @@
-//! What the service is compared with: mosquitto, a consumer of it that stores what it takes, and a constant over HTTP.
+//! What the service is compared with: mosquitto, a consumer of it that stores what it takes, an S3 server, and a constant over HTTP.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -14,6 +14,7 @@ use device_ota_domain::{DeviceId, DeviceKey};
 use device_ota_engine::ports::Store;
 use device_ota_engine::ports::store::Touch;
 use device_ota_engine::ports::telemetry::HeartbeatRow;
+use device_ota_objects::testing::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use device_ota_protocol::Slot;
 use device_ota_protocol::messages::{Heartbeat, Report, parse_report};
 use device_ota_protocol::topics::{Prefix, Topic, Up};
@@ -48,6 +49,15 @@ impl Mosquitto {
     /// stream to a slow subscriber. With a file, it asks for passwords.
     pub(crate) fn start(folder: &Path, passwords: Option<&Path>) -> anyhow::Result<Self> {
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        Self::start_at(addr, folder, passwords)
+    }
+
+    /// The same where it was before.
+    pub(crate) fn start_at(
+        addr: SocketAddr,
+        folder: &Path,
+        passwords: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let access = match passwords {
             None => "allow_anonymous true".to_owned(),
             Some(file) => format!("allow_anonymous false\npassword_file {}", file.display()),
@@ -266,6 +276,38 @@ pub(crate) fn touch(device: DeviceKey, at: Timestamp, heartbeat: &Heartbeat) -> 
             .and_then(|storage| i64::try_from(storage.free_bytes).ok()),
         ..Touch::default()
     }
+}
+
+/// Starts an S3 server; answers the flags of a service that keeps its images there, and gives links to it.
+pub(crate) fn start_bucket() -> anyhow::Result<(Running, Vec<(&'static str, String)>)> {
+    let mut process = Running::spawn(
+        Command::new(std::env::current_exe()?)
+            .arg("peer-bucket")
+            .stdout(Stdio::piped()),
+    )?;
+    let (endpoint, _) = process.lines_from("ready ")?;
+    let flags = [
+        ("--storage-type", "s3"),
+        ("--storage-s3-endpoint", &endpoint),
+        ("--storage-s3-public-endpoint", &endpoint),
+        ("--storage-s3-bucket", BUCKET),
+        ("--storage-s3-access-key", ACCESS_KEY),
+        ("--storage-s3-secret-key", SECRET_KEY),
+    ];
+    let flags = flags.map(|(flag, value)| (flag, value.to_owned()));
+    Ok((process, flags.to_vec()))
+}
+
+/// The S3 server, until it is ended.
+pub(crate) fn bucket() -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let server = S3Server::start().await;
+            say(&format!("ready {}", server.endpoint()))?;
+            std::future::pending().await
+        })
 }
 
 /// Starts the constant; its first line says where it listens.

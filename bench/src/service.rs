@@ -16,10 +16,20 @@ use crate::process::Running;
 pub(crate) struct Service {
     pub(crate) process: Running,
     pub(crate) http: SocketAddr,
+    /// Where devices connect: its gateway, or the broker beside it.
     pub(crate) mqtt: SocketAddr,
     pub(crate) key: String,
     // The other end stays open: the service may write to it.
     _stdout: BufReader<ChildStdout>,
+}
+
+/// What a service is started beside.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Beside {
+    /// A broker that lets everybody in, instead of its own gateway.
+    pub(crate) broker: Option<SocketAddr>,
+    /// Further flags and their values.
+    pub(crate) flags: Vec<(&'static str, String)>,
 }
 
 /// Where the release binary is.
@@ -42,10 +52,19 @@ impl Service {
 
     /// Starts it on this folder and database, and returns when it accepts.
     pub(crate) fn start(folder: &Path, database: &str) -> anyhow::Result<Self> {
+        Self::start_beside(folder, database, &Beside::default())
+    }
+
+    /// Starts it beside other servers.
+    pub(crate) fn start_beside(
+        folder: &Path,
+        database: &str,
+        beside: &Beside,
+    ) -> anyhow::Result<Self> {
         let log_path = folder.join("service.log");
         let log = File::create(&log_path)?;
         let mut process = Running::spawn(
-            command(folder, database)?
+            command(folder, database, beside)?
                 .stdout(Stdio::piped())
                 .stderr(log),
         )?;
@@ -63,7 +82,10 @@ impl Service {
             fs::read_to_string(key_file).with_context(|| format!("{key_file} cannot be read"))?;
         Ok(Self {
             http: text("http")?.parse()?,
-            mqtt: text("mqtt")?.parse()?,
+            mqtt: match beside.broker {
+                Some(broker) => broker,
+                None => text("mqtt")?.parse()?,
+            },
             key: key.trim().to_owned(),
             process,
             _stdout: stdout,
@@ -71,7 +93,7 @@ impl Service {
     }
 }
 
-fn command(folder: &Path, database: &str) -> anyhow::Result<Command> {
+fn command(folder: &Path, database: &str, beside: &Beside) -> anyhow::Result<Command> {
     let mut command = Command::new(binary()?);
     for (flag, value) in [
         ("--data-dir", folder.as_os_str()),
@@ -84,6 +106,12 @@ fn command(folder: &Path, database: &str) -> anyhow::Result<Command> {
         ("--rate-limit-api", "off".as_ref()),
         ("--log", "warn".as_ref()),
     ] {
+        command.arg(flag).arg(value);
+    }
+    if let Some(broker) = beside.broker {
+        command.arg("--mqtt-broker").arg(format!("mqtt://{broker}"));
+    }
+    for (flag, value) in &beside.flags {
         command.arg(flag).arg(value);
     }
     Ok(command)

@@ -1,14 +1,17 @@
 //! One file a row of figures.
 
 mod bare;
+pub(crate) mod brokers;
 pub(crate) mod campaign;
 pub(crate) mod connections;
 pub(crate) mod fan_out;
 pub(crate) mod heartbeats;
 pub(crate) mod history;
+pub(crate) mod images;
 pub(crate) mod latencies;
 pub(crate) mod named;
 pub(crate) mod progress_reads;
+pub(crate) mod recovery;
 pub(crate) mod start;
 pub(crate) mod statistics;
 pub(crate) mod stop;

@@ -15,7 +15,7 @@ use crate::stats::{Series, Target as Wanted, ratio, real, title, verdict};
 /// The largest image that is taken (PRD, FR-1), in MB.
 const LARGEST_MB: u16 = 500;
 /// Bytes of a MB.
-const MB: u64 = 1_000_000;
+pub(super) const MB: u64 = 1_000_000;
 /// The image is this, repeated.
 const PIECE_BYTES: usize = 1024 * 1024;
 
@@ -125,7 +125,7 @@ fn hash(image: &Image<'_>) -> anyhow::Result<()> {
 }
 
 /// Bytes without a pattern that anything could profit from.
-fn piece() -> Vec<u8> {
+pub(super) fn piece() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(PIECE_BYTES);
     while bytes.len() < PIECE_BYTES {
