@@ -271,6 +271,21 @@ const BACK: Claim = Claim {
     offers: true,
 };
 
+/// The state of `campaign` once this stage is open: see [`CampaignState::open_stage`] and [`CampaignState::judged_anew`].
+pub fn opened(
+    now: Timestamp,
+    campaign: &Campaign,
+    counts: &Counts,
+    next: u16,
+) -> Result<CampaignState, TransitionError> {
+    let opened = campaign.state.clone().open_stage(next, now)?;
+    Ok(if campaign.spec.flips_at(next) {
+        opened.judged_anew(counts, now)
+    } else {
+        opened
+    })
+}
+
 /// The state of `campaign` once an admin has resumed it: see [`CampaignState::resume`].
 pub fn resume(
     now: Timestamp,

@@ -321,16 +321,18 @@ async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<(Campaign, Value)> {
 
 /// The state that a planner's decision leads to, and its events. `None` for actions that change no state.
 pub(crate) fn decided(
-    state: CampaignState,
+    campaign: &Campaign,
+    counts: &Counts,
     action: &Action,
     now: Timestamp,
 ) -> std::result::Result<
     Option<(CampaignState, &'static [EventType])>,
     device_ota_domain::campaign::TransitionError,
 > {
+    let state = campaign.state.clone();
     Ok(match action {
         Action::OpenStage(next) => Some((
-            state.open_stage(*next, now)?,
+            planner::opened(now, campaign, counts, *next)?,
             &[EventType::CampaignStageOpened],
         )),
         Action::BeginSoak => Some((state.soak(Some(now))?, &[])),

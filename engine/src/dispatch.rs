@@ -232,7 +232,7 @@ struct Pass<'p> {
 
 impl Pass<'_> {
     async fn carry_out(&mut self, action: Action) -> Result<()> {
-        match decided(self.campaign.state.clone(), &action, self.now)? {
+        match decided(&self.campaign, &self.counts, &action, self.now)? {
             Some((state, events)) => self.change(state, events).await,
             None => self.act(action).await,
         }

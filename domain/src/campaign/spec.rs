@@ -194,6 +194,11 @@ impl CampaignSpec {
         self.strategy == Strategy::BlueGreen && open_stage < self.last_stage()
     }
 
+    /// Devices that hold it flip to it once this stage is open.
+    pub fn flips_at(&self, open_stage: u16) -> bool {
+        self.strategy == Strategy::BlueGreen && !self.holds_at(open_stage)
+    }
+
     /// All that stops it; first the threshold.
     pub fn criteria(&self) -> impl Iterator<Item = Abort> {
         let threshold = Abort {

@@ -34,7 +34,7 @@ impl Running {
     }
 }
 
-/// What a resume accepts: the results so far, whatever they are.
+/// What a resume accepts, and the stage in which devices flip: the results so far, whatever they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Accepted {
     /// Completed updates by then; the threshold looks at those since.
@@ -55,6 +55,19 @@ pub struct Accepted {
 }
 
 impl Accepted {
+    /// All that there is by now, and no stage.
+    fn all(counts: &Counts, now: Timestamp) -> Self {
+        let all = counts.updates().judged();
+        Self {
+            completed: all.completed,
+            failed: all.failed,
+            rejected: counts.failures.rejected,
+            timed_out: counts.failures.timed_out,
+            stage: None,
+            at: Some(now),
+        }
+    }
+
     /// Results by then.
     pub(crate) fn settled(&self) -> u64 {
         self.completed.saturating_add(self.failed)
@@ -244,15 +257,10 @@ impl CampaignState {
             Self::Paused {
                 running, paused_at, ..
             } => {
-                let all = counts.updates().judged();
                 let has_ended = counts.up_to_stage(running.open_stage).unready() == 0;
                 let accepted = Accepted {
-                    completed: all.completed,
-                    failed: all.failed,
-                    rejected: counts.failures.rejected,
-                    timed_out: counts.failures.timed_out,
                     stage: (has_ended || lost).then_some(running.open_stage),
-                    at: Some(now),
+                    ..Accepted::all(counts, now)
                 };
                 let paused = now.duration_since(paused_at).max(SignedDuration::ZERO);
                 // What is accepted was not shown: it soaks anew.
@@ -333,6 +341,19 @@ impl CampaignState {
             }
             other => Err(other.refuse("opened further", "")),
         }
+    }
+
+    /// The planner: devices begin to flip. What they held was one thing, and how they flip is another: the threshold looks at the
+    /// results that come from now on. A resume's word on a stage stays.
+    #[must_use]
+    pub fn judged_anew(mut self, counts: &Counts, now: Timestamp) -> Self {
+        if let Self::InProgress(running) = &mut self {
+            running.accepted = Accepted {
+                stage: running.accepted.stage,
+                ..Accepted::all(counts, now)
+            };
+        }
+        self
     }
 
     /// The planner: the open stage shows what its gate asks for, since now; or, with `None`, no longer.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::gate::gate;
-use super::plan;
+use super::{opened, plan};
 use crate::campaign::{Campaign, CampaignState, Counts, TransitionError};
 use crate::why::Why;
 
@@ -106,7 +106,7 @@ pub fn advance(
     if !asked.force {
         waits_for_a_person(now, &campaign, counts)?;
     }
-    let state = campaign.state.clone().open_stage(next, now)?;
+    let state = opened(now, &campaign, counts, next)?;
     Ok(Campaign { state, ..campaign })
 }
 

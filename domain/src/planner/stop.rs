@@ -2,16 +2,15 @@
 
 use super::Action;
 use crate::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Reading, Strategy,
-    Tally,
+    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Reading, Tally,
 };
 
 /// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
 pub(super) fn stop(campaign: &Campaign, accepted: &Accepted, counts: &Counts) -> Option<Action> {
     let criteria = campaign.spec.criteria();
-    let all = results_so_far(campaign, counts);
+    let (all, since) = results(campaign, counts);
     let breached = criteria.filter_map(|criterion| {
-        let reason = breach(&criterion, accepted, counts, &all)?;
+        let reason = breach(&criterion, accepted, counts, (&all, since))?;
         Some((criterion.action, reason))
     });
     let breached = breached.chain(unhealthy(campaign, accepted));
@@ -43,24 +42,29 @@ fn unhealthy<'c>(
         })
 }
 
-/// What is staged is a success so far, and what has regressed a failure. Once devices flip, those that are at it stay successes
-/// until they say otherwise: else the flip itself would raise the share of failures, and take back what it has just begun.
-fn results_so_far(campaign: &Campaign, counts: &Counts) -> Tally {
-    let mut all = counts.updates().so_far();
-    let spec = &campaign.spec;
-    if let CampaignState::InProgress(running) | CampaignState::Paused { running, .. } =
-        &campaign.state
-        && spec.strategy == Strategy::BlueGreen
-        && !spec.holds_at(running.open_stage)
-    {
-        all.completed = all.completed.saturating_add(all.in_flight);
+/// The results that criteria look at, and since when those count that were not accepted. What is staged is a success so far, and what
+/// has regressed a failure. Once devices flip, what they hold says nothing any more: only those count that have flipped.
+fn results(campaign: &Campaign, counts: &Counts) -> (Tally, &'static str) {
+    let all = counts.updates();
+    match &campaign.state {
+        CampaignState::InProgress(running) | CampaignState::Paused { running, .. }
+            if campaign.spec.flips_at(running.open_stage) =>
+        {
+            (all.judged(), " since devices flip or it was resumed")
+        }
+        _ => (all.so_far(), " since it was resumed"),
     }
-    all
 }
 
-/// Why a criterion is breached, if it is: by all results, and by those since the last resume, which accepted the ones before.
+/// Why a criterion is breached, if it is: by all results, and by those since some were accepted: by a resume, or because devices
+/// began to flip.
 /// Both, so that a resume never makes a campaign stop sooner.
-fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts, all: &Tally) -> Option<String> {
+fn breach(
+    criterion: &Abort,
+    accepted: &Accepted,
+    counts: &Counts,
+    (all, since): (&Tally, &str),
+) -> Option<String> {
     let failures = counts.failures.since(accepted.failures());
     // A success that was accepted and regresses is a new result, and no further device with one.
     let results = all.settled().saturating_sub(accepted.settled());
@@ -73,11 +77,7 @@ fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts, all: &Tally) 
     let passed = results >= criterion.min_samples
         && above(rate)
         && share(counts.failures.on(criterion.on), all.settled()).is_some_and(above);
-    let resumed = if results < all.settled() {
-        " since it was resumed"
-    } else {
-        ""
-    };
+    let since = if results < all.settled() { since } else { "" };
     let limited = if criterion.on == AbortOn::Any {
         "threshold"
     } else {
@@ -89,7 +89,7 @@ fn breach(criterion: &Abort, accepted: &Accepted, counts: &Counts, all: &Tally) 
     };
     passed.then(|| {
         format!(
-            "{} {rate:.1} % of {results} results{resumed} is above the {limited} of {limit} %{regressed}",
+            "{} {rate:.1} % of {results} results{since} is above the {limited} of {limit} %{regressed}",
             criterion.on.rate(),
         )
     })

@@ -1,10 +1,10 @@
 //! How a campaign prepares and flips, how fast it goes, and which failures stop it.
 
 use device_ota_domain::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, CampaignState, Counts, Every, Failures, Group, Growth,
-    OpenFor, Rate, Tally,
+    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Every, Failures, Group,
+    Growth, OpenFor, Rate, Tally,
 };
-use device_ota_domain::planner::{Action, Claim, Plan, next_offer, plan};
+use device_ota_domain::planner::{self, Action, Claim, Plan, next_offer, plan};
 use device_ota_domain::rollback::RollbackTrigger;
 use device_ota_domain::update::Action as UpdateAction;
 use device_ota_domain::why::Why;
@@ -170,35 +170,52 @@ fn everybody_prepares_and_flips_when_the_last_stage_opens() {
     assert_eq!(planned(&spec, 1, busy).waits, [Why::NoSlot]);
 }
 
+/// Of a hundred devices ten fail to prepare; then the others flip.
 #[test]
-fn that_devices_flip_raises_no_share_of_failures() {
+fn once_devices_flip_only_those_that_have_flipped_count() {
     let spec = spec(&json!({"deployment_strategy": "blue_green", "failure_threshold_percent": 10}));
-    let planned = |tally: Tally| {
-        let counts = Counts {
+    let counts = |tally: Tally| {
+        failing(Counts {
             stages: vec![tally, Tally::default()],
             ..Counts::default()
+        })
+    };
+    let ready = counts(Tally {
+        failed: 10,
+        staged: 90,
+        ..Tally::default()
+    });
+    let prepared = campaign(spec, CampaignState::InProgress(running(0, 0)));
+    assert_eq!(
+        plan(at(1), &prepared, &ready).actions,
+        [Action::OpenStage(1)]
+    );
+    let state = planner::opened(at(1), &prepared, &ready, 1).unwrap();
+    let flips = Campaign { state, ..prepared };
+    let planned = |completed, in_flight, failed| {
+        let tally = Tally {
+            completed,
+            in_flight,
+            failed: 10 + failed,
+            staged: 90 - completed - in_flight - failed,
+            ..Tally::default()
         };
-        let state = CampaignState::InProgress(running(1, 0));
-        plan(at(1), &campaign(spec.clone(), state), &failing(counts)).actions
+        plan(at(2), &flips, &counts(tally)).actions
     };
-    let rolls_back = |tally| matches!(planned(tally)[..], [Action::RollBack { .. }]);
-    let flipping = |failed, in_flight| Tally {
-        failed,
-        in_flight,
-        staged: 90 - in_flight,
-        ..Tally::default()
+    let stops = |actions: &[Action]| match actions {
+        [Action::RollBack { reason }] => Some(reason.clone()),
+        _ => None,
     };
+    // Neither what failed before nor the flip itself says anything.
     for in_flight in 0..=90 {
-        assert!(!rolls_back(flipping(10, in_flight)), "{in_flight} flip");
+        assert_eq!(stops(&planned(0, in_flight, 0)), None, "{in_flight} flip");
     }
-    // One that fails at it is one too many.
-    let failed = Tally {
-        failed: 11,
-        in_flight: 39,
-        staged: 50,
-        ..Tally::default()
-    };
-    assert!(rolls_back(failed));
+    assert_eq!(stops(&planned(9, 20, 1)), None, "one of ten");
+    assert_eq!(
+        stops(&planned(8, 20, 1)).unwrap(),
+        "failure rate 11.1 % of 9 results since devices flip or it was resumed is above the threshold of 10 %"
+    );
+    assert!(stops(&planned(0, 0, 1)).is_some(), "the first of all");
 }
 
 #[test]

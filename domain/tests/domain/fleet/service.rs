@@ -195,7 +195,13 @@ impl World {
             Action::OpenStage(stage) => {
                 self.gate_holds(rollout, stage)?;
                 self.needs_nobody(rollout, stage)?;
-                self.change(rollout, |state, now| state.open_stage(stage, now))
+                let (campaign, counts) = (
+                    self.rollouts[rollout].campaign.clone(),
+                    self.counts(rollout),
+                );
+                self.change(rollout, |_, now| {
+                    planner::opened(now, &campaign, &counts, stage)
+                })
             }
             Action::BeginSoak => self.change(rollout, |state, now| state.soak(Some(now))),
             Action::EndSoak => self.change(rollout, |state, _| state.soak(None)),
