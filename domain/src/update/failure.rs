@@ -38,6 +38,19 @@ impl Failure {
     }
 }
 
+/// Whether a rollback that failed so may end otherwise the next time, although an update would not be tried again: its device has
+/// tried, and stays on what it was to leave. What a device refuses by what the offer says, it refuses again.
+pub(super) fn may_pass_going_back(code: &str) -> bool {
+    const TRIED: [&str; 5] = [
+        "install_failed",
+        "boot_failed",
+        "health_check_failed",
+        "version_mismatch",
+        "reverted",
+    ];
+    TRIED.contains(&code)
+}
+
 /// Pauses between attempts, in seconds: each is twice the one before it, up to the longest.
 struct Pauses {
     first: u64,

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::failure::{Failure, MAX_PUT_OFF, Retry, back_off, put_off};
+use super::failure::{Failure, MAX_PUT_OFF, Retry, back_off, may_pass_going_back, put_off};
 use super::phase::Phase;
 use super::report::{Report, Reported};
 use super::times::Part;
@@ -589,12 +589,15 @@ impl Update {
     }
 
     fn fail(mut self, failure: Failure, now: Timestamp) -> Self {
-        let again = failure.retry != Retry::Never
-            && self.retries < self.max_retries
-            && !self.cancel_requested();
+        let retry = match self.action {
+            Action::Rollback if may_pass_going_back(&failure.code) => Retry::Backoff,
+            Action::Rollback | Action::Update => failure.retry,
+        };
+        let again =
+            retry != Retry::Never && self.retries < self.max_retries && !self.cancel_requested();
         self.state = if again {
             self.retries += 1;
-            let pause = match failure.retry {
+            let pause = match retry {
                 Retry::Now => 0,
                 _ => back_off(&failure.code, self.retries, self.device),
             };

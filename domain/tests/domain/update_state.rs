@@ -314,6 +314,48 @@ fn a_failure_is_tried_again_as_its_class_says() {
     );
 }
 
+/// Whoever could not leave what is taken back tries again; what is refused by the offer itself is refused again.
+#[test]
+fn a_rollback_that_was_tried_and_failed_is_tried_again() {
+    let back = |phase| Update {
+        action: Action::Rollback,
+        ..in_phase(phase)
+    };
+    let fails_by = |code: &str| {
+        let failure = Failure::new(code, "", Retry::Never);
+        changed(back(Phase::Installing), &says(2, Reported::Failed(failure)))
+    };
+    for code in [
+        "install_failed",
+        "boot_failed",
+        "health_check_failed",
+        "version_mismatch",
+    ] {
+        let again = fails_by(code);
+        assert_eq!(
+            (failure(&again), again.retries),
+            ((code, Group::Pending), 1)
+        );
+        assert_eq!(due(&again), 50 + 31, "after a pause");
+    }
+    let reverted = back(Phase::Rebooting).observe_version("1.0.0", at(40));
+    assert_eq!(failure(&reverted.unwrap()), ("reverted", Group::Pending));
+    let spent = Update {
+        retries: 2,
+        ..back(Phase::Installing)
+    };
+    let told = changed(spent, &fails(2, Retry::Never));
+    assert_eq!(failure(&told), ("install_failed", Group::Failed));
+    for code in [
+        "signature_invalid",
+        "wrong_target",
+        "downgrade_refused",
+        "unsupported",
+    ] {
+        assert_eq!(failure(&fails_by(code)), (code, Group::Failed));
+    }
+}
+
 #[test]
 fn an_attempt_fails_once_however_often_the_device_says_so() {
     let waits = changed(in_phase(Phase::Installing), &fails(2, Retry::Backoff));

@@ -422,10 +422,24 @@ impl Fixture {
     /// The same, with all that comes in it.
     pub(crate) async fn whole_offer(&mut self) -> (Offer, Assignment) {
         let (device, payload) = self.next(Down::Offer).await;
-        let offer = Offer::parse(&payload).unwrap();
+        self.opened(device.as_str(), &payload)
+    }
+
+    fn opened(&self, device: &str, payload: &[u8]) -> (Offer, Assignment) {
+        let offer = Offer::parse(payload).unwrap();
         let (assignment, _) = open::<Assignment>(&offer.assignment, &self.root).unwrap();
-        assert_eq!(assignment.device_id.as_str(), device.as_str());
+        assert_eq!(assignment.device_id.as_str(), device);
         (offer, assignment)
+    }
+
+    /// An offer that has been sent, if there is one.
+    pub(crate) fn sent_offer(&mut self) -> Option<Assignment> {
+        while let Ok((device, to, payload)) = self.wire.try_recv() {
+            if matches!(to, Down::Offer) {
+                return Some(self.opened(device.as_str(), &payload).1);
+            }
+        }
+        None
     }
 
     /// The answer to the check of this nonce.

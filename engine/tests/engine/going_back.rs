@@ -228,3 +228,43 @@ async fn withdrawing_an_older_update_does_not_end_the_watch_of_a_newer_one() {
     assert_eq!(regression, Some("reverted"));
     fixture.stop().await;
 }
+
+/// A flip that failed leaves the device on what is taken back: it is asked again, and reported when it never gets there.
+#[tokio::test]
+async fn a_rollback_that_fails_is_tried_again_and_then_reported() {
+    let mut fixture = Fixture::new().await;
+    let campaign = completed_by(&mut fixture, r#","max_retries":0"#, 2).await;
+    roll_back(&fixture, &campaign).await;
+    let (first, second) = (fixture.offer().await, fixture.offer().await);
+    let fails = async |fixture: &Fixture, offer: &Assignment| {
+        let device = fixture.known(offer.device_id.as_str()).await;
+        let said = r#","version":"1.1.0","error":{"code":"boot_failed"}"#;
+        fixture.progress(&device, offer, 2, "failed", said).await;
+    };
+    fails(&fixture, &first).await;
+    fails(&fixture, &second).await;
+    let mut tries = 1;
+    let mut recovered = false;
+    while fixture.counts(&campaign).await.rollbacks.open() > 0 {
+        fixture.pass(SignedDuration::from_mins(10)).await;
+        while let Some(again) = fixture.sent_offer() {
+            assert_eq!(again.action, WireAction::Rollback);
+            if again.device_id == first.device_id {
+                done(&fixture, &again, "1.0.0").await;
+                recovered = true;
+            } else {
+                tries += 1;
+                fails(&fixture, &again).await;
+            }
+        }
+    }
+    assert!(recovered, "the second try was a good one");
+    assert_eq!(tries, 4, "once, and three times more");
+    fixture.until(&campaign, "rolled_back").await;
+    let rollbacks = fixture.counts(&campaign).await.rollbacks;
+    assert_eq!((rollbacks.completed, rollbacks.failed), (1, 1));
+    let events = fixture.store.events_after(0, 1_000).await.unwrap();
+    let told = events.iter().filter(|e| e.event_type == "rollback.failed");
+    assert_eq!(told.count(), 1);
+    fixture.stop().await;
+}
