@@ -325,6 +325,9 @@ async fn a_deleted_device_ends_what_it_had_open(options: Options) {
     );
     admin.get(&path).await.refused(404);
     admin.delete(&path).await.refused(404);
+    let why = format!("/api/v1/ota/campaigns/{campaign}/devices/gone/why");
+    let why = admin.get(&why).await.expect(200);
+    assert!(why.to_string().contains("unknown_device"), "{why:#}");
     admin.get("/api/v1/heartbeat/gone").await.refused(404);
     let update = json!({"firmware_id": firmware});
     admin

@@ -16,7 +16,8 @@ const OF_ONE_DEVICE: Page = Page {
 };
 
 impl Engine {
-    /// Every reason, the most decisive first. 404 for a device that is neither registered nor named by the campaign.
+    /// Every reason, the most decisive first. 404 for a device that is neither registered nor named by the campaign, and of
+    /// which it has no update.
     pub async fn why_of_campaign(&self, id: &CampaignId, device: &DeviceId) -> Result<Vec<Why>> {
         let view = self.campaign(id).await?;
         let found = self.store.device(device).await?;
@@ -32,7 +33,7 @@ impl Engine {
         } else {
             Named::default()
         };
-        if found.is_none() && !named.targets.contains(device) {
+        if found.is_none() && updates.is_empty() && !named.targets.contains(device) {
             return Err(Error::not_found("device", &device));
         }
         let others = match &found {

@@ -152,7 +152,10 @@ struct RollbackTallyDto {
     pending: u64,
     in_flight: u64,
     completed: u64,
+    /// Devices that may still run what was to be taken back.
     failed: u64,
+    /// Withdrawn, or of devices that had moved on or were deleted.
+    cancelled: u64,
 }
 
 /// The stage that the campaign does not go beyond.
@@ -353,7 +356,8 @@ impl From<&Tally> for RollbackTallyDto {
             pending: tally.pending,
             in_flight: tally.in_flight,
             completed: tally.completed,
-            failed: tally.failed.saturating_add(tally.cancelled),
+            failed: tally.failed,
+            cancelled: tally.cancelled,
         }
     }
 }

@@ -210,3 +210,23 @@ fn a_running_campaign_counts_by_stage_and_as_a_whole() {
         .collect();
     assert_eq!(stages, [("canary", true, 6, 3), ("100%", false, 94, 0)]);
 }
+
+#[test]
+fn a_rollback_that_was_withdrawn_has_not_failed() {
+    let rollbacks = Tally {
+        completed: 1,
+        failed: 2,
+        cancelled: 3,
+        ..Tally::default()
+    };
+    let counts = Counts {
+        rollbacks,
+        ..Counts::default()
+    };
+    let view = view(CampaignState::Created, counts);
+    let json = serde_json::to_value(CampaignDto::from(&view)).unwrap();
+    assert_eq!(
+        json["rollback"],
+        serde_json::json!({"pending": 0, "in_flight": 0, "completed": 1, "failed": 2, "cancelled": 3})
+    );
+}
