@@ -199,3 +199,39 @@ async fn a_device_that_is_deleted_is_not_watched_any_more() {
     assert_eq!(regression(&fixture, &campaign).await, None);
     fixture.stop().await;
 }
+
+/// Nobody but the canary has it when its fault shows, an hour after it was installed.
+#[tokio::test]
+async fn an_image_that_turns_out_bad_an_hour_later_gets_no_further_than_its_canary() {
+    let mut fixture = Fixture::new().await;
+    fixture.upload("1.0.0", b"old").await;
+    let more = r#","deployment_strategy":"canary",
+        "stages":[{"count":1,"gate":{"min_success_percent":100,"soak_seconds":7200}}]"#;
+    let campaign = fixture.campaign_before("1.1.0", more, 4).await;
+    let offer = fixture.offer().await;
+    let canary = fixture.known(offer.device_id.as_str()).await;
+    let done = r#","version":"1.1.0""#;
+    fixture
+        .progress(&canary, &offer, 1, "completed", done)
+        .await;
+    fixture.pass(SignedDuration::from_hours(1)).await;
+    assert!(fixture.nothing_sent(), "it soaks");
+    assert_eq!(regression(&fixture, &campaign).await, None);
+
+    fixture.online_again(&canary, "1.0.0").await;
+    let rollback = fixture.offer().await;
+    assert_eq!(rollback.device_id.as_str(), canary.id.as_str());
+    assert_eq!(
+        rollback.action,
+        device_ota_protocol::objects::Action::Rollback
+    );
+    let done = r#","version":"1.0.0""#;
+    fixture
+        .progress(&canary, &rollback, 1, "completed", done)
+        .await;
+    fixture.until(&campaign, "rolled_back").await;
+    let all = fixture.counts(&campaign).await.updates();
+    assert_eq!((all.completed, all.regressed, all.cancelled), (1, 1, 3));
+    assert!(fixture.nothing_sent());
+    fixture.stop().await;
+}
