@@ -4,10 +4,11 @@
 //! when it does. Devices never touch it, and while it is down events wait in the outbox.
 
 mod broker;
+mod door;
 mod probe;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use async_trait::async_trait;
 use device_ota_domain::event::StoredEvent;
 use device_ota_engine::ports::{EventSink, SinkError};
 use device_ota_protocol::topics::Prefix;
-use tokio::sync::oneshot;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use broker::{Broker, Letter, Publisher};
+use door::Room;
 
 /// Time that the broker has to take one event.
 const DELIVERY: Duration = Duration::from_secs(5);
@@ -67,14 +70,20 @@ impl Bus {
             return Err(BusError::NotLoopback(addr));
         }
         let bind = |source| BusError::Bind { addr, source };
-        // The broker cannot say which port it got, nor always whether it got one. So a free one is found first.
-        let free = TcpListener::bind(addr).and_then(|socket| socket.local_addr());
-        let addr = free.map_err(bind)?;
-        let broker = Broker::start(addr).await.map_err(bind)?;
+        let listener = TcpListener::bind(addr).await.map_err(bind)?;
+        let addr = listener.local_addr().map_err(bind)?;
+        let broker = Broker::start(addr.ip()).await.map_err(bind)?;
         let publisher = Arc::new(Mutex::new(Some(broker.publisher())));
         let stop = CancellationToken::new();
-        let watch = watch(broker, addr, Arc::clone(&publisher), stop.clone());
-        tokio::spawn(watch);
+        let (rooms, room) = watch::channel(Some(broker.room()));
+        tokio::spawn(door::keep(listener, room, stop.clone()));
+        tokio::spawn(watch_over(
+            broker,
+            addr,
+            Arc::clone(&publisher),
+            rooms,
+            stop.clone(),
+        ));
         Ok(Self {
             addr,
             prefix,
@@ -106,10 +115,11 @@ fn replace(publisher: &Mutex<Option<Publisher>>, by: Option<Publisher>) {
 }
 
 /// Watches the broker, and starts another when it dies.
-async fn watch(
+async fn watch_over(
     mut broker: Broker,
     addr: SocketAddr,
     publisher: Arc<Mutex<Option<Publisher>>>,
+    rooms: watch::Sender<Option<Room>>,
     stop: CancellationToken,
 ) {
     let mut pause = FIRST_PAUSE;
@@ -120,6 +130,7 @@ async fn watch(
             () = died(&broker, addr) => {}
         }
         replace(&publisher, None);
+        rooms.send_replace(None);
         drop(broker);
         if started.elapsed() >= STEADY {
             pause = FIRST_PAUSE;
@@ -131,11 +142,12 @@ async fn watch(
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            match Broker::start(addr).await {
+            match Broker::start(addr.ip()).await {
                 Ok(broker) => break broker,
                 Err(error) => error!(%addr, %error, "the bus does not start"),
             }
         };
+        rooms.send_replace(Some(broker.room()));
         replace(&publisher, Some(broker.publisher()));
         info!(%addr, "the bus is up again");
     }
@@ -149,7 +161,7 @@ async fn died(broker: &Broker, addr: SocketAddr) {
             () = broker.died() => return,
             () = tokio::time::sleep(PROBE_EVERY) => {}
         }
-        match probe::knock(addr).await {
+        match broker.knock().await {
             Ok(()) => misses = 0,
             Err(error) => {
                 misses += 1;

@@ -4,7 +4,7 @@
 //! has no way to be stopped; it ends with the process, or when it panics, which is the death we watch for.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -19,10 +19,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::error;
 
+use super::door::Room;
 use super::probe;
 
 /// Clients at a time. Reaching it breaks rumqttd's listener, so it is far above what in-house services need.
-const MAX_CONNECTIONS: usize = 1024;
+pub(super) const MAX_CONNECTIONS: usize = 1024;
 /// Largest message that a subscriber may send, bytes.
 const MAX_PAYLOAD: usize = 64 * 1024;
 /// Bytes of one segment of a topic's log, and how many of them are kept for slow subscribers.
@@ -37,6 +38,8 @@ const LETTERS: usize = 4;
 /// Tries to reach a broker that was just started, and the pause between them.
 const KNOCKS: u32 = 200;
 const KNOCK_PAUSE: Duration = Duration::from_millis(10);
+/// How often the thread that takes what the router says looks whether it is still wanted.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Our own client id within it.
 const OWN_ID: &str = "device-ota";
 
@@ -53,6 +56,7 @@ pub(super) type Publisher = SyncSender<Letter>;
 
 /// A running broker.
 pub(super) struct Broker {
+    addr: SocketAddr,
     publisher: Publisher,
     /// Until it is stopped.
     runtime: Option<Runtime>,
@@ -60,8 +64,10 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Starts one, and waits until it answers.
-    pub(super) async fn start(addr: SocketAddr) -> io::Result<Self> {
+    /// Starts one on a free port of this address, and waits until it answers.
+    pub(super) async fn start(ip: IpAddr) -> io::Result<Self> {
+        // It cannot say which port it got. So a free one is found first.
+        let addr = std::net::TcpListener::bind((ip, 0))?.local_addr()?;
         let broker = tokio::task::spawn_blocking(move || Self::assemble(addr));
         let broker = broker.await.map_err(io::Error::other)??;
         for _ in 0..KNOCKS {
@@ -108,14 +114,15 @@ impl Broker {
         let link = LinkBuilder::new(OWN_ID, events).build();
         let (tx, rx, _) = link.map_err(io::Error::other)?;
         let (publisher, letters) = sync_channel(LETTERS);
-        let (publishing, draining) = (dead.clone().drop_guard(), dead.clone().drop_guard());
+        let (publishing, draining) = (dead.clone().drop_guard(), dead.clone());
         thread::Builder::new()
             .name("bus-publisher".into())
             .spawn(move || publish(tx, &letters, publishing))?;
         thread::Builder::new()
             .name("bus-drain".into())
-            .spawn(move || drain(rx, draining))?;
+            .spawn(move || drain(rx, &draining))?;
         Ok(Self {
+            addr,
             publisher,
             runtime: Some(runtime),
             dead,
@@ -126,15 +133,30 @@ impl Broker {
         self.publisher.clone()
     }
 
-    /// Returns when a part of it has ended.
+    /// What clients are led to.
+    pub(super) fn room(&self) -> Room {
+        Room {
+            addr: self.addr,
+            dead: self.dead.clone(),
+        }
+    }
+
+    /// Returns when it is dead, by its own threads' ending.
     pub(super) async fn died(&self) {
         self.dead.cancelled().await;
     }
+
+    /// Whether it answers.
+    pub(super) async fn knock(&self) -> io::Result<()> {
+        probe::knock(self.addr).await
+    }
 }
 
-/// Frees the port and ends its connections, without waiting for anything.
+/// Ends its connections, and what of it can be ended, without waiting for anything. A thread of a runtime that waits for a router
+/// that has died waits for ever, and keeps its port: that is why the next one has another.
 impl Drop for Broker {
     fn drop(&mut self) {
+        self.dead.cancel();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -169,13 +191,13 @@ fn publish(mut router: LinkTx, letters: &Receiver<Letter>, _alive: DropGuard) {
     }
 }
 
-/// Takes what the router says to us, so that it does not pile up; ends when the router is gone.
-fn drain(mut router: LinkRx, _alive: DropGuard) {
-    loop {
-        match router.recv() {
-            Ok(Some(Notification::Unschedule)) if router.ready().is_err() => return,
-            Ok(_) => {}
-            Err(_) => return,
+/// Takes what the router says to us, so that it does not pile up; ends when the router is gone, or its broker is dropped.
+fn drain(mut router: LinkRx, dead: &CancellationToken) {
+    let _alive = dead.clone().drop_guard();
+    while !dead.is_cancelled() {
+        match router.recv_deadline(std::time::Instant::now() + LOOK_EVERY) {
+            Ok(Some(Notification::Unschedule)) | Err(_) if router.ready().is_err() => return,
+            Ok(_) | Err(_) => {}
         }
     }
 }

@@ -142,6 +142,42 @@ async fn a_dead_bus_comes_back_on_the_same_port() {
     );
 }
 
+/// Who connects while the router dies waits in rumqttd for an answer for ever, and keeps its port with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_that_dies_while_clients_come_in_comes_back_each_time() {
+    let bus = start().await;
+    let addr = bus.local_addr();
+    for life in 1..=3 {
+        let mut waiting = Vec::new();
+        for _ in 0..8 {
+            waiting.push(TcpStream::connect(addr).await.unwrap());
+        }
+        let come_in = async {
+            for (number, stream) in waiting.iter_mut().enumerate() {
+                let id = format!("late-{number}");
+                let connect = Connect {
+                    user: None,
+                    password: None,
+                    ..Connect::new(Version::V3, &id, "")
+                };
+                // It may be gone already.
+                let _ = stream.write_all(&connect.bytes()).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::join!(kill(addr), come_in);
+        let (_client, mut events) = subscriber(addr).await;
+        let delivered = async {
+            while bus.deliver(&event(life)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, delivered).await.expect("it stays dead");
+        let publish = next_event(&mut events).await;
+        assert_eq!(publish.topic, "ota/v1/events/campaign/started");
+    }
+}
+
 #[tokio::test]
 async fn the_bus_listens_on_loopback_alone() {
     let everywhere = "0.0.0.0:0".parse().unwrap();

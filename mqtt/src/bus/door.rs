@@ -1,0 +1,71 @@
+//! The door of the bus: the port that clients know. rumqttd listens on one of its own behind it, another one in each of its lives,
+//! because it does not always give one up when it dies.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Clients at a time: fewer than [`super::broker::MAX_CONNECTIONS`], at which rumqttd stops listening.
+const MAX_CLIENTS: usize = super::broker::MAX_CONNECTIONS - 24;
+/// Pause after an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is behind the door at present.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    /// Where it listens.
+    pub(super) addr: SocketAddr,
+    /// Cancelled when it has ended; so have its connections, then.
+    pub(super) dead: CancellationToken,
+}
+
+/// Lets clients in until `stop`. While there is nobody behind the door, they are let go at once.
+pub(super) async fn keep(
+    listener: TcpListener,
+    room: watch::Receiver<Option<Room>>,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let outer = match accepted {
+            Ok((outer, _)) => outer,
+            Err(error) => {
+                warn!(%error, "the bus cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (Some(room), Ok(place)) = (
+            room.borrow().clone(),
+            Arc::clone(&places).try_acquire_owned(),
+        ) else {
+            continue;
+        };
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = room.dead.cancelled() => {}
+                () = pass(outer, room.addr) => {}
+            }
+        });
+    }
+}
+
+/// Carries bytes both ways until one side has ended.
+async fn pass(mut outer: TcpStream, addr: SocketAddr) {
+    let Ok(mut inner) = TcpStream::connect(addr).await else {
+        return;
+    };
+    for stream in [&outer, &inner] {
+        let _ = stream.set_nodelay(true);
+    }
+    let _ = copy_bidirectional(&mut outer, &mut inner).await;
+}
