@@ -218,6 +218,8 @@ pub struct Rollout {
     pub failure_threshold_percent: f64,
     /// Most updates at a time.
     pub max_concurrent_updates: usize,
+    /// What a device must have for it: charge in percent, and free storage in bytes.
+    pub requires: (Option<u8>, Option<u64>),
 }
 
 #[derive(Deserialize)]
@@ -325,6 +327,7 @@ impl Api {
             &rollout.version,
         );
         let firmware = self.upload(&metadata, file(&rollout.image).await?).await?;
+        let (battery, storage) = rollout.requires;
         let body = json!({
             "name": format!("device-sim {} {}", rollout.device_model, rollout.version),
             "firmware_id": firmware.firmware_id,
@@ -334,6 +337,7 @@ impl Api {
             "failure_threshold_percent": rollout.failure_threshold_percent,
             "max_concurrent_updates": rollout.max_concurrent_updates,
             "batch_size": rollout.max_concurrent_updates,
+            "requires": {"min_battery_percent": battery, "min_free_storage_bytes": storage},
         });
         let id = self.create_campaign(&body).await?;
         self.act(&id, "start").await?;

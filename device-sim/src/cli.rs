@@ -15,6 +15,10 @@ use crate::time::Time;
 pub use service::ScenarioArgs;
 use service::ServiceArgs;
 
+/// What a rollout asks for where some devices are low on it: more than those have, and less than the others.
+const FIT_BATTERY_PERCENT: u8 = 30;
+const FIT_STORAGE_BYTES: u64 = 1_000_000;
+
 /// Headings that keep `--help` readable.
 const FLEET: &str = "Fleet";
 const BEHAVIOUR: &str = "Behaviour";
@@ -251,6 +255,11 @@ impl FleetArgs {
             groups: vec![self.group.clone()],
             failure_threshold_percent: self.failure_threshold,
             max_concurrent_updates: self.devices.max(1),
+            // Else a device that is low on them would be like any other.
+            requires: (
+                (self.faults.low_battery != Share::NONE).then_some(FIT_BATTERY_PERCENT),
+                (self.faults.low_storage != Share::NONE).then_some(FIT_STORAGE_BYTES),
+            ),
         })
     }
 

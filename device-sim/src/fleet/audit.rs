@@ -148,7 +148,8 @@ fn contradiction(last: &Final, update: &Update) -> Option<String> {
     let said = last.phase.as_str();
     let code = update.error_code.as_deref().unwrap_or_default();
     if last.lie {
-        let believed = known == "completed";
+        // What the service takes for completed and undone since counts as failed everywhere.
+        let believed = known == "completed" && !DECIDED_BY_SERVICE.contains(&code);
         return believed.then(|| format!("is {known} although the device lied"));
     }
     if !update.has_ended() {
@@ -207,6 +208,8 @@ mod tests {
         let lied = [last(Phase::Completed, 1, true)];
         let mismatch = update("failed", 1, Some("version_mismatch"));
         assert!(compare("sim-1", &lied, &[mismatch]).is_empty());
+        let undone = update("completed", 1, Some("reverted"));
+        assert!(compare("sim-1", &lied, &[undone]).is_empty());
         assert_eq!(
             compare("sim-1", &lied, &[update("completed", 1, None)]).len(),
             1
