@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
 use fleet::Engine;
 use rows::{
     brokers, campaign, connections, fan_out, heartbeats, history, images, latencies, named,
-    progress_reads, recovery, start, statistics, stop, upload,
+    progress_reads, recovery, replicas, start, statistics, stop, upload,
 };
 
 /// Measures `device-ota` beside its peers.
@@ -88,6 +88,8 @@ enum Command {
     Images(images::Options),
     /// How soon it works again after PostgreSQL, a broker or NATS was started anew.
     Recovery(recovery::Options),
+    /// Offers by two replicas on one PostgreSQL, beside one.
+    Replicas(replicas::Options),
     /// Every figure, one after the other.
     All,
     /// The peer of `heartbeats`: takes them from a broker into a store.
@@ -141,6 +143,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Brokers(options) => brokers::run(plan, &options),
         Command::Images(options) => images::run(plan, &options),
         Command::Recovery(options) => recovery::run(plan, &options),
+        Command::Replicas(options) => replicas::run(plan, &options),
         Command::All => all(plan),
         Command::PeerIngest(options) => peers::ingest(&options),
         Command::PeerConstant => peers::constant(),
@@ -168,5 +171,6 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     stop::run(plan, &stop::Options::default())?;
     brokers::run(plan, &brokers::Options::default())?;
     images::run(plan, &images::Options::default())?;
-    recovery::run(plan, &recovery::Options::default())
+    recovery::run(plan, &recovery::Options::default())?;
+    replicas::run(plan, &replicas::Options::default())
 }

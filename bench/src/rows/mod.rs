@@ -12,6 +12,7 @@ pub(crate) mod latencies;
 pub(crate) mod named;
 pub(crate) mod progress_reads;
 pub(crate) mod recovery;
+pub(crate) mod replicas;
 pub(crate) mod start;
 pub(crate) mod statistics;
 pub(crate) mod stop;
