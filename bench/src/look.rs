@@ -24,9 +24,9 @@ impl Look {
         self.number(last).await
     }
 
-    /// Whether every receiver has taken the last event.
-    pub(crate) async fn events_are_taken(&mut self) -> anyhow::Result<bool> {
-        let behind = "SELECT (SELECT MAX(id) FROM outbox) - COALESCE((SELECT MIN(place) FROM outbox_places), 0)";
+    /// Whether NATS has taken the last event.
+    pub(crate) async fn nats_has_all(&mut self) -> anyhow::Result<bool> {
+        let behind = "SELECT (SELECT MAX(id) FROM outbox) - COALESCE((SELECT place FROM outbox_places WHERE sink = 'nats'), 0)";
         Ok(self.number(behind).await? == 0)
     }
 

@@ -279,10 +279,14 @@ pub(crate) fn touch(device: DeviceKey, at: Timestamp, heartbeat: &Heartbeat) -> 
 }
 
 /// Starts an S3 server; answers the flags of a service that keeps its images there, and gives links to it.
-pub(crate) fn start_bucket() -> anyhow::Result<(Running, Vec<(&'static str, String)>)> {
+/// Its files are below `folder`.
+pub(crate) fn start_bucket(
+    folder: &Path,
+) -> anyhow::Result<(Running, Vec<(&'static str, String)>)> {
     let mut process = Running::spawn(
         Command::new(std::env::current_exe()?)
             .arg("peer-bucket")
+            .env("TMPDIR", folder)
             .stdout(Stdio::piped()),
     )?;
     let (endpoint, _) = process.lines_from("ready ")?;

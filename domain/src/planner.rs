@@ -279,7 +279,12 @@ pub fn opened(
     next: u16,
 ) -> Result<CampaignState, TransitionError> {
     let opened = campaign.state.clone().open_stage(next, now)?;
-    Ok(if campaign.spec.flips_at(next) {
+    let stops = |state: &CampaignState| match state {
+        CampaignState::InProgress(running) => halt(campaign, &running.accepted, counts).is_some(),
+        _ => false,
+    };
+    // What would stop it by now is not accepted by whoever opens the stage by force.
+    Ok(if campaign.spec.flips_at(next) && !stops(&campaign.state) {
         opened.judged_anew(counts, now)
     } else {
         opened

@@ -43,6 +43,9 @@ pub enum BusError {
     /// Whoever connects is trusted, so only this machine may.
     #[error("the bus trusts whoever connects and listens on loopback only, not on {0}")]
     NotLoopback(SocketAddr),
+    /// What is behind the port does not start.
+    #[error("the broker of the bus does not start")]
+    Broker(#[source] io::Error),
     /// The port cannot be had.
     #[error("the bus cannot listen on {addr}")]
     Bind {
@@ -72,7 +75,7 @@ impl Bus {
         let bind = |source| BusError::Bind { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(bind)?;
         let addr = listener.local_addr().map_err(bind)?;
-        let broker = Broker::start(addr.ip()).await.map_err(bind)?;
+        let broker = Broker::start(addr.ip()).await.map_err(BusError::Broker)?;
         let publisher = Arc::new(Mutex::new(Some(broker.publisher())));
         let stop = CancellationToken::new();
         let (rooms, room) = watch::channel(Some(broker.room()));
@@ -161,7 +164,7 @@ async fn died(broker: &Broker, addr: SocketAddr) {
             () = broker.died() => return,
             () = tokio::time::sleep(PROBE_EVERY) => {}
         }
-        match broker.knock().await {
+        match probe::knock(addr).await {
             Ok(()) => misses = 0,
             Err(error) => {
                 misses += 1;

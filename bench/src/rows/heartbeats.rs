@@ -90,8 +90,8 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let [ours, theirs, alone] = databases.as_slice() else {
         anyhow::bail!("three databases")
     };
-    let mut service = Side::service(&folder.path().join("service"), ours, options).await?;
-    let mut peer = Side::peer(&folder.path().join("peer"), theirs, options).await?;
+    let mut service = Side::service(&folder.path().join("service"), ours, options)?;
+    let mut peer = Side::peer(&folder.path().join("peer"), theirs, options)?;
     let mut figures = Figures::new();
     for _ in 0..plan.rounds {
         figures.take(&mut service, &mut peer, plan, options).await?;
@@ -249,14 +249,14 @@ impl Round {
 }
 
 impl Side {
-    async fn service(
+    fn service(
         folder: &std::path::Path,
         database: &Database,
         options: &Options,
     ) -> anyhow::Result<Self> {
         let service = Service::start(folder, &database.url())?;
         let target = Target::of_devices(service.mqtt);
-        let connections = links(&target, options).await?;
+        let connections = links(&target, options)?;
         Ok(Self {
             processes: Vec::new(),
             connections,
@@ -265,7 +265,7 @@ impl Side {
         })
     }
 
-    async fn peer(
+    fn peer(
         folder: &std::path::Path,
         database: &Database,
         options: &Options,
@@ -279,7 +279,7 @@ impl Side {
             room: Arc::new(Semaphore::new(room)),
         };
         commits.follow(lines);
-        let connections = links(&Target::open_to_all(mosquitto.addr), options).await?;
+        let connections = links(&Target::open_to_all(mosquitto.addr), options)?;
         // In this order they end.
         let processes = vec![consumer, mosquitto.process];
         Ok(Self {
@@ -328,7 +328,7 @@ impl Side {
     }
 }
 
-async fn links(target: &Target, options: &Options) -> anyhow::Result<Vec<Link>> {
+fn links(target: &Target, options: &Options) -> anyhow::Result<Vec<Link>> {
     let open = mqtt::open_all(target, fleet::names(options.connections.into()), OPENING)?;
     let packets = |name: &str| {
         let topic = format!("ota/v1/{name}/up/heartbeat");

@@ -35,7 +35,8 @@ pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
         "images of {} MB in a bucket (s3s-fs, on this machine), and in the local folder",
         options.megabytes
     ));
-    let (_server, bucket) = start_bucket()?;
+    let files = tempfile::tempdir()?;
+    let (_server, bucket) = start_bucket(files.path())?;
     let (here, there) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let mut local = Side::start(here.path(), "local", Vec::new())?;
     let mut remote = Side::start(there.path(), "s3", bucket)?;

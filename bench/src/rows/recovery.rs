@@ -117,7 +117,7 @@ async fn after_nats() -> anyhow::Result<Duration> {
     let _nats = Nats::start(folder.path(), ports)?;
     let began = Instant::now();
     let mut look = Look::into(&database).await?;
-    while !look.events_are_taken().await? {
+    while !look.nats_has_all().await? {
         anyhow::ensure!(began.elapsed() < PATIENCE, "NATS gets no event");
         tokio::time::sleep(POLL).await;
     }

@@ -67,7 +67,8 @@ async fn offers_a_second(
     devices: usize,
 ) -> anyhow::Result<f64> {
     let database = server.database(purpose).await?;
-    let (folder, (_bucket, flags)) = (tempfile::tempdir()?, start_bucket()?);
+    let folder = tempfile::tempdir()?;
+    let (_bucket, flags) = start_bucket(folder.path())?;
     let beside = Beside {
         flags,
         ..Beside::default()

@@ -2,7 +2,8 @@
 
 use super::Action;
 use crate::campaign::{
-    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Reading, Tally,
+    Abort, AbortAction, AbortOn, Accepted, Campaign, CampaignState, Counts, Reading, Strategy,
+    Tally,
 };
 
 /// The most drastic of what the campaign's criteria ask for now. The failure threshold (PRD, E4-US1 AC2) is one of them.
@@ -46,14 +47,20 @@ fn unhealthy<'c>(
 /// has regressed a failure. Once devices flip, what they hold says nothing any more: only those count that have flipped.
 fn results(campaign: &Campaign, counts: &Counts) -> (Tally, &'static str) {
     let all = counts.updates();
-    match &campaign.state {
+    let all = match &campaign.state {
         CampaignState::InProgress(running) | CampaignState::Paused { running, .. }
-            if campaign.spec.flips_at(running.open_stage) =>
+            if campaign.spec.flips_at(running.open_stage)
+                && running.accepted.at >= Some(running.stage_opened_at) =>
         {
-            (all.judged(), " since devices flip or it was resumed")
+            all.judged()
         }
-        _ => (all.so_far(), " since it was resumed"),
-    }
+        _ => all.so_far(),
+    };
+    let since = match campaign.spec.strategy {
+        Strategy::BlueGreen => " since devices flip or it was resumed",
+        _ => " since it was resumed",
+    };
+    (all, since)
 }
 
 /// Why a criterion is breached, if it is: by all results, and by those since some were accepted: by a resume, or because devices

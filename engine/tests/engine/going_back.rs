@@ -245,8 +245,12 @@ async fn a_rollback_that_fails_is_tried_again_and_then_reported() {
     fails(&fixture, &second).await;
     let mut tries = 1;
     let mut recovered = false;
-    while fixture.counts(&campaign).await.rollbacks.open() > 0 {
+    for _ in 0..60 {
+        if fixture.counts(&campaign).await.rollbacks.open() == 0 {
+            break;
+        }
         fixture.pass(SignedDuration::from_mins(10)).await;
+        fixture.engine.dispatch_all().await.unwrap();
         while let Some(again) = fixture.sent_offer() {
             assert_eq!(again.action, WireAction::Rollback);
             if again.device_id == first.device_id {

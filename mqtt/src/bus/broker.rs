@@ -38,6 +38,8 @@ const LETTERS: usize = 4;
 /// Tries to reach a broker that was just started, and the pause between them.
 const KNOCKS: u32 = 200;
 const KNOCK_PAUSE: Duration = Duration::from_millis(10);
+/// Tries to start it, each on another port.
+const TRIES: u32 = 3;
 /// How often the thread that takes what the router says looks whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Our own client id within it.
@@ -66,7 +68,18 @@ pub(super) struct Broker {
 impl Broker {
     /// Starts one on a free port of this address, and waits until it answers.
     pub(super) async fn start(ip: IpAddr) -> io::Result<Self> {
-        // It cannot say which port it got. So a free one is found first.
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match Self::try_to_start(ip).await {
+                Err(_) if tries < TRIES => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_to_start(ip: IpAddr) -> io::Result<Self> {
+        // It cannot say which port it got. So a free one is found first, which somebody else may take before it does.
         let addr = std::net::TcpListener::bind((ip, 0))?.local_addr()?;
         let broker = tokio::task::spawn_blocking(move || Self::assemble(addr));
         let broker = broker.await.map_err(io::Error::other)??;
@@ -145,11 +158,6 @@ impl Broker {
     pub(super) async fn died(&self) {
         self.dead.cancelled().await;
     }
-
-    /// Whether it answers.
-    pub(super) async fn knock(&self) -> io::Result<()> {
-        probe::knock(self.addr).await
-    }
 }
 
 /// Ends its connections, and what of it can be ended, without waiting for anything. A thread of a runtime that waits for a router
@@ -195,9 +203,13 @@ fn publish(mut router: LinkTx, letters: &Receiver<Letter>, _alive: DropGuard) {
 fn drain(mut router: LinkRx, dead: &CancellationToken) {
     let _alive = dead.clone().drop_guard();
     while !dead.is_cancelled() {
-        match router.recv_deadline(std::time::Instant::now() + LOOK_EVERY) {
-            Ok(Some(Notification::Unschedule)) | Err(_) if router.ready().is_err() => return,
-            Ok(_) | Err(_) => {}
+        let deadline = std::time::Instant::now() + LOOK_EVERY;
+        match router.recv_deadline(deadline) {
+            Ok(Some(Notification::Unschedule)) if router.ready().is_err() => return,
+            Ok(_) => {}
+            // Nothing was said. Before that time it means that the router has let us go.
+            Err(_) if std::time::Instant::now() >= deadline => {}
+            Err(_) => return,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ pub(super) async fn keep(
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut is_full = false;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let outer = match accepted {
             Ok((outer, _)) => outer,
@@ -41,10 +42,18 @@ pub(super) async fn keep(
                 continue;
             }
         };
-        let (Some(room), Ok(place)) = (
-            room.borrow().clone(),
-            Arc::clone(&places).try_acquire_owned(),
-        ) else {
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            if !is_full {
+                warn!(
+                    clients = MAX_CLIENTS,
+                    "the bus lets nobody in before one of its clients leaves"
+                );
+            }
+            is_full = true;
+            continue;
+        };
+        is_full = false;
+        let Some(room) = room.borrow().clone() else {
             continue;
         };
         let stop = stop.clone();
@@ -59,7 +68,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Carries bytes both ways until one side has ended.
+/// Carries bytes both ways until rumqttd has ended the connection. When the client has, what it said last is still heard.
 async fn pass(mut outer: TcpStream, addr: SocketAddr) {
     let Ok(mut inner) = TcpStream::connect(addr).await else {
         return;
@@ -67,5 +76,15 @@ async fn pass(mut outer: TcpStream, addr: SocketAddr) {
     for stream in [&outer, &inner] {
         let _ = stream.set_nodelay(true);
     }
-    let _ = copy_bidirectional(&mut outer, &mut inner).await;
+    let (mut from_client, mut to_client) = outer.split();
+    let (mut from_broker, mut to_broker) = inner.split();
+    let up = async {
+        let _ = copy(&mut from_client, &mut to_broker).await;
+        let _ = to_broker.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = up => {}
+        _ = copy(&mut from_broker, &mut to_client) => {}
+    }
 }

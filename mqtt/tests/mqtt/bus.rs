@@ -142,6 +142,44 @@ async fn a_dead_bus_comes_back_on_the_same_port() {
     );
 }
 
+/// Nothing happens on it, and it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_on_which_nothing_happens_goes_on() {
+    let bus = start().await;
+    let (_client, mut events) = subscriber(bus.local_addr()).await;
+    let quiet = timeout(Duration::from_secs(3), async {
+        while events.poll().await.is_ok() {}
+    });
+    assert!(quiet.await.is_err(), "the subscriber was let go");
+    bus.deliver(&event(1)).await.unwrap();
+    next_event(&mut events).await;
+}
+
+/// It takes the name under which events are published; they are published all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_by_the_services_name_takes_no_event_away() {
+    let bus = start().await;
+    let addr = bus.local_addr();
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let connect = Connect {
+        user: None,
+        password: None,
+        ..Connect::new(Version::V3, "device-ota", "")
+    };
+    stream.write_all(&connect.bytes()).await.unwrap();
+    // The broker lets the one go that had the name, and is started anew.
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+    let (_client, mut events) = subscriber(addr).await;
+    let delivered = async {
+        while bus.deliver(&event(1)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, delivered).await.expect("it stays dead");
+    next_event(&mut events).await;
+}
+
 /// Who connects while the router dies waits in rumqttd for an answer for ever, and keeps its port with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_that_dies_while_clients_come_in_comes_back_each_time() {
