@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use device_ota_engine::ports::Entropy;
+use device_ota_engine::ports::clock::random;
 
 /// The folder, locked while this lives.
 pub(crate) struct DataDir {
@@ -42,6 +44,13 @@ impl DataDir {
     /// A path inside.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The folder's name among all of them, made at the first start and kept.
+    pub(crate) fn name(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
+        let (name, _) =
+            self.private("instance.id", || Ok(hex::encode(random::<8>(entropy))))?;
+        Ok(name.trim().to_owned())
     }
 
     /// The content of a private file, made by `make` if it is missing; and whether it was made now.

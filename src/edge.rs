@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use device_ota_engine::Engine;
-use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Downlink, Entropy};
 use device_ota_http::Component;
 use device_ota_mqtt::{Gateway, Limits, Link, LinkOptions, Sessions};
@@ -102,8 +101,8 @@ impl Edge {
         }
     }
 
-    /// Whether a start means that no device is connected: a broker keeps its sessions without us.
-    pub(crate) const fn forgets_sessions(&self) -> bool {
+    /// Whether devices' sessions end with this process: a broker keeps its sessions without us.
+    pub(crate) const fn holds_sessions(&self) -> bool {
         matches!(self, Self::Gateway(..))
     }
 
@@ -179,9 +178,8 @@ impl Edge {
             }
             Broker::External { url, .. } => {
                 // The broker keeps our session under this name while we are away, so it must outlive a restart.
-                let (id, _) =
-                    data.private("instance.id", || Ok(hex::encode(random::<8>(entropy))))?;
-                let options = LinkOptions::parse(&url.0, format!("device-ota-{}", id.trim()))
+                let id = data.name(entropy)?;
+                let options = LinkOptions::parse(&url.0, format!("device-ota-{id}"))
                     .context("MQTT_BROKER")?;
                 let prefix = config.topic_prefix.clone();
                 Ok(Self::Link(Link::new(options, prefix, &limits)))

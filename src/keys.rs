@@ -157,6 +157,14 @@ pub(crate) fn downloads(data: &DataDir, entropy: &dyn Entropy) -> anyhow::Result
     read_downloads(&text)
 }
 
+/// That of the first replica on the database, in place of one's own: all of them take each other's links.
+pub(crate) async fn shared_downloads(store: &dyn Store, own: [u8; 32]) -> anyhow::Result<[u8; 32]> {
+    let mut tx = store.begin().await?;
+    let shared = tx.shared_key("downloads", &hex::encode(own)).await?;
+    tx.commit().await?;
+    read_downloads(&shared).context("the database")
+}
+
 fn read_downloads(text: &str) -> anyhow::Result<[u8; 32]> {
     let mut key = [0; 32];
     hex::decode_to_slice(text.trim(), &mut key)

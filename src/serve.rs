@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use device_ota_domain::firmware::Storage;
 use device_ota_engine::ports::clock::random;
 use device_ota_engine::ports::{Clock, Entropy, EventSink, Objects, Store};
-use device_ota_engine::{Engine, Grants, Parts, Settings, Webhooks, Work};
+use device_ota_engine::{Engine, Grants, Member, Parts, Settings, Webhooks, Work};
 use device_ota_http::{Api, Http, Seats};
 use device_ota_mqtt::Bus;
 use device_ota_objects::{LocalFolder, OpenError, S3Store};
@@ -29,6 +29,8 @@ use crate::tasks::Tasks;
 use crate::tls::Keeper;
 use crate::{access, admin, health, keys, open_files};
 
+/// Time that it takes at most to say that this replica has ended.
+const LEAVING: Duration = Duration::from_millis(500);
 /// Time that the database gets to close.
 const CLOSING: Duration = Duration::from_millis(500);
 
@@ -78,6 +80,7 @@ struct Assembly {
     bus: Option<Arc<Bus>>,
     nats: Option<Arc<Nats>>,
     database: String,
+    member: Member,
     data: DataDir,
     /// Fewer devices can be connected than should be.
     warning: Option<String>,
@@ -95,9 +98,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .context("STORAGE_BASE_PATH")?;
     assembly.engine.take_up().await?;
-    if assembly.edge.forgets_sessions() {
-        assembly.engine.reset_presence().await?;
-    }
+    assembly
+        .engine
+        .join(assembly.member.clone())
+        .await
+        .context("DATABASE_URL")?;
     let admin_key = assembly.data.join(admin::FILE);
     let started = Started {
         http: assembly.http.local_addr(),
@@ -117,9 +122,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let running = assembly.start(&config);
     screen::show(&started);
     let outcome = running.until_asked(signals).await;
+    let _ = tokio::time::timeout(LEAVING, leave(&engine)).await;
     // A database in a file is left at rest; who still reads is not waited for.
     let _ = tokio::time::timeout(CLOSING, engine.close()).await;
     outcome
+}
+
+/// Tells the other replicas that this one is gone; else they find out by themselves.
+async fn leave(engine: &Engine) {
+    if let Err(error) = engine.leave().await {
+        tracing::warn!(%error, "other replicas find out by themselves that this one has ended");
+    }
 }
 
 async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
@@ -147,7 +160,11 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
             .context("DATA_DIR")?,
     };
     let admin_key = admin::key(&data, entropy.as_ref())?;
-    let grants = Grants::new(keys::downloads(&data, entropy.as_ref())?);
+    let downloads = keys::downloads(&data, entropy.as_ref())?;
+    let grants = Grants::new(match &config.database {
+        Database::Sqlite(_) => downloads,
+        Database::Postgres(_) => keys::shared_downloads(store.as_ref(), downloads).await?,
+    });
     let objects = open_objects(config).await?;
     let mut http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;
@@ -160,6 +177,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     });
     let internal = internal.transpose()?;
     let edge = Edge::open(config, &room, &data, entropy.as_ref())?;
+    let member = member(config, &edge, data.name(entropy.as_ref())?);
     let bus = open_bus(config).await?;
     let nats = open_nats(config, &clock).await?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
@@ -206,6 +224,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         bus,
         nats,
         database,
+        member,
         data,
         warning: room.warning,
     })
@@ -377,6 +396,16 @@ fn believed(database: &Database) -> Option<SignedDuration> {
     match database {
         Database::Sqlite(_) => None,
         Database::Postgres(_) => Settings::default().credentials_believed,
+    }
+}
+
+/// This process among the replicas on its database.
+fn member(config: &Config, edge: &Edge, name: String) -> Member {
+    Member {
+        name,
+        alone: matches!(config.database, Database::Sqlite(_)),
+        holds_sessions: edge.holds_sessions(),
+        shares_images: config.s3.is_some(),
     }
 }
 

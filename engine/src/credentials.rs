@@ -104,6 +104,13 @@ impl KeptCredentials {
         true
     }
 
+    /// Whatever is kept may have been taken back elsewhere.
+    pub(crate) fn forget_all(&self) {
+        let mut kept = self.locked();
+        kept.revocations += 1;
+        kept.by_device.clear();
+    }
+
     /// The device is not registered.
     fn forget(&self, id: &DeviceId) {
         self.locked().by_device.remove(id);

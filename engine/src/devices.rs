@@ -145,14 +145,13 @@ impl Engine {
     /// Makes a new secret, which ends the old one's session.
     pub async fn new_credentials(self: &Arc<Self>, id: &DeviceId, by: &Caller) -> Result<String> {
         let secret = secrets::new_secret(self.entropy.as_ref());
+        let now = self.clock.now();
         let mut tx = self.store.begin().await?;
-        if !tx
-            .set_verifier(id, &secrets::verifier(&secret, self.entropy.as_ref()))
-            .await?
-        {
+        self.note_secret(tx.as_mut(), id).await?;
+        let verifier = secrets::verifier(&secret, self.entropy.as_ref());
+        if !tx.set_verifier(id, &verifier, now).await? {
             return Err(Error::not_found("device", &id));
         }
-        let now = self.clock.now();
         tx.append_audit(by.did(Act::DeviceCredentials, now, id, (None, None)))
             .await?;
         self.take_back(tx, id).await?;
@@ -174,6 +173,13 @@ impl Engine {
             Ok(())
         })
         .await
+    }
+
+    /// Another replica has taken a device's secret back.
+    pub(crate) async fn secret_is_over(&self, id: &DeviceId) {
+        self.known.revoke(id);
+        self.downlink.disconnect(id).await;
+        self.credentials_changed();
     }
 
     /// Rises with every registration: who was a stranger may be a device now.
@@ -276,6 +282,7 @@ impl Engine {
         by: &Caller,
     ) -> Result<usize> {
         let mut tx = self.store.begin().await?;
+        self.note_secret(tx.as_mut(), id).await?;
         let known = locked(tx.as_mut(), id).await?;
         is_of(expected, "the device", known.revision)?;
         self.end_device(tx, &known, by).await
@@ -290,6 +297,7 @@ impl Engine {
         by: &Caller,
     ) -> Result<Option<usize>> {
         let mut tx = self.store.begin().await?;
+        self.note_secret(tx.as_mut(), id).await?;
         match tx.device(id).await? {
             Some(known) if known.registered_at <= at => {
                 self.end_device(tx, &known, by).await.map(Some)
@@ -355,19 +363,14 @@ impl Engine {
         }))
     }
 
-    /// Takes up what the process before knew by heart: whose next heartbeat may show that it fell back, or has to show that it
+    /// Takes up what the process before knew by heart, or other replicas have learnt since: whose next heartbeat may show that it fell back, or has to show that it
     /// has not.
     pub async fn take_up(&self) -> Result<()> {
-        self.rebooting.remember(self.store.rebooting().await?);
-        self.watched.remember(self.store.watched().await?);
+        let (rebooting, watched) = (self.rebooting.known(), self.watched.known());
+        self.rebooting
+            .renew(&rebooting, self.store.rebooting().await?);
+        self.watched.renew(&watched, self.store.watched().await?);
         Ok(())
-    }
-
-    /// No device is connected: a gateway that has just started has no sessions.
-    pub async fn reset_presence(&self) -> Result<()> {
-        let mut tx = self.store.begin().await?;
-        tx.reset_presence(self.clock.now()).await?;
-        Ok(self.commit(tx).await?)
     }
 }
 

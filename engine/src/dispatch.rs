@@ -181,7 +181,7 @@ impl Engine {
     /// Updates, or rollbacks, outside of campaigns.
     async fn dispatch_singles(&self, action: UpdateAction, room: &mut Option<u64>) -> Result<()> {
         let now = self.clock.now();
-        if !self.store.has_due_singles(now).await? {
+        if !self.store.has_due_singles(now, self.here()).await? {
             return Ok(());
         }
         let mut tx = self.store.begin().await?;
@@ -201,6 +201,7 @@ impl Engine {
             action,
             now,
             limit,
+            here: self.here(),
             busy,
             ahead,
         };
@@ -296,6 +297,7 @@ impl Pass<'_> {
             action,
             up_to_stage: what.up_to_stage,
             limit: count.min(MAX_CLAIM),
+            here: self.engine.here(),
             now: self.now,
             requires: self.campaign.spec.requires,
             hold: what.hold,
@@ -340,7 +342,7 @@ impl Pass<'_> {
     async fn cancel_in_flight(&mut self, action: UpdateAction) -> Result<()> {
         let updates = self
             .tx
-            .cancellable(&self.campaign.id, action, MAX_ROWS)
+            .cancellable(&self.campaign.id, action, self.engine.here(), MAX_ROWS)
             .await?;
         if updates.is_empty() {
             return Ok(());

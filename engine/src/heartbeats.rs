@@ -25,6 +25,10 @@ impl AckSink for Told {
             let _ = waiting.send(()); // it may have lost patience
         }
     }
+
+    fn is_connection(&self) -> bool {
+        false
+    }
 }
 
 impl Engine {

@@ -36,6 +36,11 @@ pub struct Inbound {
 }
 
 impl Inbound {
+    /// It came in over a device's connection.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        self.ack.as_ref().is_none_or(|ack| ack.sink.is_connection())
+    }
+
     /// Nobody waits for what comes of it.
     pub(crate) fn is_unhurried(&self) -> bool {
         matches!(self.uplink, Uplink::Online { .. } | Uplink::Offline { .. })
@@ -81,6 +86,11 @@ impl Uplink {
 pub trait AckSink: Send + Sync + 'static {
     /// The message with this token is in the database.
     fn committed(&self, token: u64);
+
+    /// Whether a device's connection is behind it.
+    fn is_connection(&self) -> bool {
+        true
+    }
 }
 
 /// One message's acknowledgement to come.

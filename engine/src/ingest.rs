@@ -67,10 +67,17 @@ impl Rebooting {
             .is_empty()
     }
 
-    /// Takes up what an earlier process knew.
-    pub(crate) fn remember(&self, devices: Vec<DeviceKey>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.extend(devices);
+    /// All of them.
+    pub(crate) fn known(&self) -> HashSet<DeviceKey> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
+    }
+
+    /// Takes up what the database knows, in place of what was `known` before it was asked.
+    pub(crate) fn renew(&self, known: &HashSet<DeviceKey>, devices: Vec<DeviceKey>) {
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        present.retain(|device| !known.contains(device));
+        present.extend(devices);
     }
 
     pub(crate) fn note(&self, update: &Update) {
@@ -236,6 +243,11 @@ async fn settle(
     let mut waiting = vec![batch];
     while let Some(batch) = waiting.pop() {
         let outcome = match until_settled(engine, &batch, shutdown).await? {
+            Ok(outcome) if !outcome.stale.is_empty() => {
+                engine.end_stale(batch.messages(), &outcome.stale).await;
+                waiting.push(batch.without(&outcome.stale));
+                continue;
+            }
             Ok(outcome) => outcome,
             Err(error) if batch.len() == 1 => {
                 engine

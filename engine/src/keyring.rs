@@ -3,6 +3,7 @@
 use device_ota_protocol::dsse::Envelope;
 use device_ota_protocol::keys::Keypair;
 use device_ota_protocol::objects::{ObjectError, Role, Root};
+use sha2::{Digest as _, Sha256};
 
 /// Why keys and roots do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,12 @@ impl Keyring {
                 .chain
                 .get(usize::try_from(version).ok()?.checked_sub(1)?),
         }
+    }
+
+    /// Hex SHA-256 of what each root says, oldest first.
+    pub fn digests(&self) -> Vec<String> {
+        let digest = |root: &Envelope| hex::encode(Sha256::digest(&root.payload));
+        self.chain.iter().map(digest).collect()
     }
 
     /// The release key, unless it is kept elsewhere.

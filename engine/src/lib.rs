@@ -40,6 +40,7 @@ mod precedence;
 mod rate;
 mod recent;
 mod relay;
+mod replica;
 mod rests;
 mod revision;
 mod rings;
@@ -79,6 +80,7 @@ use keyring::Keyring;
 use metrics::Metrics;
 use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
 pub use rate::{NotARate, Rate};
+pub use replica::Member;
 pub use settings::Settings;
 pub use statistics::{CampaignStatistics, Recent, Statistics, Totals};
 pub use telemetry::FleetStatus;
@@ -120,8 +122,8 @@ pub struct Engine {
     uplinks: Uplinks,
     metrics: Arc<Metrics>,
     snapshot: metrics::Kept,
-    /// The names of the receivers of events.
-    sinks: Vec<&'static str>,
+    /// The receivers of events: their names, and whether replicas share them.
+    sinks: Vec<(&'static str, bool)>,
     offers: offers::OfferCache,
     known: credentials::KeptCredentials,
     rebooting: ingest::Rebooting,
@@ -138,6 +140,7 @@ pub struct Engine {
     feed: feed::Feed,
     following: following::Following,
     rests: rests::Rests,
+    membership: replica::Membership,
 }
 
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
@@ -170,7 +173,11 @@ impl Engine {
             uplinks,
             metrics: Arc::default(),
             snapshot: metrics::Kept::default(),
-            sinks: parts.sinks.iter().map(|sink| sink.name()).collect(),
+            sinks: parts
+                .sinks
+                .iter()
+                .map(|sink| (sink.name(), sink.is_shared()))
+                .collect(),
             offers: offers::OfferCache::default(),
             known: credentials::KeptCredentials::default(),
             rebooting: ingest::Rebooting::default(),
@@ -187,6 +194,7 @@ impl Engine {
             feed: feed::Feed::default(),
             following: following::Following::default(),
             rests: rests::Rests::default(),
+            membership: replica::Membership::default(),
         };
         let work = Work {
             uplinks: uplinks_end,
@@ -220,6 +228,11 @@ impl Engine {
         loops.spawn(async move {
             dispatch::run(engine, stop).await;
             "dispatch"
+        });
+        let (engine, stop) = (self.clone(), shutdown.clone());
+        loops.spawn(async move {
+            replica::run(engine, stop).await;
+            "replica"
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
         loops.spawn(async move {

@@ -69,13 +69,21 @@ impl Engine {
                 }
                 None => continue,
             };
-            if let Err(error) = sent {
-                tracing::error!(update.id = %update.id, %error, "an offer could not be built; it is tried again");
+            match sent {
+                Ok(Delivery::NotConnected) => self.has_moved(update.device).await,
+                Ok(Delivery::Queued | Delivery::Busy) => {}
+                Err(error) => {
+                    tracing::error!(update.id = %update.id, %error, "an offer could not be built; it is tried again");
+                }
             }
         }
     }
 
-    async fn send_offer(&self, update: &Update, ground: &OfferGround) -> Result<(), BuildError> {
+    async fn send_offer(
+        &self,
+        update: &Update,
+        ground: &OfferGround,
+    ) -> Result<Delivery, BuildError> {
         let id = update.firmware.as_ref().ok_or(BuildError::NoFirmware)?;
         let firmware = self
             .cached_firmware(id)
@@ -101,9 +109,9 @@ impl Engine {
             b"}",
         ]
         .concat();
-        self.deliver(&ground.device_id, Down::Offer, payload.into(), "offer")
-            .await;
-        Ok(())
+        Ok(self
+            .deliver(&ground.device_id, Down::Offer, payload.into(), "offer")
+            .await)
     }
 
     fn assignment(
@@ -153,7 +161,7 @@ impl Engine {
         update: &Update,
         command: CommandKind,
         ground: &OfferGround,
-    ) -> Result<(), BuildError> {
+    ) -> Result<Delivery, BuildError> {
         let UpdateState::InFlight { deadline, .. } = update.state else {
             return Err(BuildError::NotInFlight);
         };
@@ -170,9 +178,9 @@ impl Engine {
             expires_at: closes.map_or(deadline, |closes| closes.min(deadline)),
         };
         let envelope = objects::seal(&command, self.keyring.dispatch())?.to_json();
-        self.deliver(&ground.device_id, Down::Command, envelope.into(), "command")
-            .await;
-        Ok(())
+        Ok(self
+            .deliver(&ground.device_id, Down::Command, envelope.into(), "command")
+            .await)
     }
 
     /// Answers a check; `why` says why no offer follows.
@@ -208,12 +216,20 @@ impl Engine {
             .await;
     }
 
-    async fn deliver(&self, device: &DeviceId, to: Down, payload: Bytes, kind: &'static str) {
-        match self.downlink.send(device, &to, payload).await {
+    async fn deliver(
+        &self,
+        device: &DeviceId,
+        to: Down,
+        payload: Bytes,
+        kind: &'static str,
+    ) -> Delivery {
+        let delivery = self.downlink.send(device, &to, payload).await;
+        match delivery {
             Delivery::Queued => self.metrics.add("downlink_queued", kind, 1),
             Delivery::NotConnected => self.metrics.add("downlink_not_connected", kind, 1),
             Delivery::Busy => self.metrics.add("downlink_busy", kind, 1),
         }
+        delivery
     }
 
     /// A firmware row, from memory when it has been read before.

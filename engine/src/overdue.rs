@@ -1,11 +1,11 @@
 //! What falls due with time: leases, deadlines, watches, offers that nobody has answered, and downloads that are to be counted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use device_ota_domain::campaign::Group;
 use device_ota_domain::planner;
 use device_ota_domain::update::{Action, Expiry};
-use device_ota_domain::{CampaignId, FirmwareId, UpdateId};
+use device_ota_domain::{CampaignId, FirmwareId, Update, UpdateId};
 use jiff::Timestamp;
 
 use crate::changes::Changes;
@@ -42,7 +42,7 @@ impl Engine {
 
     async fn expire(&self) -> Result<usize> {
         let now = self.clock.now();
-        let ripe = self.store.expired(now, MAX_ROWS).await?;
+        let ripe = self.store.expired(now, self.here(), MAX_ROWS).await?;
         if !self.listening.for_a_lease(now, self.settings.lease) {
             return Ok(0);
         }
@@ -141,8 +141,22 @@ impl Engine {
     async fn say_again(&self) -> Result<()> {
         let now = self.clock.now();
         let before = earlier(now, self.settings.offer_again);
-        let updates = self.store.unanswered(before, now, MAX_ROWS).await?;
-        let withheld = self.withhold(&updates).await?;
+        let updates = self
+            .store
+            .unanswered(before, now, self.here(), MAX_ROWS)
+            .await?;
+        // Unless another replica has said it meanwhile.
+        let still = |update: &Update| update.updated_at < before || update.updated_at > now;
+        self.say(&updates, still).await
+    }
+
+    /// Says again what is owed to the devices of these updates, of those that are `still` to be told.
+    pub(crate) async fn say(
+        &self,
+        updates: &[Update],
+        still: impl Fn(&Update) -> bool + Send,
+    ) -> Result<()> {
+        let withheld = self.withhold(updates).await?;
         let ids: Vec<_> = updates.iter().map(|u| u.id.clone()).collect();
         let ids: Vec<_> = ids
             .into_iter()
@@ -154,7 +168,7 @@ impl Engine {
         let mut tx = self.store.begin().await?;
         let now = self.clock.now();
         let mut updates = tx.updates(&ids).await?;
-        updates.retain(|u| u.group() == Group::InFlight);
+        updates.retain(|u| u.group() == Group::InFlight && still(u));
         for update in &mut updates {
             update.updated_at = now;
         }
@@ -169,7 +183,8 @@ impl Engine {
     }
 
     pub(crate) async fn write_download_counts(&self) -> Result<()> {
-        let counts = self.grants.take_counts();
+        // In one order, so that replicas do not wait for each other.
+        let counts: BTreeMap<_, _> = self.grants.take_counts().into_iter().collect();
         if counts.is_empty() {
             return Ok(());
         }
@@ -183,7 +198,7 @@ impl Engine {
         written
     }
 
-    async fn add_downloads(&self, counts: &HashMap<FirmwareId, u64>) -> Result<()> {
+    async fn add_downloads(&self, counts: &BTreeMap<FirmwareId, u64>) -> Result<()> {
         let mut tx = self.store.begin().await?;
         for (firmware, downloads) in counts {
             tx.count_downloads(firmware, *downloads).await?;

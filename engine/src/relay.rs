@@ -25,6 +25,13 @@ pub(crate) async fn run(
     let mut pause = IDLE;
     let mut is_failing = false;
     loop {
+        // What all replicas share, one of them serves.
+        if sink.is_shared() && !engine.membership.leads() {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(IDLE) => continue,
+            }
+        }
         let relayed = relay(&engine, sink.as_ref(), &shutdown).await;
         if relayed.is_ok() && std::mem::take(&mut is_failing) {
             tracing::info!(sink = sink.name(), "events are delivered again");
@@ -66,7 +73,8 @@ async fn relay(
     sink: &dyn EventSink,
     shutdown: &CancellationToken,
 ) -> Result<usize, RelayError> {
-    let events = engine.store.events_for(sink.name(), PIECE).await?;
+    let place = engine.membership.place((sink.name(), sink.is_shared()));
+    let events = engine.store.events_for(&place, PIECE).await?;
     let mut delivered = None;
     let mut failed = None;
     for event in &events {
@@ -85,7 +93,7 @@ async fn relay(
     }
     if let Some(up_to) = delivered {
         let mut tx = engine.store.begin().await?;
-        tx.events_delivered(sink.name(), up_to).await?;
+        tx.events_delivered(&place, up_to).await?;
         engine.commit(tx).await?;
     }
     match failed {

@@ -104,7 +104,7 @@ impl Engine {
                 .await?;
         }
         let grounds = if told {
-            tx.draw_seqs(&[device]).await?
+            self.grounds_here(tx.as_mut(), &[device]).await?
         } else {
             Vec::new()
         };

@@ -99,11 +99,14 @@ impl Engine {
     async fn prune_events(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         let (before, whatever) = (now - EVENTS_KEPT, now - EVENTS_WAIT);
+        let places = self.sinks.iter().map(|sink| self.membership.place(*sink));
+        let places: Vec<String> = places.collect();
+        let places: Vec<&str> = places.iter().map(String::as_str).collect();
         let mut pruned = u64::from(EVENTS_PIECE);
         while pruned == u64::from(EVENTS_PIECE) {
             pruned = self
                 .store
-                .prune_events(&self.sinks, before, whatever, EVENTS_PIECE)
+                .prune_events(&places, before, whatever, EVENTS_PIECE)
                 .await?;
         }
         Ok(())

@@ -180,6 +180,10 @@ impl EventSink for Bus {
         "bus"
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError> {
         let publisher = current(&self.publisher).ok_or_else(|| SinkError("it is down".into()))?;
         let (taken, is_taken) = oneshot::channel();

@@ -46,14 +46,14 @@ statements! {
          device_model = excluded.device_model, manufacturer = excluded.manufacturer, \
          hw_revision = excluded.hw_revision, firmware_version = excluded.firmware_version, \
          group_names = excluded.group_names, tags = excluded.tags, ring = excluded.ring, \
-         verifier = excluded.verifier, \
+         verifier = excluded.verifier, secret_at = excluded.registered_at, \
          revision = devices.revision + 1, registered_at = excluded.registered_at, deleted_at = NULL WHERE devices.deleted_at IS NOT NULL \
          RETURNING device_key, device_id";
     INSERT_LATEST[Int] = "INSERT INTO device_latest (device_key) VALUES {rows}";
     INSERT_SEQS[Int] = "INSERT INTO device_seqs (device_key) VALUES {rows} ON CONFLICT DO NOTHING";
     INSERT_GROUPS[Text, Int] =
         "INSERT INTO device_groups (group_name, device_key) VALUES {rows} ON CONFLICT DO NOTHING";
-    SET_VERIFIER = "UPDATE devices SET verifier = $2 WHERE device_id = $1 AND deleted_at IS NULL";
+    SET_VERIFIER = "UPDATE devices SET verifier = $2, secret_at = $3 WHERE device_id = $1 AND deleted_at IS NULL";
     SAVE_DEVICE = "UPDATE devices SET device_type = $2, device_model = $3, manufacturer = $4, hw_revision = $5, \
          firmware_version = $6, group_names = $7, tags = $8, ring = $9, revision = revision + 1 \
          WHERE device_id = $1 AND deleted_at IS NULL RETURNING device_key";
@@ -292,8 +292,9 @@ pub(crate) async fn set_verifier<D: Dialect>(
     conn: &mut D::Connection,
     device: &DeviceId,
     verifier: &str,
+    at: Timestamp,
 ) -> Result<bool, DbError> {
-    let args = Args::new().text(device.as_str()).text(verifier);
+    let args = Args::new().text(device.as_str()).text(verifier).time(at);
     Ok(sql::execute::<D>(conn, &SET_VERIFIER, args).await? > 0)
 }
 

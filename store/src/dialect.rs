@@ -45,6 +45,9 @@ pub trait Dialect: Database {
     /// Lets one transaction at a time give out slots of the whole service; `None` where one writes at a time.
     const HOLD_SLOTS: Option<&'static str>;
 
+    /// Lets one transaction at a time say which replicas there are; `None` where one writes at a time.
+    const HOLD_REPLICAS: Option<&'static str>;
+
     /// Says that the transaction writes heartbeats; several may at the same time. `None` where one writes at a time.
     const HISTORY_WRITES: Option<&'static str>;
     /// Waits for all transactions that do, and holds those up that would begin to: while this is held, the numbers of
@@ -183,6 +186,7 @@ impl Dialect for Sqlite {
     const COMMIT_ORDER: Option<&'static str> = None;
     const HISTORY_WRITES: Option<&'static str> = None;
     const HOLD_SLOTS: Option<&'static str> = None;
+    const HOLD_REPLICAS: Option<&'static str> = None;
     const HISTORY_SETTLED: Option<&'static str> = None;
 
     fn any_of(parameter: &str) -> String {
@@ -244,6 +248,8 @@ impl Dialect for Postgres {
         Some("SELECT pg_advisory_xact_lock_shared(7306085894296925283)");
     const HOLD_SLOTS: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925284)");
+    const HOLD_REPLICAS: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock(7306085894296925285)");
     const HISTORY_SETTLED: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925283)");
 

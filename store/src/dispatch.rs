@@ -7,6 +7,7 @@ use device_ota_domain::campaign::{Campaign, OpenFor};
 use device_ota_domain::device::DeviceKey;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{CampaignId, UpdateId};
+use device_ota_engine::ports::replicas::ReplicaKey;
 use device_ota_engine::ports::store::{ClaimQuery, Claimable, InFlight, Rivals, SingleQuery};
 use jiff::Timestamp;
 
@@ -15,6 +16,7 @@ use crate::conditions::{Conditions, fits_image};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::permits::permits;
+use crate::replicas::number;
 use crate::sql::{self, Args, Statement, statements};
 use crate::updates::{read_update, select_update};
 
@@ -35,12 +37,13 @@ macro_rules! waiting {
     };
 }
 
-/// What a device must be for any offer: there, of the model that it is registered as, and without another update in flight.
+/// What a device must be for any offer: there, with the replica that asks or with none, of the model that it is registered as, and
+/// without another update in flight.
 macro_rules! takes_offers {
-    () => {
-        "l.online = 1 AND (l.reported_model IS NULL OR l.reported_model = \
+    ($here:literal) => {
+        concat!("l.online = 1 AND (l.replica_key IS NULL OR l.replica_key = ", $here, ") AND (l.reported_model IS NULL OR l.reported_model = \
              (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
-         AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')"
+         AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')")
     };
 }
 
@@ -53,7 +56,7 @@ macro_rules! claimable {
             "u.state = 'pending' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.due_at <= $4 \
              AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
              AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
-            takes_offers!(),
+            takes_offers!("$8"),
             " AND NOT EXISTS (SELECT 1 FROM device_updates h WHERE h.device_key = u.device_key \
                  AND h.state = 'staged' AND u.action = 'update' AND (h.priority > u.priority OR (h.priority = u.priority \
                  AND (h.created_at < u.created_at OR (h.created_at = u.created_at AND h.update_id < u.update_id))))) \
@@ -73,7 +76,7 @@ statements! {
         "u.state = 'staged' AND u.campaign_id = $1 AND u.action = $2 AND u.stage <= $3 AND u.since <= $4 \
          AND (l.battery_percent IS NULL OR l.battery_percent >= $5) \
          AND (l.free_storage_bytes IS NULL OR l.free_storage_bytes >= $6) AND ",
-        takes_offers!(),
+        takes_offers!("$8"),
         " AND {given} ORDER BY u.stage, u.since, u.number LIMIT $7 {skip_locked}"
     );
     HELD_LOCKED = select_update!(
@@ -83,7 +86,7 @@ statements! {
     CLAIMABLE_SINGLE = waiting!(
         "$2",
         "u.state = 'pending' AND u.campaign_id IS NULL AND u.action = $1 AND u.due_at <= $2 AND ",
-        takes_offers!(),
+        takes_offers!("$4"),
         " AND ",
         fits_image!("u"),
         " AND {given} ORDER BY u.priority DESC, u.due_at, u.number LIMIT $3 {skip_locked}"
@@ -91,7 +94,7 @@ statements! {
     DUE_SINGLE = concat!(
         "SELECT u.number FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.state = 'pending' AND u.campaign_id IS NULL AND u.action IN ('update', 'rollback') AND u.due_at <= $1 AND ",
-        takes_offers!(),
+        takes_offers!("$2"),
         " AND ",
         fits_image!("u"),
         " LIMIT 1"
@@ -126,11 +129,13 @@ statements! {
     CANCELLABLE = select_update!(
         " FROM device_updates u WHERE u.campaign_id = $1 AND u.state = 'in_flight' AND u.action = $3 \
          AND u.cancel_requested = 0 AND u.phase IN ('offered', 'accepted', 'downloading', 'verifying', 'staged') \
+         AND NOT EXISTS (SELECT 1 FROM device_latest l WHERE l.device_key = u.device_key AND l.replica_key <> $4) \
          ORDER BY u.number LIMIT $2 {skip_locked}"
     );
     UNANSWERED = select_update!(
         " FROM device_updates u JOIN device_latest l ON l.device_key = u.device_key \
          WHERE u.nudge_at IS NOT NULL AND (u.nudge_at < $1 OR u.nudge_at > $3) AND l.online = 1 \
+         AND (l.replica_key IS NULL OR l.replica_key = $4) \
          ORDER BY u.nudge_at, u.number LIMIT $2"
     );
     WATCHED = "SELECT u.device_key, u.to_version FROM device_updates u WHERE u.watch_until IS NOT NULL";
@@ -150,7 +155,7 @@ statements! {
     EXPIRED = select_update!(
         ", l.last_seen, l.online, l.version AS running FROM device_updates u \
          JOIN device_latest l ON l.device_key = u.device_key \
-         WHERE u.check_at <= $1 ORDER BY u.check_at, u.number LIMIT $2"
+         WHERE u.check_at <= $1 AND (l.replica_key IS NULL OR l.replica_key = $3) ORDER BY u.check_at, u.number LIMIT $2"
     );
 }
 
@@ -244,7 +249,7 @@ async fn found<D: Dialect>(
 
 /// What else a claim of a campaign's updates asks for, and all its values.
 pub(crate) fn conditions<D: Dialect>(query: &ClaimQuery, busy: &[Line]) -> (String, Args<D>) {
-    let mut conditions = Conditions::new(bind_claim::<D>(query), 7);
+    let mut conditions = Conditions::new(bind_claim::<D>(query), 8);
     conditions.behind_none(busy);
     conditions.is_open(&query.open_for);
     conditions.behind_nothing(&query.ahead, query.now);
@@ -271,11 +276,11 @@ pub(crate) async fn claimable_singles<D: Dialect>(
     conn: &mut D::Connection,
     query: &SingleQuery,
 ) -> Result<Vec<Claimable>, DbError> {
-    let args = bind_single_claim::<D>(query.action, query.now, query.limit);
+    let args = bind_single_claim::<D>(query.action, query.now, query.limit, query.here);
     let mut rows = if query.busy.is_empty() && query.ahead.is_empty() {
         sql::fetch_all(conn, &CLAIMABLE_SINGLE, args, read_claimable).await?
     } else {
-        let mut conditions = Conditions::new(args, 3);
+        let mut conditions = Conditions::new(args, 4);
         conditions.behind_none(&query.busy);
         conditions.behind_nothing(&query.ahead, query.now);
         let (condition, args) = conditions.finish();
@@ -306,14 +311,21 @@ pub(crate) fn bind_claim<D: Dialect>(query: &ClaimQuery) -> Args<D> {
         .real(query.requires.min_battery_percent.map_or(0.0, f64::from))
         .int(query.requires.min_free_storage_bytes.unwrap_or(0))
         .int(i64::from(query.limit))
+        .int(number(query.here))
 }
 
 /// Binds a claim of updates of single devices.
-pub(crate) fn bind_single_claim<D: Dialect>(action: Action, now: Timestamp, limit: u32) -> Args<D> {
+pub(crate) fn bind_single_claim<D: Dialect>(
+    action: Action,
+    now: Timestamp,
+    limit: u32,
+    here: Option<ReplicaKey>,
+) -> Args<D> {
     Args::new()
         .text(action.name())
         .time(now)
         .int(i64::from(limit))
+        .int(number(here))
 }
 
 /// What the device has open.
@@ -344,12 +356,13 @@ pub(crate) async fn open_locked<D: Dialect>(
     sql::fetch_all(conn, &OPEN_LOCKED, args, read_update).await
 }
 
-/// Whether a single device's update is due.
+/// Whether a single device's update is due, of one that no other replica holds.
 pub(crate) async fn has_due_singles<D: Dialect>(
     conn: &mut D::Connection,
     now: Timestamp,
+    here: Option<ReplicaKey>,
 ) -> Result<bool, DbError> {
-    let args = Args::<D>::new().time(now);
+    let args = Args::<D>::new().time(now).int(number(here));
     let due = sql::fetch_optional(conn, &DUE_SINGLE, args, |_| Ok(())).await?;
     Ok(due.is_some())
 }
@@ -434,38 +447,44 @@ pub(crate) async fn in_flight_locked<D: Dialect>(
     .await
 }
 
-/// Updates, or rollbacks, of the campaign in flight that a cancel would still help, locked.
+/// Updates, or rollbacks, of the campaign in flight that a cancel would still help, of devices that no other replica holds; locked.
 pub(crate) async fn cancellable<D: Dialect>(
     conn: &mut D::Connection,
     campaign: &CampaignId,
     action: Action,
+    here: Option<ReplicaKey>,
     limit: u32,
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new()
         .text(campaign.as_str())
         .int(i64::from(limit))
-        .text(action.name());
+        .text(action.name())
+        .int(number(here));
     sql::fetch_all(conn, &CANCELLABLE, args, read_update).await
 }
 
-/// Offers and cancels that online devices have not answered.
+/// Offers and cancels that devices have not answered which are online, and that no other replica holds.
 pub(crate) async fn unanswered<D: Dialect>(
     conn: &mut D::Connection,
     before: Timestamp,
     now: Timestamp,
+    here: Option<ReplicaKey>,
     limit: u32,
 ) -> Result<Vec<Update>, DbError> {
     let args = Args::<D>::new().time(before).int(i64::from(limit));
-    sql::fetch_all(conn, &UNANSWERED, args.time(now), read_update).await
+    let args = args.time(now).int(number(here));
+    sql::fetch_all(conn, &UNANSWERED, args, read_update).await
 }
 
 /// Updates whose lease, deadline or loss has come due.
 pub(crate) async fn expired<D: Dialect>(
     conn: &mut D::Connection,
     now: Timestamp,
+    here: Option<ReplicaKey>,
     limit: u32,
 ) -> Result<Vec<InFlight>, DbError> {
     let args = Args::<D>::new().time(now).int(i64::from(limit));
+    let args = args.int(number(here));
     sql::fetch_all(conn, &EXPIRED, args, |row| {
         Ok(InFlight {
             update: read_update(row)?,

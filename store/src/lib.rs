@@ -35,6 +35,7 @@ mod permits;
 #[cfg(test)]
 mod plans;
 mod presence;
+mod replicas;
 mod rings;
 mod rollbacks;
 mod snapshot;
@@ -82,6 +83,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     outbox::STATEMENTS,
     permits::STATEMENTS,
     presence::STATEMENTS,
+    replicas::STATEMENTS,
     rings::STATEMENTS,
     rollbacks::STATEMENTS,
     snapshot::STATEMENTS,

@@ -56,6 +56,7 @@ const STEPS: &[Step] = &steps![
     (37, "sample of health", "0037_vitals.sql"),
     (39, "times", "0039_times.sql"),
     (40, "rollback permits", "0040_permits.sql"),
+    (41, "replicas", "0041_replicas.sql"),
 ];
 
 /// The steps for SQLite.

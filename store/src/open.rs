@@ -39,8 +39,11 @@ const CHECKPOINT_AT_PAGES: &str = "16384";
 const STATEMENT_CACHE: usize = 512;
 /// Settings of each PostgreSQL session. Random pages cost what they cost in memory or on flash: at the server's default, made
 /// for disks, it would rather read the whole fleet than look up the 500 devices of a batch. Compiling plans never pays for
-/// statements that take milliseconds.
-const POSTGRES_SESSION: &str = "SET random_page_cost = 1.1; SET jit = off";
+/// statements that take milliseconds. A client that stands still in the middle of a transaction, or whose machine is gone, gives its
+/// locks back before other replicas take it for dead: no transaction here waits for anything but the database.
+const POSTGRES_SESSION: &str = "SET random_page_cost = 1.1; SET jit = off; \
+    SET idle_in_transaction_session_timeout = '10s'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; \
+    SET tcp_keepalives_count = 2; SET tcp_user_timeout = '15s'";
 /// Settings of a session that reads alone.
 const POSTGRES_READER: &str = "SET default_transaction_read_only = on";
 /// Statements slower than this are logged.

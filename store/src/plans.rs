@@ -7,6 +7,7 @@ use device_ota_domain::page::Page;
 use device_ota_domain::planner::Claim;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::update::{Action, Phase};
+use device_ota_engine::ports::replicas::ReplicaKey;
 use device_ota_engine::ports::store::{Ahead, ClaimQuery, Prior, UpdateFilter};
 use device_ota_engine::ports::telemetry::DeviceFilter;
 use jiff::Timestamp;
@@ -67,6 +68,7 @@ fn claim() -> ClaimQuery {
         action: Action::Update,
         up_to_stage: 1,
         limit: 100,
+        here: Some(ReplicaKey(1)),
         now: Timestamp::from_microsecond(1_000).expect("a time"),
         requires: Requires::default(),
         hold: false,
@@ -95,23 +97,23 @@ fn hot<D: Dialect>() -> Vec<(&'static Statement, Args<D>)> {
         (&dispatch::CLAIMABLE_BACK, dispatch::bind_claim(&claim)),
         (
             &dispatch::CLAIMABLE_SINGLE,
-            dispatch::bind_single_claim(Action::Update, now, 100),
+            dispatch::bind_single_claim(Action::Update, now, 100, Some(ReplicaKey(1))),
         ),
         (&dispatch::NEWEST_OPEN, Args::new().int(77).int(9)),
-        (&dispatch::DUE_SINGLE, Args::new().time(now)),
+        (&dispatch::DUE_SINGLE, Args::new().time(now).int(1)),
         (&dispatch::ANY_SINGLE, Args::new()),
         (&dispatch::WAITING, Args::new().ints(&[7, 77])),
         (&dispatch::IN_FLIGHT, Args::new().int(77)),
         (&dispatch::IN_FLIGHT_LOCKED, Args::new().ints(&[7, 77, 777])),
         (
             &dispatch::CANCELLABLE,
-            Args::new().text("camp_1").int(100).text("update"),
+            Args::new().text("camp_1").int(100).text("update").int(1),
         ),
         (
             &dispatch::UNANSWERED,
-            Args::new().time(now).int(100).time(now),
+            Args::new().time(now).int(100).time(now).int(1),
         ),
-        (&dispatch::EXPIRED, Args::new().time(now).int(100)),
+        (&dispatch::EXPIRED, Args::new().time(now).int(100).int(1)),
         (&updates::UPDATE, Args::new().text("upd_1_7")),
         (
             &updates::UPDATES,

@@ -1,16 +1,19 @@
 //! What devices say of themselves: their latest state, their heartbeats, and the `seq` and nonce of their next offer.
 
 use device_ota_domain::device::DeviceKey;
+use device_ota_engine::ports::replicas::Here;
 use device_ota_engine::ports::store::{Absence, OfferGround, Touch};
 use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
+use crate::replicas::{self, Standing};
 use crate::sql::{self, Args, statements, to_json};
 
 statements! {
-    RESET_PRESENCE = "UPDATE device_latest SET online = 0, offline_since = $1 WHERE online = 1";
+    RESET_PRESENCE = "UPDATE device_latest SET online = 0, offline_since = $1, replica_key = NULL WHERE online = 1 \
+         AND (replica_key IS NULL OR replica_key NOT IN (SELECT replica_key FROM replicas))";
     TOUCH[Int, Int, Text, Text, Int, Real, Int, Int, Int, Text, Text, Int, Text, Text] =
         "WITH v (device_key, last_seen, version, slot, confirmed, battery, charging, storage, floor, model, nonce, \
          errors, last_error, metrics) \
@@ -31,16 +34,18 @@ statements! {
          metrics = COALESCE(v.metrics, device_latest.metrics) \
          FROM v WHERE device_latest.device_key = v.device_key";
     // Apart from what heartbeats change, so that these leave the index of the connected alone. A session may have come and
-    // gone within one batch; a second good-bye is no other absence, whichever session it is said to be of.
-    CONNECTED[Int, Int, Int, Int, Int, Int] =
-        "WITH v (device_key, last_seen, online, session, left_at, was_there) AS (VALUES {rows}) UPDATE device_latest SET \
-         online = v.online, session = v.session, \
+    // gone within one batch; a second good-bye is no other absence, whichever session it is said to be of. Whose session another
+    // replica holds has not left.
+    CONNECTED[Int, Int, Int, Int, Int, Int, Int] =
+        "WITH v (device_key, now, online, session, left_at, was_there, replica_key) AS (VALUES {rows}) UPDATE device_latest SET \
+         online = v.online, session = v.session, replica_key = CASE WHEN v.online = 1 THEN v.replica_key END, \
          offline_since = CASE WHEN v.online = 1 THEN NULL \
              WHEN device_latest.online = 1 OR v.was_there = 1 \
                  THEN COALESCE(v.left_at, device_latest.last_seen) \
              ELSE device_latest.offline_since END \
          FROM v WHERE device_latest.device_key = v.device_key AND (v.session >= device_latest.session \
-             OR (v.online = 1 AND device_latest.session > v.last_seen))";
+             OR (v.online = 1 AND device_latest.session > v.now)) \
+         AND (v.online = 1 OR device_latest.replica_key IS NULL OR device_latest.replica_key = v.replica_key)";
     AWAY = "SELECT l.device_key, d.device_id, l.last_seen, l.offline_since FROM device_latest l \
          JOIN devices d ON d.device_key = l.device_key WHERE l.offline_since <= $1 ORDER BY l.offline_since LIMIT $2";
     SETTLE_ABSENCES[Int, Int, Int] =
@@ -53,7 +58,7 @@ statements! {
          (SELECT l.nonce FROM device_latest l WHERE l.device_key = device_seqs.device_key) AS nonce";
 }
 
-/// Every device is offline.
+/// Every device is offline that no replica holds.
 pub(crate) async fn reset<D: Dialect>(
     conn: &mut D::Connection,
     at: Timestamp,
@@ -113,11 +118,17 @@ impl<'t> Row<'t> {
     }
 }
 
-/// Applies what a batch says of devices' present states.
+/// Applies what a batch says of devices' present states, and of their sessions `here`.
 pub(crate) async fn touch<D: Dialect>(
     conn: &mut D::Connection,
     touches: &[Touch],
+    here: Here,
 ) -> Result<(), DbError> {
+    let standing = if touches.iter().any(|touch| touch.online.is_some()) {
+        replicas::standing::<D>(conn, here.replica).await?
+    } else {
+        Standing::Alone
+    };
     // In key order: neighbours share pages, and batches of several replicas take their row locks in the same order.
     let mut sorted = touches
         .iter()
@@ -142,21 +153,30 @@ pub(crate) async fn touch<D: Dialect>(
             .text(row.metrics.as_deref())
     })
     .await?;
+    if standing == Standing::Ended {
+        return Ok(());
+    }
     let connected: Vec<(&Touch, (bool, i64))> = sorted
         .into_iter()
         .filter_map(|row| Some((row.touch, row.touch.online?)))
         .collect();
+    if standing == Standing::Among {
+        let came = connected.iter().filter(|(_, (online, _))| *online);
+        let came: Vec<(&Touch, i64)> = came.map(|(touch, (_, session))| (*touch, *session)).collect();
+        replicas::take_over::<D>(conn, &came, here).await?;
+    }
     sql::execute_rows::<D, _>(
         conn,
         &CONNECTED,
         &connected,
         |args, (touch, (online, session))| {
             args.int(touch.device.0)
-                .time(touch.last_seen)
+                .time(here.now.or(touch.last_seen))
                 .flag(*online)
                 .int(*session)
                 .time(touch.left_at)
                 .flag(touch.was_there)
+                .int(here.replica.map(|replica| replica.0))
         },
     )
     .await

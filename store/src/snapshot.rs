@@ -47,10 +47,10 @@ fn by_state<S: AsRef<str>>(counted: &[(String, S, u64)]) -> Vec<(&'static str, &
     Action::ALL.into_iter().flat_map(each).map(count).collect()
 }
 
-/// Reads all of it; of receivers, those of these names and the webhooks.
+/// Reads all of it; of receivers, those of these names, each with that of its place in the outbox, and the webhooks.
 pub(crate) async fn read<D: Dialect>(
     conn: &mut D::Connection,
-    sinks: &[&'static str],
+    sinks: &[(&'static str, String)],
 ) -> Result<Snapshot, DbError> {
     let campaigns = sql::fetch_all::<D, _>(conn, &CAMPAIGNS_NOW, Args::new(), |row| {
         Ok((row.string("status")?, row.uint("campaigns")?))
@@ -76,14 +76,15 @@ pub(crate) async fn read<D: Dialect>(
     let (oldest, newest) = kept.map_or((1, 0), |kept| (kept.oldest, kept.newest));
     // Whoever has never taken anything waits for all that there is.
     let behind = |place: i64| difference(newest, place.max(oldest - 1));
-    let args = Args::<D>::new().texts(sinks);
+    let names: Vec<&str> = sinks.iter().map(|(_, place)| place.as_str()).collect();
+    let args = Args::<D>::new().texts(&names);
     let places = sql::fetch_all::<D, _>(conn, &PLACES, args, |row| {
         Ok((row.string("sink")?, row.int("place")?))
     })
     .await?;
     let mut waiting = Vec::with_capacity(sinks.len() + 1);
-    for sink in sinks {
-        let place = places.iter().find(|(known, _)| known == sink);
+    for (sink, place) in sinks {
+        let place = places.iter().find(|(known, _)| known == place);
         waiting.push((*sink, behind(place.map_or(0, |(_, place)| *place))));
     }
     let webhooks = sql::fetch_all::<D, _>(conn, &WEBHOOKS_NOW, Args::new(), |row| {

@@ -15,6 +15,7 @@ use device_ota_domain::targeting::{Cuts, Exclusion};
 use device_ota_domain::update::Update;
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
+use device_ota_engine::ports::replicas::ReplicaKey;
 use device_ota_engine::ports::store::{
     Absence, Aim, CampaignFilter, Credentials, Drift, InFlight, RollbackFilter, Store,
     TargetDevice, TargetSummary, Tx, UpdateFilter,
@@ -180,15 +181,22 @@ impl<D: Dialect> Store for SqlStore<D> {
         &self,
         before: Timestamp,
         now: Timestamp,
+        here: Option<ReplicaKey>,
         limit: u32,
     ) -> Result<Vec<Update>> {
-        Ok(dispatch::unanswered::<D>(&mut *self.read().await?, before, now, limit).await?)
+        let conn = &mut *self.read().await?;
+        Ok(dispatch::unanswered::<D>(conn, before, now, here, limit).await?)
     }
-    async fn has_due_singles(&self, now: Timestamp) -> Result<bool> {
-        Ok(dispatch::has_due_singles::<D>(&mut *self.read().await?, now).await?)
+    async fn has_due_singles(&self, now: Timestamp, here: Option<ReplicaKey>) -> Result<bool> {
+        Ok(dispatch::has_due_singles::<D>(&mut *self.read().await?, now, here).await?)
     }
-    async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>> {
-        Ok(dispatch::expired::<D>(&mut *self.read().await?, now, limit).await?)
+    async fn expired(
+        &self,
+        now: Timestamp,
+        here: Option<ReplicaKey>,
+        limit: u32,
+    ) -> Result<Vec<InFlight>> {
+        Ok(dispatch::expired::<D>(&mut *self.read().await?, now, here, limit).await?)
     }
     async fn rebooting(&self) -> Result<Vec<DeviceKey>> {
         Ok(dispatch::rebooting::<D>(&mut *self.read().await?).await?)

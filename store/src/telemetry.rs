@@ -31,7 +31,7 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
     ) -> Result<HealthSample> {
         Ok(vitals::sample::<D>(&mut *self.read().await?, campaign, since, limit).await?)
     }
-    async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot> {
+    async fn snapshot(&self, sinks: &[(&'static str, String)]) -> Result<Snapshot> {
         let connections = self.connections();
         let read = snapshot::read::<D>(&mut *self.read().await?, sinks).await?;
         Ok(Snapshot {

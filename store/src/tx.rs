@@ -14,6 +14,7 @@ use device_ota_domain::statistics::Ledger;
 use device_ota_domain::update::{Action, Update};
 use device_ota_domain::{ApiKeyId, CampaignId, DeviceId, FirmwareId, UpdateId};
 use device_ota_engine::ports::error::Result;
+use device_ota_engine::ports::replicas::{Here, ReplicaKey};
 use device_ota_engine::ports::store::{
     Absence, ClaimQuery, Claimable, NewDevice, OfferGround, Registered, Rivals, RollbackTerms,
     SingleQuery, Touch, Tx,
@@ -116,8 +117,13 @@ impl<D: Dialect> Tx for SqlTx<D> {
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>> {
         run!(self, devices::locked::<D>, device)
     }
-    async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool> {
-        run!(self, devices::set_verifier::<D>, device, verifier)
+    async fn set_verifier(
+        &mut self,
+        device: &DeviceId,
+        verifier: &str,
+        at: Timestamp,
+    ) -> Result<bool> {
+        run!(self, devices::set_verifier::<D>, device, verifier, at)
     }
     async fn save_device(&mut self, device: &Registration) -> Result<bool> {
         run!(self, devices::save::<D>, device)
@@ -134,8 +140,8 @@ impl<D: Dialect> Tx for SqlTx<D> {
     ) -> Result<Vec<DeviceKey>> {
         run!(self, presence::settle::<D>, absences)
     }
-    async fn touch(&mut self, touches: &[Touch]) -> Result<()> {
-        run!(self, presence::touch::<D>, touches)
+    async fn touch_here(&mut self, touches: &[Touch], here: Here) -> Result<()> {
+        run!(self, presence::touch::<D>, touches, here)
     }
     async fn insert_heartbeats(&mut self, rows: &[HeartbeatRow]) -> Result<()> {
         run!(self, presence::insert_heartbeats::<D>, rows)
@@ -341,9 +347,17 @@ impl<D: Dialect> Tx for SqlTx<D> {
         &mut self,
         campaign: &CampaignId,
         action: Action,
+        here: Option<ReplicaKey>,
         limit: u32,
     ) -> Result<Vec<Update>> {
-        run!(self, dispatch::cancellable::<D>, campaign, action, limit)
+        run!(
+            self,
+            dispatch::cancellable::<D>,
+            campaign,
+            action,
+            here,
+            limit
+        )
     }
     async fn save_updates(&mut self, updates: &[Update]) -> Result<()> {
         run!(self, updates::save::<D>, updates)

@@ -56,7 +56,8 @@ statements! {
          secret = COALESCE($6, secret), tries = 0, failing_since = NULL, due_at = NULL, error = NULL, \
          revision = revision + 1, updated_at = $7 WHERE webhook_id = $1";
     WEBHOOK_MOVED = "UPDATE webhooks SET place = $2, tries = $3, failing_since = $4, due_at = $5, error = $6, \
-         delivered_at = $7, status = $8, reason = $9 WHERE webhook_id = $1 AND status = 'active' AND updated_at = $10";
+         delivered_at = $7, status = $8, reason = $9 WHERE webhook_id = $1 AND status = 'active' AND updated_at = $10 \
+         AND place <= $2";
     DELETE_WEBHOOK = "DELETE FROM webhooks WHERE webhook_id = $1";
     DELETE_DEAD_LETTERS = "DELETE FROM webhook_dead_letters WHERE webhook_id = $1";
     LAY_ASIDE = "INSERT INTO webhook_dead_letters (webhook_id, event_id, tries, error, at, event) \

@@ -21,8 +21,20 @@ matrix!(a_failing_fleet_downloads_the_image_it_no_longer_has: sqlite_gateway, po
 
 /// A fleet's command line against a service, without its name.
 pub fn arguments(service: &Service, devices: usize, more: &[&str]) -> Vec<String> {
-    let http = service.admin().url("");
-    let mqtt = service.mqtt();
+    let at = (
+        service.admin().url(""),
+        service.mqtt(),
+        service.key().to_owned(),
+    );
+    arguments_at(at, devices, more)
+}
+
+/// The same against an HTTP and an MQTT address, with an admin's key.
+pub fn arguments_at(
+    (http, mqtt, key): (String, String, String),
+    devices: usize,
+    more: &[&str],
+) -> Vec<String> {
     let devices = devices.to_string();
     let common = [
         "device-sim",
@@ -31,7 +43,7 @@ pub fn arguments(service: &Service, devices: usize, more: &[&str]) -> Vec<String
         "--mqtt",
         &mqtt,
         "--admin-key",
-        service.key(),
+        &key,
         "--devices",
         &devices,
         "--reboot-time",

@@ -54,6 +54,7 @@ mod permits;
 mod readme;
 mod refusals;
 mod registration;
+mod replicas;
 mod requests;
 mod rings;
 mod rivals;

@@ -75,7 +75,7 @@ impl Engine {
         tx.append_audit(by.did(Act::FirmwareDeprecated, now, id, states))
             .await?;
         let devices: Vec<_> = stopped.iter().map(|update| update.device).collect();
-        let grounds = tx.draw_seqs(&devices).await?;
+        let grounds = self.grounds_here(tx.as_mut(), &devices).await?;
         self.commit(tx).await?;
         tracing::info!(firmware.id = %id, by = by.subject(), force, "firmware deprecated");
         self.send_due(pair(stopped, grounds)).await;

@@ -15,6 +15,7 @@ use crate::Engine;
 use crate::chunks::Wanted;
 use crate::inbound::{Inbound, Uplink};
 use crate::offers::pair;
+use crate::replica::Stale;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
 
@@ -32,6 +33,8 @@ pub(crate) struct Outcome {
     pub(crate) answers: Answers,
     /// A counter moved, a device has answered or appeared: the planner may have something to do.
     pub(crate) moved: bool,
+    /// Messages that are not to be taken. While there are any, nothing was written.
+    pub(crate) stale: Vec<Stale>,
 }
 
 impl Batch {
@@ -48,6 +51,18 @@ impl Batch {
         let mut first = self.messages;
         let second = first.split_off(first.len() / 2);
         (Self::new(first), Self::new(second))
+    }
+
+    /// Without messages that are not to be taken, whose senders are never told: who has sent them says anew what holds still.
+    pub(crate) fn without(mut self, stale: &[Stale]) -> Self {
+        for stale in stale.iter().rev() {
+            drop(self.messages.remove(stale.place));
+        }
+        Self::new(self.messages)
+    }
+
+    pub(crate) fn messages(&self) -> &[Inbound] {
+        &self.messages
     }
 
     /// Whose message is the first, for the log.
@@ -74,11 +89,19 @@ impl Batch {
             return Ok(Outcome::default()); // all of it was discarded
         }
         let mut tx = engine.store.begin().await?;
+        let stale = engine.stale(tx.as_mut(), &self.messages).await?;
+        if !stale.is_empty() {
+            return Ok(Outcome {
+                stale,
+                ..Outcome::default()
+            });
+        }
         let mut said = Said::default();
         if self.asks || !engine.rebooting.is_empty() || !engine.watched.is_empty() {
             said = self.record_reports(engine, tx.as_mut()).await?;
         }
-        self.present.write(tx.as_mut(), &said.runs).await?;
+        let here = engine.sessions_here();
+        self.present.write(tx.as_mut(), here, &said.runs).await?;
         let devices: Vec<DeviceKey> = said.again.iter().map(|u| u.device).collect();
         let grounds = if devices.is_empty() {
             Vec::new()
@@ -96,6 +119,7 @@ impl Batch {
         Ok(Outcome {
             answers: said.answers,
             moved: said.moved || self.present.appeared,
+            stale: Vec::new(),
         })
     }
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::inbound::{DeviceRef, Inbound, Uplink};
 use crate::ports::StoreError;
+use crate::ports::replicas::Here;
 use crate::ports::store::{Touch, Tx};
 use crate::ports::telemetry::HeartbeatRow;
 
@@ -43,16 +44,17 @@ impl Present {
     pub(super) async fn write(
         &self,
         tx: &mut dyn Tx,
+        here: Here,
         runs: &HashMap<DeviceKey, String>,
     ) -> Result<(), StoreError> {
         if runs.is_empty() {
-            tx.touch(&self.touches).await?;
+            tx.touch_here(&self.touches, here).await?;
         } else {
             let mut touches = self.touches.clone();
             for touch in &mut touches {
                 touch.version = runs.get(&touch.device).cloned().or(touch.version.take());
             }
-            tx.touch(&touches).await?;
+            tx.touch_here(&touches, here).await?;
         }
         if !self.heartbeats.is_empty() {
             tx.insert_heartbeats(&self.heartbeats).await?;

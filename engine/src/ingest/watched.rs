@@ -1,7 +1,7 @@
 //! Devices that are watched after their update (ADR 16), as far as this process knows: what to look for in what they say, so that
 //! the database is asked about those alone that seem to have regressed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -39,11 +39,18 @@ impl Watched {
         locked(&self.devices).is_empty()
     }
 
-    /// Takes up what an earlier process knew.
-    pub(crate) fn remember(&self, devices: Vec<(DeviceKey, String)>) {
-        let known = devices.into_iter();
-        let known = known.map(|(device, version)| (device, self.hasher.hash_one(version.as_str())));
-        locked(&self.devices).extend(known);
+    /// All devices that are watched.
+    pub(crate) fn known(&self) -> HashSet<DeviceKey> {
+        locked(&self.devices).keys().copied().collect()
+    }
+
+    /// Takes up what the database knows, in place of what was `known` before it was asked.
+    pub(crate) fn renew(&self, known: &HashSet<DeviceKey>, devices: Vec<(DeviceKey, String)>) {
+        let read = devices.into_iter();
+        let read = read.map(|(device, version)| (device, self.hasher.hash_one(version.as_str())));
+        let mut present = locked(&self.devices);
+        present.retain(|device, _| !known.contains(device));
+        present.extend(read);
     }
 
     /// Of these, each with the version that it shows, those that are watched and show another one.

@@ -41,7 +41,10 @@ impl Engine {
         {
             return snapshot.clone();
         }
-        let read = self.store.snapshot(&self.sinks).await;
+        let places = self.sinks.iter();
+        let places = places.map(|sink| (sink.0, self.membership.place(*sink)));
+        let places: Vec<_> = places.collect();
+        let read = self.store.snapshot(&places).await;
         let snapshot = read
             .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
             .ok();

@@ -26,4 +26,12 @@ pub trait Downlink: Send + Sync + 'static {
 
     /// Ends the device's session, if there is one here: its credentials have changed.
     async fn disconnect(&self, device: &DeviceId);
+
+    /// Ends the device's session here up to that number: it has connected elsewhere. Where sessions are a broker's, it ends them itself.
+    async fn take_over(&self, _device: &DeviceId, _session: i64) {}
+
+    /// The sessions that are here, each by its device and its number; none where they are a broker's.
+    fn sessions(&self) -> Vec<(DeviceId, i64)> {
+        Vec::new()
+    }
 }

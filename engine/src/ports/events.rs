@@ -14,6 +14,11 @@ pub trait EventSink: Send + Sync + 'static {
     /// Names its place in the outbox; stable for ever.
     fn name(&self) -> &'static str;
 
+    /// Whether all replicas speak to the same one: then one of them serves it. Otherwise each serves its own, from its own place.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// Takes one event.
     async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError>;
 }

@@ -31,6 +31,7 @@ use super::bandwidth::{Bandwidth, BandwidthChanges};
 pub use super::error::Result;
 use super::figures::Figures;
 use super::outbox::Outbox;
+use super::replicas::{Here, ReplicaChanges, ReplicaKey, Replicas};
 use super::telemetry::{DeviceFilter, HeartbeatRow, Telemetry};
 use super::webhooks::{WebhookChanges, Webhooks};
 
@@ -220,6 +221,8 @@ pub struct ClaimQuery {
     pub up_to_stage: u16,
     /// Rows at most.
     pub limit: u32,
+    /// Devices that another replica than this one holds are not found.
+    pub here: Option<ReplicaKey>,
     /// Due at or before this.
     pub now: Timestamp,
     /// What the device must have, by its last heartbeat; what it never said does not hold it back.
@@ -246,6 +249,8 @@ pub struct SingleQuery {
     pub now: Timestamp,
     /// Rows at most.
     pub limit: u32,
+    /// Devices that another replica than this one holds are not found.
+    pub here: Option<ReplicaKey>,
     /// Devices behind these lines are not found.
     pub busy: Vec<Line>,
     /// Devices that this waits for are not found.
@@ -370,7 +375,7 @@ impl InFlight {
 
 /// Reads. Each is one statement of its own and sees what is committed.
 #[async_trait]
-pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth {
+pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth + Replicas {
     /// Ends it: what is under way is waited for, and a database in a file is left at rest.
     async fn close(&self);
     /// Begins a change. Dropped without [`Tx::commit`], it leaves nothing.
@@ -466,18 +471,25 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     async fn busy_with(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
     /// The updates and rollbacks that wait for their first or next offer, of these devices, in no particular order.
     async fn waiting(&self, devices: &[DeviceKey]) -> Result<Vec<Update>>;
-    /// Offers that were sent before this and not answered, of devices that are online, and updates whose requested
-    /// cancel has not been answered since; oldest first. So are those of a time after `now`: the clock was set back since.
+    /// Offers that were sent before this and not answered, of devices that are online and that no replica but `here` holds, and
+    /// updates whose requested cancel has not been answered since; oldest first. So are those of a time after `now`: the clock was set
+    /// back since.
     async fn unanswered(
         &self,
         before: Timestamp,
         now: Timestamp,
+        here: Option<ReplicaKey>,
         limit: u32,
     ) -> Result<Vec<Update>>;
-    /// Whether any pending update or rollback outside of campaigns may be offered.
-    async fn has_due_singles(&self, now: Timestamp) -> Result<bool>;
-    /// Updates whose lease, deadline or loss has come due, or whose watch has.
-    async fn expired(&self, now: Timestamp, limit: u32) -> Result<Vec<InFlight>>;
+    /// Whether any pending update or rollback outside of campaigns may be offered by the replica `here`.
+    async fn has_due_singles(&self, now: Timestamp, here: Option<ReplicaKey>) -> Result<bool>;
+    /// Updates whose lease, deadline or loss has come due, or whose watch has, of devices that no replica but `here` holds.
+    async fn expired(
+        &self,
+        now: Timestamp,
+        here: Option<ReplicaKey>,
+        limit: u32,
+    ) -> Result<Vec<InFlight>>;
     /// Devices whose update in flight has announced the restart into the new image.
     async fn rebooting(&self) -> Result<Vec<DeviceKey>>;
     /// Devices that are watched after their update, and the version that each has to show.
@@ -504,7 +516,7 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
 
 /// One transaction.
 #[async_trait]
-pub trait Tx: Send + WebhookChanges + BandwidthChanges {
+pub trait Tx: Send + WebhookChanges + BandwidthChanges + ReplicaChanges {
     /// Makes it durable. Answers how the figures have moved with it.
     async fn commit(self: Box<Self>) -> Result<Ledger>;
 
@@ -514,12 +526,17 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     /// update of it alone. To be locked before its updates, and after images and campaigns.
     async fn device(&mut self, device: &DeviceId) -> Result<Option<Device>>;
     /// Replaces a device's verifier; false when there is no such device.
-    async fn set_verifier(&mut self, device: &DeviceId, verifier: &str) -> Result<bool>;
+    async fn set_verifier(
+        &mut self,
+        device: &DeviceId,
+        verifier: &str,
+        at: Timestamp,
+    ) -> Result<bool>;
     /// Writes what is registered of a device, its groups included; false when there is no such device.
     async fn save_device(&mut self, device: &Registration) -> Result<bool>;
     /// Deletes a device: it keeps its number for records and is found nowhere else. False when there is no such device.
     async fn delete_device(&mut self, device: &DeviceId, at: Timestamp) -> Result<bool>;
-    /// Every device is offline, from now on: a gateway that has just started has no sessions.
+    /// Every device is offline from now on that no replica holds: a gateway that has just started has no sessions.
     async fn reset_presence(&mut self, at: Timestamp) -> Result<()>;
     /// Lets each absence begin at the given time instead, or, with none, be one that was told. Answers of which devices:
     /// those whose absence was still as it had been read.
@@ -527,8 +544,13 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
         &mut self,
         absences: &[(&Absence, Option<Timestamp>)],
     ) -> Result<Vec<DeviceKey>>;
-    /// Applies what a batch says of devices' present states; one entry a device.
-    async fn touch(&mut self, touches: &[Touch]) -> Result<()>;
+    /// Applies what a batch says of devices' present states; one entry a device. Of sessions, nothing when the replica `here` was ended
+    /// meanwhile: it announces all of them when it is back. Who is taken over from another replica is noted for that one.
+    async fn touch_here(&mut self, touches: &[Touch], here: Here) -> Result<()>;
+    /// The same of sessions that no replica holds.
+    async fn touch(&mut self, touches: &[Touch]) -> Result<()> {
+        self.touch_here(touches, Here::default()).await
+    }
     /// Appends to the heartbeat history.
     async fn insert_heartbeats(&mut self, rows: &[HeartbeatRow]) -> Result<()>;
     /// Draws the next `seq` for each device, once a device, in no particular order.
@@ -675,11 +697,13 @@ pub trait Tx: Send + WebhookChanges + BandwidthChanges {
     async fn peek_open(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
     /// The same, locked.
     async fn open_updates(&mut self, device: DeviceKey) -> Result<Vec<Update>>;
-    /// Updates, or rollbacks, of the campaign in flight whose cancel has not been asked for and still helps, locked.
+    /// Updates, or rollbacks, of the campaign in flight whose cancel has not been asked for and still helps, of devices that no replica
+    /// but `here` holds; locked.
     async fn cancellable(
         &mut self,
         campaign: &CampaignId,
         action: Action,
+        here: Option<ReplicaKey>,
         limit: u32,
     ) -> Result<Vec<Update>>;
     /// Writes attempt, seq, retries, progress, versions, state, what became of it, and times of existing rows, in bulk.

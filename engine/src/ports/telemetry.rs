@@ -150,8 +150,9 @@ pub trait Telemetry: Send + Sync + 'static {
         since: Timestamp,
         limit: u32,
     ) -> Result<HealthSample>;
-    /// What metrics show, from counters and indexes alone; of receivers of events, those of these names and the webhooks.
-    async fn snapshot(&self, sinks: &[&'static str]) -> Result<Snapshot>;
+    /// What metrics show, from counters and indexes alone; of receivers of events, those of these names, each with that of its place in
+    /// the outbox, and the webhooks.
+    async fn snapshot(&self, sinks: &[(&'static str, String)]) -> Result<Snapshot>;
     /// Counts devices by what they have in common.
     async fn fleet(&self, filter: &DeviceFilter, low_battery: f64) -> Result<Vec<FleetGroup>>;
 

@@ -98,6 +98,10 @@ impl Webhooks {
 
     /// Begins to serve those who have something due.
     async fn look(self: &Arc<Self>, late: bool, rounds: &mut Rounds) {
+        if !self.engine.membership.leads() {
+            rounds.passed.clear();
+            return;
+        }
         if late && let Err(error) = self.disable_late().await {
             tracing::debug!(%error, "webhooks that are late wait for the database");
         }

@@ -5,7 +5,7 @@ use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 use sqlx::{Connection as _, Executor as _};
 
-use crate::fixture::{Fixture, tester};
+use crate::fixture::{Fixture, alone, tester};
 
 /// As the settings of the fixture have it.
 const GRACE: SignedDuration = SignedDuration::from_mins(5);
@@ -77,7 +77,7 @@ async fn nobody_is_missed_before_the_service_has_listened() {
     fixture.leaves(&gone).await;
     // Nobody looks for a day; then the service starts.
     fixture.advance(SignedDuration::from_hours(24));
-    fixture.engine.reset_presence().await.unwrap();
+    fixture.engine.join(alone()).await.unwrap();
     fixture.pass(GRACE - SignedDuration::from_secs(1)).await;
     assert!(fixture.absences().await.is_empty());
     fixture.online(&back).await;

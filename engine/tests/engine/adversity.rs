@@ -10,7 +10,7 @@ use device_ota_protocol::objects::Action as WireAction;
 use device_ota_protocol::topics::Up;
 use jiff::SignedDuration;
 
-use crate::fixture::{Fixture, LEASE, tester};
+use crate::fixture::{Fixture, LEASE, alone, tester};
 
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
@@ -123,7 +123,7 @@ async fn an_outage_of_the_service_is_no_failure_of_the_devices() {
     let offer = fixture.offer().await;
     fixture.progress(&device, &offer, 1, "accepted", "").await;
     fixture.advance(SignedDuration::from_hours(2)); // stopped, suspended, or its clock was set
-    fixture.engine.reset_presence().await.unwrap();
+    fixture.engine.join(alone()).await.unwrap();
     fixture.engine.keep_time().await.unwrap(); // the first tick after the start
     fixture.engine.dispatch_all().await.unwrap();
     fixture.came(&device, i64::MAX, "1.1.0").await;
@@ -327,7 +327,7 @@ async fn a_device_is_online_also_after_the_clock_was_put_back() {
     let device = fixture.device("d1").await;
     fixture.online(&device).await;
     fixture.advance(SignedDuration::from_hours(-24));
-    fixture.engine.reset_presence().await.unwrap();
+    fixture.engine.join(alone()).await.unwrap();
     fixture.online(&device).await;
     assert!(
         fixture
@@ -348,7 +348,7 @@ async fn nobody_is_connected_to_a_process_that_has_just_started() {
     let device = fixture.device("d1").await;
     fixture.online(&device).await;
     fixture.restart().await;
-    fixture.engine.reset_presence().await.unwrap();
+    fixture.engine.join(alone()).await.unwrap();
     let seen = fixture.engine.device(&device.id).await.unwrap();
     assert!(!seen.latest.online);
     fixture.campaign("1.1.0", "").await;

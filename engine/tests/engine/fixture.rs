@@ -18,7 +18,7 @@ use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::store::UpdateFilter;
 use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Objects, Store};
 use device_ota_engine::{
-    Caller, Engine, Grants, Parts, RegistrationOutcome, Settings, Uploaded, Work,
+    Caller, Engine, Grants, Member, Parts, RegistrationOutcome, Settings, Uploaded, Work,
 };
 use device_ota_objects::LocalFolder;
 use device_ota_protocol::keys::Keypair;
@@ -74,7 +74,11 @@ impl Entropy for Counting {
 struct Wire {
     sent: mpsc::UnboundedSender<(DeviceId, Down, Bytes)>,
     disconnected: mpsc::UnboundedSender<DeviceId>,
+    sessions: Sessions,
 }
+
+/// The sessions that a gateway would have.
+pub(crate) type Sessions = Arc<Mutex<Vec<(DeviceId, i64)>>>;
 
 #[async_trait]
 impl Downlink for Wire {
@@ -87,6 +91,19 @@ impl Downlink for Wire {
 
     async fn disconnect(&self, device: &DeviceId) {
         self.disconnected.send(device.clone()).ok();
+    }
+
+    async fn take_over(&self, device: &DeviceId, session: i64) {
+        let mut sessions = self.sessions.lock().unwrap();
+        let before = sessions.len();
+        sessions.retain(|(id, number)| id != device || *number > session);
+        if sessions.len() < before {
+            self.disconnected.send(device.clone()).ok();
+        }
+    }
+
+    fn sessions(&self) -> Vec<(DeviceId, i64)> {
+        self.sessions.lock().unwrap().clone()
     }
 }
 
@@ -115,7 +132,7 @@ impl AckSink for Once {
 pub(crate) struct Fixture {
     pub(crate) engine: Arc<Engine>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) database: SqliteDatabase,
+    pub(crate) database: Arc<SqliteDatabase>,
     pub(crate) root: Root,
     pub(crate) folder: tempfile::TempDir,
     objects: Arc<dyn Objects>,
@@ -123,6 +140,7 @@ pub(crate) struct Fixture {
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
     /// Whose sessions were ended.
     pub(crate) disconnected: mpsc::UnboundedReceiver<DeviceId>,
+    pub(crate) sessions: Sessions,
     max_in_flight: Option<u64>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<(), &'static str>>>,
@@ -150,6 +168,7 @@ struct Made {
     work: Work,
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
     disconnected: mpsc::UnboundedReceiver<DeviceId>,
+    sessions: Sessions,
 }
 
 impl Made {
@@ -163,12 +182,14 @@ impl Made {
         let chain = vec![seal(&root(), &root_key).unwrap()];
         let (sent, wire) = mpsc::unbounded_channel();
         let (sender, disconnected) = mpsc::unbounded_channel();
+        let sessions = Sessions::default();
         let (engine, work) = Engine::new(Parts {
             store: store.clone(),
             objects,
             downlink: Arc::new(Wire {
                 sent,
                 disconnected: sender,
+                sessions: sessions.clone(),
             }),
             sinks: Vec::new(),
             clock: clock.clone(),
@@ -188,12 +209,23 @@ impl Made {
             work,
             wire,
             disconnected,
+            sessions,
         }
     }
 }
 
 fn local(folder: &Path) -> Arc<dyn Objects> {
     Arc::new(LocalFolder::open(folder).unwrap())
+}
+
+/// A service on a database of its own.
+pub(crate) fn alone() -> Member {
+    Member {
+        name: "one".to_owned(),
+        alone: true,
+        holds_sessions: true,
+        shares_images: false,
+    }
 }
 
 /// An hour: nothing but the test's own calls and wakes makes a pass.
@@ -235,7 +267,7 @@ impl Fixture {
         objects: impl FnOnce(&Path) -> Arc<dyn Objects>,
         max_in_flight: Option<u64>,
     ) -> (Self, Work) {
-        let database = SqliteDatabase::new();
+        let database = Arc::new(SqliteDatabase::new());
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
@@ -251,6 +283,7 @@ impl Fixture {
             clock,
             wire: made.wire,
             disconnected: made.disconnected,
+            sessions: made.sessions,
             max_in_flight,
             stop: CancellationToken::new(),
             running: None,
@@ -269,9 +302,33 @@ impl Fixture {
         self.engine = made.engine;
         self.wire = made.wire;
         self.disconnected = made.disconnected;
+        self.sessions = made.sessions;
         self.stop = CancellationToken::new();
         self.engine.take_up().await.unwrap();
         self.start(made.work);
+    }
+
+    /// Another process beside this one, on the same database.
+    pub(crate) fn beside(&self) -> Self {
+        let objects = self.objects.clone();
+        let made = Made::of(&self.store, objects, &self.clock, self.max_in_flight);
+        let mut beside = Self {
+            engine: made.engine,
+            store: self.store.clone(),
+            database: self.database.clone(),
+            root: root(),
+            folder: tempfile::tempdir().unwrap(),
+            objects: self.objects.clone(),
+            clock: self.clock.clone(),
+            wire: made.wire,
+            disconnected: made.disconnected,
+            sessions: made.sessions,
+            max_in_flight: self.max_in_flight,
+            stop: CancellationToken::new(),
+            running: None,
+        };
+        beside.start(made.work);
+        beside
     }
 
     pub(crate) fn now(&self) -> Timestamp {

@@ -25,6 +25,7 @@ mod late;
 mod metrics;
 mod permits;
 mod regressions;
+mod replicas;
 mod rivals;
 mod rollout;
 mod simulation;

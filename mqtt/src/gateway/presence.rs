@@ -40,7 +40,7 @@ impl Presence {
 async fn leave(hub: &Hub, device: DeviceRef, session: i64) {
     hub.sessions.leave(&device.id, session);
     hub.engine.metrics().session_ended();
-    // The service is stopping, and resets presence when it starts.
+    // The service is stopping, and ends all of its sessions.
     let _ = hub.tell(device, Uplink::Offline { session }).await;
 }
 

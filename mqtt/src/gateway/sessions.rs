@@ -129,6 +129,22 @@ impl Downlink for Sessions {
             mailbox.end(End::Administrative);
         }
     }
+
+    async fn take_over(&self, device: &DeviceId, session: i64) {
+        if let Some(mailbox) = self.read().get(device)
+            && mailbox.session() <= session
+        {
+            mailbox.end(End::TakenOver);
+        }
+    }
+
+    fn sessions(&self) -> Vec<(DeviceId, i64)> {
+        let registry = self.read();
+        let sessions = registry.iter();
+        sessions
+            .map(|(device, mailbox)| (device.clone(), mailbox.session()))
+            .collect()
+    }
 }
 
 impl std::fmt::Debug for Sessions {

@@ -125,9 +125,9 @@ async fn a_watch_comes_due_with_what_is_known_of_its_device(store: &dyn Store) {
     left.online = Some((false, 1));
     left.was_there = true;
     touch(store, &[said, left]).await;
-    let due = store.expired(at(109), 100).await.unwrap();
+    let due = store.expired(at(109), None, 100).await.unwrap();
     assert_eq!(due.len(), 0, "nobody can have been silent for a minute yet");
-    let mut due = store.expired(at(110), 100).await.unwrap();
+    let mut due = store.expired(at(110), None, 100).await.unwrap();
     due.sort_by_key(|due| due.update.device);
     assert_eq!(due[0].update, updates[0]);
     let seen: Vec<_> = due
@@ -214,7 +214,7 @@ async fn a_deleted_device_is_not_watched(store: &dyn Store) {
     tx.commit().await.unwrap();
     let kept = store.update(&updates[0].id).await.unwrap().unwrap();
     assert_eq!(kept.aftermath, Aftermath::Unwatched);
-    let due = store.expired(at(9_999), 100).await.unwrap();
+    let due = store.expired(at(9_999), None, 100).await.unwrap();
     assert_eq!(
         due.iter().map(|d| d.update.device).collect::<Vec<_>>(),
         [keys[1]]

@@ -180,6 +180,7 @@ async fn single_devices_behind_busy_lines_are_passed_over(store: &dyn Store) {
             action: Action::Update,
             now: at(9),
             limit: 10,
+            here: None,
             busy,
             ahead: Ahead::default(),
         };

@@ -196,8 +196,8 @@ async fn an_update_that_is_not_due_waits(store: &dyn Store) {
         last_failure: None,
     };
     insert(store, &[update]).await;
-    assert!(!store.has_due_singles(at(99)).await.unwrap());
-    assert!(store.has_due_singles(at(100)).await.unwrap());
+    assert!(!store.has_due_singles(at(99), None).await.unwrap());
+    assert!(store.has_due_singles(at(100), None).await.unwrap());
 }
 
 async fn single_devices_have_claims_of_their_own(store: &dyn Store) {
@@ -207,7 +207,7 @@ async fn single_devices_have_claims_of_their_own(store: &dyn Store) {
     let claimed = claim_singles(store, at(5), 100).await;
     assert_eq!(claimed.len(), 1, "one at a time for one device");
     assert_eq!(claimed[0].id, waiting[0].id);
-    assert!(!store.has_due_singles(at(5)).await.unwrap());
+    assert!(!store.has_due_singles(at(5), None).await.unwrap());
     assert_eq!(claim(store, &all_due(&campaign, at(5))).await.len(), 2);
 }
 
@@ -275,7 +275,7 @@ async fn single_devices_wait_until_they_are_fit_for_the_image(store: &dyn Store)
     let all: BTreeSet<_> = (0..cases.len()).map(name).collect();
     assert_eq!(claimed, &all - &held);
     assert!(
-        !store.has_due_singles(at(5)).await.unwrap(),
+        !store.has_due_singles(at(5), None).await.unwrap(),
         "nobody else is fit"
     );
 
@@ -287,7 +287,7 @@ async fn single_devices_wait_until_they_are_fit_for_the_image(store: &dyn Store)
         tx.save_firmware(image).await.unwrap();
     }
     tx.commit().await.unwrap();
-    assert!(store.has_due_singles(at(5)).await.unwrap());
+    assert!(store.has_due_singles(at(5), None).await.unwrap());
     assert_eq!(ids(&claim_singles(store, at(5), 1_000).await), held);
 }
 

@@ -66,7 +66,7 @@ async fn step(store: &dyn Store, campaign: &Campaign, random: u32) {
         }
         6..14 => {
             let flying = tx
-                .cancellable(&campaign.id, Action::Update, limit)
+                .cancellable(&campaign.id, Action::Update, None, limit)
                 .await
                 .unwrap();
             let moved: Vec<(Standing, Update)> = flying

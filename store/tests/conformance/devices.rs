@@ -92,9 +92,9 @@ async fn credentials_are_found_and_replaced(store: &dyn Store) {
         (keys[0], "$7$1$salt$a")
     );
     let mut tx = store.begin().await.unwrap();
-    assert!(tx.set_verifier(&id, "new").await.unwrap());
+    assert!(tx.set_verifier(&id, "new", at(5)).await.unwrap());
     assert!(
-        !tx.set_verifier(&"nobody".parse().unwrap(), "new")
+        !tx.set_verifier(&"nobody".parse().unwrap(), "new", at(5))
             .await
             .unwrap()
     );
@@ -188,7 +188,7 @@ async fn a_deleted_device_is_gone_and_may_come_back(store: &dyn Store) {
     let open = tx.open_updates(keys[0]).await.unwrap();
     assert_eq!(open.len(), 1);
     assert_eq!(open[0].device, keys[0]);
-    assert!(!tx.set_verifier(id, "new").await.unwrap());
+    assert!(!tx.set_verifier(id, "new", at(5)).await.unwrap());
     assert!(!tx.save_device(&gone.registration).await.unwrap());
     tx.commit().await.unwrap();
 

@@ -230,6 +230,7 @@ pub(crate) fn all_due(campaign: &Campaign, now: Timestamp) -> ClaimQuery {
         action: Action::Update,
         up_to_stage: u16::MAX,
         limit: 100_000,
+        here: None,
         now,
         requires: Requires::default(),
         hold: false,
@@ -261,6 +262,7 @@ pub(crate) async fn claim_singles(store: &dyn Store, now: Timestamp, limit: u32)
         action: Action::Update,
         now,
         limit,
+        here: None,
         busy: Vec::new(),
         ahead: Ahead::default(),
     };

@@ -25,6 +25,7 @@ mod fixture;
 mod history;
 mod lists;
 mod pace;
+mod replicas;
 mod rings;
 mod rivals;
 mod rollbacks;

@@ -249,6 +249,7 @@ async fn single_devices_are_kept_for_what_goes_back(store: &dyn Store) {
         action: Action::Update,
         now: at(9),
         limit: 10,
+        here: None,
         busy: Vec::new(),
         ahead: Ahead {
             campaigns,

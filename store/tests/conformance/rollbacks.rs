@@ -203,7 +203,7 @@ async fn what_completed_is_taken_back_once(store: &dyn Store) {
     assert_eq!(log.len(), 5);
     // Each that waits is looked at when its time is over; the one that was born failed is not.
     let rollbacks_at = async |now| {
-        let mut ripe = store.expired(at(now), 10).await.unwrap();
+        let mut ripe = store.expired(at(now), None, 10).await.unwrap();
         ripe.retain(|r| r.update.action == Action::Rollback);
         ripe
     };

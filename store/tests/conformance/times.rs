@@ -67,8 +67,8 @@ async fn the_time_of_an_update_begins_with_its_stage_and_of_what_is_held_with_th
     let one_begun = BTreeMap::from([((0, Some(7_210)), 5), ((1, None), 5)]);
     assert_eq!(ends(store, &campaign).await, one_begun);
     assert_eq!(timeless(store, &campaign).await, Some(1));
-    assert_eq!(store.expired(at(7_209), 100).await.unwrap().len(), 0);
-    assert_eq!(store.expired(at(7_210), 100).await.unwrap().len(), 5);
+    assert_eq!(store.expired(at(7_209), None, 100).await.unwrap().len(), 0);
+    assert_eq!(store.expired(at(7_210), None, 100).await.unwrap().len(), 5);
 
     // Two of them hold it, and have until they are told to flip.
     let query = ClaimQuery {

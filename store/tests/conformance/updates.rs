@@ -177,7 +177,7 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
     )
     .await;
     let expired = async |now| {
-        let found = store.expired(at(now), 10).await.unwrap();
+        let found = store.expired(at(now), None, 10).await.unwrap();
         found
             .into_iter()
             .map(|f| (f.update.device, f.last_seen))
@@ -194,7 +194,7 @@ async fn time_that_ran_out_is_found(store: &dyn Store) {
     assert_eq!(expired(70).await, [d, b, a], "and the lease");
     let e = (keys[4], Some(at(1)));
     assert_eq!(expired(80).await, [d, b, a, e], "and a part's time");
-    assert_eq!(store.expired(at(70), 2).await.unwrap().len(), 2);
+    assert_eq!(store.expired(at(70), None, 2).await.unwrap().len(), 2);
 }
 
 async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
@@ -243,15 +243,15 @@ async fn unanswered_offers_and_cancels_are_found(store: &dyn Store) {
         }],
     )
     .await;
-    let found = store.unanswered(at(20), at(50), 10).await.unwrap();
+    let found = store.unanswered(at(20), at(50), None, 10).await.unwrap();
     assert_eq!(
         found.iter().map(|u| u.device).collect::<Vec<_>>(),
         [keys[5], keys[2], keys[0]],
         "oldest first"
     );
-    let one = store.unanswered(at(20), at(50), 1).await.unwrap();
+    let one = store.unanswered(at(20), at(50), None, 1).await.unwrap();
     assert_eq!(one.len(), 1);
-    let set_back = store.unanswered(at(-90), at(-60), 10).await.unwrap();
+    let set_back = store.unanswered(at(-90), at(-60), None, 10).await.unwrap();
     assert!(set_back.len() >= 2, "the clock was set back: {set_back:?}");
 }
 
@@ -299,7 +299,7 @@ async fn only_updates_that_can_still_stop_are_cancellable(store: &dyn Store) {
     let mut tx = store.begin().await.unwrap();
     tx.save_updates(&claimed).await.unwrap();
     let found = tx
-        .cancellable(&campaign.id, Action::Update, 10)
+        .cancellable(&campaign.id, Action::Update, None, 10)
         .await
         .unwrap();
     let expected: Vec<_> = claimed
@@ -309,7 +309,7 @@ async fn only_updates_that_can_still_stop_are_cancellable(store: &dyn Store) {
         .collect();
     assert_eq!(found, expected);
     assert_eq!(
-        tx.cancellable(&campaign.id, Action::Update, 2)
+        tx.cancellable(&campaign.id, Action::Update, None, 2)
             .await
             .unwrap()
             .len(),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod authority;
+mod balancer;
 mod broker;
 mod database;
 mod device;
@@ -16,6 +17,7 @@ mod wait;
 
 pub use admin::{Admin, Answer, Credentials, device_json, image, image_metadata};
 pub use authority::{Authority, Certified};
+pub use balancer::Balancer;
 pub use device::{Device, Offer};
 pub use disk::SmallDisk;
 pub use dsse::Trust;

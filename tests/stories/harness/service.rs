@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use device_ota_store::testing::run_sql;
 use nix::sys::signal::{Signal, kill};
@@ -138,7 +139,7 @@ pub struct Service {
     ready: Ready,
     key: String,
     broker: Option<Mosquitto>,
-    database: Database,
+    database: Arc<Database>,
     folder: TempDir,
 }
 
@@ -146,12 +147,45 @@ impl Service {
     /// Starts one on an empty folder and a fresh database, every port chosen by the system.
     pub async fn start(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::create(options.database).await;
+        let database = Arc::new(Database::create(options.database).await);
         let broker = match options.end {
             MqttEnd::Gateway => None,
             MqttEnd::Mosquitto => Some(Mosquitto::start(folder.path()).await),
         };
-        let mut service = Self {
+        let mut service = Self::over(options, database, broker, folder);
+        service.run().await;
+        service
+    }
+
+    /// Starts another replica on the database of this one, with its signing keys, on a folder of its own.
+    pub async fn beside(&self, options: Options) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut service = Self::over(options, self.database.clone(), None, folder);
+        self.give_keys(&service.data_dir());
+        service.run().await;
+        service
+    }
+
+    /// Copies the signing keys and the trust root into another data folder.
+    pub fn give_keys(&self, data_dir: &Path) {
+        for part in ["keys", "trust"] {
+            let (from, to) = (self.data_dir().join(part), data_dir.join(part));
+            std::fs::create_dir_all(&to).unwrap();
+            for file in std::fs::read_dir(from).unwrap() {
+                let file = file.unwrap();
+                std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+    }
+
+    /// One that does not run yet.
+    fn over(
+        options: Options,
+        database: Arc<Database>,
+        broker: Option<Mosquitto>,
+        folder: TempDir,
+    ) -> Self {
+        Self {
             options,
             child: None,
             log: Log::new(),
@@ -167,9 +201,7 @@ impl Service {
             broker,
             database,
             folder,
-        };
-        service.run().await;
-        service
+        }
     }
 
     /// Starts the process on the ports that are known, and waits until it is ready.

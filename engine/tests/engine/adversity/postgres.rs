@@ -244,7 +244,7 @@ async fn a_stop_and_a_batch_of_reports_do_not_deadlock() {
             })
         },
         async {
-            let done = stop.cancellable(&campaign, Action::Update, 10).await;
+            let done = stop.cancellable(&campaign, Action::Update, None, 10).await;
             drop(stop);
             done.map(|_| ()).map_err(|e| {
                 format!(

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::{Base, Opened};
 use super::fate::{Process, Told, Wire};
-use crate::fixture::{Counting, NEVER, TestClock, keys, report, root};
+use crate::fixture::{Counting, NEVER, TestClock, alone, keys, report, root};
 
 /// A device that is silent for longer loses its slot.
 pub(super) const LEASE: SignedDuration = SignedDuration::from_mins(5);
@@ -111,7 +111,7 @@ impl Life {
         let (engine, stop) = (self.engine.clone(), self.stop.clone());
         self.ingest = Some(tokio::spawn(engine.take_reports(work, stop)));
         self.ok(self.engine.take_up().await);
-        self.ok(self.engine.reset_presence().await);
+        self.ok(self.engine.join(alone()).await);
         self.probe = self.engine.resolve(&PROBE.parse().unwrap()).await.unwrap();
     }
 
