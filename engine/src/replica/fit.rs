@@ -43,7 +43,7 @@ impl Engine {
             return Err(Error::conflict(
                 "images_not_shared",
                 "another replica runs on this database, and images in a folder are read by one replica alone: give all of them \
-                 STORAGE_TYPE=s3 and the same bucket (one that was killed is taken for dead within 15 seconds)",
+                 STORAGE_TYPE=s3 and the same bucket (one that was killed is taken for dead after 15 seconds)",
             ));
         }
         Ok(())
