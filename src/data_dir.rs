@@ -48,8 +48,7 @@ impl DataDir {
 
     /// The folder's name among all of them, made at the first start and kept.
     pub(crate) fn name(&self, entropy: &dyn Entropy) -> anyhow::Result<String> {
-        let (name, _) =
-            self.private("instance.id", || Ok(hex::encode(random::<8>(entropy))))?;
+        let (name, _) = self.private("instance.id", || Ok(hex::encode(random::<8>(entropy))))?;
         Ok(name.trim().to_owned())
     }
 

@@ -15,6 +15,7 @@ mod keys;
 mod open_files;
 mod password_file;
 mod permit;
+mod replica;
 mod screen;
 mod serve;
 mod shutdown;

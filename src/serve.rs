@@ -27,10 +27,8 @@ use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
 use crate::tls::Keeper;
-use crate::{access, admin, health, keys, open_files};
+use crate::{access, admin, health, keys, open_files, replica};
 
-/// Time that it takes at most to say that this replica has ended.
-const LEAVING: Duration = Duration::from_millis(500);
 /// Time that the database gets to close.
 const CLOSING: Duration = Duration::from_millis(500);
 
@@ -122,17 +120,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let running = assembly.start(&config);
     screen::show(&started);
     let outcome = running.until_asked(signals).await;
-    let _ = tokio::time::timeout(LEAVING, leave(&engine)).await;
+    replica::leave(&engine).await;
     // A database in a file is left at rest; who still reads is not waited for.
     let _ = tokio::time::timeout(CLOSING, engine.close()).await;
     outcome
-}
-
-/// Tells the other replicas that this one is gone; else they find out by themselves.
-async fn leave(engine: &Engine) {
-    if let Err(error) = engine.leave().await {
-        tracing::warn!(%error, "other replicas find out by themselves that this one has ended");
-    }
 }
 
 async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
@@ -177,7 +168,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     });
     let internal = internal.transpose()?;
     let edge = Edge::open(config, &room, &data, entropy.as_ref())?;
-    let member = member(config, &edge, data.name(entropy.as_ref())?);
+    let member = replica::member(config, &edge, data.name(entropy.as_ref())?);
     let bus = open_bus(config).await?;
     let nats = open_nats(config, &clock).await?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
@@ -396,16 +387,6 @@ fn believed(database: &Database) -> Option<SignedDuration> {
     match database {
         Database::Sqlite(_) => None,
         Database::Postgres(_) => Settings::default().credentials_believed,
-    }
-}
-
-/// This process among the replicas on its database.
-fn member(config: &Config, edge: &Edge, name: String) -> Member {
-    Member {
-        name,
-        alone: matches!(config.database, Database::Sqlite(_)),
-        holds_sessions: edge.holds_sessions(),
-        shares_images: config.s3.is_some(),
     }
 }
 

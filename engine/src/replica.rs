@@ -178,7 +178,11 @@ impl Engine {
         self.membership.begins(key, &others);
         if !member.alone {
             let others = others.len();
-            tracing::info!(replica.key = key.0, replicas.others = others, "a replica begins");
+            tracing::info!(
+                replica.key = key.0,
+                replicas.others = others,
+                "a replica begins"
+            );
         }
         Ok(())
     }
@@ -205,7 +209,10 @@ impl Engine {
         let lives = tx.renew_replica(key, alive_until(now)).await?;
         self.commit(tx).await?;
         if !lives {
-            tracing::warn!(replica.key = key.0, "this replica was taken for dead: it stood still");
+            tracing::warn!(
+                replica.key = key.0,
+                "this replica was taken for dead: it stood still"
+            );
             // Before it has a row again: until then nothing that came here meanwhile is written.
             self.membership.unannounced.store(true, Ordering::SeqCst);
             self.known.forget_all();
@@ -241,7 +248,10 @@ impl Engine {
         tx.hold_replicas().await?;
         for replica in dead {
             // Unless it has said something since it was looked at.
-            if tx.end_replica(replica.key, replica.alive_until, now).await? {
+            if tx
+                .end_replica(replica.key, replica.alive_until, now)
+                .await?
+            {
                 tracing::warn!(
                     replica.key = replica.key.0,
                     replica.name = replica.name,

@@ -162,7 +162,9 @@ pub(crate) async fn touch<D: Dialect>(
         .collect();
     if standing == Standing::Among {
         let came = connected.iter().filter(|(_, (online, _))| *online);
-        let came: Vec<(&Touch, i64)> = came.map(|(touch, (_, session))| (*touch, *session)).collect();
+        let came: Vec<(&Touch, i64)> = came
+            .map(|(touch, (_, session))| (*touch, *session))
+            .collect();
         replicas::take_over::<D>(conn, &came, here).await?;
     }
     sql::execute_rows::<D, _>(

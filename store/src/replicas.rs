@@ -199,11 +199,15 @@ async fn announce<D: Dialect>(
         let session = session.filter(|session| secret_at.is_none_or(|at| at + DOUBT < *session));
         Ok(session.map(|session| (key, session)))
     });
-    let touches = known.await?.into_iter().flatten().map(|(key, session)| Touch {
-        device: DeviceKey(key),
-        online: Some((true, session)),
-        ..Touch::default()
-    });
+    let touches = known
+        .await?
+        .into_iter()
+        .flatten()
+        .map(|(key, session)| Touch {
+            device: DeviceKey(key),
+            online: Some((true, session)),
+            ..Touch::default()
+        });
     let touches: Vec<Touch> = touches.collect();
     // No clock was set back: the higher number wins.
     let here = Here {

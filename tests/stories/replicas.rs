@@ -76,7 +76,13 @@ impl Pair {
     }
 
     /// Begins a rollout of a simulated fleet that goes over both.
-    async fn rollout(&self) -> (tokio::task::JoinHandle<device_sim::fleet::Summary>, Admin, String) {
+    async fn rollout(
+        &self,
+    ) -> (
+        tokio::task::JoinHandle<device_sim::fleet::Summary>,
+        Admin,
+        String,
+    ) {
         let (key, admin) = self.admin().await;
         let file = image_file(self.one.scratch(), "2.0.0");
         let more = ["--rollout", file.to_str().unwrap(), "--to-version", "2.0.0"];
@@ -110,7 +116,9 @@ async fn completed(admin: &Admin, campaign: &str, many: u64) {
 /// How many updates a replica has given out.
 async fn claimed(service: &Service) -> u64 {
     let health = service.admin().health().await;
-    health["counters"]["updates_claimed"]["update"].as_u64().unwrap_or_default()
+    health["counters"]["updates_claimed"]["update"]
+        .as_u64()
+        .unwrap_or_default()
 }
 
 /// Everybody is on the new version, and the rows say so.
@@ -133,12 +141,20 @@ async fn a_rollout_over_both_gateways_survives_the_kill_of_one(options: Options)
     let (fleet, admin, campaign) = pair.rollout().await;
     completed(&admin, &campaign, FLEET as u64 / 4).await;
     for service in [&pair.one, &pair.two] {
-        assert!(claimed(service).await > 0, "each gives out updates of its own");
+        assert!(
+            claimed(service).await > 0,
+            "each gives out updates of its own"
+        );
     }
     pair.one.kill();
     all_well(fleet, &admin, &campaign).await;
-    let left = pair.two.log().find(|line| line.contains("its devices are offline").then_some(()));
-    within("the other finds out that it is dead", left).await.unwrap();
+    let left = pair
+        .two
+        .log()
+        .find(|line| line.contains("its devices are offline").then_some(()));
+    within("the other finds out that it is dead", left)
+        .await
+        .unwrap();
 }
 
 async fn a_rolling_restart_loses_nothing(options: Options) {
@@ -162,7 +178,9 @@ async fn what_is_done_through_one_reaches_devices_at_the_other(options: Options)
     device.check("2.0.0", "boot").await;
     let firmware = admin.image("2.1.0").await;
     let asked = json!({ "firmware_id": firmware });
-    let made = admin.post("/api/v1/ota/devices/frame-1/update", asked).await;
+    let made = admin
+        .post("/api/v1/ota/devices/frame-1/update", asked)
+        .await;
     let update = made.expect(201)["update_id"].as_str().unwrap().to_owned();
     let offer = tokio::time::timeout(SOON, device.offer(&trust)).await;
     let offer = offer.expect("an offer comes soon");
@@ -175,11 +193,13 @@ async fn what_is_done_through_one_reaches_devices_at_the_other(options: Options)
     let command: Value = serde_json::from_slice(&command.expect("the cancel comes soon")).unwrap();
     let command = trust.open(&command, "command", "dispatch");
     assert_eq!(command["command"], "cancel");
-    device.report("progress", &offer.progress(2, "cancelled", &json!({}))).await;
+    device
+        .report("progress", &offer.progress(2, "cancelled", &json!({})))
+        .await;
     admin.update_becomes(&update, "cancelled").await;
     // A secret that is replaced here ends the session there.
     let path = "/api/v1/ota/devices/frame-1/credentials";
-    admin.post(path, json!({})).await.expect(200);
+    admin.post(path, json!({})).await.expect(201);
     closes(device.link()).await;
     let (id, old) = (&credentials.username, &credentials.password);
     eventually("the old secret opens nowhere", async || {
@@ -194,9 +214,7 @@ async fn what_is_done_through_one_reaches_devices_at_the_other(options: Options)
 
 /// The connection is ended by its other end.
 async fn closes(link: &mut Link) {
-    let over = async {
-        while !matches!(link.event().await, Event::Closed(_)) {}
-    };
+    let over = async { while !matches!(link.event().await, Event::Closed(_)) {} };
     let over = tokio::time::timeout(SOON, over).await;
     over.expect("the session ends soon");
 }
@@ -235,7 +253,10 @@ async fn a_replica_that_stood_still_finds_out_and_goes_on(options: Options) {
     let mut second = Device::connect(&pair.one, MqttVersion::V5, &moves).await;
     second.check("2.0.0", "boot").await;
     pair.one.signal(Signal::SIGSTOP);
-    let ended = pair.two.log().find(|line| line.contains("its devices are offline").then_some(()));
+    let ended = pair
+        .two
+        .log()
+        .find(|line| line.contains("its devices are offline").then_some(()));
     within("it is taken for dead", ended).await.unwrap();
     // What is said to it now is not true any more when it hears it.
     let topic = second.topic("up/check");
@@ -250,7 +271,10 @@ async fn a_replica_that_stood_still_finds_out_and_goes_on(options: Options) {
     moved.complete(&offer).await;
     moved.check("2.1.0", "boot").await;
     pair.one.signal(Signal::SIGCONT);
-    let found_out = pair.one.log().find(|line| line.contains("was taken for dead").then_some(()));
+    let found_out = pair
+        .one
+        .log()
+        .find(|line| line.contains("was taken for dead").then_some(()));
     within("it finds out", found_out).await.unwrap();
     closes(second.link()).await;
     // Whoever stayed is there as before.
@@ -307,7 +331,9 @@ async fn a_link_of_one_is_taken_by_the_other(options: Options) {
     let granted = admin.get(&path).await.expect(200);
     let url = granted["url"].as_str().unwrap();
     let balanced = format!("http://{}", pair.http.address());
-    let link = url.strip_prefix(&balanced).expect("links lead to the balancer");
+    let link = url
+        .strip_prefix(&balanced)
+        .expect("links lead to the balancer");
     for service in [&pair.one, &pair.two] {
         let url = service.admin().url(link);
         let answer = admin.client().get(url).send().await.unwrap();

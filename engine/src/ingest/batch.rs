@@ -15,9 +15,9 @@ use crate::Engine;
 use crate::chunks::Wanted;
 use crate::inbound::{Inbound, Uplink};
 use crate::offers::pair;
-use crate::replica::Stale;
 use crate::ports::StoreError;
 use crate::ports::store::Tx;
+use crate::replica::Stale;
 
 /// Messages that are committed together.
 pub(crate) struct Batch {

@@ -23,7 +23,8 @@ impl Life {
             self.heard.clear();
         }
         self.last_look = Some(now);
-        self.heard.retain(|key, _| all.iter().any(|one| one.key == *key));
+        self.heard
+            .retain(|key, _| all.iter().any(|one| one.key == *key));
         let mut dead = Vec::new();
         for replica in all {
             let heard = self.heard.entry(replica.key);
@@ -76,6 +77,10 @@ mod tests {
         assert_eq!(life.look(&[said(1, 15)], at(60)), []);
         assert_eq!(life.look(&[said(1, 15)], at(70)), []);
         assert_eq!(life.look(&[said(1, 15)], at(75)), [said(1, 15)]);
-        assert_eq!(life.look(&[said(1, 15)], at(-75)), [], "a clock that was set");
+        assert_eq!(
+            life.look(&[said(1, 15)], at(-75)),
+            [],
+            "a clock that was set"
+        );
     }
 }

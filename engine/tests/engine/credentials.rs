@@ -47,7 +47,11 @@ impl Fixture {
     async fn replaced_elsewhere(&self, id: &DeviceId, secret: &str) {
         let mut tx = self.store.begin().await.unwrap();
         let verifier = secrets::verifier(secret, &Fixed);
-        assert!(tx.set_verifier(id, &verifier, self.engine.clock().now()).await.unwrap());
+        assert!(
+            tx.set_verifier(id, &verifier, self.engine.clock().now())
+                .await
+                .unwrap()
+        );
         tx.commit().await.unwrap();
     }
 }

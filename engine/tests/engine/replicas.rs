@@ -37,7 +37,10 @@ async fn comes(to: &Fixture, device: &DeviceRef) -> i64 {
     let mut sessions = to.sessions.lock().unwrap();
     sessions.push((device.id.clone(), session));
     drop(sessions);
-    to.submit(device, Uplink::Online { session }).await.wait().await;
+    to.submit(device, Uplink::Online { session })
+        .await
+        .wait()
+        .await;
     to.publish(device, Up::Check, CHECK).await;
     session
 }
@@ -52,7 +55,13 @@ async fn outlives(living: &Fixture) {
 }
 
 async fn is_online(fixture: &Fixture, device: &DeviceRef) -> bool {
-    fixture.engine.device(&device.id).await.unwrap().latest.online
+    fixture
+        .engine
+        .device(&device.id)
+        .await
+        .unwrap()
+        .latest
+        .online
 }
 
 fn ended(fixture: &mut Fixture) -> Vec<DeviceId> {
@@ -73,7 +82,7 @@ async fn each_offers_to_the_devices_that_it_holds() {
     // Neither does the other say it again, or take the device for silent.
     one.pass(SignedDuration::from_mins(4)).await;
     assert!(one.nothing_sent());
-    assert_eq!(one.status(&offer.update_id).await, "in_progress");
+    assert_eq!(one.status(&offer.update_id).await, "offered");
     one.stop().await;
     two.stop().await;
 }
@@ -102,7 +111,11 @@ async fn what_is_cancelled_at_one_is_told_by_the_other() {
 async fn a_secret_replaced_at_one_opens_nothing_at_the_other() {
     let (one, mut two) = pair().await;
     let device = one.device("d1").await;
-    let old = one.engine.new_credentials(&device.id, &tester()).await.unwrap();
+    let old = one
+        .engine
+        .new_credentials(&device.id, &tester())
+        .await
+        .unwrap();
     two.engine.heed_notes().await.unwrap();
     ended(&mut two);
     let lets_in = async |secret: &str| {
@@ -110,14 +123,24 @@ async fn a_secret_replaced_at_one_opens_nothing_at_the_other() {
         known.unwrap().is_some()
     };
     assert!(lets_in(&old).await, "and keeps it");
-    let new = one.engine.new_credentials(&device.id, &tester()).await.unwrap();
+    let new = one
+        .engine
+        .new_credentials(&device.id, &tester())
+        .await
+        .unwrap();
     let revocations = two.engine.revocations();
     two.engine.heed_notes().await.unwrap();
-    assert!(two.engine.revocations() > revocations, "who was being let in is checked again");
+    assert!(
+        two.engine.revocations() > revocations,
+        "who was being let in is checked again"
+    );
     assert!(!lets_in(&old).await);
     assert!(lets_in(&new).await);
     assert_eq!(ended(&mut two), [device.id.clone()]);
-    one.engine.delete_device(&device.id, None, &tester()).await.unwrap();
+    one.engine
+        .delete_device(&device.id, None, &tester())
+        .await
+        .unwrap();
     two.engine.heed_notes().await.unwrap();
     assert_eq!(ended(&mut two), [device.id]);
     one.stop().await;
@@ -133,7 +156,10 @@ async fn a_device_that_comes_to_the_other_is_let_go() {
     one.engine.heed_notes().await.unwrap();
     assert_eq!(ended(&mut one), [device.id.clone()]);
     // Its good-bye here is none there.
-    one.submit(&device, Uplink::Offline { session }).await.wait().await;
+    one.submit(&device, Uplink::Offline { session })
+        .await
+        .wait()
+        .await;
     assert!(is_online(&one, &device).await);
     one.stop().await;
     two.stop().await;
@@ -170,7 +196,9 @@ async fn who_stood_still_goes_on_with_those_who_stayed() {
     outlives(&two).await;
     comes(&two, &moves).await;
     // What came in meanwhile waits until it knows where its sessions are.
-    let mut late = one.submit(&stays, crate::fixture::report(Up::Check, CHECK)).await;
+    let mut late = one
+        .submit(&stays, crate::fixture::report(Up::Check, CHECK))
+        .await;
     tokio::task::yield_now().await;
     assert!(!late.is_there());
     one.engine.renew().await.unwrap();
@@ -179,7 +207,9 @@ async fn who_stood_still_goes_on_with_those_who_stayed() {
     assert_eq!(ended(&mut one), [moves.id.clone()]);
     // And what came in over a session that is over is not taken.
     let stale = r#"{"version":"0.9.0","nonce":"n0","reason":"boot"}"#;
-    let mut dropped = one.submit(&moves, crate::fixture::report(Up::Check, stale)).await;
+    let mut dropped = one
+        .submit(&moves, crate::fixture::report(Up::Check, stale))
+        .await;
     one.publish(&stays, Up::Check, CHECK).await;
     assert!(!dropped.is_there());
     let shown = two.engine.device(&moves.id).await.unwrap();
@@ -218,7 +248,13 @@ async fn images_that_others_cannot_read_are_refused() {
         ..member("two")
     };
     let refused = two.engine.join(alone_with_them).await;
-    assert!(matches!(refused, Err(Error::Conflict { code: "images_not_shared", .. })));
+    assert!(matches!(
+        refused,
+        Err(Error::Conflict {
+            code: "images_not_shared",
+            ..
+        })
+    ));
     one.stop().await;
     two.stop().await;
 }

@@ -88,12 +88,18 @@ async fn happens(store: &dyn Store, campaign: &Campaign, step: i64, random: u32)
             claim_in(tx.as_mut(), &query).await;
         }
         5..11 => {
-            let flying = tx.cancellable(&campaign.id, action, None, limit).await.unwrap();
+            let flying = tx
+                .cancellable(&campaign.id, action, None, limit)
+                .await
+                .unwrap();
             let moved = flying.into_iter().map(|update| report(update, now, random));
             save(tx.as_mut(), &moved.collect::<Vec<_>>()).await;
         }
         11 => {
-            let flying = tx.cancellable(&campaign.id, action, None, limit).await.unwrap();
+            let flying = tx
+                .cancellable(&campaign.id, action, None, limit)
+                .await
+                .unwrap();
             let expiry = Expiry {
                 now: at(step * 17 + 600),
                 last_seen: None,

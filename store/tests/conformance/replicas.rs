@@ -93,12 +93,18 @@ async fn a_replica_begins_lives_and_ends_with_its_devices(store: &dyn Store) {
     says(store, two, &[session(keys[1], true, 1)]).await;
     touch(store, &[session(keys[2], true, 1)]).await;
     assert!(end(store, one, Timestamp::MAX).await);
-    assert!(!end(store, one, Timestamp::MAX).await, "it was ended before");
+    assert!(
+        !end(store, one, Timestamp::MAX).await,
+        "it was ended before"
+    );
     let online = [0, 1, 2].map(|n| is_online(store, n));
     let [first, second, third] = online;
     assert!(!first.await && second.await && third.await);
     let away = store.away(at(90), 10).await.unwrap();
-    assert_eq!(away.iter().map(|a| (a.device, a.since)).collect::<Vec<_>>(), [(keys[0], at(90))]);
+    assert_eq!(
+        away.iter().map(|a| (a.device, a.since)).collect::<Vec<_>>(),
+        [(keys[0], at(90))]
+    );
     let left = store.replicas().await.unwrap();
     assert_eq!(left.iter().map(|r| r.key).collect::<Vec<_>>(), [two]);
 }
@@ -116,7 +122,11 @@ async fn whoever_renews_lives_and_is_not_ended_for_another(store: &dyn Store) {
 }
 
 /// The devices of a campaign that a replica finds.
-async fn claimed(store: &dyn Store, query: &ClaimQuery, here: Option<ReplicaKey>) -> Vec<DeviceKey> {
+async fn claimed(
+    store: &dyn Store,
+    query: &ClaimQuery,
+    here: Option<ReplicaKey>,
+) -> Vec<DeviceKey> {
     let mut tx = store.begin().await.unwrap();
     let query = ClaimQuery {
         here,
@@ -182,7 +192,12 @@ async fn a_replica_deals_with_its_own_devices_and_with_those_of_nobody(store: &d
 async fn who_comes_to_another_replica_is_told_of_at_the_first(store: &dyn Store) {
     let keys = register(store, &[new_device(&name(0), 0), new_device(&name(1), 0)]).await;
     let (one, two) = (begin(store, "one").await, begin(store, "two").await);
-    says(store, one, &[session(keys[0], true, 10), session(keys[1], true, 10)]).await;
+    says(
+        store,
+        one,
+        &[session(keys[0], true, 10), session(keys[1], true, 10)],
+    )
+    .await;
     says(store, two, &[session(keys[0], true, 11)]).await;
     assert_eq!(notes(store, one).await, [(Word::TakenOver(10), name(0))]);
     assert_eq!(notes(store, two).await, []);
@@ -203,7 +218,13 @@ async fn who_comes_to_another_replica_is_told_of_at_the_first(store: &dyn Store)
     says(store, two, &[session(keys[1], true, 12)]).await;
     let heard = (Word::TakenOver(ahead), name(1));
     assert_eq!(notes(store, one).await.last(), Some(&heard));
-    let numbers: Vec<i64> = store.notes(one, 10).await.unwrap().iter().map(|n| n.number).collect();
+    let numbers: Vec<i64> = store
+        .notes(one, 10)
+        .await
+        .unwrap()
+        .iter()
+        .map(|n| n.number)
+        .collect();
     let mut tx = store.begin().await.unwrap();
     tx.forget_notes(&numbers).await.unwrap();
     tx.commit().await.unwrap();
@@ -290,7 +311,9 @@ async fn a_secret_that_is_replaced_is_noted_for_all_others(store: &dyn Store) {
     let mut tx = store.begin().await.unwrap();
     let device: DeviceId = name(0).parse().unwrap();
     tx.note_secret(Some(one), &device).await.unwrap();
-    tx.note_secret(Some(one), &"nobody".parse().unwrap()).await.unwrap();
+    tx.note_secret(Some(one), &"nobody".parse().unwrap())
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     assert_eq!(notes(store, two).await, [(Word::Secret, name(0))]);
     assert_eq!(notes(store, one).await, []);
@@ -321,5 +344,8 @@ async fn replicas_share_what_the_first_has_named(store: &dyn Store) {
     tx.begin_place("bus:one").await.unwrap();
     tx.commit().await.unwrap();
     let events = store.events_for("bus:one", 10).await.unwrap();
-    assert_eq!(events.iter().map(|e| e.entity.as_str()).collect::<Vec<_>>(), ["y"]);
+    assert_eq!(
+        events.iter().map(|e| e.entity.as_str()).collect::<Vec<_>>(),
+        ["y"]
+    );
 }
