@@ -7,11 +7,13 @@ use device_sim::fleet::Verdict;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::bus::Subscriber;
 use crate::fleet::{arguments_at, image_file, run};
 use crate::harness::{
     Admin, Balancer, Device, Event, Link, MqttVersion, Options, Service, Trust, device_json,
     eventually, within,
 };
+use crate::webhooks::{Receiver, campaign, hook};
 
 matrix!(a_rollout_over_both_gateways_survives_the_kill_of_one: postgres_gateway);
 matrix!(a_rolling_restart_loses_nothing: postgres_gateway);
@@ -19,6 +21,7 @@ matrix!(what_is_done_through_one_reaches_devices_at_the_other: postgres_gateway)
 matrix!(a_device_that_changes_its_gateway_is_taken_over: postgres_gateway);
 matrix!(a_replica_that_stood_still_finds_out_and_goes_on: postgres_gateway);
 matrix!(who_does_not_fit_is_refused: postgres_gateway);
+matrix!(events_are_on_each_bus_and_go_to_a_webhook_once: postgres_gateway);
 matrix!(a_link_of_one_is_taken_by_the_other: postgres_gateway);
 
 const FLEET: usize = 40;
@@ -340,4 +343,25 @@ async fn a_link_of_one_is_taken_by_the_other(options: Options) {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.bytes().await.unwrap().len(), 200_000);
     }
+}
+
+async fn events_are_on_each_bus_and_go_to_a_webhook_once(options: Options) {
+    let mut pair = pair(options.with("WEBHOOK_ALLOW_PRIVATE", "true")).await;
+    let admin = pair.two.admin();
+    let firmware = admin.image("2.1.0").await;
+    let mut buses = [
+        Subscriber::start(&pair.one, "ota/v1/events/campaign/#").await,
+        Subscriber::start(&pair.two, "ota/v1/events/campaign/#").await,
+    ];
+    let mut receiver = Receiver::start(200, "").await;
+    hook(&admin, &receiver.url(), &["campaign.*"]).await;
+    campaign(&admin, &firmware, "first").await;
+    for bus in &mut buses {
+        assert_eq!(bus.event().await.1["data"]["name"], "first");
+    }
+    assert_eq!(receiver.next().await.event()["data"]["name"], "first");
+    // The one that has served it ends, and the other goes on where it was.
+    pair.one.stop().await;
+    campaign(&admin, &firmware, "second").await;
+    assert_eq!(receiver.next().await.event()["data"]["name"], "second");
 }

@@ -29,13 +29,13 @@ const SILENCE: u16 = 0;
 
 /// One request as it came.
 #[derive(Debug)]
-struct Request {
+pub struct Request {
     headers: BTreeMap<String, String>,
     body: String,
 }
 
 impl Request {
-    fn event(&self) -> Value {
+    pub fn event(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 
@@ -84,14 +84,14 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
 }
 
 /// A receiver: answers each request with the status that it is told, and passes it on.
-struct Receiver {
+pub struct Receiver {
     port: u16,
     status: Arc<AtomicU16>,
     requests: mpsc::UnboundedReceiver<Request>,
 }
 
 impl Receiver {
-    async fn start(status: u16, location: &str) -> Self {
+    pub async fn start(status: u16, location: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let status = Arc::new(AtomicU16::new(status));
@@ -115,7 +115,7 @@ impl Receiver {
         }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/hook", self.port)
     }
 
@@ -123,7 +123,7 @@ impl Receiver {
         self.status.store(status, Ordering::SeqCst);
     }
 
-    async fn next(&mut self) -> Request {
+    pub async fn next(&mut self) -> Request {
         within("the receiver gets a request", self.requests.recv())
             .await
             .unwrap()
@@ -174,7 +174,7 @@ async fn serve(
 }
 
 /// Makes a webhook; answers its path and its secret.
-async fn hook(admin: &Admin, url: &str, types: &[&str]) -> (String, String) {
+pub async fn hook(admin: &Admin, url: &str, types: &[&str]) -> (String, String) {
     let made = admin
         .post(WEBHOOKS, json!({ "url": url, "event_types": types }))
         .await
@@ -183,7 +183,7 @@ async fn hook(admin: &Admin, url: &str, types: &[&str]) -> (String, String) {
     (format!("{WEBHOOKS}/{}", text("webhook_id")), text("secret"))
 }
 
-async fn campaign(admin: &Admin, firmware: &str, name: &str) -> String {
+pub async fn campaign(admin: &Admin, firmware: &str, name: &str) -> String {
     admin
         .create_campaign(json!({ "name": name, "firmware_id": firmware }))
         .await
