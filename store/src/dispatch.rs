@@ -41,9 +41,13 @@ macro_rules! waiting {
 /// without another update in flight.
 macro_rules! takes_offers {
     ($here:literal) => {
-        concat!("l.online = 1 AND (l.replica_key IS NULL OR l.replica_key = ", $here, ") AND (l.reported_model IS NULL OR l.reported_model = \
-             (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
-         AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')")
+        concat!(
+            "l.online = 1 AND (l.replica_key IS NULL OR l.replica_key = ",
+            $here,
+            ") AND (l.reported_model IS NULL OR l.reported_model = \
+                 (SELECT d.device_model FROM devices d WHERE d.device_key = u.device_key)) \
+             AND NOT EXISTS (SELECT 1 FROM device_updates o WHERE o.device_key = u.device_key AND o.state = 'in_flight')"
+        )
     };
 }
 
