@@ -27,7 +27,7 @@ pub(crate) const ALIVE: SignedDuration = SignedDuration::from_secs(15);
 /// How often it says so.
 const RENEWED_EVERY: Duration = Duration::from_secs(5);
 /// How often it reads anew what others may have learnt of devices that come here.
-const TAKEN_UP_EVERY: Duration = Duration::from_secs(60);
+const TAKEN_UP_EVERY: Duration = Duration::from_mins(1);
 /// Notes heeded, and sessions announced, at once.
 const PIECE: u32 = 1_000;
 

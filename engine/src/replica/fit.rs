@@ -38,8 +38,8 @@ impl Engine {
                  DISPATCH_KEY and RELEASE_KEY; without them, copy keys/ and trust/ of the first one's data folder",
             ));
         }
-        let share = others.iter().all(|other| other.shares_images);
-        if !others.is_empty() && !(share && member.shares_images) {
+        let reads = |other: &Replica| other.shares_images && member.shares_images;
+        if !others.iter().all(reads) {
             return Err(Error::conflict(
                 "images_not_shared",
                 "another replica runs on this database, and images in a folder are read by one replica alone: give all of them \

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use device_ota_domain::DeviceId;
 use device_ota_domain::device::DeviceKey;
+use device_ota_domain::{DeviceId, Update};
 
 use super::PIECE;
 use crate::ports::StoreError;
@@ -45,7 +45,7 @@ impl Engine {
             return Ok(());
         }
         let updates = self.store.busy_with(&owed).await?;
-        self.say(&updates, |update| update.is_unanswered()).await
+        self.say(&updates, Update::is_unanswered).await
     }
 
     /// What is told to these devices is built on, of those that are told from here; for the others, those that hold them are left
