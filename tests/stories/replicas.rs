@@ -268,11 +268,11 @@ async fn a_replica_that_stood_still_finds_out_and_goes_on(options: Options) {
     let firmware = admin.image("2.1.0").await;
     let spec = json!({ "name": "n", "firmware_id": firmware, "deployment_strategy": "immediate" });
     let campaign = admin.start_campaign(spec).await;
-    let mut moved = Device::connect(&pair.two, MqttVersion::V5, &moves).await;
-    moved.check("2.0.0", "reconnect").await;
-    let offer = moved.offer(&trust).await;
-    moved.complete(&offer).await;
-    moved.check("2.1.0", "boot").await;
+    let mut elsewhere = Device::connect(&pair.two, MqttVersion::V5, &moves).await;
+    elsewhere.check("2.0.0", "reconnect").await;
+    let offer = elsewhere.offer(&trust).await;
+    elsewhere.complete(&offer).await;
+    elsewhere.check("2.1.0", "boot").await;
     pair.one.signal(Signal::SIGCONT);
     let found_out = pair
         .one
