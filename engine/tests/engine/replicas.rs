@@ -34,9 +34,8 @@ async fn pair() -> (Fixture, Fixture) {
 async fn comes(to: &Fixture, device: &DeviceRef) -> i64 {
     to.advance(SignedDuration::from_millis(1));
     let session = to.now().as_microsecond();
-    let mut sessions = to.sessions.lock().unwrap();
-    sessions.push((device.id.clone(), session));
-    drop(sessions);
+    let begun = (device.id.clone(), session);
+    to.sessions.lock().unwrap().push(begun);
     to.submit(device, Uplink::Online { session })
         .await
         .wait()
@@ -136,7 +135,7 @@ async fn a_secret_replaced_at_one_opens_nothing_at_the_other() {
     );
     assert!(!lets_in(&old).await);
     assert!(lets_in(&new).await);
-    assert_eq!(ended(&mut two), [device.id.clone()]);
+    assert_eq!(ended(&mut two), std::slice::from_ref(&device.id));
     one.engine
         .delete_device(&device.id, None, &tester())
         .await
@@ -154,7 +153,7 @@ async fn a_device_that_comes_to_the_other_is_let_go() {
     let session = comes(&one, &device).await;
     comes(&two, &device).await;
     one.engine.heed_notes().await.unwrap();
-    assert_eq!(ended(&mut one), [device.id.clone()]);
+    assert_eq!(ended(&mut one), std::slice::from_ref(&device.id));
     // Its good-bye here is none there.
     one.submit(&device, Uplink::Offline { session })
         .await
@@ -204,7 +203,7 @@ async fn who_stood_still_goes_on_with_those_who_stayed() {
     one.engine.renew().await.unwrap();
     late.wait().await;
     assert!(is_online(&one, &stays).await);
-    assert_eq!(ended(&mut one), [moves.id.clone()]);
+    assert_eq!(ended(&mut one), std::slice::from_ref(&moves.id));
     // And what came in over a session that is over is not taken.
     let stale = r#"{"version":"0.9.0","nonce":"n0","reason":"boot"}"#;
     let mut dropped = one
