@@ -11,27 +11,20 @@ use sha2::Digest as _;
 
 use crate::config::Config;
 
-/// The ways in that the settings name.
+/// The ways in that the settings name, and what `elsewhere` knows.
 pub(crate) fn access(
     config: &Config,
     admin_key: &str,
     engine: Arc<Engine>,
+    elsewhere: Option<Arc<HttpAuthService>>,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Access> {
     let access = Access::admin_key(sha2::Sha256::digest(admin_key).into()).known_to(engine);
     let access = tokens(config, access)?;
-    let Some(service) = auth_service(config)? else {
-        return Ok(access);
-    };
-    Ok(access.elsewhere(Introspection::new(Arc::new(service), clock)))
-}
-
-/// The service that knows other credentials, if the settings name one.
-pub(crate) fn auth_service(config: &Config) -> anyhow::Result<Option<HttpAuthService>> {
-    let url = config.auth_service_url.as_ref();
-    url.map(|url| HttpAuthService::new(&url.0))
-        .transpose()
-        .context("AUTH_SERVICE_URL")
+    Ok(match elsewhere {
+        Some(service) => access.elsewhere(Introspection::new(service, clock)),
+        None => access,
+    })
 }
 
 /// With the tokens that the settings name, if they name any.

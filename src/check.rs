@@ -3,13 +3,15 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use device_ota_engine::ports::Clock as _;
+use device_ota_engine::ports::Clock;
 use device_ota_http::Access;
 use device_ota_mqtt::LinkOptions;
 
 use crate::config::{Broker, Config, Database};
+use crate::services::Services;
 use crate::system::SystemClock;
 use crate::{access, admin, keys, serve, tls};
 
@@ -40,7 +42,7 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
         made(folder),
         keys::check_made_downloads(folder).context("DATA_DIR"),
         access::tokens(config, Access::admin_key([0; 32])).map(drop),
-        access::auth_service(config).map(drop),
+        services(config),
         broker(config),
     ];
     let looks = looks.into_iter();
@@ -108,6 +110,11 @@ fn made(folder: &Path) -> anyhow::Result<()> {
         admin::read(&text, &path).context("DATA_DIR")?;
     }
     Ok(())
+}
+
+fn services(config: &Config) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    Services::open(config, config.http_addr, &clock).map(drop)
 }
 
 fn broker(config: &Config) -> anyhow::Result<()> {

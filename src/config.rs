@@ -6,6 +6,7 @@
 mod identity;
 mod parse;
 mod raw;
+mod services;
 mod storage;
 mod tls;
 mod values;
@@ -135,6 +136,17 @@ pub(crate) struct TokenSettings {
     pub audience: Option<String>,
 }
 
+/// A Consul agent, and what it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConsulSettings {
+    /// `http://host:port`.
+    pub url: Secret,
+    /// What opens it.
+    pub token: Option<Secret>,
+    /// Where others find the service; `None`: where it listens, or as devices see it.
+    pub advertise_url: Option<String>,
+}
+
 /// Checked settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -192,6 +204,10 @@ pub(crate) struct Config {
     pub tokens: TokenSettings,
     /// The service that knows other credentials.
     pub auth_service_url: Option<Secret>,
+    /// The service that knows devices which are not registered here; `None`: nobody else does.
+    pub device_service_url: Option<Secret>,
+    /// Where the service is registered; `None`: nowhere.
+    pub consul: Option<ConsulSettings>,
     /// Where events go and are heard beside the bus; `None`: nowhere.
     pub nats: Option<NatsAddress>,
     /// Connections at most.

@@ -10,6 +10,7 @@ use device_ota_platform::{Nats, NatsStatus};
 use tokio::sync::watch;
 
 use crate::edge::Edge;
+use crate::services::Services;
 use crate::system::SystemClock;
 use crate::tls::Standing;
 
@@ -21,6 +22,7 @@ pub(crate) fn components(
     bus: Option<Arc<Bus>>,
     certificate: Option<watch::Receiver<Standing>>,
     nats: Option<Arc<Nats>>,
+    services: Services,
 ) -> Arc<dyn Fn() -> Vec<Component> + Send + Sync> {
     let listener = |name, address| Component {
         name,
@@ -51,7 +53,7 @@ pub(crate) fn components(
         let nats = nats.as_ref().map(|nats| of_nats(&nats.status()));
         let parts = [api.clone()].into_iter().chain(internal.clone());
         let parts = parts.chain(edge()).chain(bus).chain(nats);
-        parts.chain(certificates).collect()
+        parts.chain(certificates).chain(services.health()).collect()
     })
 }
 

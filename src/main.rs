@@ -18,6 +18,7 @@ mod permit;
 mod replica;
 mod screen;
 mod serve;
+mod services;
 mod shutdown;
 mod system;
 mod tasks;

@@ -23,6 +23,7 @@ use crate::config::{Broker, Config, Database, LogFormat};
 use crate::data_dir::DataDir;
 use crate::edge::{self, Edge};
 use crate::screen::{self, Started};
+use crate::services::Services;
 use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
@@ -77,6 +78,7 @@ struct Assembly {
     edge: Edge,
     bus: Option<Arc<Bus>>,
     nats: Option<Arc<Nats>>,
+    services: Services,
     database: String,
     member: Member,
     data: DataDir,
@@ -171,12 +173,14 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let member = replica::member(config, &edge, data.name(entropy.as_ref())?);
     let bus = open_bus(config).await?;
     let nats = open_nats(config, &clock).await?;
+    let services = Services::open(config, http.local_addr(), &clock)?;
     let run_id = hex::encode(random::<4>(entropy.as_ref()));
     let (engine, work) = Engine::new(Parts {
         store,
         objects,
         downlink: edge.downlink(),
         sinks: sinks(bus.as_ref(), nats.as_ref()),
+        device_service: services.devices(),
         clock: clock.clone(),
         entropy,
         keyring,
@@ -189,7 +193,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
     let api = Api {
         engine: engine.clone(),
         webhooks: Arc::new(webhooks),
-        access: access::access(config, &admin_key, engine.clone(), clock)?,
+        access: access::access(config, &admin_key, engine.clone(), services.auth(), clock)?,
         limits: config.rate_limits,
         seats: Seats::new(room.http, config.http_connections_per_address),
         cors: config.cors.clone(),
@@ -202,6 +206,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
             bus.clone(),
             keeper.as_ref().map(Keeper::standing),
             nats.clone(),
+            services.clone(),
         ),
     };
     Ok(Assembly {
@@ -214,6 +219,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         edge,
         bus,
         nats,
+        services,
         database,
         member,
         data,
@@ -234,6 +240,7 @@ impl Assembly {
             edge,
             bus,
             nats,
+            services,
             data,
             ..
         } = self;
@@ -274,6 +281,7 @@ impl Assembly {
                 .edges
                 .spawn("nats", async move { nats.serve(engine, stop).await });
         }
+        services.spawn(&mut running.edges, &running.edges_stop);
         edge.spawn(config, &mut running.edges, &engine, &running.edges_stop);
         let stop = running.core_stop.clone();
         running.core.spawn_checked("engine", async move {
@@ -391,7 +399,7 @@ fn believed(database: &Database) -> Option<SignedDuration> {
 }
 
 /// What the admin API speaks.
-fn scheme(config: &Config) -> &'static str {
+pub(crate) fn scheme(config: &Config) -> &'static str {
     config.http_tls.as_ref().map_or("http", |_| "https")
 }
 

@@ -26,6 +26,9 @@ use crate::{Caller, Engine, Error, Result, secrets};
 /// Most devices of one registration (DESIGN.md, *HTTP*).
 pub const MAX_REGISTRATIONS: usize = 1_000;
 
+/// What a device is called when there is none of that id.
+pub(crate) const DEVICE: &str = "device";
+
 /// Updates of deleted devices that are ended in one transaction.
 const LEFT_BEHIND: u32 = 500;
 
@@ -150,7 +153,7 @@ impl Engine {
         self.note_secret(tx.as_mut(), id).await?;
         let verifier = secrets::verifier(&secret, self.entropy.as_ref());
         if !tx.set_verifier(id, &verifier, now).await? {
-            return Err(Error::not_found("device", &id));
+            return Err(Error::not_found(DEVICE, &id));
         }
         tx.append_audit(by.did(Act::DeviceCredentials, now, id, (None, None)))
             .await?;
@@ -225,7 +228,7 @@ impl Engine {
         self.store
             .device(id)
             .await?
-            .ok_or_else(|| Error::not_found("device", &id))
+            .ok_or_else(|| Error::not_found(DEVICE, &id))
     }
 
     /// Devices in id order.
@@ -377,7 +380,7 @@ impl Engine {
 /// The device to change or to ask for something, locked.
 pub(crate) async fn locked(tx: &mut dyn Tx, id: &DeviceId) -> Result<Device> {
     let found = tx.device(id).await?;
-    found.ok_or_else(|| Error::not_found("device", &id))
+    found.ok_or_else(|| Error::not_found(DEVICE, &id))
 }
 
 /// Ends updates whose device will not take them, each with its record; answers those that were still open.

@@ -1,10 +1,12 @@
 //! What a use case answers when it cannot do what was asked.
 
+use device_ota_domain::DeviceId;
 use device_ota_domain::campaign::{SpecError, StartError, TransitionError};
 use device_ota_domain::device::RegistrationError;
 use device_ota_domain::firmware::MetadataError;
 use device_ota_domain::update::{CancelError, RetryError};
 
+use crate::ports::device_service::DeviceServiceUnavailable;
 use crate::ports::{ObjectError, StoreError};
 
 /// Shorthand.
@@ -38,6 +40,9 @@ pub enum Error {
         /// As asked.
         id: String,
     },
+    /// 404: a device that is known neither here nor elsewhere.
+    #[error("device {0} does not exist: neither this service nor the Device Service knows it")]
+    NoSuchDevice(DeviceId),
     /// 409: the present state does not allow it.
     #[error("{detail}")]
     Conflict {
@@ -53,6 +58,17 @@ pub enum Error {
         code: &'static str,
         /// For people.
         detail: String,
+    },
+    /// 503: the Device Service, whose word on this device is needed.
+    #[error(
+        "device {id} is not registered here, and the Device Service, which may know it, does not answer; try again later"
+    )]
+    DeviceService {
+        /// Which device.
+        id: DeviceId,
+        /// Why it has none.
+        #[source]
+        cause: DeviceServiceUnavailable,
     },
     /// 503: the database.
     #[error(transparent)]
@@ -113,7 +129,8 @@ impl Error {
             | Self::Forbidden { code, .. }
             | Self::Conflict { code, .. }
             | Self::Unprocessable { code, .. } => code,
-            Self::NotFound { .. } => "not_found",
+            Self::NotFound { .. } | Self::NoSuchDevice(_) => "not_found",
+            Self::DeviceService { .. } => "device_service_unavailable",
             Self::Store(_) => "database_unavailable",
             Self::Objects(ObjectError::Missing(_)) => "bytes_missing",
             Self::Objects(_) => "storage_unavailable",

@@ -28,6 +28,7 @@ mod health;
 mod heartbeats;
 pub mod inbound;
 mod ingest;
+mod introduction;
 mod introspection;
 pub mod keyring;
 mod listening;
@@ -78,7 +79,7 @@ use inbound::{Inbound, Uplinks};
 pub use introspection::Introspection;
 use keyring::Keyring;
 use metrics::Metrics;
-use ports::{Clock, Downlink, Entropy, EventSink, Objects, Store};
+use ports::{Clock, DeviceService, Downlink, Entropy, EventSink, Objects, Store};
 pub use rate::{NotARate, Rate};
 pub use replica::Member;
 pub use settings::Settings;
@@ -97,6 +98,8 @@ pub struct Parts {
     pub downlink: Arc<dyn Downlink>,
     /// Receivers of events.
     pub sinks: Vec<Arc<dyn EventSink>>,
+    /// The service that may know devices which are not registered here; `None`: nobody else does.
+    pub device_service: Option<Arc<dyn DeviceService>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -114,6 +117,7 @@ pub struct Engine {
     store: Arc<dyn Store>,
     objects: Arc<dyn Objects>,
     downlink: Arc<dyn Downlink>,
+    device_service: Option<Arc<dyn DeviceService>>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     keyring: Keyring,
@@ -165,6 +169,7 @@ impl Engine {
             store: parts.store,
             objects: parts.objects,
             downlink: parts.downlink,
+            device_service: parts.device_service,
             clock: parts.clock,
             entropy: parts.entropy,
             keyring: parts.keyring,

@@ -189,14 +189,16 @@ impl From<Error> for ApiError {
         let status = match &error {
             Error::Invalid { .. } => StatusCode::BAD_REQUEST,
             Error::Forbidden { .. } => StatusCode::FORBIDDEN,
-            Error::NotFound { .. } => StatusCode::NOT_FOUND,
+            Error::NotFound { .. } | Error::NoSuchDevice(_) => StatusCode::NOT_FOUND,
             Error::Conflict { .. } => StatusCode::CONFLICT,
             Error::Unprocessable { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             // Not for whoever waits: it does not come back by itself.
             Error::Objects(ObjectError::Missing(_)) | Error::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Error::Store(_) | Error::Objects(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Store(_) | Error::Objects(_) | Error::DeviceService { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         let mut answer = Self::new(status, error.code(), error.to_string());
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -11,6 +11,8 @@ use device_ota_engine::ports::poster::{Letter, Poster};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, StatusCode, Url};
 
+use crate::client::root;
+
 /// Longest that one call may take in all.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Longest that a connection may take to come about.
@@ -107,10 +109,7 @@ fn failed(error: &reqwest::Error) -> NotTaken {
     if error.is_timeout() {
         return NotTaken::Away(format!("it did not answer within {} s", DEADLINE.as_secs()));
     }
-    let mut cause: &(dyn std::error::Error + 'static) = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
+    let cause = root(error);
     let said = format!("it cannot be reached: {cause}");
     if cause.is::<WithinTheHouse>() {
         return NotTaken::Refused(said); // by us, and waiting helps nobody

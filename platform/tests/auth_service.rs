@@ -1,11 +1,23 @@
 //! The client against a real server that says what the test wants.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use device_ota_domain::{Role, Roles};
+use device_ota_engine::ports::Clock;
 use device_ota_engine::ports::auth::{AuthService as _, Credential, Known};
 use device_ota_platform::HttpAuthService;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+
+/// The time of day is nobody's business here.
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::UNIX_EPOCH
+    }
+}
 
 /// Serves one answer, and gives back what was asked.
 async fn asked(status: &str, body: &str, credential: Credential<'_>) -> (String, Outcome) {
@@ -25,7 +37,7 @@ async fn asked(status: &str, body: &str, credential: Credential<'_>) -> (String,
         let _ = stream.write_all(answer.as_bytes()).await;
         String::from_utf8(request).unwrap()
     });
-    let service = HttpAuthService::new(&base).unwrap();
+    let service = HttpAuthService::new(&base, Arc::new(Still)).unwrap();
     let verdict = service.verify(credential).await;
     (
         serving.await.unwrap(),
@@ -105,7 +117,7 @@ async fn a_service_that_is_away_is_no_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let service = HttpAuthService::new(&base).unwrap();
+    let service = HttpAuthService::new(&base, Arc::new(Still)).unwrap();
     let error = service.verify(Credential::ApiKey("k")).await.unwrap_err();
     assert!(!error.to_string().contains("http://"), "{error}");
 }

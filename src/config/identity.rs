@@ -98,16 +98,3 @@ pub(super) fn tokens(raw: &RawConfig) -> Checked<TokenSettings> {
         audience: raw.jwt_audience.clone(),
     })
 }
-
-pub(super) fn auth_service_url(raw: &RawConfig) -> Checked<Option<Secret>> {
-    match &raw.auth_service_url {
-        None => Ok(None),
-        Some(url) if url.len() > "http://".len() && url.starts_with("http://") => {
-            Ok(Some(Secret(url.clone())))
-        }
-        Some(_) => Err(ConfigError::new(
-            "AUTH_SERVICE_URL",
-            "must be http://host:port of a service within the house; this version speaks no TLS to it",
-        )),
-    }
-}

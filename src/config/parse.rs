@@ -11,9 +11,10 @@ use device_ota_platform::{NatsAddress, NatsAddressError};
 use device_ota_protocol::topics::Prefix;
 
 use super::raw::RawConfig;
-use super::values::{Checked, addr, flag, number, rate};
+use super::values::{Checked, addr, base_url, flag, number, rate};
 use super::{
-    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, storage, tls,
+    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, services,
+    storage, tls,
 };
 
 impl Config {
@@ -97,7 +98,9 @@ impl Config {
             )?,
             cors: identity::cors(raw)?,
             tokens: identity::tokens(raw)?,
-            auth_service_url: identity::auth_service_url(raw)?,
+            auth_service_url: services::auth(raw)?,
+            device_service_url: services::devices(raw)?,
+            consul: services::consul(raw)?,
             nats: nats(raw)?,
             mqtt_max_connections: number(
                 "MQTT_MAX_CONNECTIONS",
@@ -266,19 +269,12 @@ fn public_url(raw: &RawConfig, http: SocketAddr) -> Checked<Option<String>> {
         }
         return Ok(None);
     };
-    let rest = text
-        .strip_prefix("http://")
-        .or_else(|| text.strip_prefix("https://"));
-    if rest.is_some_and(|rest| !rest.trim_matches('/').is_empty())
-        && text.is_ascii()
-        && !text.contains([' ', '?', '#'])
-    {
-        Ok(Some(text.trim_end_matches('/').to_owned()))
-    } else {
-        Err(ConfigError::new(
+    match base_url(text) {
+        Some(url) => Ok(Some(url)),
+        None => Err(ConfigError::new(
             "PUBLIC_URL",
             format!("{text:?} is not an address such as https://ota.example.com"),
-        ))
+        )),
     }
 }
 

@@ -140,8 +140,16 @@ settings! {
     jwt_issuer "jwt-issuer" "jwt_issuer",
     /// Whom a token must be for
     jwt_audience "jwt-audience" "jwt_audience",
-    /// `http://host:port` of the service that knows other tokens and keys
+    /// `http://host:port` of the service that knows other tokens and keys, or `https://…` [default: none]
     auth_service_url "auth-service-url" "auth_service_url",
+    /// `http://host:port` of the service that knows devices which are not registered here [default: none]
+    device_service_url "device-service-url" "device_service_url",
+    /// `http://host:port` of a Consul agent, where the service is registered [default: none]
+    consul_url "consul-url" "consul_url",
+    /// Token that Consul asks for
+    consul_token "consul-token" "consul_token",
+    /// Where others find the service, for Consul, `http://host:port` [default: the HTTP address, or the public URL]
+    consul_advertise_url "consul-advertise-url" "consul_advertise_url",
     /// `nats://user:password@host:port` of a NATS with `JetStream`, or `tls://…`, several servers with commas [default: none]
     nats_url "nats-url" "nats_url",
     /// Whether webhooks may lead to loopback, private and link-local addresses, `true` or `false` [default: false]
@@ -215,14 +223,9 @@ fn from_file(path: &std::path::Path) -> Result<BTreeMap<String, String>, ConfigE
     Ok(layer)
 }
 
-/// Names that the product has and this version does not serve: refused like unknown ones, in other words.
-const NOT_SERVED: &[&str] = &["consul_url", "device_service_url"];
-
 fn known(key: &str) -> Result<(), &'static str> {
     if RawConfig::KEYS.contains(&key) {
         Ok(())
-    } else if NOT_SERVED.contains(&key) {
-        Err("is not served by this version; leave it out")
     } else {
         Err("no such setting; see --help")
     }
@@ -333,10 +336,22 @@ mod tests {
             "x",
             "DEVICE_OTA_HTTP_ADR: no such setting",
         ),
+        ("DEVICE_OTA_CONSUL_URL", "consul:8500", "CONSUL_URL: "),
+        ("DEVICE_OTA_CONSUL_TOKEN", "t", "CONSUL_TOKEN: needs"),
         (
-            "DEVICE_OTA_CONSUL_URL",
-            "x",
-            "DEVICE_OTA_CONSUL_URL: is not served",
+            "DEVICE_OTA_CONSUL_ADVERTISE_URL",
+            "http://h",
+            "CONSUL_ADVERTISE_URL: needs",
+        ),
+        (
+            "DEVICE_OTA_DEVICE_SERVICE_URL",
+            "ftp://h",
+            "DEVICE_SERVICE_URL: ",
+        ),
+        (
+            "DEVICE_OTA_DEVICE_SERVICE_URL",
+            "http://h?x",
+            "DEVICE_SERVICE_URL: ",
         ),
         ("DEVICE_OTA_HTTP_ADDR", "x", "HTTP_ADDR: "),
         ("DEVICE_OTA_MQTT_ADDR", "1883", "MQTT_ADDR: "),
@@ -410,7 +425,7 @@ mod tests {
         ("DEVICE_OTA_JWT_ISSUER", "house", "JWT_ISSUER: "),
         (
             "DEVICE_OTA_AUTH_SERVICE_URL",
-            "https://h",
+            "ftp://h",
             "AUTH_SERVICE_URL: ",
         ),
         ("DEVICE_OTA_NATS_URL", "http://h", "NATS_URL: "),

@@ -18,6 +18,15 @@ pub(super) fn addr(name: &str, text: &str) -> Checked<SocketAddr> {
     })
 }
 
+/// An address that paths are put behind, without a slash at its end; `None` when it is none.
+pub(super) fn base_url(text: &str) -> Option<String> {
+    let http = text.strip_prefix("http://");
+    let rest = http.or_else(|| text.strip_prefix("https://"))?;
+    let is_url =
+        !rest.trim_matches('/').is_empty() && text.is_ascii() && !text.contains([' ', '?', '#']);
+    is_url.then(|| text.trim_end_matches('/').to_owned())
+}
+
 pub(super) fn number<T>(
     name: &str,
     text: Option<&str>,

@@ -1,15 +1,13 @@
 //! Who may do what: keys with roles, tokens, what another service knows, calls from within the house, devices.
 
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Admin, Answer, Options, Service, device_json, eventually};
+use crate::harness::{
+    Admin, Answer, Asked, Neighbour, Options, Says, Service, device_json, eventually,
+};
 
 matrix!(a_key_opens_what_its_roles_allow: sqlite_gateway, postgres_gateway);
 matrix!(keys_are_made_and_revoked_beside_the_running_service: sqlite_gateway, postgres_gateway);
@@ -248,65 +246,28 @@ async fn a_token_says_who_it_is(options: Options) {
     assert_eq!(both.send().await.unwrap().status(), 400);
 }
 
-/// A service that knows one key and one token, and counts.
-struct Elsewhere {
-    address: String,
-    asked: Arc<AtomicU32>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Elsewhere {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let asked = Arc::new(AtomicU32::new(0));
-        let counter = Arc::clone(&asked);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                counter.fetch_add(1, Ordering::Relaxed);
-                answer(stream).await;
-            }
-        });
-        Self {
-            address,
-            asked,
-            task,
-        }
-    }
-}
-
-async fn answer(mut stream: TcpStream) {
-    let mut request = Vec::new();
-    while !request.ends_with(b"}") {
-        stream.read_buf(&mut request).await.unwrap();
-    }
-    let request = String::from_utf8(request).unwrap();
-    let known = (request.contains("/verify-token ") && request.contains(r#"{"token":"a.b.c"}"#))
-        || (request.contains("/verify-api-key ") && request.contains(r#"{"api_key":"theirs"}"#));
-    let body = if known {
-        r#"{"valid": true, "user_id": "colleague", "roles": ["viewer"]}"#
-    } else {
-        r#"{"valid": false}"#
+/// A service that knows one key and one token.
+fn knows_two(asked: &Asked) -> Says {
+    let known = match asked.path.as_str() {
+        "/api/v1/auth/verify-token" => asked.body == json!({"token": "a.b.c"}),
+        "/api/v1/auth/verify-api-key" => asked.body == json!({"api_key": "theirs"}),
+        _ => return Says::Json(404, Value::Null),
     };
-    let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    stream
-        .write_all(format!("{head}{body}").as_bytes())
-        .await
-        .unwrap();
+    let verdict = if known {
+        json!({"valid": true, "user_id": "colleague", "roles": ["viewer"]})
+    } else {
+        json!({"valid": false})
+    };
+    Says::Json(200, verdict)
 }
 
 async fn another_service_is_asked_for_whom_it_knows(options: Options) {
-    let elsewhere = Elsewhere::start().await;
-    let url = format!("http://{}", elsewhere.address);
-    let service = Service::start(options.with("AUTH_SERVICE_URL", url)).await;
+    let mut elsewhere = Neighbour::start(knows_two).await;
+    let service = Service::start(options.with("AUTH_SERVICE_URL", elsewhere.url())).await;
     let with = |credential: &str| Admin::new(&service.ready().http, credential);
     with(service.key()).get(CAMPAIGNS).await.expect(200);
     assert_eq!(
-        elsewhere.asked.load(Ordering::Relaxed),
+        elsewhere.asked().len(),
         0,
         "our own key is our own business"
     );
@@ -316,21 +277,41 @@ async fn another_service_is_asked_for_whom_it_knows(options: Options) {
         with(known).post(CAMPAIGNS, json!({})).await.refused(403);
     }
     assert_eq!(
-        elsewhere.asked.load(Ordering::Relaxed),
+        elsewhere.asked().len(),
         2,
         "an answer is believed for a while"
     );
     with("a.b.d").get(CAMPAIGNS).await.refused(401);
     with("nobody's").get(CAMPAIGNS).await.refused(401);
 
-    elsewhere.task.abort();
-    assert!(elsewhere.task.await.is_err(), "it has ended");
+    elsewhere.stop().await;
     with("a.b.c").get(CAMPAIGNS).await.expect(200);
     let unknown = with("a.b.e").get(CAMPAIGNS).await.refused(503);
     assert_eq!(unknown["code"], "auth_unavailable");
-    let counters = service.admin().health().await["counters"].clone();
+    let admin = service.admin();
+    let health = admin.health().await;
+    let counters = &health["counters"];
     assert_eq!(counters["auth_service"]["unavailable"], 1, "{counters}");
-    with(service.key()).get(CAMPAIGNS).await.expect(200);
+    assert_eq!(health["status"], "degraded");
+    let told = &health["components"]["auth_service"];
+    assert_eq!(told["status"], "unhealthy", "{told}");
+    let detail = told["detail"].as_str().unwrap();
+    assert!(detail.starts_with("away since 20"), "{detail}");
+    admin.get("/health/ready").await.expect(200);
+
+    // Back, and not yet at its best: a question is asked again.
+    let mut times = 0_u32;
+    elsewhere.thinks(move |asked| {
+        times += u32::from(asked.path != "/health");
+        if times == 1 {
+            return Says::Json(503, Value::Null);
+        }
+        knows_two(asked)
+    });
+    elsewhere.start_again().await;
+    with("a.b.f").get(CAMPAIGNS).await.refused(401);
+    let told = admin.health().await["components"]["auth_service"].clone();
+    assert_eq!(told["status"], "healthy", "{told}");
 }
 
 /// Sends a request without any credential but a header.

@@ -66,8 +66,14 @@ impl Engine {
         })
     }
 
-    /// How many devices it means by now; notes how many are left out.
-    async fn count_targets(&self, proposal: &mut Proposal, now: Timestamp) -> Result<u64> {
+    /// How many devices it means by now, those that the Device Service alone knew included; notes how many are left out.
+    async fn count_targets(
+        &self,
+        proposal: &mut Proposal,
+        now: Timestamp,
+        by: &Caller,
+    ) -> Result<u64> {
+        self.introduce_named(proposal.aim(now), by).await?;
         let summary = self.store.target_summary(proposal.aim(now)).await?;
         let count = summary.total();
         proposal.spec.targets.left_out = summary.left_out;
@@ -79,7 +85,7 @@ impl Engine {
     pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
         let mut proposal = self.proposal(draft).await?;
         let now = self.clock.now();
-        let target_count = self.count_targets(&mut proposal, now).await?;
+        let target_count = self.count_targets(&mut proposal, now, by).await?;
         let campaign = Campaign {
             id: CampaignId::from_entropy(random(self.entropy.as_ref())),
             spec: proposal.spec,
@@ -114,7 +120,7 @@ impl Engine {
     ) -> Result<CampaignView> {
         let mut proposal = self.proposal(draft).await?;
         let now = self.clock.now();
-        let target_count = self.count_targets(&mut proposal, now).await?;
+        let target_count = self.count_targets(&mut proposal, now, by).await?;
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
         is_of(expected, "the campaign", campaign.revision)?;

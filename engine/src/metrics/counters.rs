@@ -35,6 +35,11 @@ const DESCRIBED: &[(&str, &str, &str)] = &[
         "Deletions of devices that another service told of over NATS",
     ),
     (
+        "device_service",
+        "outcome",
+        "Questions to the Device Service for devices that are not registered here",
+    ),
+    (
         "downlink_busy",
         "kind",
         "Messages to devices whose session had no room for more",

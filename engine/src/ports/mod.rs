@@ -4,6 +4,7 @@ pub mod audit;
 pub mod auth;
 pub mod bandwidth;
 pub mod clock;
+pub mod device_service;
 pub mod downlink;
 pub mod error;
 pub mod events;
@@ -18,6 +19,7 @@ pub mod webhooks;
 
 pub use audit::AuditLog;
 pub use clock::{Clock, Entropy};
+pub use device_service::DeviceService;
 pub use downlink::{Delivery, Downlink};
 pub use error::StoreError;
 pub use events::{EventSink, SinkError};

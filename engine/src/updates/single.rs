@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::UpdateView;
 use crate::audit::facts;
 use crate::changes::Changes;
-use crate::devices::locked;
+use crate::devices::{DEVICE, locked};
 use crate::firmware::held;
 use crate::ports::clock::random;
 use crate::ports::store::{Claimable, RollbackFilter, Tx};
@@ -68,10 +68,25 @@ impl Engine {
     /// Makes an update for one device, outside of any campaign. 409 when a campaign would leave the device out for the same
     /// reason: it is of another model or hardware revision, runs that version already (unless forced), or would refuse the image as
     /// below its security floor; when the firmware is out of use; and when the device was asked for it before and has not ended.
+    /// A device that is not registered here is asked for at the Device Service, where there is one.
     pub async fn update_device(
         &self,
         id: &DeviceId,
         request: UpdateRequest,
+        by: &Caller,
+    ) -> Result<UpdateView> {
+        match self.update_known(id, &request, by).await {
+            Err(Error::NotFound { what: DEVICE, .. }) if self.introduce(id, by).await? => {
+                self.update_known(id, &request, by).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn update_known(
+        &self,
+        id: &DeviceId,
+        request: &UpdateRequest,
         by: &Caller,
     ) -> Result<UpdateView> {
         let mut tx = self.store.begin().await?;
@@ -82,7 +97,7 @@ impl Engine {
             judged => judged.map_err(|why| misfit(why, &device, &firmware))?,
         }
         above_floor(&firmware.metadata, &device).map_err(|why| misfit(why, &device, &firmware))?;
-        let update = self.single(&device, &firmware, Action::Update, &request)?;
+        let update = self.single(&device, &firmware, Action::Update, request)?;
         asked_once(tx.as_mut(), &update).await?;
         tx.insert_update(&update, None).await?;
         tx.append_events(&[Event::asked(&update, None, by.subject(), update.created_at)])

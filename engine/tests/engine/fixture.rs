@@ -192,6 +192,7 @@ impl Made {
                 sessions: sessions.clone(),
             }),
             sinks: Vec::new(),
+            device_service: None,
             clock: clock.clone(),
             entropy: Arc::new(Counting(AtomicU64::new(7))),
             keyring: Keyring::new(chain, Some(release), dispatch).unwrap(),

@@ -24,10 +24,13 @@ pub(super) const MAX_BULK_DEVICES: usize = 100;
 const BULK_CONCURRENCY: usize = 8;
 
 /// Update one device
+///
+/// One that is not registered here, and that the Device Service knows, is registered by it.
 #[utoipa::path(post, path = "/api/v1/ota/devices/{device_id}/update", tag = "devices", request_body = UpdateRequest, responses(
     (status = 201, description = "The new update", body = UpdateDto),
     (status = 404, description = "There is no such device or image"),
-    (status = 409, description = "It runs that version, was asked for it before, or the image is not for this device"),
+    (status = 409, description = "It runs that version, was asked for it before, the image is not for this device, or what the Device \
+        Service knows of it cannot be registered"),
 ))]
 pub(super) async fn update(id: Segment, call: Call, body: Body) -> Answer {
     let by = call.require(Role::Operator)?;

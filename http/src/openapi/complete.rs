@@ -54,7 +54,7 @@ const INTERNAL: Refusal = (500, "Internal", "A defect; the log knows the `reques
 const UNAVAILABLE: Refusal = (
     503,
     "Unavailable",
-    "The database or the storage is away; `Retry-After` says when to come back",
+    "The database, the storage or a service that has to be asked is away; `Retry-After` says when to come back",
 );
 const REFUSALS: [Refusal; 11] = [
     BAD_REQUEST,

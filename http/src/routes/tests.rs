@@ -118,6 +118,7 @@ async fn serve_within(roles: Roles, limits: RateLimits) -> Served {
         objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
         downlink: world.clone(),
         sinks: Vec::new(),
+        device_service: None,
         clock: world.clone(),
         entropy: world.clone(),
         keyring: keyring(),

@@ -97,6 +97,7 @@ impl Service {
             objects: Arc::new(LocalFolder::open(folder.path().join("objects")).unwrap()),
             downlink,
             sinks: Vec::new(),
+            device_service: None,
             clock: clock.clone(),
             entropy: Arc::new(RealEntropy),
             keyring: keyring(),

@@ -11,6 +11,7 @@ mod dsse;
 mod link;
 mod log;
 mod nats;
+mod neighbour;
 pub mod raw;
 mod service;
 mod wait;
@@ -23,6 +24,7 @@ pub use disk::SmallDisk;
 pub use dsse::Trust;
 pub use link::{Event, Link, MqttVersion};
 pub use nats::NatsServer;
+pub use neighbour::{Asked, Neighbour, Says};
 pub use service::{BINARY, MqttEnd, Options, Service};
 pub use wait::{eventually, in_seconds, within};
 

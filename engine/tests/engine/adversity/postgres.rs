@@ -78,6 +78,7 @@ async fn rig() -> Rig {
         objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
         downlink: Arc::new(Nowhere),
         sinks: Vec::new(),
+        device_service: None,
         clock: Arc::new(Still),
         entropy: Arc::new(Counting(AtomicU64::new(1))),
         keyring: Keyring::new(

@@ -73,6 +73,7 @@ impl Life {
                 sent,
             }),
             sinks,
+            device_service: None,
             clock: place.clock.clone(),
             entropy: Arc::new(Counting(AtomicU64::new(number << 48))),
             keyring: Keyring::new(

@@ -1,0 +1,270 @@
+//! This service in Consul (docs/operations.md, *Consul*): registered with a health check once it listens, again whenever Consul
+//! has forgotten it, and taken out at an orderly end. Nothing waits for Consul.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use device_ota_engine::ports::Clock;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
+use reqwest::{RequestBuilder, StatusCode, Url};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::ServiceStatus;
+use crate::client::{Client, Unavailable};
+
+/// What the service is called (PRD, *Dependencies*, Consul).
+const NAME: &str = "ota_service";
+const TAGS: [&str; 2] = ["ota", "v1"];
+const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+/// How often Consul asks us how we are.
+const CHECK_EVERY: &str = "10s";
+/// How long it waits for the answer.
+const CHECK_TIMEOUT: &str = "5s";
+/// After so long without a good answer Consul takes us out: a kill leaves no dead entry for longer.
+const FORGOTTEN_AFTER: &str = "10m";
+/// How often we look whether it still knows us: its agent may have been started anew.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// First pause after a failure; each next one is twice as long, up to [`LOOK_EVERY`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest that taking us out may hold up the end of the process.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// Why it cannot be spoken to at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsulError {
+    /// The token has characters that no header may have.
+    #[error("the token cannot be sent")]
+    Token(#[from] InvalidHeaderValue),
+    /// The client cannot be made.
+    #[error("no client can be made")]
+    Client(#[from] reqwest::Error),
+}
+
+/// This process, as others are to find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    id: String,
+    address: String,
+    port: u16,
+    check: String,
+    version: &'static str,
+}
+
+impl Instance {
+    /// At `url`, such as `http://10.0.0.5:8216`; `None` when it names no host and port.
+    ///
+    /// The id follows from the address, so that whoever was killed and comes back is the same entry.
+    pub fn at(url: &str, version: &'static str) -> Option<Self> {
+        let parsed = Url::parse(url).ok()?;
+        let address = parsed.host_str()?.trim_matches(['[', ']']).to_owned();
+        let port = parsed.port_or_known_default()?;
+        Some(Self {
+            id: format!("{NAME}-{address}-{port}"),
+            check: format!("{}/health/ready", url.trim_end_matches('/')),
+            address,
+            port,
+            version,
+        })
+    }
+
+    /// Its entry.
+    fn entry(&self) -> Value {
+        json!({
+            "ID": self.id,
+            "Name": NAME,
+            "Address": self.address,
+            "Port": self.port,
+            "Tags": TAGS,
+            "Meta": {"version": self.version},
+            "Check": {
+                "Name": "ready",
+                "HTTP": self.check,
+                "Method": "GET",
+                "Interval": CHECK_EVERY,
+                "Timeout": CHECK_TIMEOUT,
+                "DeregisterCriticalServiceAfter": FORGOTTEN_AFTER,
+            },
+        })
+    }
+}
+
+/// A Consul agent.
+pub struct Consul {
+    client: Client,
+    instance: Instance,
+}
+
+impl Consul {
+    /// The agent at `base`, e.g. `http://127.0.0.1:8500`, which `token` opens where it asks for one.
+    pub fn new(
+        base: &str,
+        token: Option<&str>,
+        instance: Instance,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConsulError> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = token {
+            let mut token = HeaderValue::from_str(token)?;
+            token.set_sensitive(true);
+            headers.insert(TOKEN, token);
+        }
+        let client = Client::new("consul", base, headers, clock)?;
+        Ok(Self { client, instance })
+    }
+
+    /// Under which id the service is registered.
+    pub fn id(&self) -> &str {
+        &self.instance.id
+    }
+
+    /// How it is: without trouble, the service is registered.
+    pub fn status(&self) -> ServiceStatus {
+        self.client.status()
+    }
+
+    /// Keeps the service registered until `stop`, then takes it out.
+    pub async fn serve(&self, stop: &CancellationToken) {
+        let mut is_registered = false;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let kept = stop.run_until_cancelled(self.keep(is_registered)).await;
+            let rest = match kept {
+                None => break,
+                Some(Ok(())) => {
+                    is_registered = true;
+                    pause = FIRST_PAUSE;
+                    LOOK_EVERY
+                }
+                // The client has told of it.
+                Some(Err(Unavailable(_))) => {
+                    let rest = pause;
+                    pause = (pause * 2).min(LOOK_EVERY);
+                    rest
+                }
+            };
+            let rested = stop.run_until_cancelled(tokio::time::sleep(rest)).await;
+            if rested.is_none() {
+                break;
+            }
+        }
+        // Also of who is not known to be registered: what was under way may have come through.
+        match timeout(LEAVING, self.leave()).await {
+            Ok(Ok(())) => tracing::info!(id = self.instance.id, "taken out of Consul"),
+            _ if !is_registered => {}
+            Ok(Err(Unavailable(why))) => self.could_not_leave(&why),
+            Err(_) => self.could_not_leave("it does not answer"),
+        }
+    }
+
+    fn could_not_leave(&self, why: &str) {
+        tracing::warn!(
+            id = self.instance.id,
+            why,
+            "could not be taken out of Consul, which does so by itself when its check has failed for {FORGOTTEN_AFTER}"
+        );
+    }
+
+    /// Registers, unless Consul knows us already.
+    async fn keep(&self, is_registered: bool) -> Result<(), Unavailable> {
+        if is_registered && self.is_known().await? {
+            return Ok(());
+        }
+        self.register().await?;
+        tracing::info!(id = self.instance.id, "registered in Consul");
+        Ok(())
+    }
+
+    async fn is_known(&self) -> Result<bool, Unavailable> {
+        let id = &self.instance.id;
+        let request = |client: &reqwest::Client, base: &str| {
+            client.get(format!("{base}/v1/agent/service/{id}"))
+        };
+        let known = |status, _: &[u8]| match status {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            other => Err(refused(other)),
+        };
+        self.client.ask(request, known).await
+    }
+
+    async fn register(&self) -> Result<(), Unavailable> {
+        let entry = self.instance.entry();
+        self.put(|client, base| {
+            // Checks of an older registration are not ours any more.
+            let path = "/v1/agent/service/register?replace-existing-checks=true";
+            client.put(format!("{base}{path}")).json(&entry)
+        })
+        .await
+    }
+
+    async fn leave(&self) -> Result<(), Unavailable> {
+        let id = &self.instance.id;
+        self.put(|client, base| client.put(format!("{base}/v1/agent/service/deregister/{id}")))
+            .await
+    }
+
+    async fn put(
+        &self,
+        request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
+    ) -> Result<(), Unavailable> {
+        let taken = |status, _: &[u8]| match status {
+            StatusCode::OK => Ok(()),
+            other => Err(refused(other)),
+        };
+        self.client.ask(request, taken).await
+    }
+}
+
+/// An answer that says no. What it says beside that may be long, and health tells it to everybody.
+fn refused(status: StatusCode) -> String {
+    match status {
+        StatusCode::FORBIDDEN => format!("it answered {status}: CONSUL_TOKEN may not do this"),
+        status => format!("it answered {status}"),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_where_others_find_it() {
+        for (url, address, port, check) in [
+            (
+                "http://10.0.0.5:8216",
+                "10.0.0.5",
+                8216,
+                "http://10.0.0.5:8216/health/ready",
+            ),
+            (
+                "https://ota.example.com/",
+                "ota.example.com",
+                443,
+                "https://ota.example.com/health/ready",
+            ),
+            (
+                "http://[fd00::5]:80",
+                "fd00::5",
+                80,
+                "http://[fd00::5]:80/health/ready",
+            ),
+            (
+                "http://ota/behind",
+                "ota",
+                80,
+                "http://ota/behind/health/ready",
+            ),
+        ] {
+            let entry = Instance::at(url, "1.2.3").unwrap().entry();
+            assert_eq!(entry["Address"], address);
+            assert_eq!(entry["Port"], port);
+            assert_eq!(entry["Check"]["HTTP"], check);
+            assert_eq!(entry["ID"], format!("ota_service-{address}-{port}"));
+            assert_eq!(entry["Meta"]["version"], "1.2.3");
+        }
+        assert_eq!(Instance::at("somewhere", "1.2.3"), None);
+    }
+}
