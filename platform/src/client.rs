@@ -13,7 +13,7 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::circuit::{Circuit, IsOpen, LONGEST_PAUSE};
+use crate::circuit::{Circuit, LONGEST_PAUSE};
 
 /// Longest that one question takes in all, its tries included; somebody's request waits meanwhile. A little less than the two
 /// seconds that callers give it, so that the circuit hears of it first.
@@ -120,10 +120,10 @@ impl Client {
         read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
     ) -> Result<T, Unavailable> {
         let Ok(pass) = self.circuit.admit(Instant::now()) else {
-            return Err(self.refused(IsOpen));
+            return Err(self.refused());
         };
         let answered = within_deadline(self.tries(&request)).await;
-        match answered {
+        match &answered {
             Err(Fault::Away(_)) => pass.failed(Instant::now()),
             _ => pass.succeeded(),
         }
@@ -136,7 +136,7 @@ impl Client {
     }
 
     /// What is said without a question.
-    fn refused(&self, IsOpen: IsOpen) -> Unavailable {
+    fn refused(&self) -> Unavailable {
         let seconds = LONGEST_PAUSE.as_secs();
         let trouble = self.standing().trouble.clone();
         let why = trouble.map_or_else(|| "it was away".to_owned(), |fault| fault.to_string());
