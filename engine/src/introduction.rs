@@ -72,15 +72,13 @@ impl Engine {
                 Met::Nobody | Met::Unfit(_) => Ok(None),
             })
             .try_collect::<Vec<_>>();
-        let met = match tokio::time::timeout(DEADLINE, asking).await {
-            Ok(met) => met?,
-            Err(_) => {
-                let seconds = DEADLINE.as_secs();
-                let why = format!("not everybody was answered for within {seconds} s");
-                let cause = DeviceServiceUnavailable(why);
-                return Err(Error::DeviceService { id: first, cause });
-            }
-        };
+        let answered = tokio::time::timeout(DEADLINE, asking).await;
+        let met = answered.unwrap_or_else(|_| {
+            let seconds = DEADLINE.as_secs();
+            let why = format!("not everybody was answered for within {seconds} s");
+            let cause = DeviceServiceUnavailable(why);
+            Err(Error::DeviceService { id: first, cause })
+        })?;
         if !met.is_empty() {
             self.register_devices(met, by).await?;
         }

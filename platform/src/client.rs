@@ -213,14 +213,13 @@ impl Client {
         }
         standing.is_known = true;
         if is_turn {
-            match &trouble {
-                Some(trouble) => {
-                    tracing::warn!(service = self.name, %trouble, "a service around this one is away")
-                }
-                None => tracing::info!(
+            if let Some(trouble) = &trouble {
+                tracing::warn!(service = self.name, %trouble, "a service around this one is away");
+            } else {
+                tracing::info!(
                     service = self.name,
                     "a service around this one answers again"
-                ),
+                );
             }
         }
         standing.trouble = trouble;

@@ -259,11 +259,13 @@ mod tests {
             ),
         ] {
             let entry = Instance::at(url, "1.2.3").unwrap().entry();
-            assert_eq!(entry["Address"], address);
-            assert_eq!(entry["Port"], port);
-            assert_eq!(entry["Check"]["HTTP"], check);
-            assert_eq!(entry["ID"], format!("ota_service-{address}-{port}"));
-            assert_eq!(entry["Meta"]["version"], "1.2.3");
+            let said = |pointer| entry.pointer(pointer).cloned();
+            assert_eq!(said("/Address"), Some(address.into()));
+            assert_eq!(said("/Port"), Some(port.into()));
+            assert_eq!(said("/Check/HTTP"), Some(check.into()));
+            let id = format!("ota_service-{address}-{port}");
+            assert_eq!(said("/ID"), Some(id.into()));
+            assert_eq!(said("/Meta/version"), Some("1.2.3".into()));
         }
         assert_eq!(Instance::at("somewhere", "1.2.3"), None);
     }

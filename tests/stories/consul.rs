@@ -105,7 +105,7 @@ async fn the_service_is_in_consul_while_it_runs(options: Options) {
             "Timeout": "5s", "DeregisterCriticalServiceAfter": "10m",
         },
     });
-    assert_eq!(entries, [entry.clone()]);
+    assert_eq!(entries, std::slice::from_ref(&entry));
     // As Consul does.
     let admin = service.admin();
     let check = admin.client().get(entry["Check"]["HTTP"].as_str().unwrap());
@@ -118,7 +118,7 @@ async fn the_service_is_in_consul_while_it_runs(options: Options) {
 
     // An agent that was started anew knows nobody.
     registry.forget();
-    assert_eq!(registry.entries().await, [entry.clone()]);
+    assert_eq!(registry.entries().await, std::slice::from_ref(&entry));
 
     service.stop().await;
     assert!(registry.is_empty(), "it has gone in order");

@@ -264,13 +264,22 @@ async fn a_device_service_that_stays_away_is_left_in_peace(options: Options) {
     /// Questions, and how often each is asked by itself.
     const QUESTIONS: usize = 80;
     const TRIES: usize = 3;
-    let devices = Neighbour::start(|_| Says::Json(503, Value::Null)).await;
+    let devices = Neighbour::start(|_| Says::Json(500, Value::Null)).await;
     let service = beside(&devices, options).await;
     let admin = service.admin();
     let firmware = admin.image("2.1.0").await;
-    let ids: Vec<String> = (0..QUESTIONS).map(|n| format!("frame-{n}")).collect();
-    let bulk = json!({ "firmware_id": firmware, "device_ids": ids });
+    let of = |questions: usize| {
+        let ids: Vec<String> = (0..questions).map(|n| format!("frame-{n}")).collect();
+        json!({ "firmware_id": firmware, "device_ids": ids })
+    };
     let path = "/api/v1/ota/devices/bulk/update";
+    // Questions that it cannot bear keep nobody from asking others.
+    admin.post(path, of(10)).await.expect(200);
+    assert_eq!(devices.asked().len(), 10 * TRIES);
+
+    devices.thinks(|_| Says::Json(503, Value::Null));
+    let before = devices.asked().len();
+    let bulk = of(QUESTIONS);
     let answer = admin.post(path, bulk.clone()).await.expect(200);
     let results = answer["results"].as_array().unwrap();
     assert!(
@@ -279,7 +288,7 @@ async fn a_device_service_that_stays_away_is_left_in_peace(options: Options) {
             .all(|result| result["code"] == "device_service_unavailable"),
         "{answer}"
     );
-    let asked = devices.asked().len();
+    let asked = devices.asked().len() - before;
     assert!((TRIES..QUESTIONS * TRIES / 2).contains(&asked), "{asked}");
 
     // It is found again by itself.
