@@ -118,10 +118,12 @@ fn services(config: &Config) -> anyhow::Result<()> {
 }
 
 fn broker(config: &Config) -> anyhow::Result<()> {
-    let Broker::External { url, .. } = &config.broker else {
+    let Broker::External { url, tls, .. } = &config.broker else {
         return Ok(());
     };
-    LinkOptions::parse(&url.0, "")
-        .context("MQTT_BROKER")
-        .map(drop)
+    LinkOptions::parse(&url.0, "").context("MQTT_BROKER")?;
+    match tls {
+        Some(tls) => tls::broker::config(tls).map(drop),
+        None => Ok(()),
+    }
 }

@@ -3,6 +3,7 @@
 //! Each setting has one name: `HTTP_ADDR` is the flag `--http-addr`, the variable `DEVICE_OTA_HTTP_ADDR` and the key
 //! `http_addr` of the file. The later wins: file, environment, flag. A name that is not known is refused, not ignored.
 
+mod broker;
 mod identity;
 mod parse;
 mod raw;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use device_ota_domain::bandwidth::Budgets;
 use device_ota_engine::Rate;
 use device_ota_http::{Cors, RateLimits};
+use device_ota_mqtt::Group;
 use device_ota_objects::S3Settings;
 use device_ota_platform::NatsAddress;
 use device_ota_protocol::topics::Prefix;
@@ -44,11 +46,33 @@ pub(crate) enum Broker {
     },
     /// A broker that others run.
     External {
-        /// `mqtt://user:password@host:port`.
+        /// `mqtt://user:password@host:port`, or `mqtts://…`.
         url: Secret,
+        /// TLS to it; `None`: it is spoken to without.
+        tls: Option<BrokerTls>,
+        /// The group of replicas that share reports; `None`: all of them come here.
+        group: Option<Group>,
         /// Where devices' passwords are written for it.
         password_file: Option<PathBuf>,
     },
+}
+
+/// TLS to an external broker; all files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BrokerTls {
+    /// The authorities that are believed; `None`: the system's.
+    pub ca: Option<PathBuf>,
+    /// As whom we come.
+    pub own: Option<OwnCertificate>,
+}
+
+/// A certificate of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnCertificate {
+    /// It, then those between it and its authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// The gateway's listener with TLS.

@@ -7,16 +7,19 @@ use anyhow::Context as _;
 use device_ota_engine::Engine;
 use device_ota_engine::ports::{Downlink, Entropy};
 use device_ota_http::Component;
-use device_ota_mqtt::{Gateway, Limits, Link, LinkOptions, Sessions};
+use device_ota_mqtt::{Gateway, Group, Limits, Link, LinkOptions, Sessions, Sharing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Broker, Config, MqttTls};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, write_private};
 use crate::open_files::Room;
 use crate::password_file::{self, OwnUser};
 use crate::tasks::Tasks;
-use crate::tls::{Keeper, Standing};
+use crate::tls::{self, Keeper, Standing};
+
+/// The groups in which reports were ever shared, one a line.
+const GROUPS: &str = "mqtt.groups";
 
 /// The way to devices, before and after the engine exists.
 pub(crate) enum Edge {
@@ -87,16 +90,7 @@ impl Edge {
             }
             Self::Link(link) => {
                 let link = link.clone();
-                Box::new(move || {
-                    vec![Component {
-                        name: "mqtt_broker",
-                        healthy: link.connected(),
-                        essential: true,
-                        detail: (!link.connected())
-                            .then(|| "the broker cannot be reached; it is tried again".to_owned()),
-                        address: None,
-                    }]
-                })
+                Box::new(move || vec![of_link(&link)])
             }
         }
     }
@@ -176,16 +170,61 @@ impl Edge {
                 }
                 Ok(Self::Gateway(Box::new(devices)))
             }
-            Broker::External { url, .. } => {
+            Broker::External {
+                url, tls, group, ..
+            } => {
                 // The broker keeps our session under this name while we are away, so it must outlive a restart.
                 let id = data.name(entropy)?;
-                let options = LinkOptions::parse(&url.0, format!("device-ota-{id}"))
-                    .context("MQTT_BROKER")?;
+                let options = LinkOptions::parse(&url.0, format!("device-ota-{id}"));
+                let mut options = options.context("MQTT_BROKER")?;
+                options.sharing = sharing(data, group.clone())?;
+                let tls = match tls {
+                    Some(tls) => {
+                        tls::broker::config(tls)?;
+                        Some(tls::broker::for_each_connection(tls.clone()))
+                    }
+                    None => None,
+                };
                 let prefix = config.topic_prefix.clone();
-                Ok(Self::Link(Link::new(options, prefix, &limits)))
+                Ok(Self::Link(Link::new(options, tls, prefix, &limits)))
             }
         }
     }
+}
+
+fn of_link(link: &Link) -> Component {
+    let healthy = link.connected();
+    let detail = (!healthy).then(|| match link.trouble() {
+        Some(trouble) => format!("the broker cannot be reached; it is tried again: {trouble}"),
+        None => "the broker cannot be reached; it is tried again".to_owned(),
+    });
+    Component {
+        name: "mqtt_broker",
+        healthy,
+        essential: true,
+        detail,
+        address: None,
+    }
+}
+
+/// With whom reports are shared. The broker's session keeps what it was told, so the groups of earlier settings are written down.
+fn sharing(data: &DataDir, group: Option<Group>) -> anyhow::Result<Sharing> {
+    let known = data.private(GROUPS, || Ok(String::new()))?.0;
+    let mut left = Vec::new();
+    for line in known.lines() {
+        let path = data.join(GROUPS);
+        let earlier: Group = line
+            .parse()
+            .with_context(|| format!("{} has no groups' names", path.display()))?;
+        left.push(earlier);
+    }
+    if let Some(group) = &group
+        && !left.contains(group)
+    {
+        let text = format!("{known}{group}\n");
+        write_private(&data.join(GROUPS), text.as_bytes())?;
+    }
+    Ok(Sharing { group, left })
 }
 
 /// The service's own user at an external broker, as its URL names it.
@@ -202,11 +241,9 @@ pub(crate) fn broker_name(config: &Config) -> Option<String> {
     match &config.broker {
         Broker::Embedded { .. } => None,
         Broker::External { url, .. } => {
-            let host = url
-                .0
-                .rsplit_once('@')
-                .map_or_else(|| url.0.trim_start_matches("mqtt://"), |(_, host)| host);
-            Some(format!("mqtt://{host}"))
+            let (scheme, rest) = url.0.split_once("://").unwrap_or(("mqtt", &url.0));
+            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            Some(format!("{scheme}://{host}"))
         }
     }
 }

@@ -1,7 +1,10 @@
-//! TLS of our listeners: what the certificate files come to, and what they come to when they change (ADR 18).
+//! TLS of our listeners: what the certificate files come to, and what they come to when they change (ADR 18). And TLS to an
+//! external broker.
 
+pub(crate) mod broker;
 mod files;
 mod keeper;
+mod pem;
 
 pub(crate) use files::check;
 pub(crate) use keeper::{Keeper, Standing};

@@ -62,6 +62,8 @@ pub enum Uplink {
     },
     /// A valid heartbeat and the text it was read from.
     Heartbeat(Box<Heartbeat>, Arc<str>),
+    /// The text of a valid heartbeat that has been under way for nobody knows how long: it is kept, and says nothing of now.
+    Past(Arc<str>),
     /// Any other valid report.
     Report(Box<Report>),
     /// A report that was dropped as invalid; it passes through only so that acknowledgements keep their order.
@@ -72,14 +74,20 @@ impl Uplink {
     /// A valid report and the payload it was read from.
     pub fn report(report: Report, payload: &[u8]) -> Self {
         match report {
-            Report::Heartbeat(heartbeat) => {
-                // It was parsed as JSON, so it is text.
-                let text = std::str::from_utf8(payload).unwrap_or("{}");
-                Self::Heartbeat(heartbeat, text.into())
-            }
+            Report::Heartbeat(heartbeat) => Self::Heartbeat(heartbeat, text(payload)),
             report => Self::Report(Box::new(report)),
         }
     }
+
+    /// A valid heartbeat that may be long past, by the payload it was read from.
+    pub fn past(payload: &[u8]) -> Self {
+        Self::Past(text(payload))
+    }
+}
+
+/// It was parsed as JSON, so it is text.
+fn text(payload: &[u8]) -> Arc<str> {
+    std::str::from_utf8(payload).unwrap_or("{}").into()
 }
 
 /// Told, once, when a message is committed. A message that is never committed is never acknowledged.

@@ -17,4 +17,4 @@ pub mod session;
 pub use bus::Bus;
 pub use gateway::{Gateway, Sessions, TlsConfigs};
 pub use limits::Limits;
-pub use link::{Link, LinkOptions};
+pub use link::{ClientTls, Group, Link, LinkOptions, Sharing};

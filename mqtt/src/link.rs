@@ -4,14 +4,19 @@
 //! Two connections: one takes reports, in a session that the broker keeps while we are away; one sends. Each gets a new
 //! client after every failure, with nothing left over of the old one: what was not acknowledged, the broker sends again,
 //! and what was not sent, the engine says again.
+//!
+//! Reports may be shared with other replicas ([`Sharing`]): each of them has connections and a session of its own.
 
+mod connection;
+mod group;
 mod intake;
 mod ledger;
 mod options;
 mod presence;
+mod tunnel;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,28 +24,21 @@ use bytes::Bytes;
 use device_ota_domain::DeviceId;
 use device_ota_engine::Engine;
 use device_ota_engine::ports::{Delivery, Downlink};
-use device_ota_protocol::messages::MAX_PAYLOAD;
 use device_ota_protocol::topics::{Down, Prefix};
 use governor::clock::DefaultClock;
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Packet, QoS};
+use rumqttc::{AsyncClient, Event, Packet, QoS};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use group::{Group, InvalidGroup, Sharing};
 pub use options::{BrokerUrlError, LinkOptions};
+pub use tunnel::ClientTls;
+
+use connection::{Connection, Lost, MAX_PACKET, Role};
 
 use crate::limits::Limits;
 use crate::session::RateLimits;
 
-/// Silence after which the broker is asked whether it is there.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// Time for a connection to come about, in seconds.
-const CONNECT_TIMEOUT_S: u64 = 5;
-/// Messages that wait for the socket; beyond, senders wait.
-const REQUESTS: usize = 1_024;
-/// QoS 1 messages on the way to the broker.
-const MAX_INFLIGHT: u16 = 1_000;
-/// Largest packet either way, bytes: a report, or a chunk of 64 KiB with its topic.
-const MAX_PACKET: usize = MAX_PAYLOAD + 64 * 1024;
 /// Longest that a sender waits for the connection to take a message: the dispatcher has other campaigns, too.
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// First and longest pause before another attempt.
@@ -53,6 +51,8 @@ pub struct Link(Arc<Inner>);
 
 struct Inner {
     options: LinkOptions,
+    /// What connections are secured by; `None`: they are not.
+    tls: Option<ClientTls>,
     prefix: Prefix,
     /// What one device may say: the broker keeps nobody to a rate.
     rates: RateLimits,
@@ -62,25 +62,47 @@ struct Inner {
     receiving: AtomicBool,
     /// Devices whose secret was taken back, for the intake to look up anew.
     ended: Mutex<Vec<DeviceId>>,
+    /// What went wrong last, for everybody to read.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Link {
-    /// A link that is not connected yet. Of `limits` it keeps those of heartbeats and checks; all else is the broker's.
-    pub fn new(options: LinkOptions, prefix: Prefix, limits: &Limits) -> Self {
+    /// A link that is not connected yet, over TLS where there is what secures it. Of `limits` it keeps those of heartbeats and
+    /// checks; all else is the broker's.
+    pub fn new(
+        options: LinkOptions,
+        tls: Option<ClientTls>,
+        prefix: Prefix,
+        limits: &Limits,
+    ) -> Self {
         let receiving = AtomicBool::new(false);
         Self(Arc::new(Inner {
             options,
+            tls,
             prefix,
             rates: RateLimits::new(limits, DefaultClock::default()),
             sender: RwLock::new(None),
             receiving,
             ended: Mutex::default(),
+            trouble: Mutex::default(),
         }))
     }
 
     /// Whether both connections stand: for health.
     pub fn connected(&self) -> bool {
         self.sender().is_some() && self.0.receiving.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong last; tells nothing of our own files.
+    pub fn trouble(&self) -> Option<String> {
+        self.locked_trouble().clone()
+    }
+
+    fn locked_trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps both connections until `shutdown`; a broker that cannot be reached is tried again and again.
@@ -116,58 +138,47 @@ impl Link {
         std::mem::take(&mut self.0.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A new client, with nothing of an earlier one, that takes packets up to `max_incoming` bytes. `role` tells the two
-    /// connections apart.
-    fn client(
-        &self,
-        role: &str,
-        keeps_session: bool,
-        max_incoming: usize,
-    ) -> (AsyncClient, EventLoop) {
-        let LinkOptions {
-            host,
-            port,
-            login,
-            client_id,
-        } = &self.0.options;
-        let mut options = MqttOptions::new(format!("{client_id}-{role}"), host, *port);
-        options
-            .set_keep_alive(KEEP_ALIVE)
-            .set_clean_session(!keeps_session)
-            .set_manual_acks(true)
-            .set_max_packet_size(max_incoming, MAX_PACKET)
-            .set_inflight(MAX_INFLIGHT);
-        if let Some((user, password)) = login {
-            options.set_credentials(user, password);
-        }
-        let (client, mut events) = AsyncClient::new(options, REQUESTS);
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(CONNECT_TIMEOUT_S);
-        events.set_network_options(network);
-        (client, events)
+    /// A new connection, with nothing of an earlier one.
+    async fn connect(&self, role: Role) -> Result<Connection, Lost> {
+        Connection::open(&self.0.options, self.0.tls.as_ref(), role).await
     }
 
     async fn send_until(self, shutdown: CancellationToken) {
-        let mut pause = Pause::default();
+        let role = Role {
+            name: "down",
+            keeps_session: false,
+            max_incoming: MAX_PACKET,
+        };
+        let mut pause = Pause::new(role.name);
         while !shutdown.is_cancelled() {
-            let (client, mut events) = self.client("down", false, MAX_PACKET);
-            let lost = loop {
-                let event = tokio::select! {
-                    () = shutdown.cancelled() => return self.set_sender(None),
-                    event = events.poll() => event,
-                };
-                match event {
-                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                        pause.reset();
-                        self.set_sender(Some(client.clone()));
-                    }
-                    Ok(_) => {}
-                    Err(error) => break error,
+            let lost = match shutdown.run_until_cancelled(self.connect(role)).await {
+                None => return,
+                Some(Err(lost)) => Some(lost),
+                Some(Ok(mut connection)) => {
+                    let sending = self.send_over(&mut connection, &mut pause);
+                    let lost = shutdown.run_until_cancelled(sending).await;
+                    self.set_sender(None);
+                    connection.close().await;
+                    lost
                 }
             };
-            self.set_sender(None);
-            pause.after("sending", &lost, &shutdown).await;
+            if let Some(lost) = lost {
+                pause.after(&self, &lost, &shutdown).await;
+            }
+        }
+    }
+
+    /// Serves one connection; answers why it was lost.
+    async fn send_over(&self, connection: &mut Connection, pause: &mut Pause) -> Lost {
+        loop {
+            match connection.next().await {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    pause.reset();
+                    self.set_sender(Some(connection.client.clone()));
+                }
+                Ok(_) => {}
+                Err(lost) => return lost,
+            }
         }
     }
 }
@@ -208,38 +219,35 @@ impl std::fmt::Debug for Link {
     }
 }
 
-/// The pause between attempts, which grows; says once that there is trouble, and once that it is over.
+/// The pause between attempts, which grows; tells each trouble once, and once that it is over.
 struct Pause {
+    role: &'static str,
     next: Duration,
-    said: bool,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self {
-            next: FIRST_PAUSE,
-            said: false,
-        }
-    }
+    told: Option<String>,
 }
 
 impl Pause {
-    fn reset(&mut self) {
-        if self.said {
-            info!("the broker is back");
+    const fn new(role: &'static str) -> Self {
+        Self {
+            role,
+            next: FIRST_PAUSE,
+            told: None,
         }
-        *self = Self::default();
     }
 
-    async fn after(
-        &mut self,
-        role: &str,
-        error: &rumqttc::ConnectionError,
-        stop: &CancellationToken,
-    ) {
-        if !self.said {
-            warn!(role, %error, "the broker cannot be reached; trying again");
-            self.said = true;
+    fn reset(&mut self) {
+        if self.told.is_some() {
+            info!(role = self.role, "the broker is back");
+        }
+        *self = Self::new(self.role);
+    }
+
+    async fn after(&mut self, link: &Link, lost: &Lost, stop: &CancellationToken) {
+        *link.locked_trouble() = Some(lost.for_everybody());
+        let trouble = lost.to_string();
+        if self.told.as_ref() != Some(&trouble) {
+            warn!(role = self.role, error = %lost, "the broker cannot be reached; trying again");
+            self.told = Some(trouble);
         }
         let pause = tokio::time::sleep(self.next);
         self.next = (self.next * 2).min(LONGEST_PAUSE);

@@ -13,7 +13,7 @@ use device_ota_protocol::topics::Prefix;
 use super::raw::RawConfig;
 use super::values::{Checked, addr, base_url, flag, number, rate};
 use super::{
-    Broker, Config, ConfigError, Database, GivenKeys, LogFormat, Secret, identity, services,
+    Config, ConfigError, Database, GivenKeys, LogFormat, Secret, broker, identity, services,
     storage, tls,
 };
 
@@ -28,7 +28,7 @@ impl Config {
             http_tls: tls::http(raw)?,
             internal_addr: identity::internal_addr(raw)?,
             database: database(raw, &data_dir)?,
-            broker: broker(raw)?,
+            broker: broker::of(raw)?,
             bus_addr: bus(raw)?,
             topic_prefix: prefix(raw)?,
             storage_path: raw
@@ -171,53 +171,6 @@ fn database(raw: &RawConfig, data_dir: &std::path::Path) -> Checked<Database> {
         _ => Err(ConfigError::new(
             "DATABASE_URL",
             "must be sqlite:FILE or postgres://user:password@host/database",
-        )),
-    }
-}
-
-fn broker(raw: &RawConfig) -> Checked<Broker> {
-    let choice = raw.mqtt_broker.as_deref().unwrap_or("embedded");
-    let password_file = raw.mqtt_password_file.as_ref().map(PathBuf::from);
-    if choice == "embedded" {
-        if password_file.is_some() {
-            return Err(ConfigError::new(
-                "MQTT_PASSWORD_FILE",
-                "serves an external broker only; set MQTT_BROKER too",
-            ));
-        }
-        let tls = tls::mqtt(raw)?;
-        let addr = match raw.mqtt_addr.as_deref().unwrap_or("127.0.0.1:1883") {
-            "off" if tls.is_none() => {
-                return Err(ConfigError::new(
-                    "MQTT_ADDR",
-                    "off leaves devices nowhere to connect to: set MQTT_TLS_ADDR",
-                ));
-            }
-            "off" => None,
-            text => Some(addr("MQTT_ADDR", text)?),
-        };
-        return Ok(Broker::Embedded { addr, tls });
-    }
-    if raw.mqtt_tls_addr.as_deref().is_some_and(|tls| tls != "off") {
-        return Err(ConfigError::new(
-            "MQTT_TLS_ADDR",
-            "is a listener of the embedded gateway; with MQTT_BROKER devices connect to that broker",
-        ));
-    }
-    if choice.starts_with("mqtts://") {
-        return Err(ConfigError::new(
-            "MQTT_BROKER",
-            "mqtts is not served by this version; reach the broker over mqtt:// on a trusted network",
-        ));
-    }
-    match choice.strip_prefix("mqtt://") {
-        Some(rest) if !rest.is_empty() => Ok(Broker::External {
-            url: Secret(choice.to_owned()),
-            password_file,
-        }),
-        _ => Err(ConfigError::new(
-            "MQTT_BROKER",
-            "must be embedded or mqtt://user:password@host:port",
         )),
     }
 }

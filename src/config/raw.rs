@@ -46,8 +46,16 @@ settings! {
     data_dir "data-dir" "data_dir",
     /// `sqlite:FILE` or `postgres://…` [default: a file in the data folder]
     database_url "database-url" "database_url",
-    /// `embedded`, or `mqtt://user:password@host:port` of a broker that you run [default: embedded]
+    /// `embedded`, or `mqtt://user:password@host:port` of a broker that you run, `mqtts://…` with TLS [default: embedded]
     mqtt_broker "mqtt-broker" "mqtt_broker",
+    /// Authorities that a broker with TLS is believed by, PEM [default: the system's]
+    mqtt_broker_ca "mqtt-broker-ca" "mqtt_broker_ca",
+    /// Certificate that the service shows to it, PEM [default: none]
+    mqtt_broker_cert "mqtt-broker-cert" "mqtt_broker_cert",
+    /// Its key, PEM
+    mqtt_broker_key "mqtt-broker-key" "mqtt_broker_key",
+    /// Group of replicas that share the reports of an external broker (`$share/GROUP/…`) [default: none, all reports come]
+    mqtt_shared_group "mqtt-shared-group" "mqtt_shared_group",
     /// Where devices connect to the embedded gateway, or `off` beside `MQTT_TLS_ADDR` [default: 127.0.0.1:1883]
     mqtt_addr "mqtt-addr" "mqtt_addr",
     /// Where devices connect to it with TLS [default: off]
@@ -233,6 +241,7 @@ fn known(key: &str) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Broker;
     use super::*;
 
     fn with(flags: RawConfig, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -266,7 +275,7 @@ mod tests {
         )?;
         assert_eq!(config.http_addr.port(), 3);
         assert!(
-            matches!(config.broker, super::super::Broker::Embedded { addr: Some(addr), tls: None } if addr.port() == 2)
+            matches!(config.broker, Broker::Embedded { addr: Some(addr), tls: None } if addr.port() == 2)
         );
         assert_eq!(config.lease_seconds, 7);
         Ok(())
@@ -371,7 +380,10 @@ mod tests {
             "0.0.0.0:1884",
             "MQTT_BUS_ADDR: ",
         ),
-        ("DEVICE_OTA_MQTT_BROKER", "mqtts://h", "MQTT_BROKER: "),
+        ("DEVICE_OTA_MQTT_BROKER", "http://h", "MQTT_BROKER: "),
+        ("DEVICE_OTA_MQTT_BROKER", "mqtts://", "MQTT_BROKER: "),
+        ("DEVICE_OTA_MQTT_BROKER_CA", "ca.pem", "MQTT_BROKER_CA: "),
+        ("DEVICE_OTA_MQTT_SHARED_GROUP", "ota", "MQTT_SHARED_GROUP: "),
         ("DEVICE_OTA_MQTT_TOPIC_PREFIX", "a/#", "MQTT_TOPIC_PREFIX: "),
         ("DEVICE_OTA_DATABASE_URL", "mysql://h", "DATABASE_URL: "),
         (

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::raw::RawConfig;
-use super::values::{Checked, addr};
+use super::values::{Checked, addr, needs};
 use super::{ClientCertificates, ConfigError, MqttTls, TlsFiles, TlsOf};
 
 /// The public HTTP listener's; `None`: HTTP without TLS.
@@ -81,8 +81,4 @@ fn none_beside_off(raw: &RawConfig) -> Checked<()> {
         }
     }
     Ok(())
-}
-
-fn needs(name: &str, other: &str) -> ConfigError {
-    ConfigError::new(name, format!("needs {other} beside it"))
 }

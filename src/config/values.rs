@@ -69,3 +69,8 @@ pub(super) fn rate(name: &str, text: Option<&str>, default: &str) -> Checked<Opt
         }),
     }
 }
+
+/// The refusal of a setting that means nothing alone.
+pub(super) fn needs(name: &str, other: &str) -> ConfigError {
+    ConfigError::new(name, format!("needs {other} beside it"))
+}

@@ -1,25 +1,20 @@
 //! From PEM files to what a listener is secured by; what cannot be used is refused by the setting's name.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
-};
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::sign::SingleCertAndKey;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
+use super::pem::{self, Read, bytes, certificates, read};
 use crate::config::{ClientCertificates, TlsFiles, TlsOf};
-
-/// A file's bytes, or why it cannot be read.
-type Read = Result<Vec<u8>, String>;
 
 /// What the files of a listener hold.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,10 +55,6 @@ pub(crate) fn check(files: &TlsFiles, now: Timestamp) -> anyhow::Result<Option<S
 impl TlsFiles {
     /// Reads them all.
     pub(super) fn read(&self) -> Contents {
-        let read = |path: &Path| {
-            std::fs::read(path)
-                .map_err(|error| format!("{} cannot be read: {error}", path.display()))
-        };
         let clients = self.clients.as_ref();
         Contents {
             cert: read(&self.cert),
@@ -80,7 +71,7 @@ impl Contents {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = self.chain(files).context(setting(files.of, "CERT"))?;
         let life = life(&chain).context(setting(files.of, "CERT"))?;
-        let key = self.key(files, &provider, chain);
+        let key = pem::key((&self.key, &files.key), (chain, &files.cert), &provider);
         let key = key.context(setting(files.of, "KEY"))?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
@@ -108,35 +99,6 @@ impl Contents {
         certificates(&self.cert, &files.cert)
     }
 
-    fn key(
-        &self,
-        files: &TlsFiles,
-        provider: &CryptoProvider,
-        chain: Vec<CertificateDer<'static>>,
-    ) -> anyhow::Result<CertifiedKey> {
-        let path = files.key.display();
-        // The parser's own words could show what it read.
-        let key = PrivateKeyDer::from_pem_slice(bytes(&self.key)?)
-            .ok()
-            .with_context(|| format!("{path} holds no key as PEM, without a passphrase"))?;
-        let key = provider.key_provider.load_private_key(key);
-        let key = CertifiedKey::new(
-            chain,
-            key.with_context(|| format!("the key in {path} cannot be used"))?,
-        );
-        match key.keys_match() {
-            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-                anyhow::bail!(
-                    "{path} is not the key of the certificate in {}",
-                    files.cert.display()
-                )
-            }
-            // Not every kind of key can tell; a client finds out.
-            Ok(()) | Err(Error::InconsistentKeys(_)) => Ok(key),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     fn verifier(
         &self,
         of: TlsOf,
@@ -158,16 +120,10 @@ impl Contents {
     }
 
     fn authorities(&self, clients: &ClientCertificates) -> anyhow::Result<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        if let Some(read) = &self.ca {
-            for authority in certificates(read, &clients.ca)? {
-                let path = clients.ca.display();
-                roots
-                    .add(authority)
-                    .with_context(|| format!("{path} holds no certificate of an authority"))?;
-            }
+        match &self.ca {
+            Some(read) => pem::authorities(read, &clients.ca),
+            None => Ok(RootCertStore::empty()),
         }
-        Ok(roots)
     }
 
     fn revoked(
@@ -185,20 +141,6 @@ impl Contents {
         anyhow::ensure!(!lists.is_empty(), "{path} holds no revocation list as PEM");
         Ok(lists)
     }
-}
-
-fn bytes(read: &Read) -> anyhow::Result<&[u8]> {
-    read.as_deref().map_err(|why| anyhow::anyhow!("{why}"))
-}
-
-fn certificates(read: &Read, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_slice_iter(bytes(read)?);
-    let found: Vec<_> = found
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{} is not PEM", path.display()))?;
-    let path = path.display();
-    anyhow::ensure!(!found.is_empty(), "{path} holds no certificate as PEM");
-    Ok(found)
 }
 
 /// While all of them are valid. There is one at least.

@@ -8,7 +8,7 @@ use crate::harness::{
     eventually, image,
 };
 
-matrix!(mqtt_3_takes_a_whole_update);
+matrix!(mqtt_3_takes_a_whole_update: sqlite_gateway, postgres_gateway, sqlite_mosquitto, postgres_mosquitto, sqlite_nats);
 matrix!(mqtt_5_takes_a_whole_update: sqlite_gateway, postgres_mosquitto);
 matrix!(an_image_comes_in_chunks_where_there_is_no_http: sqlite_gateway, sqlite_mosquitto);
 matrix!(the_answer_to_a_check_says_why_there_is_no_offer: sqlite_gateway);
@@ -271,7 +271,7 @@ async fn is_shown(service: &Service, offer: &Offer, phase: &str) {
                 "acknowledged before the commit? {update:#}"
             );
         }
-        MqttEnd::Mosquitto => {
+        MqttEnd::Mosquitto | MqttEnd::Nats => {
             eventually(&format!("the update shows {phase}"), async || {
                 let update = admin.update(&id).await;
                 if update["current_phase"] == phase {

@@ -182,6 +182,13 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
         assert!(told, "{changes:?}: {said}");
     }
 
+    let files = [&house.file, &own.cert, &own.key, &other.cert].map(|file| text(file));
+    told_of_the_brokers(
+        &service,
+        [&odd, &missing],
+        files.each_ref().map(String::as_str),
+    );
+
     // A start would use it and say so, as whoever does not look at dates need not be kept out.
     let expired = [
         ("MQTT_TLS_CERT", old.as_str()),
@@ -193,4 +200,51 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
         said.contains("MQTT_TLS_CERT: expired at 2001-01-01"),
         "{said}"
     );
+}
+
+/// The same of what is shown to a broker, and by what it is believed.
+fn told_of_the_brokers(
+    service: &Service,
+    [odd, missing]: [&str; 2],
+    [ca, cert, key, other]: [&str; 4],
+) {
+    let none = service.scratch().join("none");
+    let judged = |settings: &[(&str, &str)]| {
+        let broker = [
+            ("MQTT_BROKER", "mqtts://ota:secret@broker"),
+            ("MQTT_BROKER_CA", ca),
+        ];
+        let settings = [&broker[..], settings].concat();
+        check(service, &none, &settings, &["check-config"])
+    };
+    let (usable, said) = judged(&[("MQTT_BROKER_CERT", cert), ("MQTT_BROKER_KEY", key)]);
+    assert!(usable, "{said}");
+    for (changes, name, what) in [
+        (
+            vec![("MQTT_BROKER_CA", missing)],
+            "MQTT_BROKER_CA: ",
+            "cannot be read",
+        ),
+        (
+            vec![("MQTT_BROKER_CA", odd)],
+            "MQTT_BROKER_CA: ",
+            "no certificate",
+        ),
+        (
+            vec![("MQTT_BROKER_CERT", odd), ("MQTT_BROKER_KEY", key)],
+            "MQTT_BROKER_CERT: ",
+            "no certificate",
+        ),
+        (
+            vec![("MQTT_BROKER_CERT", other), ("MQTT_BROKER_KEY", key)],
+            "MQTT_BROKER_KEY: ",
+            "is not the key",
+        ),
+    ] {
+        let (usable, said) = judged(&changes);
+        let told = said
+            .lines()
+            .any(|line| line.starts_with(name) && line.contains(what));
+        assert!(!usable && told, "{changes:?}: {said}");
+    }
 }

@@ -16,7 +16,7 @@ matrix!(a_healthy_fleet_ends_on_the_new_version);
 matrix!(five_hundred_devices_end_on_the_new_version: sqlite_gateway);
 matrix!(a_fleet_prepares_and_flips: sqlite_gateway);
 matrix!(a_fleet_gets_over_what_networks_do);
-matrix!(a_failing_fleet_flips_back_to_the_image_it_still_has);
+matrix!(a_failing_fleet_flips_back_to_the_image_it_still_has: sqlite_gateway, postgres_gateway, sqlite_mosquitto, postgres_mosquitto, sqlite_nats);
 matrix!(a_failing_fleet_downloads_the_image_it_no_longer_has: sqlite_gateway, postgres_mosquitto);
 
 /// A fleet's command line against a service, without its name.
@@ -26,7 +26,9 @@ pub fn arguments(service: &Service, devices: usize, more: &[&str]) -> Vec<String
         service.mqtt(),
         service.key().to_owned(),
     );
-    arguments_at(at, devices, more)
+    let mut arguments = arguments_at(at, devices, more);
+    arguments.extend(service.fleet_flags());
+    arguments
 }
 
 /// The same against an HTTP and an MQTT address, with an admin's key.

@@ -59,7 +59,7 @@ async fn a_rollout_survives_kills_at_any_moment(options: Options) {
 }
 
 /// The campaign that the fleet has started.
-async fn started(admin: &Admin) -> String {
+pub async fn started(admin: &Admin) -> String {
     eventually("the fleet has started its campaign", async || {
         let list = admin.get("/api/v1/ota/campaigns").await.expect(200);
         match list["campaigns"][0]["campaign_id"].as_str() {
@@ -213,7 +213,7 @@ async fn bytes_done(service: &Service, update: &str, wanted: u64) -> u64 {
     let admin = service.admin();
     match service.options().end {
         MqttEnd::Gateway => admin.update(update).await["bytes_done"].as_u64().unwrap(),
-        MqttEnd::Mosquitto => {
+        MqttEnd::Mosquitto | MqttEnd::Nats => {
             eventually(
                 "the broker hands over what it has acknowledged",
                 async || {

@@ -35,6 +35,7 @@ mod deployment;
 mod device_service;
 mod disk_full;
 mod events;
+mod external;
 mod firmware;
 mod first_start;
 mod fleet;

@@ -45,7 +45,7 @@ async fn heartbeats_are_read_back_newest_first(options: Options) {
     // Of the gateway's acknowledgement it follows that they are there; a broker's comes before.
     let all = match service.options().end {
         MqttEnd::Gateway => read("").await,
-        MqttEnd::Mosquitto => {
+        MqttEnd::Mosquitto | MqttEnd::Nats => {
             eventually("all heartbeats are in the history", async || {
                 let all = read("").await;
                 let count = uptimes(&all).len();

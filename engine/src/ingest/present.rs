@@ -85,6 +85,10 @@ impl Fold {
             Uplink::Online { session } => self.presence(message, true, *session),
             Uplink::Offline { session } => self.presence(message, false, *session),
             Uplink::Heartbeat(heartbeat, payload) => self.heartbeat(message, heartbeat, payload),
+            Uplink::Past(payload) => {
+                self.touch(&message.device); // the batch says something of it
+                self.keep(message, payload);
+            }
             Uplink::Report(report) => self.report(message, report),
         }
     }
@@ -113,6 +117,10 @@ impl Fold {
         let touch = self.touch(&message.device);
         touch.last_seen = Some(message.at);
         heartbeat_touch(touch, heartbeat, message.at);
+        self.keep(message, payload);
+    }
+
+    fn keep(&mut self, message: &Inbound, payload: &Arc<str>) {
         self.heartbeats.push(HeartbeatRow {
             device: message.device.key,
             received_at: message.at,

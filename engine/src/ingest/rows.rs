@@ -66,7 +66,10 @@ impl Rows {
                     Report::Check(_) => _ = devices.insert(message.device.key),
                     Report::Heartbeat(_) | Report::Chunk(_) | Report::Status(_) => {}
                 },
-                Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => {}
+                Uplink::Online { .. }
+                | Uplink::Offline { .. }
+                | Uplink::Past(_)
+                | Uplink::Discarded => {}
             }
         }
         let mut found = Vec::new();
@@ -150,7 +153,10 @@ impl Rows {
                 return self.observe(message, (&heartbeat.version, None), sighting);
             }
             Uplink::Report(report) => report.as_ref(),
-            Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => return,
+            Uplink::Online { .. }
+            | Uplink::Offline { .. }
+            | Uplink::Past(_)
+            | Uplink::Discarded => return,
         };
         self.now = Some(message.at);
         match report {

@@ -8,15 +8,16 @@ use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound, Uplin
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::{Topic, Up};
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, StateError,
-    SubscribeFilter, SubscribeReasonCode, mqttbytes,
+    AsyncClient, ConnectionError, Event, Packet, Publish, QoS, StateError, SubscribeFilter,
+    SubscribeReasonCode, mqttbytes,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
+use super::connection::{Connection, Lost, MAX_PACKET, Role};
+use super::group::Marker;
 use super::ledger::Ledger;
 use super::presence::Presence;
-use super::{Link, MAX_PACKET, Pause};
+use super::{Link, Pause};
 use crate::session::{Class, Meter as _};
 
 /// Pause before the database is asked again who a device is; nothing is taken from the broker meanwhile.
@@ -33,23 +34,28 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
         last_session: 0,
     };
     engine.hears(false);
-    let mut max_incoming = MAX_PACKET;
-    let mut pause = Pause::default();
+    let mut role = Role {
+        name: "up",
+        keeps_session: true,
+        max_incoming: MAX_PACKET,
+    };
+    let mut pause = Pause::new(role.name);
     while !shutdown.is_cancelled() {
-        let (client, mut events) = link.client("up", true, max_incoming);
-        let ledger = Arc::new(Ledger::default());
-        let lost = tokio::select! {
-            () = shutdown.cancelled() => None,
-            lost = intake.receive(&client, &mut events, &ledger, &mut pause) => lost.ok(),
-            () = ledger.pay(client.clone()) => None,
-            () = forget_idle(link) => None,
+        let lost = match shutdown.run_until_cancelled(link.connect(role)).await {
+            None => break,
+            Some(Err(lost)) => Some(lost),
+            Some(Ok(connection)) => {
+                let receiving = intake.receive_over(connection, &mut pause, shutdown);
+                let lost = receiving.await;
+                link.set_receiving(false);
+                engine.hears(false);
+                lost
+            }
         };
-        link.set_receiving(false);
-        engine.hears(false);
-        max_incoming = lost.as_ref().and_then(too_large).unwrap_or(MAX_PACKET);
+        role.max_incoming = lost.as_ref().and_then(too_large).unwrap_or(MAX_PACKET);
         if let Some(lost) = lost {
             engine.metrics().add("mqtt_link", "lost", 1);
-            pause.after("receiving", &lost, shutdown).await;
+            pause.after(link, &lost, shutdown).await;
         }
     }
 }
@@ -57,11 +63,11 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
 /// The size of a packet that was too large to be taken. A broker without limits of its own sends such a message again on
 /// each new connection, and nothing behind it: so the next connection takes it, to drop and acknowledge it like all that
 /// is not valid. MQTT itself bounds the size (256 MiB), and the room lasts for that one connection.
-fn too_large(lost: &ConnectionError) -> Option<usize> {
+fn too_large(lost: &Lost) -> Option<usize> {
     match lost {
-        ConnectionError::MqttState(StateError::Deserialization(
+        Lost::Mqtt(ConnectionError::MqttState(StateError::Deserialization(
             mqttbytes::Error::PayloadSizeLimitExceeded(size),
-        )) => Some(*size),
+        ))) => Some(*size),
         _ => None,
     }
 }
@@ -75,6 +81,16 @@ async fn forget_idle(link: &Link) {
     }
 }
 
+/// It asks for something, or tells that its device is there: what is long past of these is worth nothing, and could be taken
+/// for news.
+fn is_of_the_moment(report: &Report) -> bool {
+    match report {
+        Report::Check(_) | Report::Chunk(_) => true,
+        Report::Status(status) => status.online,
+        Report::Heartbeat(_) | Report::Progress(_) => false,
+    }
+}
+
 struct Intake<'a> {
     link: &'a Link,
     engine: &'a Engine,
@@ -83,52 +99,127 @@ struct Intake<'a> {
 }
 
 impl Intake<'_> {
-    /// Serves one connection; answers why it was lost.
+    /// Serves one connection to its end; answers why it was lost, if it was.
+    async fn receive_over(
+        &mut self,
+        mut connection: Connection,
+        pause: &mut Pause,
+        shutdown: &CancellationToken,
+    ) -> Option<Lost> {
+        let ledger = Arc::new(Ledger::default());
+        let client = connection.client.clone();
+        let link = self.link;
+        let lost = tokio::select! {
+            () = shutdown.cancelled() => None,
+            lost = self.receive(&mut connection, &ledger, pause) => lost.ok(),
+            () = ledger.pay(client) => None,
+            () = forget_idle(link) => None,
+        };
+        connection.close().await;
+        lost
+    }
+
     async fn receive(
         &mut self,
-        client: &AsyncClient,
-        events: &mut EventLoop,
+        connection: &mut Connection,
         ledger: &Arc<Ledger>,
         pause: &mut Pause,
-    ) -> Result<ConnectionError, Closed> {
+    ) -> Result<Lost, Closed> {
+        let mut marker = self.marker();
+        let mut receives = false;
         loop {
-            match events.poll().await {
-                Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                    pause.reset();
+            let event = tokio::select! {
+                event = connection.next() => event,
+                () = Marker::is_overdue(marker.as_ref()) => return Ok(Lost::NotShared),
+            };
+            match event {
+                Ok(Event::Incoming(Packet::ConnAck(ack))) => {
                     self.engine.metrics().add("mqtt_link", "connected", 1);
-                    let filters = Up::ALL.iter().map(|up| {
-                        SubscribeFilter::new(self.link.0.prefix.any_up(*up), QoS::AtLeastOnce)
-                    });
-                    // The queue of a new client is empty.
-                    let _ = client.try_subscribe_many(filters);
+                    if !ack.session_present
+                        && let Some(marker) = &mut marker
+                    {
+                        marker.nothing_waits();
+                    }
+                    self.subscribe(&connection.client, marker.as_ref());
                 }
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                    let granted = ack
-                        .return_codes
-                        .iter()
-                        .all(|code| *code != SubscribeReasonCode::Failure);
-                    if !granted {
-                        error!(
-                            "the broker does not let us subscribe to reports: see its access rules"
-                        );
+                    let refused = ack.return_codes.contains(&SubscribeReasonCode::Failure);
+                    if refused {
+                        return Ok(Lost::NotSubscribed);
                     }
-                    self.link.set_receiving(granted);
-                    self.engine.hears(granted);
+                    match &mut marker {
+                        // Only what comes shows that the broker shares.
+                        Some(marker) => marker.send(&connection.client),
+                        None => self.receives(&mut receives, pause),
+                    }
                 }
-                Ok(Event::Incoming(Packet::Publish(publish))) => self.take(publish, ledger).await?,
+                Ok(Event::Incoming(Packet::Publish(publish))) => {
+                    self.receives(&mut receives, pause);
+                    self.take(publish, ledger, marker.as_mut()).await?;
+                }
                 Ok(_) => {}
-                Err(error) => return Ok(error),
+                Err(lost) => return Ok(lost),
             }
         }
     }
 
-    async fn take(&mut self, publish: Publish, ledger: &Arc<Ledger>) -> Result<(), Closed> {
+    /// The connection is good; said once.
+    fn receives(&self, known: &mut bool, pause: &mut Pause) {
+        if !std::mem::replace(known, true) {
+            pause.reset();
+            self.link.set_receiving(true);
+            self.engine.hears(true);
+        }
+    }
+
+    /// What this connection sends itself, where reports are shared.
+    fn marker(&mut self) -> Option<Marker> {
+        let number = self.next_session();
+        let options = &self.link.0.options;
+        let group = options.sharing.group.as_ref()?;
+        Some(Marker::new(
+            &self.link.0.prefix,
+            group,
+            &options.client_id,
+            number,
+        ))
+    }
+
+    /// The queue of a new client has room for all of it.
+    fn subscribe(&self, client: &AsyncClient, marker: Option<&Marker>) {
+        let (sharing, prefix) = (&self.link.0.options.sharing, &self.link.0.prefix);
+        let wanted = sharing.wanted(prefix).into_iter();
+        let wanted = wanted.chain(marker.map(|marker| marker.filter.clone()));
+        let wanted = wanted.map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
+        let _ = client.try_subscribe_many(wanted);
+        // Only then what is wanted no more: nothing falls between the two.
+        for filter in sharing.unwanted(prefix) {
+            let _ = client.try_unsubscribe(filter);
+        }
+    }
+
+    async fn take(
+        &mut self,
+        publish: Publish,
+        ledger: &Arc<Ledger>,
+        marker: Option<&mut Marker>,
+    ) -> Result<(), Closed> {
         let token = (publish.qos != QoS::AtMostOnce).then(|| ledger.expect(publish.pkid));
         let ack = token.map(|token| {
             let sink: Arc<dyn AckSink> = Arc::<Ledger>::clone(ledger);
             Ack::new(sink, token)
         });
-        let (report, device, was_online) = match self.read(&publish).await {
+        let mut waited = false;
+        if let Some(marker) = marker {
+            if marker.is(&publish) {
+                if let Some(ack) = ack {
+                    ack.committed();
+                }
+                return Ok(());
+            }
+            waited = marker.may_have_waited();
+        }
+        let (report, device, is_news) = match self.read(&publish, waited).await {
             Ok(read) => read,
             Err(reason) => {
                 self.engine.metrics().add("mqtt_dropped", reason, 1);
@@ -143,9 +234,10 @@ impl Intake<'_> {
         let uplink = match report {
             Report::Status(status) if !status.online => Uplink::Offline { session },
             Report::Status(_) => Uplink::Online { session },
+            Report::Heartbeat(_) if waited => Uplink::past(&publish.payload),
             report => {
                 // A device need not say that it is there.
-                if !was_online {
+                if is_news {
                     self.submit(device.clone(), Uplink::Online { session }, None)
                         .await?;
                 }
@@ -155,8 +247,13 @@ impl Intake<'_> {
         self.submit(device, uplink, ack).await
     }
 
-    /// What a message says, whose it is, and whether that device had been heard before; or why it is dropped.
-    async fn read(&mut self, publish: &Publish) -> Result<(Report, DeviceRef, bool), &'static str> {
+    /// What a message says, whose it is, and whether it is news that this device is there; or why it is dropped. It may have
+    /// `waited`, while others took what came after it.
+    async fn read(
+        &mut self,
+        publish: &Publish,
+        waited: bool,
+    ) -> Result<(Report, DeviceRef, bool), &'static str> {
         let Ok(Topic::Up(id, up)) = self.link.0.prefix.parse(&publish.topic) else {
             return Err("unknown_channel");
         };
@@ -164,6 +261,9 @@ impl Intake<'_> {
             return Err("retain_ignored");
         }
         let report = parse_report(up, &publish.payload).map_err(|invalid| invalid.reason())?;
+        if waited && is_of_the_moment(&report) {
+            return Err("late");
+        }
         // Before each look-up: what was read in the moment of a deletion is forgotten with the next message.
         for ended in self.link.take_ended() {
             self.presence.forget(ended.as_str());
@@ -184,8 +284,10 @@ impl Intake<'_> {
             return Err("over_rate");
         }
         let online = !matches!(&report, Report::Status(status) if !status.online);
-        let was_online = std::mem::replace(&mut known.online, online);
-        Ok((report, known.device.clone(), was_online))
+        let is_shared = self.link.0.options.sharing.group.is_some();
+        // What waited does not tell that it is there now.
+        let is_news = !(waited && online) && known.hear(online, is_shared);
+        Ok((report, known.device.clone(), is_news))
     }
 
     async fn submit(

@@ -2,21 +2,16 @@
 
 use std::fmt;
 
-/// Port of MQTT without TLS.
-const DEFAULT_PORT: u16 = 1883;
+use super::group::Sharing;
+
+/// Ports of MQTT without TLS and with it.
+const PLAIN_PORT: u16 = 1883;
+const TLS_PORT: u16 = 8883;
 
 /// Why a text is no broker's URL. Never shows the password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BrokerUrlError {
-    /// TLS to the broker.
-    #[error(
-        "mqtts:// is not served yet: it comes with a later version; use mqtt:// within a trusted network"
-    )]
-    Tls,
-    /// Something else.
-    #[error("a broker's URL reads mqtt://[user[:password]@]host[:port]: {0}")]
-    Malformed(&'static str),
-}
+#[error("a broker's URL reads mqtt://[user[:password]@]host[:port], or mqtts://… for TLS: {0}")]
+pub struct BrokerUrlError(&'static str);
 
 /// What the link needs to know of the broker.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,10 +25,12 @@ pub struct LinkOptions {
     /// How our connections' client ids begin. The broker keeps messages for it while we are away: it must stay the same
     /// over restarts, and be another for each replica.
     pub client_id: String,
+    /// With whom reports are shared.
+    pub sharing: Sharing,
 }
 
 impl LinkOptions {
-    /// Reads `mqtt://[user[:password]@]host[:port]`; user and password may be percent-encoded.
+    /// Reads `mqtt://[user[:password]@]host[:port]`, or `mqtts://…` for TLS; user and password may be percent-encoded.
     ///
     /// ```
     /// use device_ota_mqtt::LinkOptions;
@@ -42,16 +39,16 @@ impl LinkOptions {
     /// assert_eq!((options.host.as_str(), options.port), ("broker", 1884));
     /// assert_eq!(options.login, Some(("ota".to_owned(), "p@ss".to_owned())));
     /// assert_eq!(LinkOptions::parse("mqtt://[::1]", "x")?.host, "::1");
-    /// assert!(LinkOptions::parse("mqtts://broker", "x").is_err());
+    /// assert_eq!(LinkOptions::parse("mqtts://broker", "x")?.port, 8883);
+    /// assert!(LinkOptions::parse("http://broker", "x").is_err());
     /// # Ok::<(), device_ota_mqtt::link::BrokerUrlError>(())
     /// ```
     pub fn parse(url: &str, client_id: impl Into<String>) -> Result<Self, BrokerUrlError> {
-        if url.starts_with("mqtts://") {
-            return Err(BrokerUrlError::Tls);
-        }
-        let rest = url
-            .strip_prefix("mqtt://")
-            .ok_or(BrokerUrlError::Malformed("no mqtt://"))?;
+        let (rest, default) = match url.split_once("://") {
+            Some(("mqtt", rest)) => (rest, PLAIN_PORT),
+            Some(("mqtts", rest)) => (rest, TLS_PORT),
+            _ => return Err(BrokerUrlError("no mqtt://")),
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (login, place) = match rest.rsplit_once('@') {
             Some((login, place)) => (Some(read_login(login)?), place),
@@ -60,9 +57,10 @@ impl LinkOptions {
         let (host, port) = read_place(place)?;
         Ok(Self {
             host,
-            port,
+            port: port.unwrap_or(default),
             login,
             client_id: client_id.into(),
+            sharing: Sharing::default(),
         })
     }
 }
@@ -72,12 +70,10 @@ fn read_login(text: &str) -> Result<(String, String), BrokerUrlError> {
     Ok((decode(user)?, decode(password)?))
 }
 
-fn read_place(text: &str) -> Result<(String, u16), BrokerUrlError> {
+fn read_place(text: &str) -> Result<(String, Option<u16>), BrokerUrlError> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest
-                .split_once(']')
-                .ok_or(BrokerUrlError::Malformed("no ] after ["))?;
+            let (host, port) = rest.split_once(']').ok_or(BrokerUrlError("no ] after ["))?;
             (host, port.strip_prefix(':'))
         }
         None => match text.split_once(':') {
@@ -86,14 +82,10 @@ fn read_place(text: &str) -> Result<(String, u16), BrokerUrlError> {
         },
     };
     if host.is_empty() || host.contains(['/', '?', '#', ' ']) {
-        return Err(BrokerUrlError::Malformed("no host"));
+        return Err(BrokerUrlError("no host"));
     }
-    let port = match port {
-        None => DEFAULT_PORT,
-        Some(port) => port
-            .parse()
-            .map_err(|_| BrokerUrlError::Malformed("no valid port"))?,
-    };
+    let port = port.map(str::parse).transpose();
+    let port = port.map_err(|_| BrokerUrlError("no valid port"))?;
     Ok((host.to_owned(), port))
 }
 
@@ -110,9 +102,9 @@ fn decode(text: &str) -> Result<String, BrokerUrlError> {
         let value = digit()
             .zip(digit())
             .and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
-        bytes.push(value.ok_or(BrokerUrlError::Malformed("a % without two hex digits"))?);
+        bytes.push(value.ok_or(BrokerUrlError("a % without two hex digits"))?);
     }
-    String::from_utf8(bytes).map_err(|_| BrokerUrlError::Malformed("not utf-8"))
+    String::from_utf8(bytes).map_err(|_| BrokerUrlError("not utf-8"))
 }
 
 impl fmt::Debug for LinkOptions {
@@ -122,6 +114,7 @@ impl fmt::Debug for LinkOptions {
             .field("port", &self.port)
             .field("user", &self.login.as_ref().map(|(user, _)| user))
             .field("client_id", &self.client_id)
+            .field("sharing", &self.sharing)
             .finish_non_exhaustive()
     }
 }

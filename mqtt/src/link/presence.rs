@@ -15,11 +15,33 @@ const MAX_KNOWN: usize = 131_072;
 const MAX_STRANGERS: usize = 4_096;
 const STRANGE_FOR: Duration = Duration::from_secs(10);
 
+/// How often a device that is heard is said to be there, where other replicas may have heard it say good-bye before, or
+/// may hear of it late.
+const SHOWN_AGAIN: Duration = Duration::from_mins(1);
+
 /// A registered device, as its messages show it.
 pub(super) struct Known {
     pub(super) device: DeviceRef,
-    /// It has been heard since it last said good-bye.
-    pub(super) online: bool,
+    /// When it was last said to be there, if it has been heard since it last said good-bye.
+    shown: Option<Instant>,
+}
+
+impl Known {
+    /// It was heard, or said good-bye; answers whether it is to be said that it is there. `is_shared`: others hear of it, too.
+    pub(super) fn hear(&mut self, online: bool, is_shared: bool) -> bool {
+        if !online {
+            self.shown = None;
+            return false;
+        }
+        let now = Instant::now();
+        let is_shown = self
+            .shown
+            .is_some_and(|shown| !is_shared || now - shown < SHOWN_AGAIN);
+        if !is_shown {
+            self.shown = Some(now);
+        }
+        !is_shown
+    }
 }
 
 /// The devices that have been heard.
@@ -72,7 +94,7 @@ impl Presence {
                 id.clone(),
                 Known {
                     device,
-                    online: false,
+                    shown: None,
                 },
             );
         }

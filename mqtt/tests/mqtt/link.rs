@@ -17,14 +17,14 @@ use tokio::time::timeout;
 
 use crate::service::{PATIENCE, Service, device_id};
 
-struct Broker {
+pub(crate) struct Broker {
     process: Child,
-    devices: u16,
+    pub(crate) devices: u16,
     service: u16,
     folder: std::path::PathBuf,
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -34,7 +34,7 @@ fn free_port() -> u16 {
 
 impl Broker {
     /// The repository's configuration, with other ports, in a folder of its own.
-    async fn start(
+    pub(crate) async fn start(
         folder: &Path,
         (devices, service): (u16, u16),
         lines: &[String],
@@ -102,7 +102,7 @@ impl Broker {
 }
 
 /// A password file line for the service, made as `mosquitto_passwd` makes them.
-async fn own_line(folder: &Path) -> String {
+pub(crate) async fn own_line(folder: &Path) -> String {
     let file = folder.join("own");
     let made = Command::new("mosquitto_passwd")
         .args(["-b", "-c"])
@@ -113,6 +113,19 @@ async fn own_line(folder: &Path) -> String {
     std::fs::read_to_string(file).unwrap().trim().to_owned()
 }
 
+/// The lines of the password file: the service's devices, and itself.
+pub(crate) async fn passwords(service: &Service, folder: &Path) -> Vec<String> {
+    let verifiers = device_ota_engine::ports::Store::all_credentials(&*service.store, None, 10)
+        .await
+        .unwrap();
+    let mut lines: Vec<String> = verifiers
+        .iter()
+        .map(|(id, known)| format!("{id}:{}", known.verifier))
+        .collect();
+    lines.push(own_line(folder).await);
+    lines
+}
+
 struct WithBroker {
     service: Service,
     link: Link,
@@ -120,7 +133,7 @@ struct WithBroker {
     secret: String,
 }
 
-async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -148,17 +161,10 @@ impl WithBroker {
         let ports = (free_port(), free_port());
         let url = format!("mqtt://device-ota:service@127.0.0.1:{}", ports.1);
         let options = LinkOptions::parse(&url, "device-ota-1").unwrap();
-        let link = Link::new(options, Prefix::default(), &limits);
+        let link = Link::new(options, None, Prefix::default(), &limits);
         let mut service = Service::start(Arc::new(link.clone())).await;
         let secret = service.register("d1").await;
-        let verifiers = device_ota_engine::ports::Store::all_credentials(&*service.store, None, 10)
-            .await
-            .unwrap();
-        let mut lines: Vec<String> = verifiers
-            .iter()
-            .map(|(id, known)| format!("{id}:{}", known.verifier))
-            .collect();
-        lines.push(own_line(folder.path()).await);
+        let lines = passwords(&service, folder.path()).await;
         let broker = Broker::start(folder.path(), ports, &lines, change).await;
         service.keep(folder);
         service.spawn(
@@ -183,7 +189,7 @@ impl WithBroker {
     }
 }
 
-async fn wait_for(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Packet {
+pub(crate) async fn wait_for(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Packet {
     let wait = async {
         loop {
             match events.poll().await {

@@ -12,4 +12,5 @@ mod gateway;
 mod link;
 mod service;
 mod session;
+mod shared;
 mod wire;

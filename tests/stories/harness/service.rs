@@ -13,8 +13,9 @@ use tempfile::TempDir;
 
 use super::admin::Admin;
 use super::authority::{Authority, Certified};
-use super::broker::Mosquitto;
+use super::broker::BrokerTls;
 use super::database::{Database, DatabaseKind};
+use super::external::ExternalBroker;
 use super::log::Log;
 use super::wait::{eventually, within};
 
@@ -28,6 +29,8 @@ pub enum MqttEnd {
     Gateway,
     /// mosquitto, with the service as one of its clients.
     Mosquitto,
+    /// NATS server, in the same way.
+    Nats,
 }
 
 /// What to start.
@@ -43,6 +46,8 @@ pub struct Options {
     expected_errors: Vec<&'static str>,
     /// Who has signed for the HTTP listener.
     authority: Option<PathBuf>,
+    /// TLS of mosquitto.
+    broker_tls: Option<BrokerTls>,
 }
 
 impl Options {
@@ -61,6 +66,7 @@ impl Options {
             shell: None,
             expected_errors: Vec::new(),
             authority: None,
+            broker_tls: None,
         }
     }
 
@@ -78,6 +84,14 @@ impl Options {
 
     pub fn postgres_mosquitto() -> Self {
         Self::new(DatabaseKind::Postgres, MqttEnd::Mosquitto)
+    }
+
+    pub fn sqlite_nats() -> Self {
+        Self::new(DatabaseKind::Sqlite, MqttEnd::Nats)
+    }
+
+    pub fn postgres_nats() -> Self {
+        Self::new(DatabaseKind::Postgres, MqttEnd::Nats)
     }
 
     /// With one setting, named as in the configuration without its prefix.
@@ -113,6 +127,22 @@ impl Options {
             .with("MQTT_TLS_KEY", own.key.display().to_string())
     }
 
+    /// mosquitto speaks TLS, by this certificate of the authority; the service shows it one of its own.
+    pub fn with_secured_broker(
+        mut self,
+        authority: &Authority,
+        own: &Certified,
+        (service, service_ca): (&Certified, &Authority),
+    ) -> Self {
+        self.broker_tls = Some(BrokerTls {
+            own: own.clone(),
+            service_ca: service_ca.file.clone(),
+        });
+        self.with("MQTT_BROKER_CA", authority.file.display().to_string())
+            .with("MQTT_BROKER_CERT", service.cert.display().to_string())
+            .with("MQTT_BROKER_KEY", service.key.display().to_string())
+    }
+
     /// Error lines that hold `text` are what the story wants to see.
     pub fn expecting_error(mut self, text: &'static str) -> Self {
         self.expected_errors.push(text);
@@ -138,7 +168,7 @@ pub struct Service {
     log: Log,
     ready: Ready,
     key: String,
-    broker: Option<Mosquitto>,
+    broker: Option<ExternalBroker>,
     database: Arc<Database>,
     folder: TempDir,
 }
@@ -148,10 +178,8 @@ impl Service {
     pub async fn start(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = Arc::new(Database::create(options.database).await);
-        let broker = match options.end {
-            MqttEnd::Gateway => None,
-            MqttEnd::Mosquitto => Some(Mosquitto::start(folder.path()).await),
-        };
+        let tls = options.broker_tls.as_ref();
+        let broker = ExternalBroker::start(options.end, folder.path(), tls).await;
         let mut service = Self::over(options, database, broker, folder);
         service.run().await;
         service
@@ -182,7 +210,7 @@ impl Service {
     fn over(
         options: Options,
         database: Arc<Database>,
-        broker: Option<Mosquitto>,
+        broker: Option<ExternalBroker>,
         folder: TempDir,
     ) -> Self {
         Self {
@@ -224,7 +252,7 @@ impl Service {
     }
 
     /// Waits for the link to an external broker: before its first subscription nobody keeps what devices say.
-    async fn is_linked(&self) {
+    pub async fn is_linked(&self) {
         if self.broker.is_some() {
             let admin = self.admin();
             eventually("the service has its link to the broker", async || {
@@ -346,6 +374,17 @@ impl Service {
             .expect("a gateway says where it listens")
     }
 
+    /// What a fleet must be told beside where it connects.
+    pub fn fleet_flags(&self) -> Vec<String> {
+        let folder = self.broker.as_ref().and_then(ExternalBroker::fleet_folder);
+        let flags = folder.map(|folder| {
+            let folder = folder.display().to_string();
+            // NATS speaks 3.1.1 alone.
+            ["--state-dir", &folder, "--mqtt-version", "3"].map(str::to_owned)
+        });
+        flags.into_iter().flatten().collect()
+    }
+
     /// Where devices connect with TLS.
     pub fn mqtts(&self) -> SocketAddr {
         let address = self.ready.mqtt_tls.as_ref();
@@ -363,8 +402,16 @@ impl Service {
     /// Registers a device and returns when it may connect.
     pub async fn register(&self, device: serde_json::Value) -> super::Credentials {
         let credentials = self.admin().register(&[device]).await.remove(0);
+        if let Some(broker) = &self.broker {
+            broker.admit(&credentials).await;
+        }
         self.knows(&credentials.username).await;
         credentials
+    }
+
+    /// The broker, for who ends and starts it.
+    pub fn broker(&mut self) -> &mut ExternalBroker {
+        self.broker.as_mut().expect("devices connect to a broker")
     }
 
     /// Returns when the MQTT end knows a registered device.
