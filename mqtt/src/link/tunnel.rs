@@ -80,7 +80,8 @@ fn of_tls(error: &io::Error) -> Option<TlsError> {
 fn told(error: &TlsError) -> String {
     match error {
         TlsError::InvalidCertificate(cause) => match cause {
-            CertificateError::UnknownIssuer => {
+            // A signature that does not fit is of another authority of the same name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "the broker's certificate is of an authority that is not trusted; MQTT_BROKER_CA names one".to_owned()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

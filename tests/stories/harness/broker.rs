@@ -79,6 +79,7 @@ impl Mosquitto {
     /// Starts it once more, with what it has kept.
     pub async fn start_again(&mut self) {
         assert!(self.child.is_none(), "the broker runs already");
+        let passwords = fs::read(&self.passwords).unwrap();
         let log = fs::File::create(self.folder.join("log")).unwrap();
         let mut child = Command::new(program())
             .arg("-c")
@@ -98,7 +99,7 @@ impl Mosquitto {
                 .map_err(|error| error.to_string())
         })
         .await;
-        self.keep_passwords_fresh(&child);
+        self.keep_passwords_fresh(&child, passwords);
         self.child = Some(child);
     }
 
@@ -157,15 +158,15 @@ impl Mosquitto {
     }
 
     /// Does what whoever runs the broker does: SIGHUP after the file has changed.
-    fn keep_passwords_fresh(&mut self, child: &Child) {
+    fn keep_passwords_fresh(&mut self, child: &Child, read_at_start: Vec<u8>) {
         self.ended = Arc::default();
         let (file, told, ended) = (
             self.passwords.clone(),
             self.told.clone(),
             self.ended.clone(),
         );
-        // It has read the file at its start.
-        *told.lock().unwrap() = Vec::new();
+        // It has read the file at its start. To be told of nothing new would do harm: docs/operations.md, mosquitto.
+        *told.lock().unwrap() = read_at_start;
         let broker = pid(child);
         std::thread::spawn(move || {
             while !ended.load(Ordering::Acquire) {
