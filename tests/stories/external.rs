@@ -130,17 +130,12 @@ async fn a_broker_that_cannot_be_believed_is_told_and_tried_again(options: Optio
     service.is_linked().await;
 
     // An expired certificate, and one for other names.
-    for (replaced, wanted) in [
-        (house.server_until("broker", 2001), "has expired"),
-        (house.device("broker"), "is for other names than the host"),
-    ] {
-        assert!(
-            replaced.cert.starts_with(folder.path()),
-            "it is the broker's"
-        );
-        again(&mut service).await;
-        says(&service, wanted).await;
-    }
+    house.server_until("broker", 2001);
+    again(&mut service).await;
+    says(&service, "has expired").await;
+    house.device("broker");
+    again(&mut service).await;
+    says(&service, "is for other names than the host").await;
     house.server("broker");
     again(&mut service).await;
     service.is_linked().await;

@@ -177,11 +177,11 @@ fn write_users(folder: &Path, secrets: &Secrets) {
     let mut users = vec![user(
         (SERVICE_USER, SERVICE_PASSWORD),
         "ota.v1.*.down.>",
-        "ota.v1.*.up.>",
+        &["ota.v1.*.up.>"],
     )];
     users.extend(secrets.iter().map(|(id, secret)| {
-        let [up, down] = ["up", "down"].map(|way| format!("ota.v1.{id}.{way}.>"));
-        user((id, secret), &up, &down)
+        let [up, down, below] = ["up.>", "down", "down.>"].map(|way| format!("ota.v1.{id}.{way}"));
+        user((id, secret), &up, &[&down, &below])
     }));
     let text = format!("authorization {{\n  users: [\n{}  ]\n}}\n", users.concat());
     // The server may be reading.
@@ -190,7 +190,8 @@ fn write_users(folder: &Path, secrets: &Secrets) {
     fs::rename(new, folder.join("data/nats-users.conf")).unwrap();
 }
 
-fn user((name, secret): (&str, &str), writes: &str, reads: &str) -> String {
+fn user((name, secret): (&str, &str), writes: &str, reads: &[&str]) -> String {
+    let reads = reads.join("\", \"");
     format!(
         "    {{user: \"{name}\", password: \"{secret}\", allowed_connection_types: [\"MQTT\"], permissions: {{publish: \
          [\"{writes}\"], subscribe: [\"{reads}\", \"$MQTT.sub.>\"]}}}}\n"
