@@ -36,6 +36,9 @@ pub(super) enum Fault {
     /// The broker's name in its URL.
     #[error("no certificate can be for a host of the name in MQTT_BROKER")]
     Name,
+    /// Our own socket; the text may name its file.
+    #[error("no socket for it can be made in the folder of temporary files: {0}")]
+    Own(String),
     /// Below TLS.
     #[error("{0}")]
     Io(String),
@@ -54,8 +57,13 @@ impl Fault {
             Self::Files(_) => {
                 "the certificate files for it cannot be used: the log says why".to_owned()
             }
+            Self::Own(_) => "no socket for it can be made: the log says why".to_owned(),
             other => other.to_string(),
         }
+    }
+
+    fn own(error: io::Error) -> Self {
+        Self::Own(error.to_string())
     }
 }
 
@@ -133,13 +141,12 @@ impl Tunnel {
         let folder = tempfile::Builder::new()
             .prefix("device-ota-")
             .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+            .tempdir()
+            .map_err(Fault::own)?;
         let path = folder.path().join(SOCKET);
-        let listener = UnixListener::bind(&path)?;
+        let listener = UnixListener::bind(&path).map_err(Fault::own)?;
         let Ok(socket) = path.into_os_string().into_string() else {
-            return Err(Fault::Io(
-                "the folder of temporary files has no name as UTF-8".to_owned(),
-            ));
+            return Err(Fault::Own("its name is not UTF-8".to_owned()));
         };
         let fault = Arc::new(OnceLock::new());
         let carrying = carry(listener, folder, remote, Arc::clone(&fault));
@@ -197,9 +204,16 @@ async fn carry(
         to_broker.shutdown().await
     };
     let down = tokio::io::copy(&mut from_broker, &mut to_client);
+    tokio::pin!(up);
     let ended = tokio::select! {
-        ended = up => ended,
-        ended = down => ended.map(drop),
+        ended = &mut up => ended,
+        ended = down => match ended {
+            // The client is gone, and does not read; what it has said before goes out.
+            Err(error) if of_tls(&error).is_none() => {
+                timeout(FAREWELL, up).await.unwrap_or(Ok(()))
+            }
+            ended => ended.map(drop),
+        },
     };
     // Of anything below TLS, the client has its own word.
     if let Err(error) = ended
