@@ -12,8 +12,13 @@ use device_ota_protocol::topics::{Prefix, Up};
 use rumqttc::{AsyncClient, Publish, QoS};
 use tokio::time::Instant;
 
-/// How long nothing at all may come before the marker does. A report that comes shows that sharing works.
-const MARKER_PATIENCE: Duration = Duration::from_secs(10);
+use super::ledger::Pace;
+
+/// How long nothing at all may come before the marker does, unless options say otherwise; after as long it is sent again.
+pub(super) const MARKER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for while reports come. A full queue at the broker drops it, a long one keeps it back; the broker's
+/// rules may keep it from us for ever.
+const MARKER_LOOKS: u32 = 12;
 /// Longest name of a group, bytes.
 const MAX_NAME: usize = 64;
 /// The level in place of a device's id below which members send themselves markers: no device can be called so.
@@ -78,72 +83,141 @@ fn filters(prefix: &Prefix, group: Option<&Group>) -> impl Iterator<Item = Strin
         .map(move |up| format!("{share}{}", prefix.any_up(*up)))
 }
 
-/// What a member sends itself on one connection.
+/// Where the marker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// A new one is needed, and not under way.
+    Unsent,
+    /// It is under way, or will be once we have subscribed.
+    Awaited,
+    /// It has come, and there is none before us.
+    Come,
+}
+
+/// What a member sends itself on one connection, once it has subscribed, and again after each stall of commits: the broker
+/// has then held back what others have overtaken.
 pub(super) struct Marker {
     /// By which it comes back: a shared subscription of a group of one.
     pub(super) filter: String,
     topic: String,
-    /// Of this connection: one of an earlier connection may come before it.
-    payload: String,
-    is_awaited: bool,
+    /// Of this connection: a marker of an earlier connection may come before it.
+    number: i64,
+    /// How often a new one was needed on this connection.
+    round: u32,
+    stage: Stage,
     /// The broker may hand over what waited.
-    session_was_kept: bool,
-    deadline: Instant,
+    something_waits: bool,
+    /// Something has come since the last look.
+    is_heard: bool,
+    /// Looks at which the marker had not come, though reports had.
+    missed: u32,
+    patience: Duration,
+    next_look: Instant,
 }
 
 impl Marker {
-    pub(super) fn new(prefix: &Prefix, group: &Group, client_id: &str, number: i64) -> Self {
+    pub(super) fn new(
+        prefix: &Prefix,
+        group: &Group,
+        client_id: &str,
+        patience: Duration,
+        number: i64,
+        now: Instant,
+    ) -> Self {
         let topic = format!("{prefix}/{SERVICE_LEVEL}/{client_id}/here");
         Self {
             filter: format!("$share/{group}-{client_id}/{topic}"),
             topic,
-            payload: number.to_string(),
-            is_awaited: true,
-            session_was_kept: true,
-            deadline: Instant::now() + MARKER_PATIENCE,
+            number,
+            round: 0,
+            stage: Stage::Awaited,
+            something_waits: true,
+            is_heard: false,
+            missed: 0,
+            patience,
+            next_look: now + patience,
         }
     }
 
     /// The broker has kept nothing for us.
     pub(super) const fn nothing_waits(&mut self) {
-        self.session_was_kept = false;
+        self.something_waits = false;
+    }
+
+    fn payload(&self) -> String {
+        format!("{}.{}", self.number, self.round)
     }
 
     /// Sends it; what is subscribed to by now and waits, comes before it.
-    pub(super) fn send(&mut self, client: &AsyncClient) {
-        // The queue of a new client has room.
-        let _ = client.try_publish(
-            &self.topic,
-            QoS::AtLeastOnce,
-            false,
-            self.payload.as_bytes(),
-        );
-        self.deadline = Instant::now() + MARKER_PATIENCE;
+    pub(super) fn send(&mut self, client: &AsyncClient, now: Instant) {
+        // Where there is no room now, there is at the next look.
+        let sent = client.try_publish(&self.topic, QoS::AtLeastOnce, false, self.payload());
+        self.stage = match sent {
+            Ok(()) => Stage::Awaited,
+            Err(_) => Stage::Unsent,
+        };
+        self.next_look = now + self.patience;
+    }
+
+    /// Notes how commits go. While they stall, the broker holds reports back: what it hands over then, and until a marker comes
+    /// that was sent after the stall, may have been overtaken.
+    pub(super) fn follow(&mut self, pace: Pace, client: &AsyncClient, now: Instant) {
+        if pace != Pace::Steady {
+            self.await_another(now);
+        }
+        if pace != Pace::Stalled && self.stage == Stage::Unsent {
+            self.send(client, now);
+        }
+    }
+
+    fn await_another(&mut self, now: Instant) {
+        if self.stage != Stage::Unsent {
+            self.round = self.round.wrapping_add(1);
+            self.next_look = now + self.patience;
+        }
+        self.missed = 0;
+        self.stage = Stage::Unsent;
+        self.something_waits = true;
     }
 
     /// Whether a message is a marker of ours; this one or another one.
     pub(super) fn is(&mut self, publish: &Publish) -> bool {
+        self.is_heard = true;
         if publish.topic != self.topic {
-            // A report: sharing works, and the marker is behind it.
-            self.deadline = Instant::now() + MARKER_PATIENCE;
             return false;
         }
-        if publish.payload == self.payload.as_bytes() {
-            self.is_awaited = false;
+        if self.stage == Stage::Awaited && publish.payload == self.payload().as_bytes() {
+            self.stage = Stage::Come;
+            self.missed = 0;
         }
         true
     }
 
     /// Whether what comes now may have waited for us while others took what came after it.
     pub(super) const fn may_have_waited(&self) -> bool {
-        self.is_awaited && self.session_was_kept
+        !matches!(self.stage, Stage::Come) && self.something_waits
     }
 
-    /// Ends when it should long have come.
-    pub(super) async fn is_overdue(marker: Option<&Self>) {
+    /// Ends when the marker should have come.
+    pub(super) async fn look(marker: Option<&Self>) {
         match marker {
-            Some(marker) if marker.is_awaited => tokio::time::sleep_until(marker.deadline).await,
+            Some(marker) if marker.stage != Stage::Come => {
+                tokio::time::sleep_until(marker.next_look).await
+            }
             _ => std::future::pending().await,
+        }
+    }
+
+    /// It has not come: whether it never will. Who owes commits may be handed nothing, so that silence then says nothing.
+    pub(super) fn is_lost(&mut self, pace: Pace, owes: bool, now: Instant) -> bool {
+        self.next_look = now + self.patience;
+        match (std::mem::take(&mut self.is_heard), owes) {
+            _ if pace == Pace::Stalled => false,
+            (false, owes) => !owes,
+            (true, _) => {
+                self.missed += 1;
+                self.missed >= MARKER_LOOKS
+            }
         }
     }
 }
@@ -152,6 +226,67 @@ impl Marker {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    fn marker() -> Marker {
+        let group = "ota".parse().unwrap();
+        let now = Instant::now();
+        Marker::new(&Prefix::default(), &group, "a-up", MARKER_PATIENCE, 7, now)
+    }
+
+    fn report() -> Publish {
+        Publish::new("ota/v1/d1/up/heartbeat", QoS::AtLeastOnce, "{}")
+    }
+
+    #[test]
+    fn reports_do_not_put_off_the_end_of_waiting_for_ever() {
+        let mut marker = marker();
+        let begun = marker.next_look - MARKER_PATIENCE;
+        let mut now;
+        loop {
+            now = marker.next_look;
+            assert!(!marker.is(&report()));
+            assert!(marker.may_have_waited());
+            if marker.is_lost(Pace::Steady, false, now) {
+                break;
+            }
+        }
+        assert_eq!(now - begun, MARKER_PATIENCE * MARKER_LOOKS);
+    }
+
+    #[test]
+    fn silence_is_not_held_against_a_broker_to_which_commits_are_owed() {
+        let mut marker = marker();
+        for _ in 0..2 * MARKER_LOOKS {
+            let now = marker.next_look;
+            assert!(!marker.is_lost(Pace::Steady, true, now));
+        }
+        let now = marker.next_look;
+        assert!(!marker.is_lost(Pace::Stalled, false, now));
+        assert!(marker.is_lost(Pace::Steady, false, now));
+    }
+
+    #[test]
+    fn what_a_stall_has_held_back_ends_with_a_marker_of_after_it() {
+        let (client, _events) = AsyncClient::new(rumqttc::MqttOptions::new("a-up", "h", 1), 8);
+        let (mut marker, now) = (marker(), Instant::now());
+        let sent =
+            |marker: &Marker| Publish::new(&marker.topic, QoS::AtLeastOnce, marker.payload());
+        marker.send(&client, now);
+        let first = sent(&marker);
+        assert!(marker.is(&first));
+        marker.follow(Pace::Steady, &client, now);
+        assert!(!marker.may_have_waited());
+        marker.follow(Pace::Stalled, &client, now);
+        assert!(marker.may_have_waited());
+        // Neither one of before, nor one that has not been sent.
+        assert!(marker.is(&first));
+        assert!(marker.is(&sent(&marker)));
+        assert!(marker.may_have_waited());
+        marker.follow(Pace::Recovered, &client, now);
+        assert!(marker.may_have_waited());
+        assert!(marker.is(&sent(&marker)));
+        assert!(!marker.may_have_waited());
+    }
 
     #[test]
     fn a_group_is_named_in_plain_letters() {

@@ -7,15 +7,17 @@ use device_ota_engine::Engine;
 use device_ota_engine::inbound::{Ack, AckSink, Closed, DeviceRef, Inbound, Uplink};
 use device_ota_protocol::messages::{Report, parse_report};
 use device_ota_protocol::topics::{Topic, Up};
+use jiff::Timestamp;
 use rumqttc::{
     AsyncClient, ConnectionError, Event, Packet, Publish, QoS, StateError, SubscribeFilter,
     SubscribeReasonCode, mqttbytes,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Lost, MAX_PACKET, Role};
 use super::group::Marker;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Pace};
 use super::presence::Presence;
 use super::{Link, Pause};
 use crate::session::{Class, Meter as _};
@@ -32,6 +34,7 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
         engine,
         presence: Presence::default(),
         last_session: 0,
+        lacks_marker: false,
     };
     engine.hears(false);
     let mut role = Role {
@@ -52,6 +55,7 @@ pub(super) async fn receive_until(link: &Link, engine: &Engine, shutdown: &Cance
                 lost
             }
         };
+        intake.lacks_marker |= matches!(lost, Some(Lost::NotShared));
         role.max_incoming = lost.as_ref().and_then(too_large).unwrap_or(MAX_PACKET);
         if let Some(lost) = lost {
             engine.metrics().add("mqtt_link", "lost", 1);
@@ -91,11 +95,24 @@ fn is_of_the_moment(report: &Report) -> bool {
     }
 }
 
+/// What is known of when a message was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// Just now, as far as can be known.
+    New,
+    /// Before; the broker says it again, since it was not acknowledged on an earlier connection.
+    Repeated,
+    /// Before what others have taken meanwhile, or what we have.
+    Late,
+}
+
 struct Intake<'a> {
     link: &'a Link,
     engine: &'a Engine,
     presence: Presence,
     last_session: i64,
+    /// An earlier connection was given up for it: reports alone do not show that this one is good.
+    lacks_marker: bool,
 }
 
 impl Intake<'_> {
@@ -130,7 +147,20 @@ impl Intake<'_> {
         loop {
             let event = tokio::select! {
                 event = connection.next() => event,
-                () = Marker::is_overdue(marker.as_ref()) => return Ok(Lost::NotShared),
+                () = Marker::look(marker.as_ref()) => {
+                    if let Some(marker) = &mut marker {
+                        let now = Instant::now();
+                        let pace = ledger.pace(now);
+                        if marker.is_lost(pace, ledger.owes(), now) {
+                            return Ok(Lost::NotShared);
+                        }
+                        marker.follow(pace, &connection.client, now);
+                        if pace == Pace::Steady {
+                            marker.send(&connection.client, now);
+                        }
+                    }
+                    continue;
+                }
             };
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(ack))) => {
@@ -149,13 +179,28 @@ impl Intake<'_> {
                     }
                     match &mut marker {
                         // Only what comes shows that the broker shares.
-                        Some(marker) => marker.send(&connection.client),
+                        Some(marker) => marker.send(&connection.client, Instant::now()),
                         None => self.receives(&mut receives, pause),
                     }
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => {
-                    self.receives(&mut receives, pause);
-                    self.take(publish, ledger, marker.as_mut()).await?;
+                    let (mut waited, now) = (false, Instant::now());
+                    if let Some(marker) = &mut marker {
+                        marker.follow(ledger.pace(now), &connection.client, now);
+                        if marker.is(&publish) {
+                            self.lacks_marker = false;
+                            self.receives(&mut receives, pause);
+                            if publish.qos != QoS::AtMostOnce {
+                                ledger.committed(ledger.expect(publish.pkid, now));
+                            }
+                            continue;
+                        }
+                        waited = marker.may_have_waited();
+                    }
+                    if !self.lacks_marker {
+                        self.receives(&mut receives, pause);
+                    }
+                    self.take(publish, ledger, waited, now).await?;
                 }
                 Ok(_) => {}
                 Err(lost) => return Ok(lost),
@@ -181,7 +226,9 @@ impl Intake<'_> {
             &self.link.0.prefix,
             group,
             &options.client_id,
+            options.marker_patience,
             number,
+            Instant::now(),
         ))
     }
 
@@ -202,29 +249,32 @@ impl Intake<'_> {
         &mut self,
         publish: Publish,
         ledger: &Arc<Ledger>,
-        marker: Option<&mut Marker>,
+        waited: bool,
+        now: Instant,
     ) -> Result<(), Closed> {
-        let token = (publish.qos != QoS::AtMostOnce).then(|| ledger.expect(publish.pkid));
+        // Looking up whose it is may take long while the database is away.
+        let at = self.engine.clock().now();
+        // Some brokers say again, behind later reports, what they were not acknowledged in time.
+        let owed = publish.dup.then(|| ledger.token_of(publish.pkid)).flatten();
+        let token = (publish.qos != QoS::AtMostOnce)
+            .then(|| owed.unwrap_or_else(|| ledger.expect(publish.pkid, now)));
         let ack = token.map(|token| {
             let sink: Arc<dyn AckSink> = Arc::<Ledger>::clone(ledger);
             Ack::new(sink, token)
         });
-        let mut waited = false;
-        if let Some(marker) = marker {
-            if marker.is(&publish) {
-                if let Some(ack) = ack {
-                    ack.committed();
-                }
-                return Ok(());
-            }
-            waited = marker.may_have_waited();
-        }
-        let (report, device, is_news) = match self.read(&publish, waited).await {
+        let age = match (waited || owed.is_some(), publish.dup) {
+            (true, _) => Age::Late,
+            (false, true) => Age::Repeated,
+            (false, false) => Age::New,
+        };
+        let (report, device, is_news) = match self.read(&publish, age).await {
             Ok(read) => read,
             Err(reason) => {
                 self.engine.metrics().add("mqtt_dropped", reason, 1);
-                // Dropped for good: the broker need not say it again.
-                if let Some(ack) = ack {
+                // Dropped for good: the broker need not say it again. What is owed, the first of the two pays.
+                if owed.is_none()
+                    && let Some(ack) = ack
+                {
                     ack.committed();
                 }
                 return Ok(());
@@ -234,25 +284,24 @@ impl Intake<'_> {
         let uplink = match report {
             Report::Status(status) if !status.online => Uplink::Offline { session },
             Report::Status(_) => Uplink::Online { session },
-            Report::Heartbeat(_) if waited => Uplink::past(&publish.payload),
+            Report::Heartbeat(_) if age != Age::New => Uplink::past(&publish.payload),
             report => {
                 // A device need not say that it is there.
                 if is_news {
-                    self.submit(device.clone(), Uplink::Online { session }, None)
+                    self.submit(device.clone(), at, Uplink::Online { session }, None)
                         .await?;
                 }
                 Uplink::report(report, &publish.payload)
             }
         };
-        self.submit(device, uplink, ack).await
+        self.submit(device, at, uplink, ack).await
     }
 
-    /// What a message says, whose it is, and whether it is news that this device is there; or why it is dropped. It may have
-    /// `waited`, while others took what came after it.
+    /// What a message says, whose it is, and whether it is news that this device is there; or why it is dropped.
     async fn read(
         &mut self,
         publish: &Publish,
-        waited: bool,
+        age: Age,
     ) -> Result<(Report, DeviceRef, bool), &'static str> {
         let Ok(Topic::Up(id, up)) = self.link.0.prefix.parse(&publish.topic) else {
             return Err("unknown_channel");
@@ -261,7 +310,7 @@ impl Intake<'_> {
             return Err("retain_ignored");
         }
         let report = parse_report(up, &publish.payload).map_err(|invalid| invalid.reason())?;
-        if waited && is_of_the_moment(&report) {
+        if age == Age::Late && is_of_the_moment(&report) {
             return Err("late");
         }
         // Before each look-up: what was read in the moment of a deletion is forgotten with the next message.
@@ -285,18 +334,18 @@ impl Intake<'_> {
         }
         let online = !matches!(&report, Report::Status(status) if !status.online);
         let is_shared = self.link.0.options.sharing.group.is_some();
-        // What waited does not tell that it is there now.
-        let is_news = !(waited && online) && known.hear(online, is_shared);
+        // What is not new does not tell that it is there now.
+        let is_news = !(age != Age::New && online) && known.hear(online, is_shared, Instant::now());
         Ok((report, known.device.clone(), is_news))
     }
 
     async fn submit(
         &self,
         device: DeviceRef,
+        at: Timestamp,
         uplink: Uplink,
         ack: Option<Ack>,
     ) -> Result<(), Closed> {
-        let at = self.engine.clock().now();
         self.engine
             .uplinks()
             .submit(Inbound {

@@ -7,16 +7,44 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use device_ota_engine::inbound::AckSink;
 use rumqttc::{AsyncClient, Publish, QoS};
 use tokio::sync::Notify;
+use tokio::time::{Duration, Instant};
 
 /// Acknowledgements handed on in one go.
 const PIECE: usize = 256;
+/// What is owed for longer says that commits stall, and that the broker holds back what comes after it.
+const STALL: Duration = Duration::from_secs(30);
+
+/// One message that came.
+struct Debt {
+    packet: u16,
+    is_committed: bool,
+    since: Instant,
+}
+
+impl Debt {
+    fn is_late(&self, now: Instant) -> bool {
+        now - self.since > STALL
+    }
+}
 
 #[derive(Default)]
 struct Owed {
-    /// Packet ids, and whether their messages are committed.
-    packets: VecDeque<(u16, bool)>,
-    /// Token of the first of `packets`; the others follow it.
+    debts: VecDeque<Debt>,
+    /// Token of the first of `debts`; the others follow it.
     first: u64,
+    /// Something was paid that had been owed for too long, and nobody has asked since.
+    stalled: bool,
+}
+
+/// How commits go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Nothing is owed for long.
+    Steady,
+    /// Something is.
+    Stalled,
+    /// Something was, since it was last asked.
+    Recovered,
 }
 
 /// The debts of one connection; a new connection begins a new ledger, and late commits for the old one pay nothing.
@@ -31,32 +59,59 @@ impl Ledger {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message came; the token to report its commit with.
-    pub(super) fn expect(&self, packet: u16) -> u64 {
+    /// A message came `now`; the token to report its commit with.
+    pub(super) fn expect(&self, packet: u16, now: Instant) -> u64 {
         let mut owed = self.owed();
-        owed.packets.push_back((packet, false));
-        owed.first + owed.packets.len() as u64 - 1
+        owed.debts.push_back(Debt {
+            packet,
+            is_committed: false,
+            since: now,
+        });
+        owed.first + owed.debts.len() as u64 - 1
     }
 
-    fn take_due(&self) -> Vec<u16> {
+    /// The token of a message that came and is still owed.
+    pub(super) fn token_of(&self, packet: u16) -> Option<u64> {
+        let owed = self.owed();
+        let at = owed.debts.iter().position(|debt| debt.packet == packet)?;
+        Some(owed.first + at as u64)
+    }
+
+    /// Whether anything is owed.
+    pub(super) fn owes(&self) -> bool {
+        !self.owed().debts.is_empty()
+    }
+
+    /// How commits go; that they go again is said once.
+    pub(super) fn pace(&self, now: Instant) -> Pace {
+        let mut owed = self.owed();
+        if owed.debts.front().is_some_and(|debt| debt.is_late(now)) {
+            return Pace::Stalled;
+        }
+        if std::mem::take(&mut owed.stalled) {
+            Pace::Recovered
+        } else {
+            Pace::Steady
+        }
+    }
+
+    fn take_due(&self, now: Instant) -> Vec<u16> {
         let mut owed = self.owed();
         let due = owed
-            .packets
+            .debts
             .iter()
             .take(PIECE)
-            .take_while(|(_, committed)| *committed)
+            .take_while(|debt| debt.is_committed)
             .count();
         owed.first += due as u64;
-        owed.packets
-            .drain(..due)
-            .map(|(packet, _)| packet)
-            .collect()
+        owed.stalled |= due > 0 && owed.debts.front().is_some_and(|debt| debt.is_late(now));
+        owed.debts.drain(..due).map(|debt| debt.packet).collect()
     }
 
     /// Pays until the connection is gone.
     pub(super) async fn pay(&self, client: AsyncClient) {
         loop {
-            let due = self.take_due();
+            let due = self.take_due(Instant::now());
             if due.is_empty() {
                 self.due.notified().await;
             }
@@ -80,8 +135,8 @@ impl AckSink for Ledger {
         else {
             return;
         };
-        if let Some((_, committed)) = owed.packets.get_mut(at) {
-            *committed = true;
+        if let Some(debt) = owed.debts.get_mut(at) {
+            debt.is_committed = true;
         }
         let next_is_due = at == 0;
         drop(owed);
@@ -97,17 +152,46 @@ mod tests {
 
     #[test]
     fn acknowledgements_keep_the_order_of_the_messages() {
+        let now = Instant::now();
         let ledger = Ledger::default();
-        let [first, second, third] = [7, 8, 9].map(|packet| ledger.expect(packet));
+        let [first, second, third] = [7, 8, 9].map(|packet| ledger.expect(packet, now));
         ledger.committed(second);
-        assert!(ledger.take_due().is_empty());
+        assert!(ledger.take_due(now).is_empty());
         ledger.committed(first);
-        assert_eq!(ledger.take_due(), [7, 8]);
+        assert_eq!(ledger.take_due(now), [7, 8]);
         ledger.committed(third);
         // Twice, or never owed: nothing happens.
         ledger.committed(third);
         ledger.committed(99);
-        assert_eq!(ledger.take_due(), [9]);
-        assert!(ledger.take_due().is_empty());
+        assert_eq!(ledger.take_due(now), [9]);
+        assert!(ledger.take_due(now).is_empty());
+    }
+
+    #[test]
+    fn what_is_owed_is_found_by_its_packet() {
+        let now = Instant::now();
+        let ledger = Ledger::default();
+        let [first, second] = [7, 8].map(|packet| ledger.expect(packet, now));
+        ledger.committed(first);
+        assert_eq!(ledger.take_due(now), [7]);
+        assert_eq!(ledger.token_of(7), None);
+        assert_eq!(ledger.token_of(8), Some(second));
+        ledger.committed(second);
+        assert_eq!(ledger.take_due(now), [8]);
+        assert!(!ledger.owes());
+    }
+
+    #[test]
+    fn a_stall_is_seen_while_it_lasts_and_once_when_it_is_over() {
+        let ledger = Ledger::default();
+        let came = Instant::now();
+        let token = ledger.expect(7, came);
+        assert_eq!(ledger.pace(came + STALL), Pace::Steady);
+        let now = came + STALL + Duration::from_secs(1);
+        assert_eq!([ledger.pace(now), ledger.pace(now)], [Pace::Stalled; 2]);
+        ledger.committed(token);
+        assert_eq!(ledger.take_due(now), [7]);
+        assert_eq!(ledger.pace(now), Pace::Recovered);
+        assert_eq!(ledger.pace(now), Pace::Steady);
     }
 }

@@ -1,8 +1,9 @@
 //! Where the external broker is, and who we are to it.
 
 use std::fmt;
+use std::time::Duration;
 
-use super::group::Sharing;
+use super::group::{MARKER_PATIENCE, Sharing};
 
 /// Ports of MQTT without TLS and with it.
 const PLAIN_PORT: u16 = 1883;
@@ -27,6 +28,9 @@ pub struct LinkOptions {
     pub client_id: String,
     /// With whom reports are shared.
     pub sharing: Sharing,
+    /// How long a broker may hand nothing over at all before it is held not to share, ten seconds unless set; one that hands
+    /// reports over has twelve times that. Counts where reports are shared.
+    pub marker_patience: Duration,
 }
 
 impl LinkOptions {
@@ -61,6 +65,7 @@ impl LinkOptions {
             login,
             client_id: client_id.into(),
             sharing: Sharing::default(),
+            marker_patience: MARKER_PATIENCE,
         })
     }
 }

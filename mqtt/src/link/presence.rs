@@ -28,12 +28,11 @@ pub(super) struct Known {
 
 impl Known {
     /// It was heard, or said good-bye; answers whether it is to be said that it is there. `is_shared`: others hear of it, too.
-    pub(super) fn hear(&mut self, online: bool, is_shared: bool) -> bool {
+    pub(super) fn hear(&mut self, online: bool, is_shared: bool, now: Instant) -> bool {
         if !online {
             self.shown = None;
             return false;
         }
-        let now = Instant::now();
         let is_shown = self
             .shown
             .is_some_and(|shown| !is_shared || now - shown < SHOWN_AGAIN);
@@ -99,5 +98,39 @@ impl Presence {
             );
         }
         Ok(self.known.get_mut(id))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use device_ota_domain::DeviceKey;
+
+    use super::*;
+
+    fn known() -> Known {
+        let device = DeviceRef {
+            key: DeviceKey(1),
+            id: "d1".parse().unwrap(),
+        };
+        Known {
+            device,
+            shown: None,
+        }
+    }
+
+    #[test]
+    fn a_device_whose_good_bye_others_heard_is_shown_again_within_a_minute() {
+        let (mut shared, mut alone) = (known(), known());
+        let first = Instant::now();
+        assert!(shared.hear(true, true, first) && alone.hear(true, false, first));
+        let soon = first + SHOWN_AGAIN / 2;
+        assert!(!shared.hear(true, true, soon) && !alone.hear(true, false, soon));
+        let later = first + SHOWN_AGAIN;
+        assert!(shared.hear(true, true, later) && !alone.hear(true, false, later));
+        assert!(!shared.hear(true, true, later));
+        // Its own good-bye is known at once.
+        assert!(!shared.hear(false, true, later));
+        assert!(shared.hear(true, true, later));
     }
 }

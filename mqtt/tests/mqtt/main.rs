@@ -10,6 +10,7 @@ mod bus;
 mod codec;
 mod gateway;
 mod link;
+mod repeated;
 mod service;
 mod session;
 mod shared;

@@ -86,7 +86,7 @@ impl Service {
     }
 
     /// Everything but the loops: nothing is committed before [`Service::run`].
-    async fn idle(downlink: Arc<dyn Downlink>) -> Self {
+    pub(crate) async fn idle(downlink: Arc<dyn Downlink>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("ota.db");
         let store = SqliteStore::open_file(&database).await.unwrap();

@@ -2,15 +2,17 @@
 //! away is not mistaken for news.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_ota_mqtt::{Limits, Link, LinkOptions, Sharing};
 use device_ota_protocol::topics::Prefix;
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Packet, QoS};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::{Broker, free_port, passwords, until, wait_for};
-use crate::service::Service;
+use crate::service::{PATIENCE, Service};
 
 /// A service with a database of its own, and its link. Both know the device `d1`.
 struct Replica {
@@ -38,6 +40,13 @@ impl Replica {
         self.ends = self.service.shutdown.child_token();
         let (engine, ends) = (self.service.engine.clone(), self.ends.clone());
         self.service.spawn(self.link.clone().serve(engine, ends));
+    }
+
+    /// As a process that starts, which waits so long for a broker that hands nothing over.
+    fn begin_anew(&mut self, marker_patience: Duration) {
+        self.options.marker_patience = marker_patience;
+        self.link = link(&self.options);
+        self.begin();
     }
 
     async fn connect(&mut self) {
@@ -244,37 +253,37 @@ async fn a_broker_that_does_not_share_is_told() {
     let named = format!("acl_file {}", rules.path().display());
     let change = |conf: String| conf.replace("acl_file mosquitto.acl", &named);
     let mut scene = Scene::start_with(in_group(), change).await;
-    scene.replicas[0].begin();
-    let link = scene.replicas[0].link.clone();
-    until("it is told", async || {
-        let trouble = link.trouble().unwrap_or_default();
-        trouble.contains("hands nothing over")
-    })
-    .await;
-    assert!(!link.connected());
-    scene.stop().await;
-}
-
-#[tokio::test]
-async fn a_device_that_left_by_one_replica_is_there_again_by_the_other() {
-    let mut scene = Scene::start(in_group()).await;
-    for replica in &mut scene.replicas {
-        replica.connect().await;
-    }
-    scene.beat("1.0.0", 2).await;
-    scene.all_are_kept().await;
-    // Each hears one of the two.
-    for _ in 0..2 {
-        scene
-            .say("status", r#"{"online":false,"reason":"will"}"#)
-            .await;
-    }
-    for replica in &scene.replicas {
-        replica.service.until("d1", |d| !d.latest.online).await;
-    }
-    scene.beat("1.0.0", 2).await;
-    for replica in &scene.replicas {
-        replica.service.until("d1", |d| d.latest.online).await;
+    // First nobody speaks; then the device does, and the session is one that was kept.
+    for speaks in [false, true] {
+        scene.replicas[0].begin_anew(Duration::from_millis(500));
+        let link = scene.replicas[0].link.clone();
+        let is_told = || {
+            let trouble = link.trouble().unwrap_or_default();
+            trouble.contains("hands nothing over")
+        };
+        let telling = async {
+            while !is_told() {
+                if speaks {
+                    scene.beat("1.0.0", 1).await;
+                } else {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        timeout(PATIENCE, telling).await.expect("it is never told");
+        if speaks {
+            // Reports come by the next connection, too, and do not show that all is well.
+            let late = scene.replicas[0].service.heartbeats().await;
+            let next = async {
+                while scene.replicas[0].service.heartbeats().await < late + 10 {
+                    assert!(!link.connected());
+                    scene.beat("1.0.0", 1).await;
+                }
+            };
+            timeout(PATIENCE, next).await.expect("nothing comes");
+        }
+        assert!(!link.connected());
+        scene.replicas[0].ends.cancel();
     }
     scene.stop().await;
 }
