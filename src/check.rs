@@ -13,7 +13,7 @@ use device_ota_mqtt::LinkOptions;
 use crate::config::{Broker, Config, Database};
 use crate::services::Services;
 use crate::system::SystemClock;
-use crate::{access, admin, keys, serve, tls};
+use crate::{access, admin, edge, keys, serve, tls};
 
 /// Prints what the settings come to, and everything that is wrong with what they name.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
@@ -122,6 +122,12 @@ fn broker(config: &Config) -> anyhow::Result<()> {
         return Ok(());
     };
     LinkOptions::parse(&url.0, "").context("MQTT_BROKER")?;
+    let path = config.data_dir.join(edge::GROUPS);
+    if path.try_exists()? {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("DATA_DIR: {} cannot be read", path.display()))?;
+        edge::groups(&text, &path).context("DATA_DIR")?;
+    }
     match tls {
         Some(tls) => tls::broker::config(tls).map(drop),
         None => Ok(()),

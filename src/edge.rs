@@ -1,6 +1,7 @@
 //! The way to devices: our own gateway, or the link to an external broker.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -19,7 +20,7 @@ use crate::tasks::Tasks;
 use crate::tls::{self, Keeper, Standing};
 
 /// The groups in which reports were ever shared, one a line.
-const GROUPS: &str = "mqtt.groups";
+pub(crate) const GROUPS: &str = "mqtt.groups";
 
 /// The way to devices, before and after the engine exists.
 pub(crate) enum Edge {
@@ -195,8 +196,8 @@ impl Edge {
 fn of_link(link: &Link) -> Component {
     let healthy = link.connected();
     let detail = (!healthy).then(|| match link.trouble() {
-        Some(trouble) => format!("the broker cannot be reached; it is tried again: {trouble}"),
-        None => "the broker cannot be reached; it is tried again".to_owned(),
+        Some(trouble) => format!("there is no link to the broker; it is tried again: {trouble}"),
+        None => "there is no link to the broker yet".to_owned(),
     });
     Component {
         name: "mqtt_broker",
@@ -210,14 +211,7 @@ fn of_link(link: &Link) -> Component {
 /// With whom reports are shared. The broker's session keeps what it was told, so the groups of earlier settings are written down.
 fn sharing(data: &DataDir, group: Option<Group>) -> anyhow::Result<Sharing> {
     let known = data.private(GROUPS, || Ok(String::new()))?.0;
-    let mut left = Vec::new();
-    for line in known.lines() {
-        let path = data.join(GROUPS);
-        let earlier: Group = line
-            .parse()
-            .with_context(|| format!("{} has no groups' names", path.display()))?;
-        left.push(earlier);
-    }
+    let left = groups(&known, &data.join(GROUPS))?;
     if let Some(group) = &group
         && !left.contains(group)
     {
@@ -225,6 +219,12 @@ fn sharing(data: &DataDir, group: Option<Group>) -> anyhow::Result<Sharing> {
         write_private(&data.join(GROUPS), text.as_bytes())?;
     }
     Ok(Sharing { group, left })
+}
+
+/// The groups that a file names, one a line.
+pub(crate) fn groups(text: &str, path: &Path) -> anyhow::Result<Vec<Group>> {
+    let groups = text.lines().map(str::parse).collect::<Result<_, _>>();
+    groups.with_context(|| format!("{} has no groups' names", path.display()))
 }
 
 /// The service's own user at an external broker, as its URL names it.

@@ -103,6 +103,10 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
         assert!(!usable && said.contains(names), "{said}");
         std::fs::remove_file(file).unwrap();
     }
+    std::fs::write(spoilt.join("mqtt.groups"), "ota\nnot/one\n").unwrap();
+    let settings = [("MQTT_BROKER", "mqtt://device-ota:x@127.0.0.1:1")];
+    let (usable, said) = check(&service, &spoilt, &settings, &["check-config"]);
+    assert!(!usable && said.contains("mqtt.groups"), "{said}");
 }
 
 async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
