@@ -123,7 +123,10 @@ fn over(messages: &[Inbound], away: Vec<Away>, now: i64) -> Vec<Stale> {
             Uplink::Online { session } if *session >= over || over > now => {
                 away.remove(&message.device.key);
             }
-            Uplink::Online { .. } | Uplink::Offline { .. } | Uplink::Discarded => {}
+            Uplink::Online { .. }
+            | Uplink::Offline { .. }
+            | Uplink::Past(_)
+            | Uplink::Discarded => {}
             Uplink::Heartbeat(..) | Uplink::Report(_) => {
                 if message.is_of_connection() {
                     stale.push(Stale { place, over });
