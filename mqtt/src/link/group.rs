@@ -19,6 +19,8 @@ pub(super) const MARKER_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked for while reports come. A full queue at the broker drops it, a long one keeps it back; the broker's
 /// rules may keep it from us for ever.
 const MARKER_LOOKS: u32 = 12;
+/// Commits that take so many times that patience stall: half a minute.
+pub(super) const STALL_PATIENCES: u32 = 3;
 /// Longest name of a group, bytes.
 const MAX_NAME: usize = 64;
 /// The level in place of a device's id below which members send themselves markers: no device can be called so.

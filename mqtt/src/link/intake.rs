@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Lost, MAX_PACKET, Role};
-use super::group::Marker;
+use super::group::{Marker, STALL_PATIENCES};
 use super::ledger::{Ledger, Pace};
 use super::presence::Presence;
 use super::{Link, Pause};
@@ -123,7 +123,8 @@ impl Intake<'_> {
         pause: &mut Pause,
         shutdown: &CancellationToken,
     ) -> Option<Lost> {
-        let ledger = Arc::new(Ledger::default());
+        let stall = self.link.0.options.marker_patience * STALL_PATIENCES;
+        let ledger = Arc::new(Ledger::new(stall));
         let client = connection.client.clone();
         let link = self.link;
         let lost = tokio::select! {

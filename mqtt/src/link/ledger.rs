@@ -11,8 +11,6 @@ use tokio::time::{Duration, Instant};
 
 /// Acknowledgements handed on in one go.
 const PIECE: usize = 256;
-/// What is owed for longer says that commits stall, and that the broker holds back what comes after it.
-const STALL: Duration = Duration::from_secs(30);
 
 /// One message that came.
 struct Debt {
@@ -22,8 +20,8 @@ struct Debt {
 }
 
 impl Debt {
-    fn is_late(&self, now: Instant) -> bool {
-        now - self.since > STALL
+    fn is_late(&self, now: Instant, stall: Duration) -> bool {
+        now - self.since > stall
     }
 }
 
@@ -48,13 +46,23 @@ pub(super) enum Pace {
 }
 
 /// The debts of one connection; a new connection begins a new ledger, and late commits for the old one pay nothing.
-#[derive(Default)]
 pub(super) struct Ledger {
+    /// What is owed for longer says that commits stall, and that the broker holds back what comes after it.
+    stall: Duration,
     owed: Mutex<Owed>,
     due: Notify,
 }
 
 impl Ledger {
+    /// Owes nothing yet; commits that take longer than `stall` are noted.
+    pub(super) fn new(stall: Duration) -> Self {
+        Self {
+            stall,
+            owed: Mutex::default(),
+            due: Notify::new(),
+        }
+    }
+
     fn owed(&self) -> MutexGuard<'_, Owed> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +93,11 @@ impl Ledger {
     /// How commits go; that they go again is said once.
     pub(super) fn pace(&self, now: Instant) -> Pace {
         let mut owed = self.owed();
-        if owed.debts.front().is_some_and(|debt| debt.is_late(now)) {
+        if owed
+            .debts
+            .front()
+            .is_some_and(|debt| debt.is_late(now, self.stall))
+        {
             return Pace::Stalled;
         }
         if std::mem::take(&mut owed.stalled) {
@@ -104,7 +116,11 @@ impl Ledger {
             .take_while(|debt| debt.is_committed)
             .count();
         owed.first += due as u64;
-        owed.stalled |= due > 0 && owed.debts.front().is_some_and(|debt| debt.is_late(now));
+        owed.stalled |= due > 0
+            && owed
+                .debts
+                .front()
+                .is_some_and(|debt| debt.is_late(now, self.stall));
         owed.debts.drain(..due).map(|debt| debt.packet).collect()
     }
 
@@ -150,10 +166,12 @@ impl AckSink for Ledger {
 mod tests {
     use super::*;
 
+    const STALL: Duration = Duration::from_secs(30);
+
     #[test]
     fn acknowledgements_keep_the_order_of_the_messages() {
         let now = Instant::now();
-        let ledger = Ledger::default();
+        let ledger = Ledger::new(STALL);
         let [first, second, third] = [7, 8, 9].map(|packet| ledger.expect(packet, now));
         ledger.committed(second);
         assert!(ledger.take_due(now).is_empty());
@@ -170,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_owed_is_found_by_its_packet() {
         let now = Instant::now();
-        let ledger = Ledger::default();
+        let ledger = Ledger::new(STALL);
         let [first, second] = [7, 8].map(|packet| ledger.expect(packet, now));
         ledger.committed(first);
         assert_eq!(ledger.take_due(now), [7]);
@@ -183,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_stall_is_seen_while_it_lasts_and_once_when_it_is_over() {
-        let ledger = Ledger::default();
+        let ledger = Ledger::new(STALL);
         let came = Instant::now();
         let token = ledger.expect(7, came);
         assert_eq!(ledger.pace(came + STALL), Pace::Steady);

@@ -29,7 +29,7 @@ pub struct LinkOptions {
     /// With whom reports are shared.
     pub sharing: Sharing,
     /// How long a broker may hand nothing over at all before it is held not to share, ten seconds unless set; one that hands
-    /// reports over has twelve times that. Counts where reports are shared.
+    /// reports over has twelve times that, and three times that is a stall of commits. Counts where reports are shared.
     pub marker_patience: Duration,
 }
 

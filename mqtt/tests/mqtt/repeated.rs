@@ -1,7 +1,10 @@
-//! A broker that says again, on the same connection and behind later reports, what it was not acknowledged in time (NATS does).
+//! A broker that hands over late what it was told in time: it says again, on the same connection and behind later reports, what
+//! it was not acknowledged (NATS does), or holds back what comes while too much is owed to it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use device_ota_domain::device::Device;
 use device_ota_mqtt::{Limits, Link, LinkOptions};
 use device_ota_protocol::topics::Prefix;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,9 +38,10 @@ impl Broker {
         let mut up = up.unwrap();
         let (first, subscribe) = up.next().await;
         assert_eq!(first, 0x82);
-        // One granted for each of the five kinds.
-        up.send(0x90, &[subscribe[0], subscribe[1], 1, 1, 1, 1, 1])
-            .await;
+        // A filter ends with the QoS that is asked for, and is granted.
+        let filters = filters(&subscribe[2..]);
+        let granted = [&subscribe[..2], &vec![1; filters]].concat();
+        up.send(0x90, &granted).await;
         (up, down.unwrap())
     }
 
@@ -73,6 +77,17 @@ impl Broker {
         timeout(PATIENCE, read).await.expect("it never came")
     }
 
+    /// What the service says itself, as the broker hands it back: topic, packet id and payload.
+    async fn published(&mut self) -> Vec<u8> {
+        loop {
+            if let (SAID, body) = self.next().await {
+                let topic = usize::from(u16::from_be_bytes([body[0], body[1]])) + 2;
+                self.send(0x40, &body[topic..topic + 2]).await;
+                return body;
+            }
+        }
+    }
+
     async fn acknowledged(&mut self) -> u16 {
         loop {
             if let (0x40, body) = self.next().await {
@@ -82,11 +97,21 @@ impl Broker {
     }
 }
 
-#[tokio::test]
-async fn what_is_said_again_is_no_news() {
+fn filters(mut body: &[u8]) -> usize {
+    let mut filters = 0;
+    while let [high, low, rest @ ..] = body {
+        body = &rest[usize::from(u16::from_be_bytes([*high, *low])) + 1..];
+        filters += 1;
+    }
+    filters
+}
+
+/// The engine, which commits nothing yet, with its link and the broker's side of it.
+async fn scene(change: impl FnOnce(&mut LinkOptions)) -> (Service, Broker, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("mqtt://{}", listener.local_addr().unwrap());
-    let options = LinkOptions::parse(&url, "device-ota-1").unwrap();
+    let mut options = LinkOptions::parse(&url, "device-ota-1").unwrap();
+    change(&mut options);
     let limits = Limits {
         heartbeat: None,
         check: None,
@@ -96,10 +121,19 @@ async fn what_is_said_again_is_no_news() {
     let mut service = Service::idle(Arc::new(link.clone())).await;
     service.register("d1").await;
     service.spawn(link.serve(service.engine.clone(), service.shutdown.clone()));
-    let (mut broker, _down) = Broker::accept(listener).await;
+    let (broker, down) = Broker::accept(listener).await;
+    (service, broker, down)
+}
+
+fn check(nonce: &str) -> String {
+    format!(r#"{{"version":"1.0.0","nonce":"{nonce}","reason":"boot"}}"#)
+}
+
+#[tokio::test]
+async fn what_is_said_again_is_no_news() {
+    let (mut service, mut broker, _down) = scene(|_| {}).await;
 
     // Commits wait, and the broker says again what it hears nothing of.
-    let check = |nonce: &str| format!(r#"{{"version":"1.0.0","nonce":"{nonce}","reason":"boot"}}"#);
     broker
         .say(SAID, 1, "heartbeat", r#"{"version":"1.0.0"}"#)
         .await;
@@ -124,5 +158,55 @@ async fn what_is_said_again_is_no_news() {
     let device = service.device("d1").await;
     assert_eq!(device.latest.version.as_deref(), Some("2.0.0"));
     assert_eq!(service.heartbeats().await, 4, "all are kept");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_broker_held_back_while_commits_stalled_is_no_news() {
+    let in_group = |options: &mut LinkOptions| {
+        options.sharing.group = Some("ota".parse().unwrap());
+        options.marker_patience = Duration::from_secs(1);
+    };
+    let (mut service, mut broker, _down) = scene(in_group).await;
+    let marker = broker.published().await;
+    broker.send(SAID, &marker).await;
+    broker
+        .say(SAID, 1, "heartbeat", r#"{"version":"1.0.0"}"#)
+        .await;
+    // Commits stall, until it is noticed.
+    for packet in 2.. {
+        broker.say(SAID, packet, "check", &check("n")).await;
+        if service.counted("mqtt_dropped", "late") > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    service.run();
+    service.until("d1", |d| d.latest.version.is_some()).await;
+    // They go again. What was held back comes before the marker that was sent since.
+    let payload = |body: &[u8]| body.rsplit(|byte| *byte == b'/').next().unwrap()[6..].to_vec();
+    let again = loop {
+        let again = broker.published().await;
+        // The first one may be under way twice.
+        if payload(&again) != payload(&marker) {
+            break again;
+        }
+    };
+    broker
+        .say(SAID, 30_001, "heartbeat", r#"{"version":"0.9.0"}"#)
+        .await;
+    broker.send(SAID, &marker).await;
+    broker
+        .say(SAID, 30_002, "heartbeat", r#"{"version":"0.9.0"}"#)
+        .await;
+    while broker.acknowledged().await != 30_002 {}
+    let device = service.device("d1").await;
+    assert_eq!(device.latest.version.as_deref(), Some("1.0.0"));
+    broker.send(SAID, &again).await;
+    broker
+        .say(SAID, 30_003, "heartbeat", r#"{"version":"2.0.0"}"#)
+        .await;
+    let is_new = |d: &Device| d.latest.version.as_deref() == Some("2.0.0");
+    service.until("d1", is_new).await;
     service.stop().await;
 }
