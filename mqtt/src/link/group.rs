@@ -204,7 +204,7 @@ impl Marker {
     pub(super) async fn look(marker: Option<&Self>) {
         match marker {
             Some(marker) if marker.stage != Stage::Come => {
-                tokio::time::sleep_until(marker.next_look).await
+                tokio::time::sleep_until(marker.next_look).await;
             }
             _ => std::future::pending().await,
         }
@@ -225,7 +225,11 @@ impl Marker {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 mod tests {
     use super::*;
 

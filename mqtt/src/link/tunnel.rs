@@ -62,7 +62,7 @@ impl Fault {
         }
     }
 
-    fn own(error: io::Error) -> Self {
+    fn own(error: &io::Error) -> Self {
         Self::Own(error.to_string())
     }
 }
@@ -142,9 +142,9 @@ impl Tunnel {
             .prefix("device-ota-")
             .permissions(Permissions::from_mode(0o700))
             .tempdir()
-            .map_err(Fault::own)?;
+            .map_err(|error| Fault::own(&error))?;
         let path = folder.path().join(SOCKET);
-        let listener = UnixListener::bind(&path).map_err(Fault::own)?;
+        let listener = UnixListener::bind(&path).map_err(|error| Fault::own(&error))?;
         let Ok(socket) = path.into_os_string().into_string() else {
             return Err(Fault::Own("its name is not UTF-8".to_owned()));
         };
