@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use device_ota_engine::{Engine, Member};
 
-use crate::config::{Config, Database};
+use crate::config::{Broker, Config, Database};
 use crate::edge::Edge;
 
 /// Time that it takes at most to say that this replica has ended.
@@ -17,6 +17,7 @@ pub(crate) fn member(config: &Config, edge: &Edge, name: String) -> Member {
         alone: matches!(config.database, Database::Sqlite(_)),
         holds_sessions: edge.holds_sessions(),
         shares_images: config.s3.is_some(),
+        shares_reports: !matches!(config.broker, Broker::External { group: None, .. }),
     }
 }
 

@@ -33,6 +33,10 @@ const PIECE: u32 = 1_000;
 
 /// What there is to know of a replica before it begins.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that have nothing to do with each other"
+)]
 pub struct Member {
     /// The name of its data folder: who begins with it takes the place of the one before.
     pub name: String,
@@ -42,6 +46,8 @@ pub struct Member {
     pub holds_sessions: bool,
     /// Its images lie where others read them.
     pub shares_images: bool,
+    /// Of what devices say, it hears what no other replica does: at its own gateway, or by a subscription that replicas share.
+    pub shares_reports: bool,
 }
 
 /// This process among the replicas.

@@ -13,7 +13,8 @@ use crate::{Engine, Error, Result};
 const FIRST_ROOT: &str = "first_trust_root";
 
 impl Engine {
-    /// Refuses a replica that would sign what devices of the others do not believe, or offer images that others cannot read.
+    /// Refuses a replica that would sign what devices of the others do not believe, offer images that others cannot read, or take
+    /// reports that others take, too.
     pub(super) async fn fits(
         &self,
         tx: &mut dyn Tx,
@@ -44,6 +45,13 @@ impl Engine {
                 "images_not_shared",
                 "another replica runs on this database, and images in a folder are read by one replica alone: give all of them \
                  STORAGE_TYPE=s3 and the same bucket (one that was killed is taken for dead after 15 seconds)",
+            ));
+        }
+        if !others.is_empty() && !member.shares_reports {
+            return Err(Error::conflict(
+                "reports_not_shared",
+                "another replica runs on this database, and each would take every report from the broker: give all of them the same \
+                 MQTT_SHARED_GROUP (one that was killed is taken for dead after 15 seconds)",
             ));
         }
         Ok(())

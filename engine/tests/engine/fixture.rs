@@ -226,6 +226,7 @@ pub(crate) fn alone() -> Member {
         alone: true,
         holds_sessions: true,
         shares_images: false,
+        shares_reports: true,
     }
 }
 

@@ -19,6 +19,7 @@ fn member(name: &str) -> Member {
         alone: false,
         holds_sessions: true,
         shares_images: true,
+        shares_reports: true,
     }
 }
 
@@ -238,22 +239,27 @@ async fn a_restart_takes_the_place_of_the_one_before() {
 }
 
 #[tokio::test]
-async fn images_that_others_cannot_read_are_refused() {
+async fn who_would_take_what_others_take_or_offer_what_they_cannot_read_is_refused() {
     let one = Fixture::new().await;
     let two = one.beside();
     one.engine.join(member("one")).await.unwrap();
-    let alone_with_them = Member {
+    let alone_with_its_images = Member {
         shares_images: false,
         ..member("two")
     };
-    let refused = two.engine.join(alone_with_them).await;
-    assert!(matches!(
-        refused,
-        Err(Error::Conflict {
-            code: "images_not_shared",
-            ..
-        })
-    ));
+    let alone_with_all_reports = Member {
+        shares_reports: false,
+        ..member("two")
+    };
+    for (member, why) in [
+        (alone_with_its_images, "images_not_shared"),
+        (alone_with_all_reports, "reports_not_shared"),
+    ] {
+        match two.engine.join(member).await {
+            Err(Error::Conflict { code, .. }) => assert_eq!(code, why),
+            other => panic!("{why}: {other:?}"),
+        }
+    }
     one.stop().await;
     two.stop().await;
 }
