@@ -309,14 +309,19 @@ async fn record(
 
 /// The campaign to change, and how it was before; a deleted one does not change any more.
 async fn locked(tx: &mut dyn Tx, id: &CampaignId) -> Result<(Campaign, Value)> {
-    let campaign = tx.campaign(id).await?;
-    let campaign = campaign.ok_or_else(|| Error::not_found("campaign", &id))?;
+    let campaign = changeable(tx.campaign(id).await?, id)?;
+    let before = facts::campaign(&campaign);
+    Ok((campaign, before))
+}
+
+/// The campaign that was found: 404 when there is none, 409 when it was deleted.
+fn changeable(found: Option<Campaign>, id: &CampaignId) -> Result<Campaign> {
+    let campaign = found.ok_or_else(|| Error::not_found("campaign", &id))?;
     if campaign.deleted_at.is_some() {
         let detail = format!("campaign {id} was deleted; it can be read, and not be changed");
         return Err(Error::conflict("deleted", detail));
     }
-    let before = facts::campaign(&campaign);
-    Ok((campaign, before))
+    Ok(campaign)
 }
 
 /// The state that a planner's decision leads to, and its events. `None` for actions that change no state.

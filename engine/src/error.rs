@@ -61,7 +61,7 @@ pub enum Error {
     },
     /// 503: the Device Service, whose word on this device is needed.
     #[error(
-        "device {id} is not registered here, and the Device Service, which may know it, does not answer; try again later"
+        "device {id} is not registered here, and the Device Service, which may know it, gave no usable answer; try again later"
     )]
     DeviceService {
         /// Which device.
@@ -69,6 +69,17 @@ pub enum Error {
         /// Why it has none.
         #[source]
         cause: DeviceServiceUnavailable,
+    },
+    /// 503: the Device Service, which was not done in time with the devices of one campaign.
+    #[error(
+        "the Device Service has not told within {seconds} s of {left} of the devices that are named and not registered here; those \
+         that it told of are registered, so try again"
+    )]
+    DevicesUntold {
+        /// How long it was waited for.
+        seconds: u64,
+        /// Of how many.
+        left: usize,
     },
     /// 503: the database.
     #[error(transparent)]
@@ -130,7 +141,7 @@ impl Error {
             | Self::Conflict { code, .. }
             | Self::Unprocessable { code, .. } => code,
             Self::NotFound { .. } | Self::NoSuchDevice(_) => "not_found",
-            Self::DeviceService { .. } => "device_service_unavailable",
+            Self::DeviceService { .. } | Self::DevicesUntold { .. } => "device_service_unavailable",
             Self::Store(_) => "database_unavailable",
             Self::Objects(ObjectError::Missing(_)) => "bytes_missing",
             Self::Objects(_) => "storage_unavailable",

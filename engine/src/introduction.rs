@@ -1,15 +1,16 @@
 //! Devices that the Device Service knows and this registry does not (PRD, E3-US1 AC1, FR-9): asked for when somebody names them,
 //! and registered here. Who is registered here is never asked for, so that they are served while it is away.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use device_ota_domain::DeviceId;
-use device_ota_domain::device::Registration;
+use device_ota_domain::campaign::Named;
 use device_ota_domain::page::{MAX_LIMIT, Page};
 use device_ota_domain::targeting::Exclusion;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 
-use crate::ports::device_service::{DeviceService, DeviceServiceUnavailable};
+use crate::ports::device_service::{DeviceService, Met};
 use crate::ports::store::Aim;
 use crate::{Caller, Engine, Error, MAX_REGISTRATIONS, Result};
 
@@ -17,16 +18,6 @@ use crate::{Caller, Engine, Error, MAX_REGISTRATIONS, Result};
 const MAX_ASKING: usize = 16;
 /// Longest that the questions for one campaign take in all; whoever writes it waits meanwhile.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// What came of a question.
-enum Met {
-    /// It is a device that can be registered.
-    Device(Registration),
-    /// There is no such device.
-    Nobody,
-    /// What is known of it cannot be registered; why.
-    Unfit(String),
-}
 
 impl Engine {
     /// Registers a device that is not registered here, when the Device Service knows it; false when there is no such service.
@@ -51,8 +42,9 @@ impl Engine {
         }
     }
 
-    /// Does the same with the named devices of a campaign that are not registered here, the first [`MAX_REGISTRATIONS`] of them.
-    /// The others, and who is nobody there either, stay left out and are told.
+    /// Does the same with the devices that a campaign or its stages name and that are not registered here, the first
+    /// [`MAX_REGISTRATIONS`] of them. The others, and who is nobody there either, stay left out and are told. Who was told of is
+    /// registered also when others were not, so that whoever tries again has fewer to wait for.
     pub(crate) async fn introduce_named(&self, aim: Aim<'_>, by: &Caller) -> Result<()> {
         let Some(service) = &self.device_service else {
             return Ok(());
@@ -61,32 +53,46 @@ impl Engine {
             return Ok(());
         }
         let strangers = self.strangers(aim).await?;
-        let Some(first) = strangers.first().cloned() else {
-            return Ok(());
-        };
-        let asking = stream::iter(strangers)
+        let mut left = strangers.len();
+        let mut met = Vec::new();
+        let mut failed = None;
+        let mut asking = stream::iter(strangers)
             .map(|id| async move { self.meet(service.as_ref(), &id).await })
-            .buffer_unordered(MAX_ASKING)
-            .try_filter_map(async |met| match met {
-                Met::Device(registration) => Ok(Some(registration)),
-                Met::Nobody | Met::Unfit(_) => Ok(None),
-            })
-            .try_collect::<Vec<_>>();
-        let answered = tokio::time::timeout(DEADLINE, asking).await;
-        let met = answered.unwrap_or_else(|_| {
-            let seconds = DEADLINE.as_secs();
-            let why = format!("not everybody was answered for within {seconds} s");
-            let cause = DeviceServiceUnavailable(why);
-            Err(Error::DeviceService { id: first, cause })
-        })?;
+            .buffer_unordered(MAX_ASKING);
+        let answers = async {
+            while let Some(answer) = asking.next().await {
+                left -= 1;
+                match answer {
+                    Ok(Met::Device(registration)) => met.push(registration),
+                    Ok(Met::Nobody | Met::Unfit(_)) => {}
+                    Err(error) => failed = failed.take().or(Some(error)),
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(DEADLINE, answers).await;
         if !met.is_empty() {
             self.register_devices(met, by).await?;
         }
-        Ok(())
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        in_time.map_err(|_| Error::DevicesUntold {
+            seconds: DEADLINE.as_secs(),
+            left,
+        })
     }
 
     /// The named devices that are not registered here, in id order.
     async fn strangers(&self, aim: Aim<'_>) -> Result<Vec<DeviceId>> {
+        let stages = aim.named.stages.values().flatten();
+        let named = Named {
+            targets: aim.named.targets.iter().chain(stages).cloned().collect(),
+            stages: BTreeMap::new(),
+        };
+        let aim = Aim {
+            named: &named,
+            ..aim
+        };
         let mut strangers = Vec::new();
         let mut page = Page {
             limit: MAX_LIMIT,
@@ -106,7 +112,7 @@ impl Engine {
         Ok(strangers)
     }
 
-    /// Asks for one device.
+    /// Asks for one device; one that can be registered is [`Met::Device`].
     async fn meet(&self, service: &dyn DeviceService, id: &DeviceId) -> Result<Met> {
         let asked = service.device(id).await;
         let outcome = |label| self.metrics.add("device_service", label, 1);
@@ -117,16 +123,21 @@ impl Engine {
                 cause,
             }
         })?;
-        let Some(registration) = found else {
-            outcome("unknown");
-            return Ok(Met::Nobody);
+        let met = match found {
+            Met::Device(registration) => match self.check_registration(&registration) {
+                Ok(()) => Met::Device(registration),
+                Err(error) => Met::Unfit(error.to_string()),
+            },
+            other => other,
         };
-        if let Err(error) = self.check_registration(&registration) {
-            outcome("unfit");
-            tracing::warn!(device.id = %id, %error, "what the Device Service knows of a device cannot be registered");
-            return Ok(Met::Unfit(error.to_string()));
+        outcome(match &met {
+            Met::Device(_) => "found",
+            Met::Nobody => "unknown",
+            Met::Unfit(_) => "unfit",
+        });
+        if let Met::Unfit(why) = &met {
+            tracing::warn!(device.id = %id, why, "what the Device Service knows of a device cannot be registered");
         }
-        outcome("found");
-        Ok(Met::Device(registration))
+        Ok(met)
     }
 }

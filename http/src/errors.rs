@@ -196,9 +196,10 @@ impl From<Error> for ApiError {
             Error::Objects(ObjectError::Missing(_)) | Error::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Error::Store(_) | Error::Objects(_) | Error::DeviceService { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Error::Store(_)
+            | Error::Objects(_)
+            | Error::DeviceService { .. }
+            | Error::DevicesUntold { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         let mut answer = Self::new(status, error.code(), error.to_string());
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use device_ota_domain::DeviceId;
 use device_ota_domain::device::Registration;
 use device_ota_engine::ports::Clock;
-use device_ota_engine::ports::device_service::{DeviceService, DeviceServiceUnavailable};
+use device_ota_engine::ports::device_service::{DeviceService, DeviceServiceUnavailable, Met};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -67,10 +67,7 @@ impl HttpDeviceService {
 
 #[async_trait]
 impl DeviceService for HttpDeviceService {
-    async fn device(
-        &self,
-        id: &DeviceId,
-    ) -> Result<Option<Registration>, DeviceServiceUnavailable> {
+    async fn device(&self, id: &DeviceId) -> Result<Met, DeviceServiceUnavailable> {
         // An id holds nothing that means something in a path.
         let request = |client: &reqwest::Client, base: &str| {
             client.get(format!("{base}/api/v1/devices/{id}"))
@@ -83,28 +80,38 @@ impl DeviceService for HttpDeviceService {
     }
 }
 
-/// What it knows of the device, by its answer.
-fn read(id: &DeviceId, status: StatusCode, body: &[u8]) -> Result<Option<Registration>, String> {
+/// What it knows of the device, by its answer. What it would say again of this device, and not of others, is no failure of its own.
+fn read(id: &DeviceId, status: StatusCode, body: &[u8]) -> Result<Met, String> {
     match status {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+        // An id that it does not take is nobody's there.
+        StatusCode::NOT_FOUND
+        | StatusCode::GONE
+        | StatusCode::BAD_REQUEST
+        | StatusCode::UNPROCESSABLE_ENTITY => return Ok(Met::Nobody),
         other => return Err(format!("it answered {other}")),
     }
     // The error of the parser could quote what it has read, and health tells it to everybody.
-    let record: Record =
+    let answer: Map<String, Value> =
         serde_json::from_slice(body).map_err(|_| "its answer cannot be understood".to_owned())?;
-    if record
-        .device_id
-        .as_deref()
-        .is_some_and(|told| told != id.as_str())
-    {
-        return Err("it answered with another device".to_owned());
+    let record: Record = match serde_path_to_error::deserialize(Value::Object(answer)) {
+        Ok(record) => record,
+        Err(error) => {
+            let field = error.path();
+            return Ok(Met::Unfit(format!(
+                "{field} is of another type than it should be"
+            )));
+        }
+    };
+    let told = record.device_id.as_deref();
+    if told.is_some_and(|told| told != id.as_str()) {
+        return Ok(Met::Unfit("its device_id is another one".to_owned()));
     }
     let is_gone = |status: &String| GONE.contains(&status.to_lowercase().as_str());
     if record.status.as_ref().is_some_and(is_gone) {
-        return Ok(None);
+        return Ok(Met::Nobody);
     }
-    Ok(Some(record.registration(id)))
+    Ok(Met::Device(record.registration(id)))
 }
 
 impl Record {
@@ -149,10 +156,18 @@ mod tests {
 
     use super::*;
 
-    fn told(status: u16, body: &Value) -> Result<Option<Registration>, String> {
+    fn told(status: u16, body: &Value) -> Result<Met, String> {
         let id = "frame-1".parse().unwrap();
         let status = StatusCode::from_u16(status).unwrap();
         read(&id, status, body.to_string().as_bytes())
+    }
+
+    /// The device that it tells of.
+    fn met(body: &Value) -> Registration {
+        match told(200, body).unwrap() {
+            Met::Device(registration) => registration,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -167,8 +182,8 @@ mod tests {
             "hardware_version": "B", "firmware_version": "2.0.0", "groups": ["shops"], "group_id": "lab",
             "tags": {"site": "berlin"}, "device_name": "Kitchen", "location": null, "status": "INACTIVE",
         });
-        let known = told(200, &ours).unwrap().unwrap();
-        assert_eq!(told(200, &theirs).unwrap().unwrap(), known);
+        let known = met(&ours);
+        assert_eq!(met(&theirs), known);
         let shown = serde_json::to_value(&known).unwrap();
         let wanted = json!({
             "device_id": "frame-1", "device_type": "smart_frame", "device_model": "SF-100", "manufacturer": "Acme",
@@ -180,11 +195,8 @@ mod tests {
 
     #[test]
     fn a_record_may_say_next_to_nothing() {
-        let bare = told(
-            200,
-            &json!({"model": "SF-100", "tags": ["a"], "groups": null, "group_id": null}),
-        );
-        let bare = bare.unwrap().unwrap();
+        let bare =
+            met(&json!({"model": "SF-100", "tags": ["a"], "groups": null, "group_id": null}));
         assert_eq!(
             (
                 bare.device_model.as_str(),
@@ -194,31 +206,50 @@ mod tests {
             ("SF-100", 0, 0)
         );
         assert_eq!(bare.check(), Ok(()));
-        let nothing = told(200, &json!({})).unwrap().unwrap();
+        let nothing = met(&json!({}));
         assert!(nothing.check().is_err(), "it has no model");
     }
 
     #[test]
     fn nobody_is_nobody_and_all_else_is_no_answer() {
         let there = json!({"model": "SF-100"});
-        assert_eq!(told(404, &there), Ok(None));
-        assert_eq!(told(410, &json!(null)), Ok(None));
-        for status in ["decommissioned", "Deleted"] {
-            assert_eq!(
-                told(200, &json!({"model": "SF-100", "status": status})),
-                Ok(None)
-            );
+        for status in [400, 404, 410, 422] {
+            assert_eq!(told(status, &there), Ok(Met::Nobody), "{status}");
         }
-        for status in [201, 204, 302, 400, 401, 403, 422] {
+        for status in ["decommissioned", "Deleted"] {
+            let gone = json!({"model": "SF-100", "status": status});
+            assert_eq!(told(200, &gone), Ok(Met::Nobody));
+        }
+        for status in [201, 204, 302, 401, 403, 409] {
             assert!(told(status, &there).is_err(), "{status}");
         }
-        for body in [
-            json!("welcome"),
-            json!([]),
-            json!({"model": 7}),
-            json!({"model": "SF-100", "device_id": "frame-2"}),
-        ] {
+        for body in [json!("welcome"), json!([]), json!(null)] {
             assert!(told(200, &body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_registered_says_why() {
+        for (body, why) in [
+            (json!({"model": 7}), "model is"),
+            (
+                json!({"model": "M", "firmware_version": 2.1}),
+                "firmware_version is",
+            ),
+            (
+                json!({"model": "M", "groups": [{"name": "lab"}]}),
+                "groups[0] is",
+            ),
+            (
+                json!({"model": "M", "device_id": "Frame-1"}),
+                "its device_id is another",
+            ),
+        ] {
+            let told = told(200, &body);
+            assert!(
+                matches!(&told, Ok(Met::Unfit(said)) if said.starts_with(why)),
+                "{told:?}"
+            );
         }
     }
 }

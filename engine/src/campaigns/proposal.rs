@@ -8,7 +8,7 @@ use device_ota_domain::event::EventType;
 use device_ota_domain::{CampaignId, Firmware, ring};
 use jiff::Timestamp;
 
-use super::{CampaignView, locked, tell_naming};
+use super::{CampaignView, changeable, locked, tell_naming};
 use crate::ports::clock::random;
 use crate::ports::store::Aim;
 use crate::revision::is_of;
@@ -66,26 +66,28 @@ impl Engine {
         })
     }
 
-    /// How many devices it means by now, those that the Device Service alone knew included; notes how many are left out.
+    /// The present, and how many devices it means by now, those that the Device Service alone knew included; notes how many are
+    /// left out.
     async fn count_targets(
         &self,
         proposal: &mut Proposal,
-        now: Timestamp,
         by: &Caller,
-    ) -> Result<u64> {
-        self.introduce_named(proposal.aim(now), by).await?;
+    ) -> Result<(Timestamp, u64)> {
+        let before = self.clock.now();
+        self.introduce_named(proposal.aim(before), by).await?;
+        // Others may have taken their time to answer.
+        let now = self.clock.now();
         let summary = self.store.target_summary(proposal.aim(now)).await?;
         let count = summary.total();
         proposal.spec.targets.left_out = summary.left_out;
-        Ok(count)
+        Ok((now, count))
     }
 
     /// Creates a campaign; nothing is sent before it is started. 404 for an unknown firmware, 409 for one that is out of
     /// use.
     pub async fn create_campaign(&self, draft: CampaignDraft, by: &Caller) -> Result<CampaignView> {
         let mut proposal = self.proposal(draft).await?;
-        let now = self.clock.now();
-        let target_count = self.count_targets(&mut proposal, now, by).await?;
+        let (now, target_count) = self.count_targets(&mut proposal, by).await?;
         let campaign = Campaign {
             id: CampaignId::from_entropy(random(self.entropy.as_ref())),
             spec: proposal.spec,
@@ -119,8 +121,12 @@ impl Engine {
         by: &Caller,
     ) -> Result<CampaignView> {
         let mut proposal = self.proposal(draft).await?;
-        let now = self.clock.now();
-        let target_count = self.count_targets(&mut proposal, now, by).await?;
+        // Nobody is registered for a change that is refused; what is true by then is looked at once more under the lock.
+        let campaign = changeable(self.store.campaign(id).await?, id)?;
+        is_of(expected, "the campaign", campaign.revision)?;
+        let (spec, requires_approval) = (proposal.spec.clone(), proposal.requires_approval);
+        campaign.edit(spec, requires_approval, by.subject())?;
+        let (now, target_count) = self.count_targets(&mut proposal, by).await?;
         let mut tx = self.store.begin().await?;
         let (campaign, before) = locked(tx.as_mut(), id).await?;
         is_of(expected, "the campaign", campaign.revision)?;

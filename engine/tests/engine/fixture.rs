@@ -16,7 +16,7 @@ use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::store::UpdateFilter;
-use device_ota_engine::ports::{Clock, Delivery, Downlink, Entropy, Objects, Store};
+use device_ota_engine::ports::{Clock, Delivery, DeviceService, Downlink, Entropy, Objects, Store};
 use device_ota_engine::{
     Caller, Engine, Grants, Member, Parts, RegistrationOutcome, Settings, Uploaded, Work,
 };
@@ -142,6 +142,7 @@ pub(crate) struct Fixture {
     pub(crate) disconnected: mpsc::UnboundedReceiver<DeviceId>,
     pub(crate) sessions: Sessions,
     max_in_flight: Option<u64>,
+    device_service: Option<Arc<dyn DeviceService>>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<(), &'static str>>>,
 }
@@ -177,6 +178,7 @@ impl Made {
         objects: Arc<dyn Objects>,
         clock: &Arc<TestClock>,
         max_in_flight: Option<u64>,
+        device_service: Option<Arc<dyn DeviceService>>,
     ) -> Self {
         let [root_key, release, dispatch] = keys();
         let chain = vec![seal(&root(), &root_key).unwrap()];
@@ -192,7 +194,7 @@ impl Made {
                 sessions: sessions.clone(),
             }),
             sinks: Vec::new(),
-            device_service: None,
+            device_service,
             clock: clock.clone(),
             entropy: Arc::new(Counting(AtomicU64::new(7))),
             keyring: Keyring::new(chain, Some(release), dispatch).unwrap(),
@@ -248,19 +250,26 @@ impl Fixture {
     }
 
     pub(crate) async fn stopped() -> (Self, Work) {
-        Self::over(local, None).await
+        Self::over(local, None, None).await
     }
 
     /// Of a service with that many slots in all.
     pub(crate) async fn limited(max_in_flight: u64) -> Self {
-        let (mut fixture, work) = Self::over(local, Some(max_in_flight)).await;
+        let (mut fixture, work) = Self::over(local, Some(max_in_flight), None).await;
         fixture.start(work);
         fixture
     }
 
     /// With an object store that the test holds up.
     pub(crate) async fn with_objects(objects: HeldObjects) -> Self {
-        let (mut fixture, work) = Self::over(|folder| objects.over(folder), None).await;
+        let (mut fixture, work) = Self::over(|folder| objects.over(folder), None, None).await;
+        fixture.start(work);
+        fixture
+    }
+
+    /// Beside a Device Service of the test's.
+    pub(crate) async fn beside(device_service: Arc<dyn DeviceService>) -> Self {
+        let (mut fixture, work) = Self::over(local, None, Some(device_service)).await;
         fixture.start(work);
         fixture
     }
@@ -268,13 +277,20 @@ impl Fixture {
     async fn over(
         objects: impl FnOnce(&Path) -> Arc<dyn Objects>,
         max_in_flight: Option<u64>,
+        device_service: Option<Arc<dyn DeviceService>>,
     ) -> (Self, Work) {
         let database = Arc::new(SqliteDatabase::new());
         let store: Arc<dyn Store> = Arc::new(database.open().await);
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000_000_000)));
         let objects = objects(folder.path());
-        let made = Made::of(&store, objects.clone(), &clock, max_in_flight);
+        let made = Made::of(
+            &store,
+            objects.clone(),
+            &clock,
+            max_in_flight,
+            device_service.clone(),
+        );
         let fixture = Self {
             engine: made.engine,
             store,
@@ -287,6 +303,7 @@ impl Fixture {
             disconnected: made.disconnected,
             sessions: made.sessions,
             max_in_flight,
+            device_service,
             stop: CancellationToken::new(),
             running: None,
         };
@@ -300,7 +317,13 @@ impl Fixture {
             running.await.unwrap().unwrap();
         }
         let objects = self.objects.clone();
-        let made = Made::of(&self.store, objects, &self.clock, self.max_in_flight);
+        let made = Made::of(
+            &self.store,
+            objects,
+            &self.clock,
+            self.max_in_flight,
+            self.device_service.clone(),
+        );
         self.engine = made.engine;
         self.wire = made.wire;
         self.disconnected = made.disconnected;

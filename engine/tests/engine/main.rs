@@ -21,6 +21,7 @@ mod floors;
 mod going_back;
 mod held;
 mod ingest;
+mod introduction;
 mod late;
 mod metrics;
 mod permits;
