@@ -7,7 +7,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use device_ota_engine::ports::{Clock, DeviceService};
 use device_ota_http::Component;
-use device_ota_platform::{Consul, HttpAuthService, HttpDeviceService, Instance, ServiceStatus};
+use device_ota_platform::{
+    Consul, ConsulError, Fault, HttpAuthService, HttpDeviceService, Instance, ServiceStatus,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConsulSettings};
@@ -63,8 +65,8 @@ impl Services {
         let devices = self.devices.as_ref();
         let devices = devices.map(|devices| asked("device_service", devices.status()));
         let consul = self.consul.as_ref().map(|consul| {
-            let words = ["being registered", "registered", "not registered"];
-            let component = component("consul", consul.status(), words);
+            let words = ["being registered", "registered"];
+            let component = component("consul", consul.status(), words, |_| "not registered");
             let detail = component
                 .detail
                 .map(|detail| format!("{}: {detail}", consul.id()));
@@ -113,18 +115,31 @@ fn consul_of(
     let instance =
         instance.with_context(|| format!("CONSUL_ADVERTISE_URL: {url} names no host and port"))?;
     let token = settings.token.as_ref().map(|token| token.0.as_str());
-    Consul::new(&settings.url.0, token, instance, clock.clone()).context("CONSUL_URL")
+    Consul::new(&settings.url.0, token, instance, clock.clone()).map_err(|error| {
+        let setting = match error {
+            ConsulError::Token(_) => "CONSUL_TOKEN",
+            ConsulError::Client(_) => "CONSUL_URL",
+        };
+        anyhow::Error::new(error).context(setting)
+    })
 }
 
 fn asked(name: &'static str, status: ServiceStatus) -> Component {
-    component(name, status, ["not yet asked", "answers", "away"])
+    let how = |fault: &Fault| match fault {
+        Fault::Away(_) => "away",
+        Fault::Busy(_) => "busy",
+        Fault::Failed(_) => "fails",
+        Fault::Odd(_) => "answers oddly",
+    };
+    component(name, status, ["not yet asked", "answers"], how)
 }
 
-/// What is not known yet, what is well, and what is not, in these words.
+/// What is not known yet, what is well, and `how` it is that is not, in these words.
 fn component(
     name: &'static str,
     status: ServiceStatus,
-    [unknown, well, bad]: [&'static str; 3],
+    [unknown, well]: [&'static str; 2],
+    how: impl FnOnce(&Fault) -> &'static str,
 ) -> Component {
     let ServiceStatus {
         is_known,
@@ -133,7 +148,7 @@ fn component(
     } = status;
     let healthy = trouble.is_none();
     let detail = match trouble {
-        Some(trouble) => format!("{bad} since {since}: {trouble}"),
+        Some(fault) => format!("{} since {since}: {fault}", how(&fault)),
         None if is_known => format!("{well} since {since}"),
         None => unknown.to_owned(),
     };

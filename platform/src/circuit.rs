@@ -17,7 +17,22 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Lets questions through, or not.
 #[derive(Debug)]
-pub(crate) struct Circuit(Mutex<State>);
+pub(crate) struct Circuit(Mutex<Standing>);
+
+#[derive(Debug)]
+struct Standing {
+    state: State,
+    /// Rises whenever it opens, lets one through, or closes: what came of a question that was asked before says nothing of now.
+    generation: u64,
+}
+
+impl Standing {
+    /// Becomes another.
+    const fn turn(&mut self, state: State) {
+        self.state = state;
+        self.generation += 1;
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -36,23 +51,36 @@ pub(crate) struct IsOpen;
 impl Circuit {
     /// Closed.
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(State::Closed { failures: 0 }))
+        Self(Mutex::new(Standing {
+            state: State::Closed { failures: 0 },
+            generation: 0,
+        }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody may ask now.
+    pub(crate) fn refuses(&self, now: Instant) -> bool {
+        match self.standing().state {
+            State::Closed { .. } => false,
+            State::Open { until, .. } => now < until,
+            State::Trying { .. } => true,
+        }
     }
 
     /// Whether a question may be asked now. Whoever gets the pass tells by it what came of the question.
     pub(crate) fn admit(&self, now: Instant) -> Result<Pass<'_>, IsOpen> {
-        let mut state = self.state();
-        match *state {
+        let mut standing = self.standing();
+        match standing.state {
             State::Closed { .. } => {}
-            State::Open { until, pause } if until <= now => *state = State::Trying { pause },
+            State::Open { until, pause } if until <= now => standing.turn(State::Trying { pause }),
             State::Open { .. } | State::Trying { .. } => return Err(IsOpen),
         }
         Ok(Pass {
             circuit: self,
+            generation: standing.generation,
             asked_at: now,
             is_told: false,
         })
@@ -60,10 +88,11 @@ impl Circuit {
 }
 
 /// One question, and what came of it. One that is dropped without a word, because nobody waits for the answer any more, says
-/// nothing of the service.
+/// nothing of the service; nor does one that was asked before the circuit opened or closed.
 #[derive(Debug)]
 pub(crate) struct Pass<'c> {
     circuit: &'c Circuit,
+    generation: u64,
     asked_at: Instant,
     is_told: bool,
 }
@@ -72,26 +101,39 @@ impl Pass<'_> {
     /// There was an answer.
     pub(crate) fn succeeded(mut self) {
         self.is_told = true;
-        *self.circuit.state() = State::Closed { failures: 0 };
+        let Some(mut standing) = self.counted() else {
+            return;
+        };
+        match &mut standing.state {
+            State::Closed { failures } => *failures = 0,
+            State::Open { .. } | State::Trying { .. } => {
+                standing.turn(State::Closed { failures: 0 });
+            }
+        }
     }
 
     /// There was none.
     pub(crate) fn failed(mut self, now: Instant) {
         self.is_told = true;
-        let mut state = self.circuit.state();
-        let open = |pause| State::Open {
-            until: now + pause,
-            pause,
+        let Some(mut standing) = self.counted() else {
+            return;
         };
-        *state = match *state {
-            State::Closed { failures } if failures + 1 < FAILURES => State::Closed {
-                failures: failures + 1,
-            },
-            State::Closed { .. } => open(FIRST_PAUSE),
-            State::Trying { pause } => open((pause * 2).min(LONGEST_PAUSE)),
-            // Asked before it opened.
-            already @ State::Open { .. } => already,
+        let pause = match &mut standing.state {
+            State::Closed { failures } if *failures + 1 < FAILURES => {
+                *failures += 1;
+                return;
+            }
+            State::Closed { .. } => FIRST_PAUSE,
+            State::Open { pause, .. } | State::Trying { pause } => (*pause * 2).min(LONGEST_PAUSE),
         };
+        let until = now + pause;
+        standing.turn(State::Open { until, pause });
+    }
+
+    /// The circuit, if the question was asked as it now is.
+    fn counted(&self) -> Option<MutexGuard<'_, Standing>> {
+        let standing = self.circuit.standing();
+        (standing.generation == self.generation).then_some(standing)
     }
 }
 
@@ -100,13 +142,12 @@ impl Drop for Pass<'_> {
         if self.is_told {
             return;
         }
-        let mut state = self.circuit.state();
-        if let State::Trying { pause } = *state {
+        let until = self.asked_at;
+        if let Some(mut standing) = self.counted()
+            && let State::Trying { pause } = standing.state
+        {
             // The next one may try at once.
-            *state = State::Open {
-                until: self.asked_at,
-                pause,
-            };
+            standing.turn(State::Open { until, pause });
         }
     }
 }
@@ -195,5 +236,26 @@ mod tests {
             pass.failed(now);
         }
         assert!(circuit.admit(now + SECOND).is_ok());
+    }
+
+    #[test]
+    fn what_was_asked_before_it_opened_or_closed_says_nothing() {
+        let (circuit, now) = (Circuit::new(), Instant::now());
+        let mut before: Vec<_> = (0..=FAILURES)
+            .map(|_| circuit.admit(now).unwrap())
+            .collect();
+        let late = before.pop().unwrap();
+        let later: Vec<_> = (0..FAILURES).map(|_| circuit.admit(now).unwrap()).collect();
+        for pass in before {
+            pass.failed(now);
+        }
+        late.succeeded();
+        assert!(circuit.refuses(now), "a late answer closes nothing");
+        let now = now + SECOND;
+        circuit.admit(now).unwrap().succeeded();
+        for pass in later {
+            pass.failed(now);
+        }
+        assert!(!circuit.refuses(now), "late failures open nothing");
     }
 }

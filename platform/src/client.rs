@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::mem::discriminant;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use device_ota_engine::ports::Clock;
 use jiff::Timestamp;
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, StatusCode};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::circuit::{Circuit, LONGEST_PAUSE};
@@ -20,6 +22,9 @@ use crate::circuit::{Circuit, LONGEST_PAUSE};
 const DEADLINE: Duration = Duration::from_millis(1_900);
 /// Pauses before a question is asked again that failed in a way that may pass.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(300)];
+/// Questions at a time, whoever asks: the service and our sockets bear no more. The others wait for a turn, half of
+/// their time at most.
+const MAX_QUESTIONS: usize = 64;
 /// Most bytes of an answer that are read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// How often it is looked at while nobody asks.
@@ -38,7 +43,7 @@ pub struct ServiceStatus {
     /// Since when it is so.
     pub since: Timestamp,
     /// What fails.
-    pub trouble: Option<String>,
+    pub trouble: Option<Fault>,
 }
 
 /// One service, over HTTP.
@@ -46,6 +51,7 @@ pub(crate) struct Client {
     name: &'static str,
     http: reqwest::Client,
     base: String,
+    turns: Semaphore,
     circuit: Circuit,
     standing: Mutex<Standing>,
     clock: Arc<dyn Clock>,
@@ -57,13 +63,15 @@ struct Standing {
     trouble: Option<Fault>,
 }
 
-/// What came of a try.
+/// What came of a question that has no answer. Each says what happened, in words that health may tell to everybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Fault {
-    /// It is not there, or has no time: the same for everybody. It opens the circuit.
+pub enum Fault {
+    /// It is not there, or says so itself: the same for everybody. It opens the circuit.
     Away(String),
+    /// It has too much to do: the same, and asking again would give it more.
+    Busy(String),
     /// It failed at this question, and may not the next time. Others may do better, so the circuit stays as it is: nobody shuts
-    /// the service for others by a question that it cannot bear.
+    /// the service for others by a question at which it fails.
     Failed(String),
     /// It said something that cannot be believed, and would say it again.
     Odd(String),
@@ -71,7 +79,7 @@ enum Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Away(why) | Self::Failed(why) | Self::Odd(why)) = self;
+        let (Self::Away(why) | Self::Busy(why) | Self::Failed(why) | Self::Odd(why)) = self;
         f.write_str(why)
     }
 }
@@ -106,6 +114,7 @@ impl Client {
             name,
             http,
             base: base.trim_end_matches('/').to_owned(),
+            turns: Semaphore::new(MAX_QUESTIONS),
             circuit: Circuit::new(),
             standing,
             clock,
@@ -119,12 +128,21 @@ impl Client {
         request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
         read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
     ) -> Result<T, Unavailable> {
+        if self.circuit.refuses(Instant::now()) {
+            return Err(self.refused());
+        }
+        let deadline = Instant::now() + DEADLINE;
+        // What gets its turn later would have no fair time left, and the service would be blamed for that.
+        let Ok(Ok(_turn)) = timeout(DEADLINE / 2, self.turns.acquire()).await else {
+            let why = format!("{MAX_QUESTIONS} questions before this one are not answered yet");
+            return Err(Unavailable(why));
+        };
         let Ok(pass) = self.circuit.admit(Instant::now()) else {
             return Err(self.refused());
         };
-        let answered = within_deadline(self.tries(&request)).await;
+        let answered = self.tries(&request, deadline).await;
         match &answered {
-            Err(Fault::Away(_)) => pass.failed(Instant::now()),
+            Err(Fault::Away(_) | Fault::Busy(_)) => pass.failed(Instant::now()),
             _ => pass.succeeded(),
         }
         let read = answered.and_then(|answer| {
@@ -135,30 +153,49 @@ impl Client {
         read.map_err(|fault| Unavailable(fault.to_string()))
     }
 
+    /// Asks once, whatever is known of the service, and keeps nothing of what comes of it: for what cannot wait until it is back.
+    pub(crate) async fn ask_once<T>(
+        &self,
+        request: impl FnOnce(&reqwest::Client, &str) -> RequestBuilder,
+        read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
+    ) -> Result<T, Unavailable> {
+        let asked = timeout(DEADLINE, send(request(&self.http, &self.base)));
+        let answered = asked.await.unwrap_or_else(|_| Err(silent()));
+        let Answer { status, body } = answered.map_err(|fault| Unavailable(fault.to_string()))?;
+        read(status, &body).map_err(Unavailable)
+    }
+
     /// What is said without a question.
     fn refused(&self) -> Unavailable {
         let seconds = LONGEST_PAUSE.as_secs();
         let trouble = self.standing().trouble.clone();
         let why = trouble.map_or_else(|| "it was away".to_owned(), |fault| fault.to_string());
         Unavailable(format!(
-            "{why} (it is asked again within {seconds} s, and not before)"
+            "{why} (it is not asked again before a pause is over, of {seconds} s at most)"
         ))
     }
 
+    /// Asks until there is an answer, or no use or time for another try. At the deadline, what the last try came to is the answer,
+    /// if one came to anything: a service that fails slowly is not away.
     async fn tries(
         &self,
         request: &impl Fn(&reqwest::Client, &str) -> RequestBuilder,
+        deadline: Instant,
     ) -> Result<Answer, Fault> {
         let mut pauses = PAUSES.into_iter();
+        let mut last = None;
         loop {
-            let fault = match send(request(&self.http, &self.base)).await {
-                Err(fault @ (Fault::Away(_) | Fault::Failed(_))) => fault,
-                answered => return answered,
+            let tried = timeout_at(deadline, send(request(&self.http, &self.base))).await;
+            let fault = match tried {
+                Ok(Err(fault @ (Fault::Away(_) | Fault::Failed(_)))) => fault,
+                Ok(answered) => return answered,
+                Err(_) => return Err(last.unwrap_or_else(silent)),
             };
             match pauses.next() {
-                Some(pause) => sleep(pause).await,
-                None => return Err(fault),
+                Some(pause) if Instant::now() + pause < deadline => sleep(pause).await,
+                _ => return Err(fault),
             }
+            last = Some(fault);
         }
     }
 
@@ -173,20 +210,17 @@ impl Client {
         let _: Option<()> = stop.run_until_cancelled(looks).await;
     }
 
-    /// Whether `GET /health` has any answer but that it is away. That it has says nothing of answers that were odd.
+    /// Whether `GET /health` has any answer but that it is away or fails. That it has says nothing of answers that were odd.
     async fn look(&self) {
         let request = self.http.get(format!("{}/health", self.base));
-        match within_deadline(send(request)).await {
+        let looked = timeout(DEADLINE, send(request)).await;
+        match looked.unwrap_or_else(|_| Err(silent())) {
             Err(Fault::Odd(_)) | Ok(_) => {
-                let is_odd = matches!(
-                    self.standing().trouble,
-                    Some(Fault::Odd(_) | Fault::Failed(_))
-                );
-                if !is_odd {
+                if !matches!(self.standing().trouble, Some(Fault::Odd(_))) {
                     self.note(None);
                 }
             }
-            Err(Fault::Away(why) | Fault::Failed(why)) => self.note(Some(Fault::Away(why))),
+            Err(fault) => self.note(Some(fault)),
         }
     }
 
@@ -196,7 +230,7 @@ impl Client {
         ServiceStatus {
             is_known: standing.is_known,
             since: standing.since,
-            trouble: standing.trouble.as_ref().map(ToString::to_string),
+            trouble: standing.trouble.clone(),
         }
     }
 
@@ -204,17 +238,18 @@ impl Client {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes down how it is; each turn is logged once.
+    /// Writes down how it is; each turn is logged once, also from one kind of trouble to another.
     fn note(&self, trouble: Option<Fault>) {
         let mut standing = self.standing();
-        let is_turn = standing.trouble.is_some() != trouble.is_some();
+        let kind = |trouble: &Option<Fault>| trouble.as_ref().map(discriminant);
+        let is_turn = kind(&standing.trouble) != kind(&trouble);
         if is_turn || !standing.is_known {
             standing.since = self.clock.now();
         }
         standing.is_known = true;
         if is_turn {
             if let Some(trouble) = &trouble {
-                tracing::warn!(service = self.name, %trouble, "a service around this one is away");
+                tracing::warn!(service = self.name, %trouble, "a service around this one does not answer as it should");
             } else {
                 tracing::info!(
                     service = self.name,
@@ -226,12 +261,10 @@ impl Client {
     }
 }
 
-async fn within_deadline<T>(question: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let answered = timeout(DEADLINE, question).await;
-    answered.unwrap_or_else(|_| {
-        let seconds = DEADLINE.as_secs_f64();
-        Err(Fault::Away(format!("it did not answer within {seconds} s")))
-    })
+/// Nothing came in time.
+fn silent() -> Fault {
+    let seconds = DEADLINE.as_secs_f64();
+    Fault::Away(format!("it did not answer within {seconds} s"))
 }
 
 /// One try.
@@ -239,10 +272,10 @@ async fn send(request: RequestBuilder) -> Result<Answer, Fault> {
     let response = request.send().await.map_err(unreachable)?;
     let status = response.status();
     match status {
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Err(Fault::Away(format!("it answered {status}"))),
+        StatusCode::TOO_MANY_REQUESTS => Err(Fault::Busy(format!("it answered {status}"))),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Err(Fault::Away(format!("it answered {status}")))
+        }
         status if status.is_server_error() => Err(Fault::Failed(format!("it answered {status}"))),
         status => Ok(Answer {
             status,
@@ -275,4 +308,129 @@ pub(crate) fn root(error: &reqwest::Error) -> &(dyn StdError + 'static) {
         cause = source;
     }
     cause
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Each look at it is a second later.
+    #[derive(Default)]
+    struct Ticking(AtomicUsize);
+
+    impl Clock for Ticking {
+        fn now(&self) -> Timestamp {
+            let seconds = self.0.fetch_add(1, Ordering::SeqCst);
+            Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap()
+        }
+    }
+
+    fn client(base: &str) -> Client {
+        let clock = Arc::new(Ticking::default());
+        Client::new("there", base, HeaderMap::new(), clock).unwrap()
+    }
+
+    /// Reads a request.
+    async fn asked(stream: &mut TcpStream) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            stream.read_buf(&mut request).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_than_so_many_are_asked_at_a_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (open, most) = (watch::Sender::new(0_usize), Arc::new(AtomicUsize::new(0)));
+        let kept = most.clone();
+        let serving = tokio::spawn(async move {
+            let mut answering = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (open, most) = (open.clone(), kept.clone());
+                answering.spawn(async move {
+                    asked(&mut stream).await;
+                    open.send_modify(|open| *open += 1);
+                    most.fetch_max(*open.borrow(), Ordering::SeqCst);
+                    // All at once are held until there are as many as there may be.
+                    let enough = |_: &usize| most.load(Ordering::SeqCst) >= MAX_QUESTIONS;
+                    open.subscribe().wait_for(enough).await.unwrap();
+                    open.send_modify(|open| *open -= 1);
+                    let answer =
+                        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                });
+            }
+        });
+        let client = client(&base);
+        let questions = (0..MAX_QUESTIONS * 2).map(|_| {
+            client.ask(
+                |http, base| http.get(base),
+                |status, _| Ok::<_, String>(status),
+            )
+        });
+        for answer in futures_util::future::join_all(questions).await {
+            assert_eq!(answer, Ok(StatusCode::OK));
+        }
+        assert_eq!(most.load(Ordering::SeqCst), MAX_QUESTIONS);
+        serving.abort();
+    }
+
+    #[test]
+    fn another_kind_of_trouble_has_a_time_of_its_own() {
+        let client = client("http://h");
+        let noted = |trouble: Option<Fault>| {
+            client.note(trouble);
+            client.status().since
+        };
+        let why = || "it answered 500".to_owned();
+        let well = noted(None);
+        assert_eq!(noted(None), well);
+        let failed = noted(Some(Fault::Failed(why())));
+        assert!(well < failed);
+        assert_eq!(
+            noted(Some(Fault::Failed("it answered 501".to_owned()))),
+            failed
+        );
+        let away = noted(Some(Fault::Away(why())));
+        assert!(failed < away);
+        assert!(away < noted(None));
+    }
+
+    #[tokio::test]
+    async fn a_look_ends_what_failed_and_not_what_was_odd() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                asked(&mut stream).await;
+                let answer = "HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let client = client(&base);
+        let why = || "it said so".to_owned();
+        let odd = Fault::Odd(why());
+        for (trouble, stays) in [
+            (Fault::Away(why()), None),
+            (Fault::Busy(why()), None),
+            (Fault::Failed(why()), None),
+            (odd.clone(), Some(odd)),
+        ] {
+            client.note(Some(trouble));
+            client.look().await;
+            assert_eq!(client.status().trouble, stays);
+        }
+        serving.abort();
+    }
 }

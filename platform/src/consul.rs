@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use device_ota_engine::ports::Clock;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
-use reqwest::{RequestBuilder, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,7 @@ pub struct Instance {
 impl Instance {
     /// At `url`, such as `http://10.0.0.5:8216`; `None` when it names no host and port.
     ///
-    /// The id follows from the address, so that whoever was killed and comes back is the same entry.
+    /// The id follows from the host and the port, not from the path, so that whoever was killed and comes back is the same entry.
     pub fn at(url: &str, version: &'static str) -> Option<Self> {
         let parsed = Url::parse(url).ok()?;
         let address = parsed.host_str()?.trim_matches(['[', ']']).to_owned();
@@ -129,11 +129,12 @@ impl Consul {
         let mut is_registered = false;
         let mut pause = FIRST_PAUSE;
         loop {
-            let kept = stop.run_until_cancelled(self.keep(is_registered)).await;
+            let kept = stop
+                .run_until_cancelled(self.keep(&mut is_registered))
+                .await;
             let rest = match kept {
                 None => break,
                 Some(Ok(())) => {
-                    is_registered = true;
                     pause = FIRST_PAUSE;
                     LOOK_EVERY
                 }
@@ -167,11 +168,13 @@ impl Consul {
     }
 
     /// Registers, unless Consul knows us already.
-    async fn keep(&self, is_registered: bool) -> Result<(), Unavailable> {
-        if is_registered && self.is_known().await? {
+    async fn keep(&self, is_registered: &mut bool) -> Result<(), Unavailable> {
+        *is_registered = *is_registered && self.is_known().await?;
+        if *is_registered {
             return Ok(());
         }
         self.register().await?;
+        *is_registered = true;
         tracing::info!(id = self.instance.id, "registered in Consul");
         Ok(())
     }
@@ -191,29 +194,29 @@ impl Consul {
 
     async fn register(&self) -> Result<(), Unavailable> {
         let entry = self.instance.entry();
-        self.put(|client, base| {
+        let request = |client: &reqwest::Client, base: &str| {
             // Checks of an older registration are not ours any more.
             let path = "/v1/agent/service/register?replace-existing-checks=true";
             client.put(format!("{base}{path}")).json(&entry)
-        })
-        .await
-    }
-
-    async fn leave(&self) -> Result<(), Unavailable> {
-        let id = &self.instance.id;
-        self.put(|client, base| client.put(format!("{base}/v1/agent/service/deregister/{id}")))
-            .await
-    }
-
-    async fn put(
-        &self,
-        request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
-    ) -> Result<(), Unavailable> {
+        };
         let taken = |status, _: &[u8]| match status {
             StatusCode::OK => Ok(()),
             other => Err(refused(other)),
         };
         self.client.ask(request, taken).await
+    }
+
+    /// There is no time to wait for its circuit any more.
+    async fn leave(&self) -> Result<(), Unavailable> {
+        let id = &self.instance.id;
+        let request = |client: &reqwest::Client, base: &str| {
+            client.put(format!("{base}/v1/agent/service/deregister/{id}"))
+        };
+        let gone = |status, _: &[u8]| match status {
+            StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
+            other => Err(refused(other)),
+        };
+        self.client.ask_once(request, gone).await
     }
 }
 
@@ -226,8 +229,15 @@ fn refused(status: StatusCode) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -268,5 +278,62 @@ mod tests {
             assert_eq!(said("/Meta/version"), Some("1.2.3".into()));
         }
         assert_eq!(Instance::at("somewhere", "1.2.3"), None);
+    }
+
+    /// The time of day is nobody's business here.
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> jiff::Timestamp {
+            jiff::Timestamp::UNIX_EPOCH
+        }
+    }
+
+    /// An agent that answers every request so.
+    async fn answering(status: &'static str) -> Consul {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    stream.read_buf(&mut request).await.unwrap();
+                }
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let instance = Instance::at("http://h:1", "1.2.3").unwrap();
+        Consul::new(&base, None, instance, Arc::new(Still)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_is_not_there_has_left() {
+        for (status, has_left) in [("200 OK", true), ("404 Not Found", true), ("403 No", false)] {
+            let consul = answering(status).await;
+            assert_eq!(consul.leave().await.is_ok(), has_left, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_leaves_though_its_circuit_is_open() {
+        let consul = answering("429 Too Many Requests").await;
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            answers.push(consul.is_known().await.unwrap_err().0);
+        }
+        assert!(answers[5].contains("not asked again"), "{answers:?}");
+        let left = consul.leave().await;
+        assert_eq!(left.unwrap_err().0, "it answered 429 Too Many Requests");
+    }
+
+    #[tokio::test]
+    async fn it_is_known_to_be_out_of_consul_before_it_is_registered_again() {
+        let consul = answering("404 Not Found").await;
+        let mut is_registered = true;
+        consul.keep(&mut is_registered).await.unwrap_err();
+        assert!(!is_registered);
     }
 }

@@ -13,7 +13,7 @@ mod nats;
 mod poster;
 
 pub use auth::HttpAuthService;
-pub use client::ServiceStatus;
+pub use client::{Fault, ServiceStatus};
 pub use consul::{Consul, ConsulError, Instance};
 pub use device_service::HttpDeviceService;
 pub use nats::{Nats, NatsAddress, NatsAddressError, NatsStatus};

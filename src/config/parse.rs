@@ -113,10 +113,9 @@ impl Config {
                 raw.webhook_allow_private.as_deref(),
             )?,
             webhook_tries: number("WEBHOOK_TRIES", raw.webhook_tries.as_deref(), 8, 1..=20)?,
-            log: raw
-                .log
-                .clone()
-                .unwrap_or_else(|| "info,rumqttd=off,async_nats=off".to_owned()),
+            log: raw.log.clone().unwrap_or_else(|| {
+                "info,rumqttd=off,async_nats=off,rustls_platform_verifier=off".to_owned()
+            }),
             log_format: log_format(raw)?,
             data_dir,
         })

@@ -164,7 +164,7 @@ settings! {
     webhook_allow_private "webhook-allow-private" "webhook_allow_private",
     /// Refusals of one event before a webhook's next one has its turn [default: 8]
     webhook_tries "webhook-tries" "webhook_tries",
-    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: `info,rumqttd=off,async_nats=off`]
+    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: `info,rumqttd=off,async_nats=off,rustls_platform_verifier=off`]
     log "log" "log",
     /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
     log_format "log-format" "log_format",
@@ -346,7 +346,24 @@ mod tests {
             "DEVICE_OTA_HTTP_ADR: no such setting",
         ),
         ("DEVICE_OTA_CONSUL_URL", "consul:8500", "CONSUL_URL: "),
+        (
+            "DEVICE_OTA_CONSUL_URL",
+            "http://consul:port",
+            "CONSUL_URL: ",
+        ),
+        ("DEVICE_OTA_CONSUL_URL", "http://:8500", "CONSUL_URL: "),
+        ("DEVICE_OTA_CONSUL_URL", "http:///consul", "CONSUL_URL: "),
         ("DEVICE_OTA_CONSUL_TOKEN", "t", "CONSUL_TOKEN: needs"),
+        (
+            "DEVICE_OTA_CONSUL_ADVERTISE_URL",
+            "http://user:password@h",
+            "CONSUL_ADVERTISE_URL: must name no user",
+        ),
+        (
+            "DEVICE_OTA_DEVICE_SERVICE_URL",
+            "http://h:99999",
+            "DEVICE_SERVICE_URL: ",
+        ),
         (
             "DEVICE_OTA_CONSUL_ADVERTISE_URL",
             "http://h",

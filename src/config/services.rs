@@ -1,7 +1,7 @@
 //! Settings of the services around: where they are.
 
 use super::raw::RawConfig;
-use super::values::{Checked, base_url};
+use super::values::{Checked, base_url, has_credentials};
 use super::{ConfigError, ConsulSettings, Secret};
 
 /// The Auth Service.
@@ -16,7 +16,7 @@ pub(super) fn devices(raw: &RawConfig) -> Checked<Option<Secret>> {
 
 /// Consul.
 pub(super) fn consul(raw: &RawConfig) -> Checked<Option<ConsulSettings>> {
-    let advertise_url = url("CONSUL_ADVERTISE_URL", raw.consul_advertise_url.as_deref())?;
+    let advertise_url = advertised(raw)?;
     let Some(url) = url("CONSUL_URL", raw.consul_url.as_deref())? else {
         let beside = [
             ("CONSUL_TOKEN", raw.consul_token.is_some()),
@@ -29,9 +29,36 @@ pub(super) fn consul(raw: &RawConfig) -> Checked<Option<ConsulSettings>> {
     };
     Ok(Some(ConsulSettings {
         url,
-        token: raw.consul_token.clone().map(Secret),
-        advertise_url: advertise_url.map(|Secret(url)| url),
+        token: token(raw)?,
+        advertise_url,
     }))
+}
+
+/// What everybody is told of must not open anything.
+fn advertised(raw: &RawConfig) -> Checked<Option<String>> {
+    let name = "CONSUL_ADVERTISE_URL";
+    let advertised = url(name, raw.consul_advertise_url.as_deref())?;
+    match advertised {
+        Some(Secret(url)) if has_credentials(&url) => Err(ConfigError::new(
+            name,
+            "must name no user and no password: everybody is told of it",
+        )),
+        advertised => Ok(advertised.map(|Secret(url)| url)),
+    }
+}
+
+/// It goes into a header. Nothing is cut off it: what was not meant to be there is told instead.
+fn token(raw: &RawConfig) -> Checked<Option<Secret>> {
+    let Some(token) = &raw.consul_token else {
+        return Ok(None);
+    };
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ConfigError::new(
+            "CONSUL_TOKEN",
+            "must be visible ASCII characters alone, without a space or a newline at its end",
+        ));
+    }
+    Ok(Some(Secret(token.clone())))
 }
 
 /// What of it is a password is nobody's business.

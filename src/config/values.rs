@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use device_ota_engine::Rate;
+use url::Url;
 
 use super::ConfigError;
 
@@ -22,9 +23,17 @@ pub(super) fn addr(name: &str, text: &str) -> Checked<SocketAddr> {
 pub(super) fn base_url(text: &str) -> Option<String> {
     let http = text.strip_prefix("http://");
     let rest = http.or_else(|| text.strip_prefix("https://"))?;
-    let is_url =
-        !rest.trim_matches('/').is_empty() && text.is_ascii() && !text.contains([' ', '?', '#']);
+    // A parser passes over some of these, and whoever puts a path behind them would not.
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic())
+        && !text.contains(['?', '#', '\\'])
+        && !rest.starts_with('/');
+    let is_url = is_plain && Url::parse(text).is_ok_and(|url| url.has_host());
     is_url.then(|| text.trim_end_matches('/').to_owned())
+}
+
+/// Whether an address holds a user or a password.
+pub(super) fn has_credentials(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
 }
 
 pub(super) fn number<T>(
