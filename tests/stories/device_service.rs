@@ -38,6 +38,12 @@ fn knows_frames(asked: &Asked) -> Says {
             Says::Json(200, record)
         }
         "frame-odd" => Says::Json(200, json!({"device_id": id, "device_type": "frame"})),
+        "frame-typed" => {
+            let mut record = record(id);
+            record["firmware_version"] = json!(2.1);
+            Says::Json(200, record)
+        }
+        "frame-refused" => Says::Json(422, json!({"detail": "not an id"})),
         id if id.starts_with("frame-") => Says::Json(200, record(id)),
         _ => Says::Json(404, json!({"detail": "Device not found"})),
     }
@@ -156,7 +162,14 @@ async fn a_campaign_means_devices_that_are_known_elsewhere(options: Options) {
     let firmware = admin.image("2.1.0").await;
     admin.register(&[device_json("frame-0")]).await;
     let many: Vec<String> = (0..40).map(|n| format!("frame-{n}")).collect();
-    let strangers = ["frame-old", "frame-odd", "nobody"].map(str::to_owned);
+    let strangers = [
+        "frame-old",
+        "frame-odd",
+        "frame-typed",
+        "frame-refused",
+        "nobody",
+    ]
+    .map(str::to_owned);
     let draft = |targets: &[String]| json!({ "name": "of many", "firmware_id": firmware, "target_devices": targets });
     let names = [&many[..], &strangers].concat();
 
@@ -165,15 +178,15 @@ async fn a_campaign_means_devices_that_are_known_elsewhere(options: Options) {
         .post(&format!("{CAMPAIGNS}/dry-run"), draft(&names))
         .await;
     let left_out = &dry.expect(200)["left_out"]["by_reason"];
-    assert_eq!(left_out, &json!({"unknown_device": 42}));
+    assert_eq!(left_out, &json!({"unknown_device": 44}));
     assert!(devices.asked().is_empty());
 
     let made = admin.post(CAMPAIGNS, draft(&names)).await.expect(201);
     assert_eq!(
         (&made["target_device_count"], &made["left_out"]),
-        (&json!(40), &json!({"unknown_device": 3}))
+        (&json!(40), &json!({"unknown_device": 5}))
     );
-    assert_eq!(devices.asked().len(), 42, "each that is not known here");
+    assert_eq!(devices.asked().len(), 44, "each that is not known here");
     let started = admin
         .act(made["campaign_id"].as_str().unwrap(), "start")
         .await;
@@ -200,7 +213,12 @@ async fn a_device_service_that_is_away_holds_up_nobody_who_is_known(options: Opt
     })
     .await;
     admin
-        .register(&["here-0", "here-1", "here-2", "here-3", "here-4"].map(device_json))
+        .register(
+            &[
+                "here-0", "here-1", "here-2", "here-3", "here-4", "here-5", "here-6",
+            ]
+            .map(device_json),
+        )
         .await;
     let firmware = admin.image("2.1.0").await;
     devices.start_again().await;
@@ -210,18 +228,27 @@ async fn a_device_service_that_is_away_holds_up_nobody_who_is_known(options: Opt
     })
     .await;
 
-    let ways: [fn(&Asked) -> Says; 4] = [
-        |_| Says::Json(500, Value::Null),
-        |_| Says::Text(200, "<html>welcome</html>".to_owned()),
-        |_| Says::Json(200, json!({"data": "x".repeat(100_000)})),
-        |_| Says::Nothing,
+    let ways: [(&str, fn(&Asked) -> Says); 6] = [
+        ("fails", |_| Says::Json(500, Value::Null)),
+        // A try more finds no time.
+        ("fails", |_| {
+            Says::Late(Duration::from_millis(600), 500, Value::Null)
+        }),
+        ("answers oddly", |_| {
+            Says::Text(200, "<html>welcome</html>".to_owned())
+        }),
+        ("answers oddly", |_| {
+            Says::Json(200, json!({"data": "x".repeat(100_000)}))
+        }),
+        ("answers oddly", |_| Says::Json(401, Value::Null)),
+        ("away", |_| Says::Nothing),
     ];
-    for (number, way) in ways.into_iter().enumerate() {
+    for (number, (how, way)) in ways.into_iter().enumerate() {
         devices.thinks(way);
-        is_away(&admin, number, &firmware).await;
+        is_away(&admin, number, &firmware, how).await;
     }
     devices.stop().await;
-    is_away(&admin, ways.len(), &firmware).await;
+    is_away(&admin, ways.len(), &firmware, "away").await;
 
     // Slow, and once in a while out of breath, is not away.
     let mut times = 0_u32;
@@ -240,7 +267,7 @@ async fn a_device_service_that_is_away_holds_up_nobody_who_is_known(options: Opt
 }
 
 /// A device that is known here is updated, one that may be known there has to wait, and health says why.
-async fn is_away(admin: &Admin, number: usize, firmware: &str) {
+async fn is_away(admin: &Admin, number: usize, firmware: &str, how: &str) {
     let known = format!("here-{number}");
     update(admin, &known, firmware).await.expect(201);
     let stranger = format!("frame-{number}");
@@ -255,7 +282,10 @@ async fn is_away(admin: &Admin, number: usize, firmware: &str) {
     admin.get(&path).await.refused(404);
     let (status, detail) = told(admin).await;
     assert_eq!(status, "unhealthy", "{number}: {detail}");
-    assert!(detail.starts_with("away since 20"), "{detail}");
+    assert!(
+        detail.starts_with(&format!("{how} since 20")),
+        "{number}: {detail}"
+    );
     assert_eq!(admin.health().await["status"], "degraded");
     admin.get("/health/ready").await.expect(200);
 }
@@ -290,6 +320,20 @@ async fn a_device_service_that_stays_away_is_left_in_peace(options: Options) {
     );
     let asked = devices.asked().len() - before;
     assert!((TRIES..QUESTIONS * TRIES / 2).contains(&asked), "{asked}");
+
+    // Whoever is asked too much is not asked again by those who wait.
+    devices.thinks(knows_frames);
+    eventually("it answers again", async || {
+        let answer = update(&admin, "frame-first", &firmware).await;
+        (answer.status == 201)
+            .then_some(())
+            .ok_or(answer.body.to_string())
+    })
+    .await;
+    devices.thinks(|_| Says::Json(429, Value::Null));
+    let before = devices.asked().len();
+    update(&admin, "frame-next", &firmware).await.refused(503);
+    assert_eq!(devices.asked().len(), before + 1);
 
     // It is found again by itself.
     devices.thinks(knows_frames);

@@ -83,7 +83,7 @@ impl Neighbour {
                         let (stream, _) = accepted.unwrap();
                         open.spawn(serve(stream, Arc::clone(&mind), Arc::clone(&asked)));
                     }
-                    Some(_) = open.join_next() => {}
+                    Some(served) = open.join_next() => served.expect("the story's mind"),
                 }
             }
         }));
@@ -93,7 +93,8 @@ impl Neighbour {
     pub async fn stop(&mut self) {
         let serving = self.serving.take().expect("it is there");
         serving.abort();
-        assert!(serving.await.is_err(), "it has ended");
+        let ended = serving.await.unwrap_err();
+        assert!(ended.is_cancelled(), "{ended}");
     }
 
     /// What the service must be told.
@@ -111,9 +112,12 @@ impl Neighbour {
 
 impl Drop for Neighbour {
     fn drop(&mut self) {
-        if let Some(serving) = &self.serving {
-            serving.abort();
-        }
+        let Some(serving) = &self.serving else {
+            return;
+        };
+        let has_failed = serving.is_finished();
+        serving.abort();
+        assert!(!has_failed || std::thread::panicking(), "the story's mind");
     }
 }
 
