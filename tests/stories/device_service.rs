@@ -15,6 +15,9 @@ matrix!(a_campaign_means_devices_that_are_known_elsewhere: sqlite_gateway, postg
 matrix!(a_device_service_that_is_away_holds_up_nobody_who_is_known: sqlite_gateway, postgres_gateway);
 matrix!(a_device_service_that_stays_away_is_left_in_peace: sqlite_gateway);
 
+/// What a neighbour answers to a question.
+type Mind = fn(&Asked) -> Says;
+
 const CAMPAIGNS: &str = "/api/v1/ota/campaigns";
 
 /// What it knows of a device, in its own words.
@@ -228,7 +231,7 @@ async fn a_device_service_that_is_away_holds_up_nobody_who_is_known(options: Opt
     })
     .await;
 
-    let ways: [(&str, fn(&Asked) -> Says); 6] = [
+    let ways: [(&str, Mind); 6] = [
         ("fails", |_| Says::Json(500, Value::Null)),
         // A try more finds no time.
         ("fails", |_| {

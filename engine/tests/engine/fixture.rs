@@ -267,8 +267,8 @@ impl Fixture {
         fixture
     }
 
-    /// Beside a Device Service of the test's.
-    pub(crate) async fn beside(device_service: Arc<dyn DeviceService>) -> Self {
+    /// With a Device Service of the test's.
+    pub(crate) async fn with_device_service(device_service: Arc<dyn DeviceService>) -> Self {
         let (mut fixture, work) = Self::over(local, None, Some(device_service)).await;
         fixture.start(work);
         fixture
@@ -336,7 +336,13 @@ impl Fixture {
     /// Another process beside this one, on the same database.
     pub(crate) fn beside(&self) -> Self {
         let objects = self.objects.clone();
-        let made = Made::of(&self.store, objects, &self.clock, self.max_in_flight);
+        let made = Made::of(
+            &self.store,
+            objects,
+            &self.clock,
+            self.max_in_flight,
+            self.device_service.clone(),
+        );
         let mut beside = Self {
             engine: made.engine,
             store: self.store.clone(),
@@ -349,6 +355,7 @@ impl Fixture {
             disconnected: made.disconnected,
             sessions: made.sessions,
             max_in_flight: self.max_in_flight,
+            device_service: self.device_service.clone(),
             stop: CancellationToken::new(),
             running: None,
         };

@@ -54,7 +54,7 @@ impl DeviceService for Frames {
 
 async fn beside() -> (Fixture, Arc<Frames>, FirmwareId) {
     let frames = Arc::new(Frames::default());
-    let fixture = Fixture::beside(frames.clone()).await;
+    let fixture = Fixture::with_device_service(frames.clone()).await;
     let (Uploaded::Created(image) | Uploaded::Existing(image)) =
         fixture.upload("2.0.0", b"2.0.0").await;
     (fixture, frames, image.id)
