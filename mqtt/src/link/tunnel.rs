@@ -223,3 +223,15 @@ async fn carry(
         let _ = fault.set(Fault::Tls(tls));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_our_own_socket_is_nobody_else_is_told() {
+        let fault = Fault::own(&io::Error::other("/var/tmp/device-ota is full"));
+        assert!(fault.to_string().contains("/var/tmp"));
+        assert!(!fault.for_everybody().contains("/var/tmp"));
+    }
+}

@@ -125,8 +125,18 @@ async fn scene(change: impl FnOnce(&mut LinkOptions)) -> (Service, Broker, TcpSt
     (service, broker, down)
 }
 
+fn payload(body: &[u8]) -> &[u8] {
+    let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
+    &body[topic + 4..]
+}
+
 fn check(nonce: &str) -> String {
     format!(r#"{{"version":"1.0.0","nonce":"{nonce}","reason":"boot"}}"#)
+}
+
+fn in_group(options: &mut LinkOptions) {
+    options.sharing.group = Some("ota".parse().unwrap());
+    options.marker_patience = Duration::from_secs(1);
 }
 
 #[tokio::test]
@@ -163,10 +173,6 @@ async fn what_is_said_again_is_no_news() {
 
 #[tokio::test]
 async fn what_a_broker_held_back_while_commits_stalled_is_no_news() {
-    let in_group = |options: &mut LinkOptions| {
-        options.sharing.group = Some("ota".parse().unwrap());
-        options.marker_patience = Duration::from_secs(1);
-    };
     let (mut service, mut broker, _down) = scene(in_group).await;
     let marker = broker.published().await;
     broker.send(SAID, &marker).await;
@@ -174,17 +180,21 @@ async fn what_a_broker_held_back_while_commits_stalled_is_no_news() {
         .say(SAID, 1, "heartbeat", r#"{"version":"1.0.0"}"#)
         .await;
     // Commits stall, until it is noticed.
-    for packet in 2.. {
-        broker.say(SAID, packet, "check", &check("n")).await;
-        if service.counted("mqtt_dropped", "late") > 0 {
-            break;
+    let stalling = async {
+        for packet in 2.. {
+            broker.say(SAID, packet, "check", &check("n")).await;
+            if service.counted("mqtt_dropped", "late") > 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    };
+    timeout(PATIENCE, stalling)
+        .await
+        .expect("it is never noticed");
     service.run();
     service.until("d1", |d| d.latest.version.is_some()).await;
     // They go again. What was held back comes before the marker that was sent since.
-    let payload = |body: &[u8]| body.rsplit(|byte| *byte == b'/').next().unwrap()[6..].to_vec();
     let again = loop {
         let again = broker.published().await;
         // The first one may be under way twice.
@@ -208,5 +218,18 @@ async fn what_a_broker_held_back_while_commits_stalled_is_no_news() {
         .await;
     let is_new = |d: &Device| d.latest.version.as_deref() == Some("2.0.0");
     service.until("d1", is_new).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_marker_that_the_broker_drops_is_sent_again() {
+    let (mut service, mut broker, _down) = scene(in_group).await;
+    service.run();
+    let dropped = broker.published().await;
+    broker
+        .say(SAID, 1, "heartbeat", r#"{"version":"1.0.0"}"#)
+        .await;
+    let again = broker.published().await;
+    assert_eq!(payload(&again), payload(&dropped));
     service.stop().await;
 }
