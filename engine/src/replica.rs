@@ -221,9 +221,12 @@ impl Engine {
             );
             // Before it has a row again: until then nothing that came here meanwhile is written.
             self.membership.unannounced.store(true, Ordering::SeqCst);
-            self.known.forget_all();
             self.missed_something();
+            // One that is dead refuses nobody.
+            self.end_the_dead().await?;
             self.begin_as(member, |_, _| false).await?;
+            // Also what was learnt up to now: before it had a row again, nobody left a note for it.
+            self.known.forget_all();
         }
         if self.membership.unannounced.load(Ordering::SeqCst) {
             self.announce().await?;

@@ -69,7 +69,7 @@ impl Engine {
 
     /// A device that was to be told something has no session here: if it has moved to another replica since, that one tells it.
     pub(crate) async fn has_moved(&self, device: DeviceKey) {
-        if !self.membership.is_one_of_several() {
+        if !self.membership.has_others() {
             return;
         }
         let noted = async {
