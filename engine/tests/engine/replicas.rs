@@ -241,7 +241,6 @@ async fn a_restart_takes_the_place_of_the_one_before() {
 #[tokio::test]
 async fn who_would_take_what_others_take_or_offer_what_they_cannot_read_is_refused() {
     let one = Fixture::new().await;
-    let two = one.beside();
     one.engine.join(member("one")).await.unwrap();
     let alone_with_its_images = Member {
         shares_images: false,
@@ -255,11 +254,12 @@ async fn who_would_take_what_others_take_or_offer_what_they_cannot_read_is_refus
         (alone_with_its_images, "images_not_shared"),
         (alone_with_all_reports, "reports_not_shared"),
     ] {
+        let two = one.beside();
         match two.engine.join(member).await {
             Err(Error::Conflict { code, .. }) => assert_eq!(code, why),
             other => panic!("{why}: {other:?}"),
         }
+        two.stop().await;
     }
     one.stop().await;
-    two.stop().await;
 }
