@@ -1,7 +1,7 @@
 //! The services around this one, behind ports of the engine.
 //!
 //! # How to add …
-//! * **a service**: a file with its client, which implements a port of the engine, over [`client::Client`]. Every call has a
+//! * **a service**: a file with its client, which implements a port of the engine, over `client::Client`. Every call has a
 //!   deadline and a bound on what it reads; what cannot be understood counts as not answered.
 
 mod auth;
