@@ -256,6 +256,13 @@ pub(crate) struct ConfigError {
     pub reason: String,
 }
 
+impl Config {
+    /// What the admin API speaks.
+    pub(crate) fn scheme(&self) -> &'static str {
+        self.http_tls.as_ref().map_or("http", |_| "https")
+    }
+}
+
 impl ConfigError {
     fn new(name: &str, reason: impl Into<String>) -> Self {
         Self {

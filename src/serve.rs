@@ -106,7 +106,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_key = assembly.data.join(admin::FILE);
     let started = Started {
         http: assembly.http.local_addr(),
-        scheme: scheme(&config),
+        scheme: config.scheme(),
         internal: assembly.internal.as_ref().map(Http::local_addr),
         mqtt: assembly.edge.listening(),
         broker: edge::broker_name(&config),
@@ -398,16 +398,11 @@ fn believed(database: &Database) -> Option<SignedDuration> {
     }
 }
 
-/// What the admin API speaks.
-pub(crate) fn scheme(config: &Config) -> &'static str {
-    config.http_tls.as_ref().map_or("http", |_| "https")
-}
-
 fn settings(config: &Config, http: SocketAddr) -> Settings {
     let public_url = config
         .public_url
         .clone()
-        .unwrap_or_else(|| format!("{}://{http}", scheme(config)));
+        .unwrap_or_else(|| format!("{}://{http}", config.scheme()));
     Settings {
         public_url,
         failure_threshold_percent: config.failure_threshold_percent,

@@ -13,7 +13,6 @@ use device_ota_platform::{
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConsulSettings};
-use crate::serve;
 use crate::tasks::Tasks;
 
 /// Those that the settings name.
@@ -107,7 +106,7 @@ fn consul_of(
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Consul> {
     // Where it listens, unless that is no address that somebody could be told; then the public one must be there.
-    let own = (!http.ip().is_unspecified()).then(|| format!("{}://{http}", serve::scheme(config)));
+    let own = (!http.ip().is_unspecified()).then(|| format!("{}://{http}", config.scheme()));
     let url = settings.advertise_url.clone().or(own);
     let url = url.or_else(|| config.public_url.clone());
     let url = url.context("CONSUL_ADVERTISE_URL: must say where others find the service")?;

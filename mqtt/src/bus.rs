@@ -22,8 +22,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
-use broker::{Broker, Letter, Publisher};
-use door::Room;
+use broker::{Broker, Letter, Publisher, Room};
 
 /// Time that the broker has to take one event.
 const DELIVERY: Duration = Duration::from_secs(5);

@@ -16,8 +16,8 @@ use crate::conditions::{Conditions, fits_image};
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::permits::permits;
-use crate::replicas::number;
 use crate::sql::{self, Args, Statement, statements};
+use crate::standing::number;
 use crate::updates::{read_update, select_update};
 
 /// An update that waits, called `u`, with what its device, called `l`, runs when last heard, and whether it would refuse the image at a

@@ -40,6 +40,7 @@ mod rings;
 mod rollbacks;
 mod snapshot;
 mod sql;
+mod standing;
 mod store;
 mod targets;
 mod telemetry;
@@ -87,6 +88,7 @@ static STATEMENTS: &[&[&sql::Statement]] = &[
     rings::STATEMENTS,
     rollbacks::STATEMENTS,
     snapshot::STATEMENTS,
+    standing::STATEMENTS,
     targets::STATEMENTS,
     updates::STATEMENTS,
     vitals::STATEMENTS,

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::error::DbError;
-use crate::replicas::{self, Standing};
 use crate::sql::{self, Args, statements, to_json};
+use crate::standing::{self, Standing};
 
 statements! {
     RESET_PRESENCE = "UPDATE device_latest SET online = 0, offline_since = $1, replica_key = NULL WHERE online = 1 \
@@ -125,7 +125,7 @@ pub(crate) async fn touch<D: Dialect>(
     here: Here,
 ) -> Result<(), DbError> {
     let standing = if touches.iter().any(|touch| touch.online.is_some()) {
-        replicas::standing::<D>(conn, here.replica).await?
+        standing::standing::<D>(conn, here.replica).await?
     } else {
         Standing::Alone
     };
@@ -165,7 +165,7 @@ pub(crate) async fn touch<D: Dialect>(
         let came: Vec<(&Touch, i64)> = came
             .map(|(touch, (_, session))| (*touch, *session))
             .collect();
-        replicas::take_over::<D>(conn, &came, here).await?;
+        standing::take_over::<D>(conn, &came, here).await?;
     }
     sql::execute_rows::<D, _>(
         conn,

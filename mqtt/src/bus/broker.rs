@@ -19,7 +19,6 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::error;
 
-use super::door::Room;
 use super::probe;
 
 /// Clients at a time. Reaching it breaks rumqttd's listener, so it is far above what in-house services need.
@@ -55,6 +54,15 @@ pub(super) struct Letter {
 
 /// The way in for events.
 pub(super) type Publisher = SyncSender<Letter>;
+
+/// What is behind the door at present.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    /// Where it listens.
+    pub(super) addr: SocketAddr,
+    /// Cancelled when it has ended; so have its connections, then.
+    pub(super) dead: CancellationToken,
+}
 
 /// A running broker.
 pub(super) struct Broker {

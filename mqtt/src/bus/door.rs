@@ -11,19 +11,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Clients at a time: fewer than [`super::broker::MAX_CONNECTIONS`], at which rumqttd stops listening.
-const MAX_CLIENTS: usize = super::broker::MAX_CONNECTIONS - 24;
+use super::broker::{MAX_CONNECTIONS, Room};
+
+/// Clients at a time: fewer than [`MAX_CONNECTIONS`], at which rumqttd stops listening.
+const MAX_CLIENTS: usize = MAX_CONNECTIONS - 24;
 /// Pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What is behind the door at present.
-#[derive(Debug, Clone)]
-pub(super) struct Room {
-    /// Where it listens.
-    pub(super) addr: SocketAddr,
-    /// Cancelled when it has ended; so have its connections, then.
-    pub(super) dead: CancellationToken,
-}
 
 /// Lets clients in until `stop`. While there is nobody behind the door, they are let go at once.
 pub(super) async fn keep(
