@@ -85,7 +85,7 @@ enum Command {
     /// Heartbeats until they are committed: through the gateway, mosquitto and NATS.
     Brokers(brokers::Options),
     /// Uploads to a bucket and downloads from it, beside the local folder.
-    Images(images::Options),
+    Images(upload::Options),
     /// How soon it works again after PostgreSQL, a broker or NATS was started anew.
     Recovery(recovery::Options),
     /// Offers by two replicas on one PostgreSQL, beside one.
@@ -170,7 +170,7 @@ fn all(plan: Plan) -> anyhow::Result<()> {
     start::run(plan, &start::Options::default())?;
     stop::run(plan, &stop::Options::default())?;
     brokers::run(plan, &brokers::Options::default())?;
-    images::run(plan, &images::Options::default())?;
+    images::run(plan, &upload::Options::default())?;
     recovery::run(plan, &recovery::Options::default())?;
     replicas::run(plan, &replicas::Options::default())
 }

@@ -1,34 +1,29 @@
 //! Heartbeats with `QoS` 1 until they are committed: through the gateway, through mosquitto, and through NATS, each time by the
 //! same service.
 //!
-//! What counts is what the database holds: brokers acknowledge before that. So many are under way at most, on either way.
+//! The gateway acknowledges what is committed; brokers do before that, so behind them what the database holds counts. So many are
+//! under way at most, on either way.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
+use super::recovery::{device, heard};
 use super::runtime;
+use super::stream::{Commits, Side, links};
 use crate::Plan;
-use crate::fleet::{self, Database};
+use crate::fleet::Database;
 use crate::look::Look;
-use crate::mqtt::{self, Connection, Target, take_acks};
+use crate::mqtt::Target;
 use crate::nats::{Nats, Ports};
 use crate::peers::Mosquitto;
 use crate::process::Running;
 use crate::service::{Beside, Service};
 use crate::stats::{Series, Target as Wanted, ratio, real, title};
 
-/// Connections opened at the same time.
-const OPENING: usize = 64;
-/// How often the database is asked how far it is.
-const POLL: Duration = Duration::from_millis(2);
-/// How long what is under way may take to be committed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Time in which what a first device has said comes to rest.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// What is sent.
 #[derive(Debug, Clone, Args)]
@@ -64,29 +59,32 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let mut sides = Vec::new();
     for way in [Way::Gateway, Way::Mosquitto, Way::Nats] {
         let folder = tempfile::tempdir()?;
-        let side = Side::open(way, folder.path(), options).await?;
-        let (rate, cpu) = (
-            Series::new(way.described(), "messages/s"),
-            Series::new(format!("{}: processor time", way.described()), "µs/message"),
-        );
-        sides.push((side, folder, rate, cpu));
+        let side = open(way, folder.path(), options).await?;
+        let name = way.described();
+        let rate = Series::new(name, "messages/s");
+        let cpu = Series::new(format!("{name}: processor time"), "µs/message");
+        sides.push((name, side, rate, cpu, folder));
     }
     for _ in 0..plan.rounds {
-        for (side, _, rate, cpu) in &mut sides {
+        for (_, side, rate, cpu, _) in &mut sides {
             let before = side.cpu_seconds()?;
-            let (messages, took) = side.round(plan.length, options).await?;
-            rate.push(real(messages) / took.as_secs_f64());
-            cpu.push((side.cpu_seconds()? - before) * 1e6 / real(messages));
+            let round = side.round(plan.length, options.window).await?;
+            rate.push(round.rate());
+            cpu.push((side.cpu_seconds()? - before) * 1e6 / real(round.messages));
         }
     }
-    for (_, _, rate, cpu) in &sides {
+    for (_, _, rate, cpu, _) in &sides {
         rate.print();
         cpu.print();
     }
-    if let [(_, _, gateway, _), brokers @ ..] = sides.as_slice() {
-        for (side, _, rate, _) in brokers {
-            let what = format!("gateway / {}", side.way.described());
-            ratio(&what, gateway, rate, Wanted::AtLeast(1.0));
+    if let [(_, _, gateway, _, _), brokers @ ..] = sides.as_slice() {
+        for (name, _, rate, _, _) in brokers {
+            ratio(
+                &format!("gateway / {name}"),
+                gateway,
+                rate,
+                Wanted::AtLeast(1.0),
+            );
         }
     }
     Ok(())
@@ -108,160 +106,52 @@ impl Way {
             Self::Nats => "NATS",
         }
     }
-}
 
-/// A service, the broker before it, its devices, and a look into its database. The fields end in this order.
-struct Side {
-    way: Way,
-    links: Vec<Link>,
-    history: Look,
-    service: Service,
-    mosquitto: Option<Mosquitto>,
-    nats: Option<Nats>,
-}
-
-/// One device and the bytes that it sends over and over.
-struct Link {
-    connection: Connection,
-    packets: Vec<u8>,
-    carried: usize,
-}
-
-impl Side {
-    async fn open(way: Way, folder: &Path, options: &Options) -> anyhow::Result<Self> {
-        let database = Database::file_in(folder);
-        Service::make_keys(folder, &database.url())?;
-        database.fill(options.connections.into()).await?;
-        let (mut mosquitto, mut nats) = (None, None);
-        let broker = match way {
-            Way::Gateway => None,
-            Way::Mosquitto => Some(mosquitto.insert(Mosquitto::start(folder, None)?).addr),
-            Way::Nats => Some(nats.insert(Nats::start(folder, Ports::free()?)?).mqtt),
-        };
-        let beside = Beside {
-            broker,
-            ..Beside::default()
-        };
-        let service = Service::start_beside(folder, &database.url(), &beside)?;
-        let target = match broker {
-            Some(_) => Target::open_to_all(service.mqtt),
-            None => Target::of_devices(service.mqtt),
-        };
-        let open = mqtt::open_all(&target, fleet::names(options.connections.into()), OPENING)?;
-        let links = open.into_iter().map(|(name, connection)| {
-            let topic = format!("ota/v1/{name}/up/heartbeat");
-            let packets = (1..=options.window)
-                .flat_map(|id| mqtt::publish(&topic, id, mqtt::PAYLOAD.as_bytes()))
-                .collect();
-            Link {
-                connection,
-                packets,
-                carried: 0,
+    /// Starts the broker, if there is one on the way; where devices connect to it.
+    fn broker(self, folder: &Path) -> anyhow::Result<Option<(Running, std::net::SocketAddr)>> {
+        Ok(match self {
+            Self::Gateway => None,
+            Self::Mosquitto => {
+                let mosquitto = Mosquitto::start(folder, None)?;
+                Some((mosquitto.process, mosquitto.addr))
             }
-        });
-        let mut side = Self {
-            way,
-            links: links.collect(),
-            history: Look::into(&database).await?,
-            service,
-            mosquitto,
-            nats,
-        };
-        side.heard().await?;
-        Ok(side)
-    }
-
-    /// Waits until the service takes what devices say: behind a broker, a subscription comes first.
-    async fn heard(&mut self) -> anyhow::Result<()> {
-        let (asked, before) = (Instant::now(), self.history.heartbeats().await?);
-        while self.history.heartbeats().await? == before {
-            anyhow::ensure!(asked.elapsed() < PATIENCE, "the service hears nobody");
-            let first = self.links.first().context("no device")?;
-            let one = mqtt::publish(
-                "ota/v1/bench-000000/up/heartbeat",
-                1,
-                mqtt::PAYLOAD.as_bytes(),
-            );
-            mqtt::write_whole(&first.connection.stream, &one).await?;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        for link in &mut self.links {
-            take_acks(&link.connection.stream, &mut link.carried)?;
-        }
-        Ok(())
-    }
-
-    fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let mosquitto = self.mosquitto.as_ref().map(|mosquitto| &mosquitto.process);
-        let servers = std::iter::once(&self.service.process).chain(mosquitto);
-        let nats = self.nats.as_ref().map_or(Ok(0.0), Nats::cpu_seconds)?;
-        let servers: f64 = servers
-            .map(Running::cpu_seconds)
-            .sum::<anyhow::Result<_>>()?;
-        Ok(servers + nats)
-    }
-
-    /// Sends for `length`, then waits until all of it is committed. Answers how many that were, and the time.
-    async fn round(
-        &mut self,
-        length: Duration,
-        options: &Options,
-    ) -> anyhow::Result<(u64, Duration)> {
-        let window = u64::from(options.window);
-        let before = self.history.heartbeats().await?;
-        let room = Arc::new(Semaphore::new(self.links.len()));
-        let began = Instant::now();
-        let mut sending = JoinSet::new();
-        for link in self.links.drain(..) {
-            sending.spawn(link.send_until(began + length, options.window, room.clone()));
-        }
-        let (mut sent, mut freed) = (0, 0);
-        loop {
-            let done = (self.history.heartbeats().await? - before) / window;
-            room.add_permits(usize::try_from(done - freed)?);
-            freed = done;
-            while let Some(link) = sending.try_join_next() {
-                let (link, bursts) = link??;
-                self.links.push(link);
-                sent += bursts;
+            Self::Nats => {
+                let nats = Nats::start(folder, Ports::free()?)?;
+                Some((nats.process, nats.mqtt))
             }
-            if sending.is_empty() && freed >= sent {
-                return Ok((sent * window, began.elapsed()));
-            }
-            anyhow::ensure!(
-                began.elapsed() < length + PATIENCE,
-                "{} of {} were committed in time",
-                freed * window,
-                sent * window
-            );
-            tokio::time::sleep(POLL).await;
-        }
+        })
     }
 }
 
-impl Link {
-    /// Sends a burst whenever the last one is acknowledged and there is room for one more, until `end`; answers how many.
-    async fn send_until(
-        mut self,
-        end: Instant,
-        window: u16,
-        room: Arc<Semaphore>,
-    ) -> anyhow::Result<(Self, u64)> {
-        let mut bursts = 0;
-        while Instant::now() < end {
-            let Ok(permit) = tokio::time::timeout_at(end.into(), room.acquire()).await else {
-                break;
-            };
-            permit?.forget();
-            mqtt::write_whole(&self.connection.stream, &self.packets).await?;
-            let mut acknowledged = 0;
-            while acknowledged < u64::from(window) {
-                self.connection.stream.readable().await?;
-                acknowledged += take_acks(&self.connection.stream, &mut self.carried)?;
-            }
-            bursts += 1;
+async fn open(way: Way, folder: &Path, options: &Options) -> anyhow::Result<Side> {
+    let database = Database::file_in(folder);
+    Service::make_keys(folder, &database.url())?;
+    database.fill(options.connections.into()).await?;
+    let (processes, broker): (Vec<_>, Vec<_>) = way.broker(folder)?.into_iter().unzip();
+    let broker = broker.first().copied();
+    let beside = Beside {
+        broker,
+        ..Beside::default()
+    };
+    let service = Service::start_beside(folder, &database.url(), &beside)?;
+    let (target, commits) = match broker {
+        None => (Target::of_devices(service.mqtt), None),
+        Some(broker) => {
+            let target = Target::open_to_all(broker);
+            let mut look = Look::into(&database).await?;
+            // The service subscribes before it hears anything.
+            heard(&device(&target)?, &mut look).await?;
+            tokio::time::sleep(SETTLE).await;
+            let room = usize::from(options.connections) * usize::from(options.window);
+            let commits = Commits::of(room);
+            commits.watch(look).await?;
+            (target, Some(commits))
         }
-        Ok((self, bursts))
-    }
+    };
+    Ok(Side {
+        processes,
+        connections: links(&target, options.connections, options.window)?,
+        commits,
+        service: Some(service),
+    })
 }

@@ -5,30 +5,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use clap::Args;
 use serde_json::Value;
 
-use super::upload::{MB, piece};
+use super::upload::{MB, Options, piece};
 use crate::Plan;
 use crate::fleet::{Database, MODEL};
 use crate::http::{Admin, Image, fetch};
 use crate::peers::start_bucket;
 use crate::service::{Beside, Service};
 use crate::stats::{Series, Target as Wanted, ratio, real, title};
-
-/// How much.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Options {
-    /// MB of the image.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
-    pub(crate) megabytes: u16,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { megabytes: 100 }
-    }
-}
 
 pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     title(&format!(

@@ -16,6 +16,7 @@ pub(crate) mod replicas;
 pub(crate) mod start;
 pub(crate) mod statistics;
 pub(crate) mod stop;
+mod stream;
 pub(crate) mod upload;
 
 /// The load generator's own thread: everything that it does happens there.

@@ -124,7 +124,8 @@ async fn after_nats() -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-fn device(target: &Target) -> anyhow::Result<Connection> {
+/// The first device of the fleet.
+pub(super) fn device(target: &Target) -> anyhow::Result<Connection> {
     let name = fleet::names(1).into_iter().next().context("a name")?;
     Connection::open(target, &name)
 }
@@ -142,7 +143,7 @@ async fn acknowledged(device: &mut Connection) -> anyhow::Result<()> {
 }
 
 /// Says something again and again until the service has it.
-async fn heard(device: &Connection, look: &mut Look) -> anyhow::Result<()> {
+pub(super) async fn heard(device: &Connection, look: &mut Look) -> anyhow::Result<()> {
     let (asked, before) = (Instant::now(), look.heartbeats().await?);
     for id in (1..=u16::MAX).cycle() {
         say(device, id).await?;
