@@ -310,20 +310,24 @@ impl Fixture {
         (fixture, made.work)
     }
 
+    /// One more engine on this database.
+    fn made(&self) -> Made {
+        Made::of(
+            &self.store,
+            self.objects.clone(),
+            &self.clock,
+            self.max_in_flight,
+            self.device_service.clone(),
+        )
+    }
+
     /// Another process on the same database, after the one before has ended.
     pub(crate) async fn restart(&mut self) {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
             running.await.unwrap().unwrap();
         }
-        let objects = self.objects.clone();
-        let made = Made::of(
-            &self.store,
-            objects,
-            &self.clock,
-            self.max_in_flight,
-            self.device_service.clone(),
-        );
+        let made = self.made();
         self.engine = made.engine;
         self.wire = made.wire;
         self.disconnected = made.disconnected;
@@ -335,14 +339,7 @@ impl Fixture {
 
     /// Another process beside this one, on the same database.
     pub(crate) fn beside(&self) -> Self {
-        let objects = self.objects.clone();
-        let made = Made::of(
-            &self.store,
-            objects,
-            &self.clock,
-            self.max_in_flight,
-            self.device_service.clone(),
-        );
+        let made = self.made();
         let mut beside = Self {
             engine: made.engine,
             store: self.store.clone(),
