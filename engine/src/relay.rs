@@ -55,8 +55,16 @@ pub(crate) async fn run(
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            rested = rest(sink.as_ref(), pause) => pause = rested,
         }
+    }
+}
+
+/// Rests for `pause`, or until the receiver is there again; answers the pause that the next one grows from.
+async fn rest(sink: &dyn EventSink, pause: Duration) -> Duration {
+    tokio::select! {
+        () = sink.is_back() => IDLE,
+        () = tokio::time::sleep(pause) => pause,
     }
 }
 
@@ -99,5 +107,44 @@ async fn relay(
     match failed {
         Some(error) => Err(error.into()),
         None => Ok(events.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use device_ota_domain::event::StoredEvent;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::ports::SinkError;
+
+    #[derive(Default)]
+    struct Receiver(Notify);
+
+    #[async_trait]
+    impl EventSink for Receiver {
+        fn name(&self) -> &'static str {
+            "receiver"
+        }
+
+        async fn deliver(&self, _event: &StoredEvent) -> Result<(), SinkError> {
+            Ok(())
+        }
+
+        async fn is_back(&self) {
+            self.0.notified().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_is_back_ends_the_pause_once() {
+        let receiver = Receiver::default();
+        let began = Instant::now();
+        receiver.0.notify_one();
+        assert_eq!(rest(&receiver, MAX_PAUSE).await, IDLE);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(rest(&receiver, MAX_PAUSE).await, MAX_PAUSE);
+        assert_eq!(began.elapsed(), MAX_PAUSE);
     }
 }

@@ -18,7 +18,7 @@ use device_ota_domain::event::StoredEvent;
 use device_ota_engine::Engine;
 use device_ota_engine::ports::{Clock, EventSink, SinkError};
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,9 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 /// First and longest pause after something failed while connected.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// First and longest pause between two tries to connect.
+const FIRST_TRY: Duration = Duration::from_millis(50);
+const LONGEST_TRY: Duration = Duration::from_secs(1);
 
 /// What went wrong at NATS.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -74,6 +77,8 @@ impl Standing {
 pub struct Nats {
     context: Context,
     standing: Arc<watch::Sender<Standing>>,
+    /// Told whenever the connection is made.
+    back: Arc<Notify>,
 }
 
 impl Nats {
@@ -82,19 +87,28 @@ impl Nats {
         // TLS, which a server may ask for by itself, is of the crates' one provider; who has set another one stays with it.
         let _ = aws_lc_rs::default_provider().install_default();
         let standing = Arc::new(watch::Sender::new(Standing::new(false, clock.now())));
-        let noted = Arc::clone(&standing);
+        let back = Arc::new(Notify::new());
+        let (noted, told) = (Arc::clone(&standing), Arc::clone(&back));
         let options = ConnectOptions::new()
             .name("device-ota")
             .retry_on_initial_connect()
             .connection_timeout(ANSWER)
             .ping_interval(PING_EVERY)
+            .reconnect_delay_callback(pause_before)
             .event_callback(move |event| {
                 hear(&noted, &event, clock.now());
+                if event == Event::Connected {
+                    told.notify_one();
+                }
                 std::future::ready(())
             });
         let client = address.connect(options).await?;
         let context = ContextBuilder::new().timeout(ANSWER).build(client);
-        Ok(Self { context, standing })
+        Ok(Self {
+            context,
+            standing,
+            back,
+        })
     }
 
     /// How the connection is now.
@@ -193,6 +207,15 @@ impl Nats {
     }
 }
 
+/// How long to wait before another try to connect, after so many in vain.
+fn pause_before(tries: usize) -> Duration {
+    let doublings = u32::try_from(tries).unwrap_or(u32::MAX);
+    2_u32
+        .checked_pow(doublings.saturating_sub(1))
+        .and_then(|times| FIRST_TRY.checked_mul(times))
+        .map_or(LONGEST_TRY, |pause| pause.min(LONGEST_TRY))
+}
+
 /// By which the stream knows a repeat: the event's place in its outbox, and its time, so that the events of another
 /// database are not taken for repeats.
 fn message_id(event: &StoredEvent) -> String {
@@ -251,11 +274,22 @@ impl EventSink for Nats {
         self.note(|standing| &mut standing.publishing, trouble);
         published.map_err(SinkError)
     }
+
+    async fn is_back(&self) {
+        self.back.notified().await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_away_is_asked_for_once_a_second_at_last() {
+        assert_eq!(pause_before(1), FIRST_TRY);
+        assert_eq!(pause_before(2), FIRST_TRY * 2);
+        assert_eq!(pause_before(usize::MAX), LONGEST_TRY);
+    }
 
     #[test]
     fn an_event_of_another_database_is_no_repeat() {

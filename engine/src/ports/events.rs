@@ -21,4 +21,10 @@ pub trait EventSink: Send + Sync + 'static {
 
     /// Takes one event.
     async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError>;
+
+    /// Waits until the receiver is there again: once for each time that it comes back, also where nobody waited then. For ever
+    /// where nothing tells.
+    async fn is_back(&self) {
+        std::future::pending::<()>().await;
+    }
 }
