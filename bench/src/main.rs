@@ -17,6 +17,7 @@ mod postgres;
 mod process;
 mod rows;
 mod service;
+mod share;
 mod stats;
 
 use std::process::ExitCode;

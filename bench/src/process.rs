@@ -79,6 +79,10 @@ impl Running {
         Ok(value.parse()?)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time so far, seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds_of(&self.child.id().to_string())

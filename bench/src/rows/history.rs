@@ -1,4 +1,5 @@
-//! Reading one device's heartbeats out of a long history, and the fleet at a glance; through the service's own store.
+//! Reading one device's heartbeats out of a long history, the fleet at a glance, and letting the history go; through the
+//! service's own store.
 
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use crate::Plan;
 use crate::fleet::{Database, Engine};
 use crate::mqtt::PAYLOAD;
 use crate::postgres::Server;
-use crate::stats::{Series, Target as Wanted, real, title};
+use crate::stats::{Series, Target as Wanted, real, title, verdict};
 
 /// Heartbeats of one transaction.
 const BATCH: u64 = 4_096;
@@ -55,7 +56,7 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     };
     database.fill(usize::try_from(options.devices)?).await?;
     let store = database.open().await?;
-    fill(store.as_ref(), options).await?;
+    let insert = fill(store.as_ref(), options).await?;
     let mut page = Series::new("the newest 50 of one device", "ms");
     let mut none = Series::new("of a device that has none", "ms");
     let mut fleet = Series::new("overview of all devices", "ms");
@@ -77,6 +78,13 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     page.judge(Wanted::AtMost(100.0));
     none.judge(Wanted::AtMost(100.0));
     fleet.judge(Wanted::AtMost(200.0));
+    let prune = let_go(store.as_ref(), options).await?;
+    verdict(
+        "let go / inserted",
+        prune / insert,
+        "",
+        Wanted::AtLeast(1.0),
+    );
     drop(store);
     match server {
         Some(server) => server.clean_up().await,
@@ -84,8 +92,8 @@ async fn measure(plan: Plan, options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the history as ingest does, and indexes it as upkeep does.
-async fn fill(store: &dyn Store, options: &Options) -> anyhow::Result<()> {
+/// Writes the history as ingest does, and indexes it as upkeep does; answers the rows inserted a second.
+async fn fill(store: &dyn Store, options: &Options) -> anyhow::Result<f64> {
     let (mut insert, mut index) = (0.0, 0.0);
     let (mut written, mut segments) = (0_u64, 0_u64);
     while written < options.heartbeats {
@@ -109,7 +117,18 @@ async fn fill(store: &dyn Store, options: &Options) -> anyhow::Result<()> {
         real(written) / insert,
         real(written) / index,
     );
-    Ok(())
+    Ok(real(written) / insert)
+}
+
+/// Deletes all of it as upkeep does when it is too old; answers the rows a second.
+async fn let_go(store: &dyn Store, options: &Options) -> anyhow::Result<f64> {
+    let (began, mut segments) = (Instant::now(), 0_u64);
+    while store.prune_heartbeats(Timestamp::MAX).await? {
+        segments += 1;
+    }
+    let rate = real(options.heartbeats) / began.elapsed().as_secs_f64();
+    println!("  let go at {rate:.0} rows/s in {segments} segments");
+    Ok(rate)
 }
 
 fn beat(n: u64, devices: u64) -> anyhow::Result<HeartbeatRow> {
