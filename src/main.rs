@@ -24,6 +24,7 @@ mod system;
 mod tasks;
 mod tls;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("device-ota: {error:#}");
+            // Nobody may be there to read it.
+            let _ = writeln!(std::io::stderr(), "device-ota: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -58,11 +58,30 @@ pub(crate) fn log_filter(config: &Config) -> anyhow::Result<EnvFilter> {
 fn start_log(config: &Config) -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(log_filter(config)?)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // It would be told where the log goes, which takes nothing then: to fail at that ends whoever has logged.
+        .log_internal_errors(false);
     match config.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Pretty => log.compact().init(),
     }
+    std::panic::set_hook(Box::new(|panicked| {
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or_default();
+        let (at, said) = (panicked.location(), panicked.payload_as_str());
+        let at = at.map(tracing::field::display);
+        // The bus dies at each connection anew, until it is started again, which is told.
+        if thread.starts_with(device_ota_mqtt::bus::THREAD) {
+            tracing::debug!(panic.at = at, panic.said = said, "the bus has panicked");
+        } else {
+            tracing::error!(
+                thread,
+                panic.at = at,
+                panic.said = said,
+                "a part of the service has panicked"
+            );
+        }
+    }));
     Ok(())
 }
 

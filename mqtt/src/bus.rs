@@ -24,6 +24,8 @@ use tracing::{error, info, warn};
 
 use broker::{Broker, Letter, Publisher, Room};
 
+/// What the names of its threads begin with.
+pub const THREAD: &str = "bus";
 /// Time that the broker has to take one event.
 const DELIVERY: Duration = Duration::from_secs(5);
 /// How often somebody knocks at the port, and is answered by CONNACK if all is well.

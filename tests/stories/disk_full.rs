@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Options, Service, SmallDisk, device_json, eventually, image_metadata};
+use crate::harness::{
+    Device, MqttVersion, Options, Service, SmallDisk, device_json, eventually, image_metadata,
+};
 
 matrix!(an_upload_to_a_full_disk_is_refused_and_leaves_nothing: sqlite_gateway, postgres_gateway);
+matrix!(a_log_that_cannot_be_written_harms_nothing: sqlite_gateway);
 matrix!(nobody_is_sent_to_a_service_whose_database_takes_no_writes: sqlite_gateway);
 
 /// The shell counts in blocks of 512 bytes: eight mebibytes, more than the database is. The signal that comes with the
@@ -59,6 +62,18 @@ async fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing(options: Options
     answer.expect(201);
     service.register(device_json("frame-1")).await;
     assert_eq!(admin.get("/health").await.status, 200);
+}
+
+async fn a_log_that_cannot_be_written_harms_nothing(options: Options) {
+    let mut service = Service::start(options.after("exec 2> /dev/full")).await;
+    // It is logged, and the secret is told this once.
+    let credentials = service.register(device_json("frame-1")).await;
+    let device = Device::connect(&service, MqttVersion::V5, &credentials).await;
+    let image = service.admin().image("2.1.0").await;
+    let path = format!("/api/v1/ota/firmware/{image}");
+    service.admin().delete(&path).await.expect(200);
+    device.leave().await;
+    service.stop().await;
 }
 
 async fn nobody_is_sent_to_a_service_whose_database_takes_no_writes(options: Options) {

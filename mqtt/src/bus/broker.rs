@@ -118,7 +118,7 @@ impl Broker {
         let dead = CancellationToken::new();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
-            .thread_name("bus")
+            .thread_name(super::THREAD)
             .enable_all()
             .build()?;
         let (server_events, alive) = (events.clone(), dead.clone().drop_guard());
