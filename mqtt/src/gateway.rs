@@ -18,7 +18,7 @@ use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use device_ota_engine::Engine;
@@ -100,6 +100,7 @@ impl Gateway {
             porch: Porch::new(self.limits.max_lingering),
             lookups: Semaphore::new(MAX_LOOKUPS),
             log: RateLimiter::direct(Quota::per_second(LOGGED_A_SECOND)),
+            unlogged: AtomicU64::new(0),
             last_session: AtomicI64::new(0),
         });
         let tasks = TaskTracker::new();
@@ -172,6 +173,8 @@ struct Hub {
     porch: Porch,
     lookups: Semaphore,
     log: DefaultDirectRateLimiter,
+    /// Lines that `log` has held back.
+    unlogged: AtomicU64,
     last_session: AtomicI64,
 }
 
@@ -201,7 +204,24 @@ impl Hub {
 
     /// Whether one more line about a device's fault may be logged: strangers must not fill the log.
     fn may_log(&self) -> bool {
-        self.log.check().is_ok()
+        let may = self.log.check().is_ok();
+        if may {
+            self.tell_unlogged();
+        } else {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// Says how many lines were left out since it was said last.
+    fn tell_unlogged(&self) {
+        let lines = self.unlogged.swap(0, Ordering::Relaxed);
+        if lines > 0 {
+            info!(
+                lines,
+                "lines about devices' faults were left out of the log; the metrics count all"
+            );
+        }
     }
 
     /// Tells the engine that a session began or ended.
@@ -236,6 +256,7 @@ async fn keep_house(hub: Arc<Hub>, shutdown: CancellationToken) {
         .is_some()
     {
         hub.sessions.forget_idle();
+        hub.tell_unlogged();
     }
 }
 
