@@ -36,6 +36,9 @@ pub enum CodecError {
     /// A packet that a client may not send, or not now.
     #[error("unexpected packet")]
     Unexpected,
+    /// A topic alias, of which we take none.
+    #[error("topic alias")]
+    TopicAlias,
     /// Longer than allowed; known from its header.
     #[error("packet of {0} bytes is too large")]
     TooLarge(usize),

@@ -48,7 +48,10 @@ pub(super) fn publish_v3(publish: &v3::Publish) -> Result<(), CodecError> {
 /// We announce no topic aliases, so a topic is never empty and never an alias; and subscription identifiers are the
 /// server's to send.
 pub(super) fn publish_v5(publish: &v5::Publish) -> Result<(), CodecError> {
-    ensure(!publish.topic_name.is_empty() && publish.properties.topic_alias.is_none())?;
+    if publish.properties.topic_alias.is_some() {
+        return Err(CodecError::TopicAlias);
+    }
+    ensure(!publish.topic_name.is_empty())?;
     ensure(publish.properties.subscription_id.is_none())?;
     ensure(!(publish.dup && publish.qos_pid == QosPid::Level0))
 }

@@ -145,7 +145,9 @@ async fn read_connect(stream: &mut impl Wire, bytes: &mut Vec<u8>) -> Result<Con
                 let version = codec::asked_version(bytes).unwrap_or(Version::V5);
                 return Err(Unread::Refused(version, Refusal::TooLarge));
             }
-            Err(CodecError::Malformed) => return Err(Unread::Silent("malformed")),
+            Err(CodecError::Malformed | CodecError::TopicAlias) => {
+                return Err(Unread::Silent("malformed"));
+            }
             Err(CodecError::Unexpected) => return Err(Unread::Silent("not_connect")),
         }
         bytes.reserve(READ_BYTES);

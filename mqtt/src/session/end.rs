@@ -11,6 +11,8 @@ pub enum End {
     Disconnected,
     /// Bytes that are no packet.
     Malformed,
+    /// A topic alias, of which CONNACK has offered none.
+    TopicAlias,
     /// A packet that may not be sent.
     Unexpected,
     /// A packet beyond [`MAX_PACKET`](crate::limits::MAX_PACKET).
@@ -42,6 +44,7 @@ impl End {
             Self::Gone => "gone",
             Self::Disconnected => "disconnected",
             Self::Malformed => "malformed",
+            Self::TopicAlias => "topic_alias",
             Self::Unexpected => "unexpected",
             Self::TooLarge => "too_large",
             Self::Qos2 => "qos2",
@@ -61,6 +64,7 @@ impl End {
         Some(match self {
             Self::Gone | Self::Disconnected | Self::Stalled => return None,
             Self::Malformed => DisconnectReasonCode::MalformedPacket,
+            Self::TopicAlias => DisconnectReasonCode::TopicAliasInvalid,
             Self::Unexpected => DisconnectReasonCode::ProtocolError,
             Self::TooLarge => DisconnectReasonCode::PacketTooLarge,
             Self::Qos2 => DisconnectReasonCode::QoSNotSupported,
@@ -91,6 +95,7 @@ impl From<CodecError> for End {
     fn from(error: CodecError) -> Self {
         match error {
             CodecError::Malformed => Self::Malformed,
+            CodecError::TopicAlias => Self::TopicAlias,
             CodecError::TooLarge(_) => Self::TooLarge,
             CodecError::Unexpected | CodecError::UnknownVersion(_) => Self::Unexpected,
         }

@@ -136,7 +136,11 @@ fn of_5() -> Vec<Case> {
             MALFORMED,
         ),
         ("a format that is none", publish(&[2, 1, 2]), MALFORMED),
-        ("a topic alias", publish(&[3, 35, 0, 1]), MALFORMED),
+        (
+            "a topic alias",
+            publish(&[3, 35, 0, 1]),
+            (0x94, "topic_alias"),
+        ),
         (
             "a subscription identifier",
             packet(0x82, &identified),
