@@ -184,7 +184,7 @@ async fn a_campaign_is_changed_before_its_start_and_not_after(options: Options) 
     // Whoever may change a campaign cannot change the approval away.
     let audited = json!({"name": "audited", "firmware_id": firmware, "requires_approval": true});
     let id = admin.create_campaign(audited).await;
-    let changed = put(&admin, &id, None, &draft("bare", json!([])))
+    let changed = put(&admin, &id, None, &draft("bare", json!(["one"])))
         .await
         .expect(200);
     assert_eq!(changed["approval"]["status"], "pending");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::abort::{self, Abort};
@@ -42,15 +42,23 @@ pub struct CampaignDraft {
     pub description: Option<String>,
     /// What to roll out.
     pub firmware_id: FirmwareId,
-    /// Devices by id.
-    #[serde(default)]
-    #[schema(max_items = 200_000)]
-    pub target_devices: Vec<DeviceId>,
+    /// Devices by id. Default: with no other target either, every device of the image's model.
+    #[serde(
+        default,
+        deserialize_with = "given_list",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Vec<DeviceId>, max_items = 200_000)]
+    pub target_devices: Option<Vec<DeviceId>>,
     /// Devices by group.
-    #[serde(default)]
-    #[schema(max_items = 1000)]
-    pub target_groups: Vec<String>,
-    /// Devices by what they are like; see [`crate::filter`].
+    #[serde(
+        default,
+        deserialize_with = "given_list",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Vec<String>, max_items = 1000)]
+    pub target_groups: Option<Vec<String>>,
+    /// Devices by what they are like.
     #[serde(default)]
     #[schema(value_type = Option<Filter>)]
     pub target_filters: Option<serde_json::Value>,
@@ -136,6 +144,13 @@ pub struct CampaignDraft {
     pub requires_approval: bool,
 }
 
+/// A list that is left out is none; `null` is no list.
+fn given_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    json: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Vec::deserialize(json).map(Some)
+}
+
 fn default_strategy() -> Strategy {
     Strategy::Staged
 }
@@ -158,6 +173,10 @@ fn three() -> u32 {
     3
 }
 
+fn count<T>(list: Option<&Vec<T>>) -> usize {
+    list.map_or(0, Vec::len)
+}
+
 fn range(ok: bool, field: &'static str, rule: &'static str) -> Result<(), SpecError> {
     if ok {
         Ok(())
@@ -172,7 +191,7 @@ impl CampaignDraft {
         let stages = (0..).zip(&self.stages);
         let stages = stages.filter_map(|(number, stage)| Some((number, stage.devices.clone()?)));
         Named {
-            targets: self.target_devices.clone(),
+            targets: self.target_devices.clone().unwrap_or_default(),
             stages: stages.collect(),
         }
     }
@@ -215,9 +234,9 @@ impl CampaignDraft {
             description: self.description,
             firmware_id: self.firmware_id,
             targets: Targets {
-                named: u32::try_from(self.target_devices.len()).unwrap_or(u32::MAX),
+                named: u32::try_from(count(self.target_devices.as_ref())).unwrap_or(u32::MAX),
                 left_out: BTreeMap::new(),
-                groups: self.target_groups,
+                groups: self.target_groups.unwrap_or_default(),
                 filter: filter(self.target_filters.as_ref())?,
             },
             strategy: self.deployment_strategy,
@@ -248,6 +267,27 @@ impl CampaignDraft {
         })
     }
 
+    /// A list that came out empty means nobody; that nothing else is named must not make it everybody.
+    fn check_targets(&self) -> Result<(), SpecError> {
+        let rule = "at least one; leave it out to mean every device of the image's model";
+        let lists = [
+            (
+                "target_devices",
+                self.target_devices.as_ref().map(Vec::is_empty),
+            ),
+            (
+                "target_groups",
+                self.target_groups.as_ref().map(Vec::is_empty),
+            ),
+        ];
+        let names_somebody = self.target_filters.is_some()
+            || lists.iter().any(|(_, is_empty)| *is_empty == Some(false));
+        for (field, is_empty) in lists {
+            range(names_somebody || is_empty.is_none(), field, rule)?;
+        }
+        Ok(())
+    }
+
     fn check_schedule(&self) -> Result<(), SpecError> {
         let Schedule {
             start_at, end_at, ..
@@ -266,6 +306,7 @@ impl CampaignDraft {
     }
 
     fn check(&self) -> Result<(), SpecError> {
+        self.check_targets()?;
         self.check_schedule()?;
         abort::check(&self.abort)?;
         self.health.check()?;
@@ -278,17 +319,18 @@ impl CampaignDraft {
             "at most 16384 bytes",
         )?;
         range(
-            self.target_devices.len() <= MAX_TARGET_DEVICES,
+            count(self.target_devices.as_ref()) <= MAX_TARGET_DEVICES,
             "target_devices",
             "at most 200000 ids",
         )?;
         range(
-            self.target_groups.len() <= MAX_TARGET_GROUPS,
+            count(self.target_groups.as_ref()) <= MAX_TARGET_GROUPS,
             "target_groups",
             "at most 1000 names",
         )?;
         self.target_groups
             .iter()
+            .flatten()
             .try_for_each(|g| text_ok("target_groups", g))?;
         let pc = self.rollout_percentage;
         range(

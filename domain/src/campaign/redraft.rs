@@ -23,8 +23,8 @@ impl CampaignSpec {
             name: self.name.clone(),
             description: self.description.clone(),
             firmware_id: self.firmware_id.clone(),
-            target_devices: named.targets.clone(),
-            target_groups: self.targets.groups.clone(),
+            target_devices: some(&named.targets),
+            target_groups: some(&self.targets.groups),
             target_filters: self.targets.filter.as_ref().map(Filter::to_json),
             deployment_strategy: self.strategy,
             priority: self.priority,
@@ -55,4 +55,9 @@ impl CampaignSpec {
             requires_approval,
         }
     }
+}
+
+/// What is empty was not given.
+fn some<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
 }

@@ -316,6 +316,18 @@ fn a_schedule_says_when() {
 }
 
 #[test]
+fn a_list_that_came_out_empty_is_not_everybody() {
+    for field in ["target_devices", "target_groups"] {
+        let told = format!(
+            "{field} must be at least one; leave it out to mean every device of the image's model"
+        );
+        refused(&json!({field: []}), &told);
+    }
+    let one_names_somebody = json!({"target_devices": [], "target_groups": ["lab"]});
+    assert_eq!(spec(&one_names_somebody).targets.groups, ["lab"]);
+}
+
+#[test]
 fn numbers_and_texts_are_bounded() {
     let one = |field: &str, value: Value, text: &str| refused(&json!({field: value}), text);
     one("name", json!(""), "name must not be empty");
