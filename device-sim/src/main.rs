@@ -1,5 +1,6 @@
 //! `device-sim`: runs a fleet of simulated devices against the service. See `device-sim --help`.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -24,14 +25,21 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("device-sim: {error:#}");
+            // Nobody may be there to read it.
+            let _ = writeln!(io::stderr(), "device-sim: {error:#}");
             ExitCode::from(COULD_NOT_RUN)
         }
     }
 }
 
 async fn run() -> anyhow::Result<u8> {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return Ok(if error.use_stderr() { COULD_NOT_RUN } else { 0 });
+        }
+    };
     let (json, quiet) = (cli.json(), cli.quiet());
     let stop = CancellationToken::new();
     let stopper = stop.clone();
@@ -60,10 +68,14 @@ async fn run() -> anyhow::Result<u8> {
 }
 
 fn print<T: std::fmt::Display + serde::Serialize>(what: &T, json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(what)?);
+    let said = if json {
+        serde_json::to_string_pretty(what)?
     } else {
-        println!("{what}");
+        what.to_string()
+    };
+    match writeln!(io::stdout(), "{said}") {
+        // Who asked has read enough: the exit status tells the rest.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
     }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Progress for people while a fleet runs: bars on a terminal, else a line when something changed.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
@@ -15,7 +15,7 @@ const BAR: &str = "{prefix:>9} [{bar:32}] {pos}/{len} {msg}";
 
 /// The kind of progress that suits standard error.
 pub fn progress() -> Box<dyn Observer> {
-    if std::io::stderr().is_terminal() {
+    if io::stderr().is_terminal() {
         Box::new(Bars::new())
     } else {
         Box::new(Lines::default())
@@ -87,7 +87,8 @@ struct Lines {
 
 impl Observer for Lines {
     fn said(&mut self, line: &str) {
-        eprintln!("{line}");
+        // Whoever has read it is gone: no reason to stop.
+        let _ = writeln!(io::stderr(), "{line}");
     }
 
     fn stands(&mut self, standing: &Standing) {
@@ -100,7 +101,7 @@ impl Observer for Lines {
             None => true,
         };
         if due {
-            eprintln!("{line}");
+            self.said(&line);
             self.last = Some((Instant::now(), line));
         }
     }

@@ -14,6 +14,14 @@ use crate::harness::{BINARY, Options, Service, eventually, within};
 matrix!(the_exit_status_says_whether_devices_are_where_they_should_be: sqlite_gateway);
 matrix!(a_fleet_that_is_stopped_is_judged_too: sqlite_gateway);
 matrix!(a_broken_promise_has_a_status_of_its_own: sqlite_gateway);
+matrix!(what_is_mistyped_accuses_nobody: sqlite_gateway);
+
+async fn what_is_mistyped_accuses_nobody(options: Options) {
+    let service = Service::start(options).await;
+    let (status, _, said) = ended(start(&service, "typo", 1, &["--fail", "nonsense=5%"])).await;
+    assert_eq!(status, Some(3), "{said}");
+    assert!(said.contains("nonsense"), "{said}");
+}
 
 /// Built beside the service wherever the whole workspace's tests are.
 pub fn sim() -> PathBuf {
