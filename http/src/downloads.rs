@@ -66,6 +66,8 @@ async fn fetch(token: Segment, call: Call) -> Answer {
         format!("\"{}\"", download.firmware.sha256),
     );
     let (status, range) = match wanted(&call.headers, size, &etag) {
+        // RFC 9110, 14.2: a range is asked for by GET alone.
+        Wanted::Part(_) | Wanted::Nothing if call.visit.head => (StatusCode::OK, 0..size),
         Wanted::Whole => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Nothing => return Err(unsatisfiable(size)),

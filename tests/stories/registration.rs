@@ -64,6 +64,8 @@ async fn a_thousand_are_taken_and_one_more_refused(options: Options) {
         .post(DEVICES, json!({ "devices": devices(1_001) }))
         .await
         .refused(400);
+    let bare = admin.post(DEVICES, json!(devices(2))).await.refused(400);
+    assert!(bare.to_string().contains("give it its name"), "{bare}");
     let nobody = admin.get(&format!("{DEVICES}/d-0")).await;
     nobody.refused(404);
     let body = admin

@@ -53,6 +53,12 @@ pub(super) async fn register(call: Call, body: Body) -> Answer {
             only_devices(&fields)?;
             read_each(devices, check)?
         }
+        Value::Array(_) => {
+            return Err(ApiError::invalid(
+                "invalid_json",
+                r#"the body is a list: give it its name, {"devices": […]}"#,
+            ));
+        }
         one => {
             vec![Ok(read_one(one, check).map_err(|error| {
                 ApiError::invalid("invalid_device", error)
