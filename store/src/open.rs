@@ -156,8 +156,15 @@ async fn server(
         .after_connect(move |conn, _| {
             Box::pin(async move { Postgres::batch(conn, session.to_owned()).await })
         })
-        .connect_with(options);
-    Ok(pool.await?)
+        .connect_with(options.clone());
+    match pool.await {
+        // The pool tries until its time is over, and does not tell what it has met.
+        Err(timed_out @ sqlx::Error::PoolTimedOut) => {
+            let once = tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect()).await;
+            Err(once.ok().and_then(Result::err).unwrap_or(timed_out).into())
+        }
+        opened => Ok(opened?),
+    }
 }
 
 /// Brings the write-ahead log into the database file again and again, until the pool is closed. It waits for nobody and
@@ -325,6 +332,18 @@ mod tests {
         );
         let foreign = "DROP TABLE _sqlx_migrations";
         assert!(matches!(refused(foreign).await, OpenError::Foreign));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn why_a_server_is_not_reached_is_told() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = nobody.local_addr().expect("an address");
+        drop(nobody);
+        let opened = SqlStore::open_url(&format!("postgres://ota@{addr}/ota"), 1).await;
+        let Err(OpenError::Connect(sqlx::Error::Io(error))) = opened else {
+            panic!("{:?}", opened.err());
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
