@@ -34,13 +34,13 @@ impl Share {
         let first = Path::new(FIRST);
         let made = if first.join("cpu.cfs_quota_us").exists() {
             Self::make(first.join(name)).and_then(|share| {
-                share.write("cpu.cfs_period_us", PERIOD)?;
-                share.write("cpu.cfs_quota_us", quota)?;
+                share.write("cpu.cfs_period_us", &PERIOD)?;
+                share.write("cpu.cfs_quota_us", &quota)?;
                 Ok(share)
             })
         } else {
             Self::make(Path::new(SECOND).join(name)).and_then(|share| {
-                share.write("cpu.max", format!("{quota} {PERIOD}"))?;
+                share.write("cpu.max", &format!("{quota} {PERIOD}"))?;
                 Ok(share)
             })
         };
@@ -51,7 +51,7 @@ impl Share {
 
     /// Holds a process to it from now on.
     pub(crate) fn hold(&self, pid: u32) -> anyhow::Result<()> {
-        self.write("cgroup.procs", pid)
+        self.write("cgroup.procs", &pid)
     }
 
     fn make(group: PathBuf) -> anyhow::Result<Self> {
@@ -59,7 +59,7 @@ impl Share {
         Ok(Self { group })
     }
 
-    fn write(&self, file: &str, value: impl ToString) -> anyhow::Result<()> {
+    fn write(&self, file: &str, value: &impl ToString) -> anyhow::Result<()> {
         let path = self.group.join(file);
         fs::write(&path, value.to_string()).with_context(|| path.display().to_string())
     }

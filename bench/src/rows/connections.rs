@@ -1,4 +1,5 @@
-//! Connected idle devices: how fast they come in with their passwords, and what each costs in memory.
+//! Connected idle devices: how fast they come in with their passwords, and what each costs in memory. The generator fills a core, so
+//! that in one form the server is held to a part of its own.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,14 @@ use crate::mqtt::{self, Target};
 use crate::peers::{Mosquitto, password_file};
 use crate::process::{Running, own_cpu_seconds};
 use crate::service::Service;
+use crate::share::Share;
 use crate::stats::{Series, Target as Wanted, ratio, real, title, verdict};
 
 /// Connections opened at the same time: mosquitto lets 100 wait, and those beyond lose a second.
 const OPENING: usize = 64;
+/// Percent of its core that a server may have where the generator, which takes as long for a connection as either, shall not be
+/// what is measured.
+const HELD: u32 = 40;
 /// Time after which a server has done what a change of its connections led to.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -35,18 +40,33 @@ impl Default for Options {
 
 pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let runtime = runtime()?;
-    for cores in [Cores::Apart, Cores::Shared] {
+    let devices = options.devices;
+    for (cores, percent) in [
+        (Cores::Apart, None),
+        (Cores::Shared, None),
+        (Cores::Apart, Some(HELD)),
+    ] {
+        let held = percent.map(|percent| format!(", of which the server may have {percent} %"));
         title(&format!(
-            "connections with passwords, {} devices, then subscribed and idle; SQLite; {}",
-            options.devices,
-            cores.described()
+            "connections with passwords, {devices} devices, then subscribed and idle; SQLite; {}{}",
+            cores.described(),
+            held.unwrap_or_default(),
         ));
-        runtime.block_on(measure(plan, options.devices.into(), cores))?;
+        if let Some(Err(error)) = percent.map(Share::of) {
+            println!("  LEFT OUT: {error:#}");
+            continue;
+        }
+        runtime.block_on(measure(plan, devices.into(), cores, percent))?;
     }
     Ok(())
 }
 
-async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()> {
+async fn measure(
+    plan: Plan,
+    devices: usize,
+    cores: Cores,
+    percent: Option<u32>,
+) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::file_in(folder.path());
     Service::make_keys(folder.path(), &database.url())?;
@@ -55,11 +75,15 @@ async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()>
     let mut ours = Figures::new("service");
     let mut theirs = Figures::new("mosquitto");
     for _ in 0..plan.rounds {
+        // A share goes after what runs in it.
+        let share = percent.map(Share::of).transpose()?;
         let service = cores.start(|| Service::start(folder.path(), &database.url()))?;
+        hold(share.as_ref(), &service.process)?;
         ours.take(&Target::of_devices(service.mqtt), &service.process, devices)
             .await?;
         drop(service);
         let mosquitto = cores.start(|| Mosquitto::start(folder.path(), Some(&passwords)))?;
+        hold(share.as_ref(), &mosquitto.process)?;
         theirs
             .take(
                 &Target::of_devices(mosquitto.addr),
@@ -95,6 +119,10 @@ async fn measure(plan: Plan, devices: usize, cores: Cores) -> anyhow::Result<()>
         Wanted::AtMost(4.0),
     );
     Ok(())
+}
+
+fn hold(share: Option<&Share>, server: &Running) -> anyhow::Result<()> {
+    share.map_or(Ok(()), |share| share.hold(server.id()))
 }
 
 struct Figures {
