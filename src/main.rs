@@ -11,6 +11,7 @@ mod config;
 mod data_dir;
 mod edge;
 mod health;
+mod images;
 mod keys;
 mod open_files;
 mod password_file;

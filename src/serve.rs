@@ -8,11 +8,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use device_ota_domain::firmware::Storage;
 use device_ota_engine::ports::clock::random;
-use device_ota_engine::ports::{Clock, Entropy, EventSink, Objects, Store};
+use device_ota_engine::ports::{Clock, Entropy, EventSink, Store};
 use device_ota_engine::{Engine, Grants, Member, Parts, Settings, Webhooks, Work};
 use device_ota_http::{Api, Http, Seats};
 use device_ota_mqtt::Bus;
-use device_ota_objects::{LocalFolder, OpenError, S3Store};
 use device_ota_platform::{HttpPoster, Nats};
 use device_ota_store::{POSTGRES_MAX_CONNECTIONS, PostgresStore, SqliteStore};
 use jiff::SignedDuration;
@@ -28,7 +27,7 @@ use crate::shutdown::{self, Signals};
 use crate::system::{SystemClock, SystemEntropy};
 use crate::tasks::Tasks;
 use crate::tls::Keeper;
-use crate::{access, admin, health, keys, open_files, replica};
+use crate::{access, admin, health, images, keys, open_files, replica};
 
 /// Time that the database gets to close.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -177,7 +176,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Assembly> {
         Database::Sqlite(_) => downloads,
         Database::Postgres(_) => keys::shared_downloads(store.as_ref(), downloads).await?,
     });
-    let objects = open_objects(config).await?;
+    let objects = images::open(config, store.as_ref(), entropy.as_ref()).await?;
     let mut http = Http::bind(config.http_addr)
         .with_context(|| format!("HTTP_ADDR: cannot listen on {}", config.http_addr))?;
     let keeper = config.http_tls.as_ref().map(Keeper::open).transpose()?;
@@ -394,19 +393,6 @@ pub(crate) async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store
             (Arc::new(store), "PostgreSQL".to_owned())
         }
     })
-}
-
-async fn open_objects(config: &Config) -> anyhow::Result<Arc<dyn Objects>> {
-    let path = &config.storage_path;
-    let Some(settings) = &config.s3 else {
-        let folder = LocalFolder::open(path).context("STORAGE_BASE_PATH")?;
-        return Ok(Arc::new(folder));
-    };
-    match S3Store::open(path, settings).await {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(OpenError::Folder(error)) => Err(error).context("STORAGE_BASE_PATH"),
-        Err(OpenError::Bucket(error)) => Err(error).context("STORAGE_S3_ENDPOINT"),
-    }
 }
 
 /// An `SQLite` file is one process's own; behind PostgreSQL another replica may take a secret back.

@@ -20,6 +20,7 @@ use device_ota_protocol::objects::{self, Kind, Release};
 use crate::ports::{ObjectError, ObjectWriter, Tx};
 use crate::{Caller, Engine, Error, Result};
 use checksums::{Hasher, Sums};
+pub(crate) use handover::Standing;
 pub(crate) use record::Recording;
 
 /// An upload under way. Dropped before [`Upload::finish`], it leaves nothing behind.

@@ -14,7 +14,7 @@ const STANDS: SignedDuration = SignedDuration::from_secs(1);
 pub struct Health {
     /// The database answers, and takes writes as far as is known; what it said when not.
     pub database: Result<(), String>,
-    /// The object store can be written to; what it said when not.
+    /// The object store can be written to, and images get there; what it said when not.
     pub objects: Result<(), String>,
     /// Device messages that wait for the database.
     pub uplinks_waiting: usize,
@@ -39,7 +39,7 @@ impl Engine {
         let look = self.look().await;
         Health {
             database: look.database,
-            objects: look.objects,
+            objects: look.objects.and_then(|()| self.handover.check()),
             uplinks_waiting: self.uplinks.waiting(),
             counters: self.metrics.snapshot(),
         }

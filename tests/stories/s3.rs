@@ -18,6 +18,8 @@ matrix!(a_server_that_is_away_is_made_up_for: sqlite_gateway, postgres_gateway);
 matrix!(a_kill_in_the_middle_of_the_move_loses_nothing: sqlite_gateway, postgres_gateway);
 matrix!(images_of_the_folder_move_to_the_bucket_and_do_not_go_back_unseen: sqlite_gateway);
 matrix!(who_is_refused_by_the_server_is_told_so_and_does_not_start: sqlite_gateway);
+matrix!(another_bucket_is_refused_and_none_is_made: sqlite_gateway, postgres_gateway);
+matrix!(an_image_that_does_not_get_there_is_told_of: sqlite_gateway);
 
 const FIRMWARE: &str = "/api/v1/ota/firmware";
 /// Three parts.
@@ -317,4 +319,98 @@ async fn who_is_refused_by_the_server_is_told_so_and_does_not_start(options: Opt
     assert!(said.contains("STORAGE_S3_ENDPOINT"), "{said}");
     assert!(said.contains("look at the access key"), "{said}");
     assert!(!said.contains("of-another"), "{said}");
+}
+
+async fn another_bucket_is_refused_and_none_is_made(options: Options) {
+    let server = S3Server::start().await;
+    let mut service = Service::start(on(&server, options.clone())).await;
+    let firmware = upload(&service.admin(), "2.1.0", b"an image".to_vec()).await;
+    service.stop().await;
+    // Mistyped; and one that is there, of another database.
+    let mistyped = || on(&server, options.clone()).with("STORAGE_S3_BUCKET", "firmwaer");
+    let refusal = async |service: &mut Service| {
+        service.reconfigure(mistyped());
+        let mut again = service.command(&service.data_dir());
+        let output = tokio::task::spawn_blocking(move || again.output().unwrap());
+        let output = output.await.unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refusal(&mut service).await;
+    assert!(said.contains("there is no such bucket"), "{said}");
+    assert!(said.contains("STORAGE_S3_BUCKET"), "{said}");
+    let made = server
+        .object("")
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join("firmwaer");
+    assert!(!made.exists(), "it is not made");
+    std::fs::create_dir(&made).unwrap();
+    let said = refusal(&mut service).await;
+    assert!(said.contains("not marked as its own"), "{said}");
+    std::fs::write(made.join("device-ota-id"), "0".repeat(32)).unwrap();
+    let said = refusal(&mut service).await;
+    assert!(said.contains("another database's"), "{said}");
+
+    // One that everything was copied to is the same.
+    let old = made.with_file_name(BUCKET);
+    let copied = [
+        "device-ota-id".to_owned(),
+        format!("objects/{}", sha256(b"an image")),
+    ];
+    std::fs::create_dir(made.join("objects")).unwrap();
+    for object in copied {
+        std::fs::copy(old.join(&object), made.join(&object)).unwrap();
+    }
+    service.start_again().await;
+    let admin = service.admin();
+    let url = link(&admin, &firmware).await;
+    assert!(url.contains("/firmwaer/"), "{url}");
+    assert_eq!(fetch(&admin, &url, None).await, (200, b"an image".to_vec()));
+}
+
+async fn an_image_that_does_not_get_there_is_told_of(options: Options) {
+    let mut server = S3Server::start().await;
+    let service = Service::start(on(&server, options)).await;
+    let admin = service.admin();
+    server.stop().await;
+    let firmware = upload(&admin, "2.1.0", b"an image".to_vec()).await;
+    assert_eq!(firmware["storage"], "local");
+    // The server answers again, and what gets there is not what it should be.
+    let name = sha256(b"an image");
+    let folder = service
+        .data_dir()
+        .join("storage/objects")
+        .join(name.split_at(2).0);
+    std::fs::write(folder.join(&name), b"an_image").unwrap();
+    server.start_again().await;
+    let health = eventually("it is told why the image waits", async || {
+        let health = admin.health().await;
+        match health["components"]["storage"]["detail"].as_str() {
+            Some(told) if told.contains("read back is not what was uploaded") => Ok(health),
+            _ => Err(health.to_string()),
+        }
+    })
+    .await;
+    assert_eq!(health["status"], "degraded");
+    let told = health["components"]["storage"]["detail"].as_str().unwrap();
+    assert!(
+        told.contains("images that wait in the local folder: 1"),
+        "{told}"
+    );
+    let request = admin.client().get(admin.url("/metrics"));
+    let answer = request.bearer_auth(service.key()).send().await.unwrap();
+    let metrics = answer.text().await.unwrap();
+    assert!(metrics.contains("device_ota_images_waiting 1"), "{metrics}");
+
+    std::fs::write(folder.join(&name), b"an image").unwrap();
+    is_moved(&admin, &firmware).await;
+    eventually("all is well again", async || {
+        let health = admin.health().await;
+        (health["status"] == "healthy")
+            .then_some(())
+            .ok_or(health.to_string())
+    })
+    .await;
 }

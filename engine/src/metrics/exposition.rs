@@ -71,6 +71,11 @@ impl Engine {
             self.uplinks.waiting() as u64,
         );
         gauge(
+            "images_waiting",
+            "Images in the local folder that could not be handed over to the bucket",
+            self.handover.waiting() as u64,
+        );
+        gauge(
             "devices_heard",
             "Whether devices can be heard: not while their broker cannot be reached",
             u64::from(self.listening.can_hear()),

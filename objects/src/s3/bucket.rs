@@ -33,6 +33,11 @@ const COMPLETE: Duration = Duration::from_mins(2);
 /// How long the next piece of a body may take.
 const PIECE: Duration = Duration::from_secs(30);
 
+/// The object in which a bucket says which one it is, whatever name it goes by.
+pub(super) const MARK: &str = "device-ota-id";
+/// More bytes than a mark has.
+const MAX_MARK: usize = 256;
+
 /// A bucket and the keys to it.
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -118,6 +123,56 @@ impl Bucket {
         }
     }
 
+    /// Makes sure that this is the bucket that says so of itself.
+    pub(super) async fn is(&self, id: &str) -> Result<(), S3Error> {
+        let found = if self.exists().await? {
+            match self.mark().await? {
+                Some(mark) if mark == id => return Ok(()),
+                Some(_) => "the bucket is another database's",
+                None => "the bucket is not marked as its own",
+            }
+        } else {
+            "there is no such bucket"
+        };
+        let id = id.to_owned();
+        Err(self.error("knowing the bucket again", Why::Another { found, id }))
+    }
+
+    /// Which bucket it says that it is, if it has been said.
+    pub(super) async fn mark(&self) -> Result<Option<String>, S3Error> {
+        let doing = "reading which bucket it is";
+        let answer = async {
+            let request = self.client.get_object(&self.name, ObjectKey::new(MARK)?)?;
+            request.build().send().await?.into_boxed_stream()
+        };
+        let (pieces, left) = match self.asked(doing, ANSWER, answer).await {
+            Ok(answer) => answer,
+            Err(error) if error.code() == Some("nosuchkey") => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (mut body, mut mark) = (Body { pieces, left }, Vec::new());
+        while mark.len() <= MAX_MARK
+            && let Some(piece) = body.next(&self.at).await?
+        {
+            mark.extend_from_slice(&piece);
+        }
+        let text = String::from_utf8_lossy(&mark);
+        Ok(Some(text.trim().to_owned()))
+    }
+
+    /// Writes down which bucket it is.
+    pub(super) async fn set_mark(&self, id: &str) -> Result<(), S3Error> {
+        let put = async {
+            let bytes = SegmentedBytes::from(Bytes::copy_from_slice(id.as_bytes()));
+            let request = self
+                .client
+                .put_object(&self.name, ObjectKey::new(MARK)?, bytes)?;
+            request.build().send().await
+        };
+        let doing = "writing down which bucket it is";
+        self.asked(doing, ANSWER, put).await.map(drop)
+    }
+
     async fn exists(&self) -> Result<bool, S3Error> {
         let found = async { self.client.bucket_exists(&self.name)?.build().send().await };
         let found = self.asked("looking for the bucket", ANSWER, found).await?;
@@ -131,7 +186,7 @@ impl Bucket {
         }
         let why = Why::Answered {
             code: "nosuchbucket".to_owned(),
-            message: " (it is made with the next image that is handed over)".to_owned(),
+            message: String::new(),
         };
         Err(self.error("looking for the bucket", why))
     }
@@ -350,7 +405,7 @@ impl Bucket {
 
 impl Body {
     /// The next piece, never more than is left.
-    async fn next(&mut self, at: &str) -> Result<Option<Bytes>, ObjectError> {
+    async fn next(&mut self, at: &str) -> Result<Option<Bytes>, S3Error> {
         let doing = "reading an image";
         let failed = |why| S3Error {
             at: at.to_owned(),
@@ -358,9 +413,9 @@ impl Body {
             why,
         };
         let piece = match timeout(PIECE, self.pieces.next()).await {
-            Err(_) => return Err(failed(Why::TimedOut(PIECE)).into()),
+            Err(_) => return Err(failed(Why::TimedOut(PIECE))),
             Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(failed(Why::Unreachable(error.to_string())).into()),
+            Ok(Some(Err(error))) => return Err(failed(Why::Unreachable(error.to_string()))),
             Ok(Some(Ok(piece))) => piece,
         };
         self.left = self.left.saturating_sub(piece.len() as u64);

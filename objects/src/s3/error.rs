@@ -6,6 +6,8 @@ use std::time::Duration;
 use device_ota_engine::ports::ObjectError;
 use minio::s3::error::{Error, NetworkError, S3ServerError};
 
+use super::bucket::MARK;
+
 /// Codes of answers that say that these settings will never do. In lower case: the client writes those that it does not know
 /// itself so.
 const REFUSALS: [&str; 12] = [
@@ -57,6 +59,17 @@ pub(super) enum Why {
         /// What it said, with what parts it from the code.
         message: String,
     },
+    /// It is not the bucket of this database.
+    #[error(
+        "{found}, so it is not the one that has the images of this database: name that one (STORAGE_S3_BUCKET). If they have been \
+         copied here, write {id} into its object {MARK}"
+    )]
+    Another {
+        /// What was found instead.
+        found: &'static str,
+        /// The bucket's name for itself, as the database knows it.
+        id: String,
+    },
     /// What it said is no answer of S3.
     #[error("what answers there is no S3 ({0}); is its address right?")]
     NoS3(String),
@@ -75,7 +88,7 @@ impl S3Error {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self.why,
-            Why::Refused { .. } | Why::NoS3(_) | Why::Settings(_)
+            Why::Refused { .. } | Why::Another { .. } | Why::NoS3(_) | Why::Settings(_)
         )
     }
 

@@ -11,7 +11,7 @@ mod upload;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -68,25 +68,62 @@ pub struct S3Store {
     folder: LocalFolder,
     bucket: Arc<Bucket>,
     notes: Arc<Notes>,
+    /// Which bucket it has to be; not said yet where it has never been reached.
+    id: Arc<OnceLock<String>>,
 }
 
 impl S3Store {
     /// Opens the folder and makes the bucket where it is missing. A server that cannot be reached is no error: uploads wait in
     /// the folder for it. One that refuses is.
     pub async fn open(path: impl AsRef<Path>, settings: &S3Settings) -> Result<Self, OpenError> {
-        let bucket = Bucket::new(settings)?;
-        let folder = LocalFolder::open(path.as_ref())?;
-        let notes = Notes::open(path.as_ref())?;
-        match bucket.make().await {
+        Self::opened(path.as_ref(), settings, OnceLock::new()).await
+    }
+
+    /// The same with a bucket that was [claimed](Self::claim) before. One that is there and is another one, or none, is refused.
+    pub async fn open_again(
+        path: impl AsRef<Path>,
+        settings: &S3Settings,
+        id: String,
+    ) -> Result<Self, OpenError> {
+        Self::opened(path.as_ref(), settings, id.into()).await
+    }
+
+    async fn opened(
+        path: &Path,
+        settings: &S3Settings,
+        id: OnceLock<String>,
+    ) -> Result<Self, OpenError> {
+        let store = Self {
+            bucket: Arc::new(Bucket::new(settings)?),
+            folder: LocalFolder::open(path)?,
+            notes: Arc::new(Notes::open(path)?),
+            id: Arc::new(id),
+        };
+        match store.is_there().await {
             Err(error) if error.is_refusal() => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "images stay in the local folder until then"),
             Ok(()) => {}
         }
-        Ok(Self {
-            folder,
-            bucket: Arc::new(bucket),
-            notes: Arc::new(notes),
-        })
+        Ok(store)
+    }
+
+    /// Makes this the bucket of a database, so that it is known again; answers what it is called from now on: `id`, unless it has
+    /// an id already. To be done by one process at a time.
+    pub async fn claim(&self, id: &str) -> Result<String, S3Error> {
+        let mark = self.bucket.mark().await?;
+        if mark.is_none() {
+            self.bucket.set_mark(id).await?;
+        }
+        let mark = mark.unwrap_or_else(|| id.to_owned());
+        Ok(self.id.get_or_init(|| mark).clone())
+    }
+
+    /// Sees to it that the right bucket is there; it is made where nobody has claimed one.
+    async fn is_there(&self) -> Result<(), S3Error> {
+        match self.id.get() {
+            None => self.bucket.make().await,
+            Some(id) => self.bucket.is(id).await,
+        }
     }
 
     /// Whether the bucket has this object, with the bytes of its name.
@@ -159,7 +196,7 @@ impl Objects for S3Store {
                 None => Err(ObjectError::Missing(name.to_owned())),
             };
         };
-        self.bucket.make().await?;
+        self.is_there().await?;
         self.notes.clear(&self.bucket, name).await?;
         if self.has(name, size).await? {
             return Ok(());
