@@ -109,6 +109,8 @@ pub struct SqlStore<D: Dialect> {
     updates: Arc<Combiner<D, Update>>,
     credentials: Arc<Combiner<D, Credentials>>,
     writes: Writes,
+    #[cfg(any(test, feature = "testing"))]
+    watched: testing::Watched,
     /// Ends with the store.
     _tasks: Arc<JoinSet<()>>,
 }

@@ -242,6 +242,8 @@ impl<D: Dialect> SqlStore<D> {
             updates: Arc::new(updates),
             credentials: Arc::new(credentials),
             writes: Writes::default(),
+            #[cfg(any(test, feature = "testing"))]
+            watched: crate::testing::Watched::default(),
             writer,
             reader,
             _tasks: Arc::new(tasks),

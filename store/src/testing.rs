@@ -4,19 +4,24 @@
 //! to create databases); with none named, the test process starts one of its own in a temporary folder, reached through
 //! a Unix socket, which ends with the process however that ends. Both take a copy of one migrated template.
 
+mod watch;
+
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Postgres, Sqlite, SqliteConnection};
 
 use crate::SqlStore;
 use crate::dialect::Dialect;
+
+pub use watch::Watch;
+pub(crate) use watch::Watched;
 
 /// Names the server to use instead of a private one.
 pub const POSTGRES_URL_VARIABLE: &str = "DEVICE_OTA_TEST_POSTGRES_URL";
@@ -135,6 +140,17 @@ impl PostgresDatabase {
         SqlStore::open_url(&self.url, TEST_CONNECTIONS)
             .await
             .expect("a fresh PostgreSQL database opens")
+    }
+
+    /// Opens the database for a test that has a say in each transaction.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub async fn open_watched(&self, watch: Arc<dyn Watch>) -> SqlStore<Postgres> {
+        SqlStore {
+            watched: Watched(Some(watch)),
+            ..self.open().await
+        }
     }
 }
 

@@ -53,11 +53,15 @@ pub(crate) struct SqlTx<D: Dialect> {
     audit: Vec<Entry>,
     /// Told when something is not written.
     pub(crate) writes: Writes,
+    #[cfg(any(test, feature = "testing"))]
+    watched: crate::testing::Watched,
 }
 
 impl<D: Dialect> SqlTx<D> {
     /// Takes a connection and begins.
     pub(crate) async fn begin(store: &SqlStore<D>) -> Result<Self> {
+        #[cfg(any(test, feature = "testing"))]
+        store.watched.begins().await;
         let writes = store.writes.clone();
         let begun = store.writer.begin_with(D::BEGIN_WRITE).await;
         let inner = seen(begun.map_err(DbError::from), &writes)?;
@@ -68,6 +72,8 @@ impl<D: Dialect> SqlTx<D> {
             ledger: Ledger::default(),
             audit: Vec::new(),
             writes,
+            #[cfg(any(test, feature = "testing"))]
+            watched: store.watched.clone(),
         })
     }
 
@@ -80,7 +86,11 @@ impl<D: Dialect> SqlTx<D> {
         let events = std::mem::take(&mut self.events);
         outbox::append::<D>(&mut *self.inner, &events).await?;
         let head = audit::append::<D>(&mut *self.inner, &self.audit).await?;
+        #[cfg(any(test, feature = "testing"))]
+        self.watched.may_commit()?;
         self.inner.commit().await?;
+        #[cfg(any(test, feature = "testing"))]
+        self.watched.committed().await;
         if let Some(head) = head {
             // For whoever keeps logs elsewhere: what was said there cannot be written anew here.
             tracing::info!(

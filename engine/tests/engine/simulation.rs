@@ -11,10 +11,14 @@ mod device;
 mod draft;
 mod ending;
 mod fate;
+mod gateway;
 mod life;
 mod network;
 mod pace;
+mod replicas;
 mod rivals;
+mod sent;
+mod service;
 mod template;
 mod world;
 
@@ -68,8 +72,10 @@ struct Trouble {
     singles: bool,
     /// Admins move devices between groups and rings, and campaigns may follow.
     moves: bool,
-    /// The database is PostgreSQL, which no process dies on here.
+    /// The database is PostgreSQL.
     postgres: bool,
+    /// There are two processes on it.
+    replicas: bool,
 }
 
 impl Trouble {
@@ -87,6 +93,7 @@ impl Trouble {
         singles: true,
         moves: true,
         postgres: false,
+        replicas: false,
     };
 
     /// What is rolled out.
@@ -311,12 +318,23 @@ fn everything_at_once_changes_no_rule() {
 }
 
 #[test]
-fn everything_but_death_changes_no_rule_on_postgres() {
+fn everything_at_once_changes_no_rule_on_postgres() {
     let seeds = many_seeds();
     let few = if is_whole() { 0..POSTGRES_SEEDS } else { seeds };
     let trouble = Trouble {
-        crashes: false,
         postgres: true,
+        ..Trouble::ALL
+    };
+    play_some(few, trouble, |_| {});
+}
+
+#[test]
+fn two_replicas_change_no_rule_on_postgres() {
+    let seeds = many_seeds();
+    let few = if is_whole() { 0..POSTGRES_SEEDS } else { seeds };
+    let trouble = Trouble {
+        postgres: true,
+        replicas: true,
         ..Trouble::ALL
     };
     play_some(few, trouble, |_| {});

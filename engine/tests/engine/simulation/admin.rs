@@ -35,6 +35,7 @@ pub(super) enum Admin {
 pub(super) enum Hand {
     Update(FirmwareId),
     RollBack,
+    NewSecret,
     /// Into the group of continuous campaigns or out of it, and to a ring or to none.
     Move {
         home: bool,
@@ -56,10 +57,7 @@ impl World {
         draft["firmware_id"] = json!(template.image(version));
         self.tell(|| format!("{version} to {} devices: {draft}", self.devices.len()));
         let draft = serde_json::from_value(draft).unwrap();
-        let life = self
-            .life
-            .as_ref()
-            .expect("nobody dies while campaigns are made");
+        let life = self.life(0); // nobody dies while campaigns are made
         let view = life.engine.create_campaign(draft, &tester()).await.unwrap();
         let index = self.rollouts.len();
         self.rollouts.push(Rollout {
@@ -109,6 +107,10 @@ impl World {
                     at += self.rng.random_range(1..500);
                 }
             }
+            if self.several() && self.rng.random_bool(0.4) {
+                let at = self.rng.random_range(0..3_000);
+                self.after(at, Event::Hand(index, Hand::NewSecret));
+            }
             if singles && self.rng.random_bool(0.4) {
                 let at = self.rng.random_range(0..3_000);
                 let version = ["2.0.0", "3.0.0"][self.rng.random_range(0..2)];
@@ -123,9 +125,13 @@ impl World {
     }
 
     pub(super) async fn hand(&mut self, index: usize, what: Hand) {
-        let Some(life) = &self.life else {
+        let Some(service) = self.somebody() else {
             return self.after(60, Event::Hand(index, what));
         };
+        if let Hand::NewSecret = what {
+            return self.new_secret(index, service).await;
+        }
+        let life = self.life(service);
         let (id, by) = (&self.devices[index].reference.id, tester());
         let engine = &life.engine;
         let done = match what {
@@ -147,17 +153,40 @@ impl World {
                 };
                 engine.change_device(id, change, None, &by).await.map(drop)
             }
+            Hand::NewSecret => return,
         };
         if !life.process.is_dead() {
             allowed(done);
         }
     }
 
+    /// Its old secret opens nothing any more, and the device is given the new one in a while.
+    async fn new_secret(&mut self, index: usize, service: usize) {
+        let life = self.life(service);
+        let id = &self.devices[index].reference.id;
+        let made = life.engine.new_credentials(id, &tester()).await;
+        let dead = life.process.is_dead();
+        assert!(dead || made.is_ok(), "{made:?}");
+        let device = &mut self.devices[index];
+        device.refused_by.clear();
+        device.own_secret = made.ok().filter(|_| !dead);
+        match device.own_secret.clone() {
+            Some(secret) => {
+                device.refused_by.insert(service);
+                let later = self.rng.random_range(0..60);
+                self.after(later, Event::Secret(index, secret));
+            }
+            // Nobody knows it now.
+            None => self.after(30, Event::Hand(index, Hand::NewSecret)),
+        }
+    }
+
     pub(super) async fn start(&mut self, index: usize) {
         let id = self.rollouts[index].id.clone();
-        let Some(life) = &self.life else {
+        let Some(service) = self.somebody() else {
             return self.after(30, Event::Start(index));
         };
+        let life = self.life(service);
         let started = life.engine.start_campaign(&id, &tester()).await;
         if life.process.is_dead() {
             return self.after(30, Event::Start(index)); // perhaps once more
@@ -166,34 +195,42 @@ impl World {
     }
 
     pub(super) async fn admin(&mut self, index: usize, what: Admin) {
-        let Some(life) = &self.life else {
+        let Some(service) = self.somebody() else {
             return self.after(60, Event::Admin(index, what));
         };
+        let action = [Action::Update, Action::Rollback][self.rng.random_range(0..2)];
+        let one = match what {
+            Admin::CancelOne => self.books.any_row(&mut self.rng, &self.rollouts[index].id, None),
+            Admin::RetryOne => {
+                let id = &self.rollouts[index].id;
+                self.books.any_row(&mut self.rng, id, Some(action))
+            }
+            _ => None,
+        };
+        if let (Admin::RetryOne, Some(update)) = (what, &one) {
+            self.books.may_retry(update);
+        }
+        if let Admin::RollBack = what {
+            self.books.may_revive(&self.rollouts[index].id);
+        }
+        let life = self.life(service);
         let (id, by) = (&self.rollouts[index].id, tester());
         let engine = &life.engine;
-        let action = [Action::Update, Action::Rollback][self.rng.random_range(0..2)];
         let done = match what {
             Admin::Pause => engine.pause_campaign(id, &by).await.map(drop),
             Admin::Resume => engine.resume_campaign(id, &by).await.map(drop),
             Admin::Cancel => engine.cancel_campaign(id, &by).await.map(drop),
-            Admin::RollBack => {
-                self.books.may_revive(id);
-                engine
-                    .roll_back_campaign(id, "an admin asked", &by)
-                    .await
-                    .map(drop)
-            }
+            Admin::RollBack => engine
+                .roll_back_campaign(id, "an admin asked", &by)
+                .await
+                .map(drop),
             Admin::Advance { force } => advance(life, id, force).await,
-            Admin::CancelOne => match self.books.any_row(&mut self.rng, id, None) {
-                Some(update) => engine.cancel_update(&update, &by).await.map(drop),
-                None => Ok(()),
-            },
-            Admin::RetryOne => match self.books.any_row(&mut self.rng, id, Some(action)) {
-                Some(update) => {
-                    self.books.may_retry(&update);
-                    engine.retry_update(&update, &by).await.map(drop)
+            Admin::CancelOne | Admin::RetryOne => match (one, what) {
+                (Some(update), Admin::CancelOne) => {
+                    engine.cancel_update(&update, &by).await.map(drop)
                 }
-                None => Ok(()),
+                (Some(update), _) => engine.retry_update(&update, &by).await.map(drop),
+                (None, _) => Ok(()),
             },
         };
         if !life.process.is_dead() {
@@ -204,9 +241,10 @@ impl World {
     /// Nothing has happened for a while: an admin looks why, and helps what cannot go on by itself.
     pub(super) async fn somebody_helps(&mut self) -> Result<(), String> {
         for index in 0..self.rollouts.len() {
-            let Some(life) = &self.life else {
+            let Some(service) = self.somebody() else {
                 return Ok(());
             };
+            let life = self.life(service);
             let id = self.rollouts[index].id.clone();
             let view = life.engine.campaign(&id).await.map_err(|e| e.to_string())?;
             let Campaign { state, .. } = &view.campaign;
@@ -258,7 +296,8 @@ impl World {
         }
         // Nor do single devices that are gone take anything.
         for update in self.books.singles_of_the_gone(&self.devices) {
-            if let Some(life) = &self.life {
+            if let Some(service) = self.somebody() {
+                let life = self.life(service);
                 let done = life.engine.cancel_update(&update, &tester()).await;
                 if !life.process.is_dead() {
                     allowed(done.map(drop));

@@ -19,6 +19,7 @@ use super::admin::Rollout;
 use super::device::{Device, Offered};
 use super::pace::Pace;
 use super::rivals::{Seen, is_claimed, nobody_was_passed_over};
+use super::sent::{Sent, Way};
 use super::world::World;
 
 /// All rows of a world.
@@ -27,7 +28,7 @@ const ALL: Page = Page {
     offset: 0,
 };
 
-fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(broken()) }
 }
 
@@ -36,8 +37,7 @@ fn rule(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
 pub(super) struct Books {
     pub(super) rows: BTreeMap<UpdateId, Update>,
     pub(super) campaigns: HashMap<CampaignId, Campaign>,
-    /// Highest `seq` sent to each device.
-    seqs: HashMap<usize, u64>,
+    sent: Sent,
     /// Failed updates that an admin has asked to retry.
     retried: HashSet<UpdateId>,
     /// Campaigns whose cancelled rollbacks an admin has asked for once more.
@@ -275,9 +275,11 @@ impl Books {
         &mut self,
         device: usize,
         offered: &Offered,
+        way: Way,
         dead: bool,
     ) -> Result<(), String> {
-        self.told(device, offered.seq)?;
+        self.told(device, offered.seq, way)?;
+        self.sent.offered(device, offered, way)?;
         let row = offered
             .update
             .parse::<UpdateId>()
@@ -297,11 +299,8 @@ impl Books {
         )
     }
 
-    pub(super) fn told(&mut self, device: usize, seq: u64) -> Result<(), String> {
-        let highest = self.seqs.insert(device, seq).unwrap_or_default();
-        rule(seq > highest, || {
-            format!("{} was sent seq {seq} after {highest}", World::name(device))
-        })
+    pub(super) fn told(&mut self, device: usize, seq: u64, way: Way) -> Result<(), String> {
+        self.sent.told(device, seq, way)
     }
 
     /// What was acknowledged is in the database.
@@ -426,7 +425,7 @@ fn may_regress(before: Option<&Update>, row: &Update, devices: &[Device]) -> Res
     }
     let mut of_it = devices.iter().filter(|d| d.reference.key == row.device);
     // Who is away for long has fallen silent, wherever that was.
-    let deserved = of_it.any(|d| d.relapsed_at.is_some() || d.forges() || !d.online);
+    let deserved = of_it.any(|d| d.relapsed_at.is_some() || d.forges() || !d.is_online());
     rule(deserved && row.group() == Group::Completed, || {
         format!("{}: {:?}", line_of(row), row.regression())
     })

@@ -105,9 +105,24 @@ const WORK: [&str; 5] = [
 /// Phases in which a device can still stop.
 const CAN_CANCEL: [&str; 5] = ["offered", "accepted", "downloading", "verifying", "staged"];
 
+/// A connection as the device knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Connection {
+    /// To which process.
+    pub(super) service: usize,
+    pub(super) session: i64,
+    /// The process has acknowledged that it is there.
+    pub(super) known: bool,
+}
+
 pub(super) struct Device {
     pub(super) reference: DeviceRef,
-    pub(super) online: bool,
+    pub(super) connection: Option<Connection>,
+    /// The secret that it has, and the one that is its own; `None`: nobody knows.
+    pub(super) secret: String,
+    pub(super) own_secret: Option<String>,
+    /// The processes that know which is its own.
+    pub(super) refused_by: BTreeSet<usize>,
     pub(super) gone: bool,
     pub(super) restarted: bool,
     pub(super) runs: String,
@@ -127,7 +142,12 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(reference: DeviceRef, rng: &mut StdRng, trouble: Trouble) -> Self {
+    pub(super) fn new(
+        reference: &DeviceRef,
+        secret: &str,
+        rng: &mut StdRng,
+        trouble: Trouble,
+    ) -> Self {
         let nature = if trouble.faults && rng.random_bool(0.5) {
             any_nature(rng)
         } else {
@@ -135,8 +155,11 @@ impl Device {
         };
         let lasting = matches!(nature, Nature::Fails(..) | Nature::Mute) && rng.random_bool(0.5);
         Self {
-            reference,
-            online: false,
+            reference: reference.clone(),
+            connection: None,
+            secret: secret.to_owned(),
+            own_secret: Some(secret.to_owned()),
+            refused_by: BTreeSet::new(),
             gone: false,
             restarted: true,
             runs: "1.0.0".to_owned(),
@@ -180,7 +203,7 @@ impl Device {
 
     /// What it does with the word to start what it holds, unless it holds another one, or nothing.
     pub(super) fn flip(&mut self, rng: &mut StdRng, update: &str, seq: u64) -> Vec<(i64, Step)> {
-        if !self.online || seq <= self.highest_seq {
+        if !self.is_online() || seq <= self.highest_seq {
             return Vec::new();
         }
         self.highest_seq = seq;
@@ -309,6 +332,10 @@ impl Device {
         }
     }
 
+    pub(super) const fn is_online(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// Whether it may be believed something that is not so.
     pub(super) fn forges(&self) -> bool {
         matches!(self.nature, Nature::Forges)
@@ -321,7 +348,7 @@ impl Device {
 
     /// Whether it stops at a cancel of this update: one that it is at, and not later than it can stop.
     pub(super) fn stops(&mut self, update: &str, seq: u64) -> bool {
-        if !self.online || seq <= self.highest_seq {
+        if !self.is_online() || seq <= self.highest_seq {
             return false;
         }
         self.highest_seq = seq;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::audit::line_of;
 use super::device::Device;
-use super::fate::{Death, Effect, Process, Recorder};
+use super::fate::{Effect, Lot, Process, Recorder, Turn};
 use super::life::{LEASE, Life};
 use super::world::World;
 
@@ -37,10 +37,15 @@ impl World {
     pub(super) async fn verdict(&mut self) -> Result<(), String> {
         self.all_is_taken_back()?;
         self.rows_are_true()?;
-        let life = self.life.take().expect("the service is at rest, not dead");
-        self.versions_are_known(life.store.as_ref()).await?;
-        let events = life.store.events_after(0, ALL).await.unwrap();
-        life.end().await;
+        self.everybody_is_held().await?;
+        let store = self.life(0).store.clone(); // it is at rest, not dead
+        self.versions_are_known(store.as_ref()).await?;
+        let events = store.events_after(0, ALL).await.unwrap();
+        drop(store);
+        for service in &mut self.services {
+            let life = service.life.take();
+            life.expect("all are at rest").end().await;
+        }
         self.events_tell_it(&events)?;
         let ids: Vec<_> = events.iter().map(|event| event.id).collect();
         self.all_is_delivered(&ids).await
@@ -89,7 +94,7 @@ impl World {
         for device in &self.devices {
             // A report may be so late that its device has fallen back since, and be the first of its kind all the same.
             let outdated = self.trouble.noise && device.relapsed_at.is_some();
-            if !device.online || device.forges() || outdated {
+            if !device.is_online() || device.forges() || outdated {
                 continue;
             }
             let known = store.device(&device.reference.id).await.unwrap().unwrap();
@@ -186,7 +191,8 @@ impl World {
             .random_bool(0.1)
             .then(|| self.rng.random_range(0..8));
         for number in 0..LIVES {
-            let death = (self.trouble.crashes && number + 1 < LIVES).then(|| Death {
+            let death = (self.trouble.crashes && number + 1 < LIVES).then(|| Turn {
+                lot: Lot::Dies,
                 at: [Effect::Deliver, Effect::Commit][self.rng.random_range(0..2)],
                 after: self.rng.random_range(0..20),
                 too_late: self.rng.random_bool(0.5),
@@ -218,7 +224,7 @@ impl World {
     /// The service as it runs in earnest, until it has delivered the last event or dies. What its receiver heard.
     async fn run_until_delivered(
         &self,
-        death: Option<Death>,
+        death: Option<Turn>,
         refuses: Option<usize>,
         last: Option<i64>,
         number: u32,

@@ -1,16 +1,15 @@
-//! When the process dies: at one commit, one message down, one acknowledgement or one event delivered, just before or
-//! just after it takes effect. What a dead process does reaches nobody, and the database refuses it.
+//! When a process dies or stands still: at one commit, one message down, one acknowledgement or one event delivered, just
+//! before or just after it takes effect. What a dead process does reaches nobody, and the database refuses it; one that
+//! stands still goes on, one day, in the middle of what it was at.
 
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use device_ota_domain::DeviceId;
 use device_ota_domain::event::StoredEvent;
 use device_ota_engine::inbound::AckSink;
-use device_ota_engine::ports::{Delivery, Downlink, EventSink, SinkError};
-use device_ota_protocol::topics::Down;
-use tokio::sync::{mpsc, oneshot, watch};
+use device_ota_engine::ports::{EventSink, SinkError};
+use device_ota_store::testing::Watch;
+use tokio::sync::{oneshot, watch};
 
 /// Whatever reaches the world outside of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,60 +20,160 @@ pub(super) enum Effect {
     Deliver,
 }
 
-/// A death to come: at the effect of that kind that so many others come before.
+/// What becomes of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lot {
+    Dies,
+    /// Before and after transactions, and never within one: there the database would end it.
+    StandsStill,
+}
+
+/// A turn to come: at the effect of that kind that so many others come before.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Death {
+pub(super) struct Turn {
+    pub(super) lot: Lot,
     pub(super) at: Effect,
     pub(super) after: u32,
     /// The effect still takes place.
     pub(super) too_late: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Lives,
+    StandsStill,
+    Dead,
+}
+
 struct Fate {
-    death: Option<Death>,
-    dead: bool,
+    turn: Option<Turn>,
+    state: State,
+    /// It may come to stand still in what it does at the moment.
+    may_stand: bool,
     commits: u64,
+    /// Devices that are told when it goes on.
+    held: Vec<oneshot::Sender<()>>,
 }
 
 /// The fate of one process.
 #[derive(Clone)]
-pub(super) struct Process(Arc<Mutex<Fate>>, watch::Sender<bool>);
+pub(super) struct Process(Arc<Mutex<Fate>>, watch::Sender<State>);
 
 impl Process {
-    pub(super) fn new(death: Option<Death>) -> Self {
+    pub(super) fn new(turn: Option<Turn>) -> Self {
         let fate = Fate {
-            death,
-            dead: false,
+            turn,
+            state: State::Lives,
+            may_stand: false,
             commits: 0,
+            held: Vec::new(),
         };
-        Self(Arc::new(Mutex::new(fate)), watch::channel(false).0)
+        Self(
+            Arc::new(Mutex::new(fate)),
+            watch::channel(State::Lives).0,
+        )
     }
 
-    /// Whether an effect takes place; this may be the one at which the process dies.
+    fn becomes(&self, fate: &mut Fate, state: State) {
+        fate.state = state;
+        self.1.send_replace(state);
+    }
+
+    /// Whether an effect takes place; this may be the one at which the process dies, or stands still.
     pub(super) fn may(&self, effect: Effect) -> bool {
         let mut fate = self.0.lock().unwrap();
-        if fate.dead {
+        if fate.state == State::Dead {
             return false;
         }
-        let takes_place = match &mut fate.death {
-            Some(death) if death.at == effect && death.after == 0 => {
-                let too_late = death.too_late;
-                fate.dead = true;
-                self.1.send_replace(true);
-                too_late
+        let turn = fate.turn.as_mut().filter(|turn| turn.at == effect);
+        let due = match turn {
+            Some(turn) if turn.after > 0 => {
+                turn.after -= 1;
+                None
             }
-            Some(death) if death.at == effect => {
-                death.after -= 1;
-                true
-            }
-            _ => true,
+            turn => turn.map(|turn| *turn),
         };
+        let mut takes_place = true;
+        match due {
+            Some(turn) if turn.lot == Lot::Dies => {
+                takes_place = turn.too_late;
+                self.becomes(&mut fate, State::Dead);
+            }
+            Some(_) if fate.may_stand => {
+                fate.turn = None;
+                self.becomes(&mut fate, State::StandsStill);
+            }
+            _ => {}
+        }
         fate.commits += u64::from(takes_place && effect == Effect::Commit);
         takes_place
     }
 
+    /// The same of an effect that waits while the process stands still.
+    pub(super) async fn may_in_time(&self, effect: Effect) -> bool {
+        self.goes_on().await;
+        let too_late = self.turn().is_none_or(|turn| turn.too_late);
+        let takes_place = self.may(effect);
+        if too_late {
+            return takes_place;
+        }
+        self.goes_on().await;
+        takes_place && !self.is_dead()
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        self.0.lock().unwrap().turn
+    }
+
+    /// Lets it stand still in what it does from here on, or no more.
+    pub(super) fn may_stand(&self, may: bool) {
+        self.0.lock().unwrap().may_stand = may;
+    }
+
+    /// It stands still from here on.
+    pub(super) fn stand_still(&self) {
+        let mut fate = self.0.lock().unwrap();
+        if fate.state == State::Lives {
+            self.becomes(&mut fate, State::StandsStill);
+        }
+    }
+
+    /// It goes on, and tells those that it has not told.
+    pub(super) fn go_on(&self) {
+        let mut fate = self.0.lock().unwrap();
+        if fate.state == State::StandsStill {
+            self.becomes(&mut fate, State::Lives);
+            for device in std::mem::take(&mut fate.held) {
+                device.send(()).ok();
+            }
+        }
+    }
+
+    pub(super) fn die(&self) {
+        let mut fate = self.0.lock().unwrap();
+        fate.held.clear();
+        self.becomes(&mut fate, State::Dead);
+    }
+
+    /// Tells a device that its message is safe, now or when it goes on.
+    fn tell(&self, device: oneshot::Sender<()>) {
+        if !self.may(Effect::Ack) {
+            return;
+        }
+        let mut fate = self.0.lock().unwrap();
+        if fate.state == State::StandsStill {
+            fate.held.push(device);
+        } else {
+            device.send(()).ok();
+        }
+    }
+
     pub(super) fn is_dead(&self) -> bool {
-        self.0.lock().unwrap().dead
+        self.0.lock().unwrap().state == State::Dead
+    }
+
+    pub(super) fn stands_still(&self) -> bool {
+        self.0.lock().unwrap().state == State::StandsStill
     }
 
     /// Commits so far.
@@ -84,43 +183,63 @@ impl Process {
 
     /// Returns when it has died.
     pub(super) async fn died(&self) {
-        let mut dead = self.1.subscribe();
-        // The sender lives as long as this.
-        dead.wait_for(|dead| *dead).await.unwrap();
+        self.is(|state| state == State::Dead).await;
     }
-}
 
-/// What goes down to the devices.
-pub(super) struct Wire {
-    pub(super) process: Process,
-    pub(super) sent: mpsc::UnboundedSender<(DeviceId, Down, Bytes)>,
+    /// Returns when nothing is to be expected of it any more: it has died, or stands still.
+    pub(super) async fn stops(&self) {
+        self.is(|state| state != State::Lives).await;
+    }
+
+    /// Returns when it stands still.
+    pub(super) async fn stands(&self) {
+        self.is(|state| state == State::StandsStill).await;
+    }
+
+    /// Returns unless it stands still.
+    pub(super) async fn goes_on(&self) {
+        self.is(|state| state != State::StandsStill).await;
+    }
+
+    async fn is(&self, so: impl Fn(State) -> bool) {
+        let mut state = self.1.subscribe();
+        // The sender lives as long as this.
+        state.wait_for(|state| so(*state)).await.unwrap();
+    }
 }
 
 #[async_trait]
-impl Downlink for Wire {
-    async fn send(&self, device: &DeviceId, to: &Down, payload: Bytes) -> Delivery {
-        if self.process.may(Effect::Send) {
-            self.sent.send((device.clone(), *to, payload)).ok();
-        }
-        Delivery::Queued
+impl Watch for Process {
+    async fn begins(&self) {
+        self.goes_on().await;
     }
 
-    async fn disconnect(&self, _device: &DeviceId) {}
+    fn may_commit(&self) -> bool {
+        self.may(Effect::Commit)
+    }
+
+    async fn committed(&self) {
+        self.goes_on().await;
+    }
 }
 
 /// Tells a device that its message is safe.
 pub(super) struct Told {
     pub(super) process: Process,
     pub(super) device: Mutex<Option<oneshot::Sender<()>>>,
+    /// It came in over a connection.
+    pub(super) connection: bool,
 }
 
 impl AckSink for Told {
     fn committed(&self, _token: u64) {
-        if self.process.may(Effect::Ack)
-            && let Some(device) = self.device.lock().unwrap().take()
-        {
-            device.send(()).ok();
+        if let Some(device) = self.device.lock().unwrap().take() {
+            self.process.tell(device);
         }
+    }
+
+    fn is_connection(&self) -> bool {
+        self.connection
     }
 }
 

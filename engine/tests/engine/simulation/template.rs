@@ -7,8 +7,10 @@ use std::sync::atomic::AtomicI64;
 
 use bytes::Bytes;
 use device_ota_domain::FirmwareId;
-use device_ota_engine::Uploaded;
 use device_ota_engine::inbound::DeviceRef;
+use device_ota_engine::ports::Objects;
+use device_ota_engine::{RegistrationOutcome, Uploaded};
+use device_ota_objects::LocalFolder;
 use device_ota_store::testing::{PostgresDatabase, SqliteDatabase};
 use serde_json::json;
 
@@ -23,7 +25,8 @@ const BEFORE: i64 = 1_799_999_000_000_000;
 
 pub(super) struct Template {
     bytes: Vec<u8>,
-    pub(super) devices: Vec<DeviceRef>,
+    /// Devices, and their secrets.
+    pub(super) devices: Vec<(DeviceRef, String)>,
     images: Vec<(&'static str, FirmwareId)>,
     /// The bytes of the images, by where they lie in the object store.
     objects: Vec<(PathBuf, Vec<u8>)>,
@@ -82,10 +85,12 @@ impl Template {
 
     async fn fill(base: &Base) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let objects: Arc<dyn Objects> = Arc::new(LocalFolder::open(folder.path()).unwrap());
         let place = Place {
             database: base,
-            folder: folder.path(),
+            objects: &objects,
             clock: &Arc::new(TestClock(AtomicI64::new(BEFORE))),
+            sent: &Arc::default(),
         };
         let (life, _work) = Life::new(&place, Process::new(None), Vec::new(), 0).await;
         let names = (0..MAX_DEVICES).map(device_name).chain([PROBE.to_owned()]);
@@ -100,11 +105,14 @@ impl Template {
         });
         let (registrations, by) = (registrations.collect(), tester());
         let made = life.engine.register_devices(registrations, &by);
-        made.await.unwrap();
+        let made = made.await.unwrap();
         let mut devices = Vec::new();
-        for name in (0..MAX_DEVICES).map(device_name) {
-            let id = name.parse().unwrap();
-            devices.push(life.engine.resolve(&id).await.unwrap().unwrap());
+        for made in made.into_iter().take(MAX_DEVICES) {
+            let RegistrationOutcome::Created { secret } = made.outcome else {
+                panic!("{} exists", made.device_id)
+            };
+            let device = life.engine.resolve(&made.device_id).await.unwrap();
+            devices.push((device.unwrap(), secret));
         }
         let mut images = Vec::new();
         for version in ["1.0.0", "2.0.0", "3.0.0"] {

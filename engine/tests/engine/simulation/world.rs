@@ -1,11 +1,12 @@
-//! The simulated world: devices, the network between, admins, a service that dies and starts anew, and time that goes
-//! from event to event.
+//! The simulated world: devices, the network between, admins, a service of one process or several that die and start anew,
+//! and time that goes from event to event.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use device_ota_engine::ports::Clock as _;
+use device_ota_engine::ports::{Clock as _, Objects};
+use device_ota_objects::LocalFolder;
 use device_ota_protocol::objects::Root;
 use device_ota_protocol::topics::Up;
 use jiff::{SignedDuration, Timestamp};
@@ -16,11 +17,16 @@ use super::admin::{Admin, Hand, Rollout};
 use super::audit::Books;
 use super::base::Base;
 use super::device::{Device, Offered, Restarts, Said, Step};
-use super::fate::{Death, Effect, Process};
-use super::life::{Life, Place};
+use super::gateway::Message;
+use super::life::Place;
+use super::replicas::Change;
+use super::service::Service;
 use super::template::{Template, device_name};
 use super::{Story, Trouble};
 use crate::fixture::{TestClock, report, root};
+
+/// Processes of a service that has several.
+const REPLICAS: usize = 2;
 
 /// Steps after which a world that is not at rest counts as endless.
 const MAX_STEPS: usize = 20_000;
@@ -50,8 +56,35 @@ pub(super) enum Event {
     Start(usize),
     Admin(usize, Admin),
     Hand(usize, Hand),
-    Tick,
-    Restart,
+    /// A process looks what time it is.
+    Tick(usize),
+    /// One of several says that it lives.
+    Beat(usize),
+    Restart(usize),
+    /// Something happens to one of several processes.
+    Replica(usize, Change),
+    /// A device gives up a session over which nothing comes.
+    LosesPatience(usize, i64),
+    /// The gateway of that life of a process misses a device.
+    FallsSilent(usize, usize, Option<u64>, i64),
+    /// A device is given the secret that is its own now.
+    Secret(usize, String),
+}
+
+impl Event {
+    /// It happens again and again, whatever else does.
+    pub(super) const fn is_idle(&self) -> bool {
+        matches!(self, Self::Tick(_) | Self::Beat(_))
+    }
+
+    /// It is of this life of a process, and of no later one.
+    pub(super) fn is_of(&self, service: usize) -> bool {
+        match self {
+            Self::Tick(of) | Self::Beat(of) => *of == service,
+            Self::Replica(of, change) => *of == service && *change == Change::GoesOn,
+            _ => false,
+        }
+    }
 }
 
 pub(super) struct World {
@@ -60,22 +93,29 @@ pub(super) struct World {
     pub(super) story: Story,
     pub(super) devices: Vec<Device>,
     pub(super) rollouts: Vec<Rollout>,
-    /// The service, while it lives.
-    pub(super) life: Option<Life>,
+    /// Its processes, one or several.
+    pub(super) services: Vec<Service>,
     pub(super) books: Books,
     pub(super) clock: Arc<TestClock>,
     database: Base,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
+    objects: Arc<dyn Objects>,
+    sent: Arc<AtomicU64>,
     pub(super) root: Root,
-    lives: u64,
+    pub(super) lives: u64,
+    /// The highest number of a session.
     pub(super) sessions: i64,
-    queue: BTreeMap<(Timestamp, u64), Event>,
+    /// Checks so far.
+    pub(super) nonces: u64,
+    /// The secrets by which sessions were opened.
+    pub(super) opened_by: BTreeMap<i64, String>,
+    pub(super) queue: BTreeMap<(Timestamp, u64), Event>,
     /// Events so far; those of the same time happen in the order in which they were planned.
     planned: u64,
-    /// Commits of this life when the books were last looked at.
-    audited: Option<u64>,
+    /// Commits of all lives when the books were last looked at.
+    audited: Vec<(u64, u64)>,
     /// Looks in a row at which nothing had happened.
-    idle: u32,
+    idle: usize,
 }
 
 impl World {
@@ -88,34 +128,40 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let database = template.base(trouble.postgres).await;
         let many = rng.random_range(1..=MAX_DEVICES);
-        let references = template.devices.iter().take(many);
-        let devices = references.map(|device| Device::new(device.clone(), &mut rng, trouble));
+        let known = template.devices.iter().take(many);
+        let devices = known.map(|(device, secret)| Device::new(device, secret, &mut rng, trouble));
+        let folder = tempfile::tempdir().unwrap();
+        template.lay_images(folder.path());
+        let processes = if trouble.replicas { REPLICAS } else { 1 };
         let mut world = Self {
             devices: devices.collect(),
             rng,
             trouble,
             story,
             rollouts: Vec::new(),
-            life: None,
+            services: (0..processes).map(Service::new).collect(),
             books: Books::default(),
             clock: Arc::new(TestClock(AtomicI64::new(BEGINNING))),
             database,
-            folder: tempfile::tempdir().unwrap(),
+            objects: Arc::new(LocalFolder::open(folder.path()).unwrap()),
+            _folder: folder,
+            sent: Arc::default(),
             root: root(),
             lives: 0,
             sessions: 0,
+            nonces: 0,
+            opened_by: BTreeMap::new(),
             queue: BTreeMap::new(),
             planned: 0,
-            audited: None,
+            audited: Vec::new(),
             idle: 0,
         };
-        template.lay_images(world.folder.path());
-        world.open(None).await;
+        world.open(0, None).await;
         for version in trouble.versions() {
             world.create(template, version).await;
         }
         world.plan_for_single_devices(template);
-        world.die_one_day().await;
+        world.begin().await;
         world
     }
 
@@ -146,43 +192,9 @@ impl World {
     pub(super) fn place(&self) -> Place<'_> {
         Place {
             database: &self.database,
-            folder: self.folder.path(),
+            objects: &self.objects,
             clock: &self.clock,
-        }
-    }
-
-    /// A new process, which is to die at that effect.
-    pub(super) async fn open(&mut self, death: Option<Death>) {
-        self.lives += 1;
-        let process = Process::new(death);
-        let (mut life, work) = Life::new(&self.place(), process, Vec::new(), self.lives).await;
-        life.begin(work).await;
-        self.life = Some(life);
-        self.audited = None;
-        self.after(0, Event::Tick);
-    }
-
-    /// Begins anew with a process whose days are counted, where processes die.
-    async fn die_one_day(&mut self) {
-        for index in 0..self.devices.len() {
-            let first = self.rng.random_range(0..200);
-            self.after(first, Event::Up(index));
-        }
-        if self.trouble.crashes {
-            self.life.take().expect("it was opened").end().await;
-            self.queue.retain(|_, event| !matches!(event, Event::Tick));
-            let death = self.any_death();
-            self.open(Some(death)).await;
-        }
-    }
-
-    fn any_death(&mut self) -> Death {
-        let (at, most) = [(Effect::Commit, 40), (Effect::Send, 12), (Effect::Ack, 25)]
-            [self.rng.random_range(0..3)];
-        Death {
-            at,
-            after: self.rng.random_range(0..most),
-            too_late: self.rng.random_bool(0.5),
+            sent: &self.sent,
         }
     }
 
@@ -193,21 +205,17 @@ impl World {
                 return Err("the service looks no more".to_owned());
             };
             self.clock.0.store(at.as_microsecond(), Ordering::SeqCst);
-            let idle = matches!(event, Event::Tick);
+            let (idle, ticks) = (event.is_idle(), matches!(event, Event::Tick(_)));
             self.happen(event).await?;
             self.pass().await?;
-            if self.has_died().await {
+            if self.bury_the_dead().await {
                 continue;
             }
-            self.idle = if idle { self.idle + 1 } else { 0 };
-            let resting = !self
-                .queue
-                .values()
-                .any(|event| !matches!(event, Event::Tick));
-            if resting && self.books.all_is_over() {
+            self.idle = if idle { self.idle + usize::from(ticks) } else { 0 };
+            if self.is_resting() && self.books.all_is_over() && self.is_settled().await? {
                 return self.verdict().await;
             }
-            if resting && self.idle > 3 {
+            if self.is_resting() && self.idle > 3 * self.services.len() {
                 self.somebody_helps().await?;
             }
         }
@@ -217,8 +225,13 @@ impl World {
         ))
     }
 
+    /// Nothing happens but what always does.
+    pub(super) fn is_resting(&self) -> bool {
+        self.queue.values().all(Event::is_idle)
+    }
+
     async fn happen(&mut self, event: Event) -> Result<(), String> {
-        if !matches!(event, Event::Tick) {
+        if !event.is_idle() {
             self.tell(|| format!("{event:?}"));
         }
         match event {
@@ -237,51 +250,77 @@ impl World {
                 step,
             } => self.step(device, script, step).await?,
             Event::Up(device) => self.up(device).await?,
-            Event::Late(device, text) => {
-                if self.life.is_some() {
-                    self.report(device, vec![text]).await?;
-                } else {
-                    self.devices[device].outbox.push_back(text);
-                }
-            }
+            Event::Late(device, text) => self.report(device, vec![text]).await?,
             Event::Start(rollout) => self.start(rollout).await,
             Event::Admin(rollout, what) => self.admin(rollout, what).await,
             Event::Hand(device, what) => self.hand(device, what).await,
-            Event::Tick => {
-                if let Some(life) = &self.life {
-                    // Whoever says nothing of an offer is there all the same.
-                    let there = self.devices.iter().filter(|device| device.online);
-                    for device in there.filter(|device| device.is_mute()) {
-                        let text = format!(r#"{{"version":"{}"}}"#, device.runs);
-                        let heartbeat = report(Up::Heartbeat, &text);
-                        life.submit(&device.reference, vec![heartbeat]).await;
-                    }
-                    life.keep_time().await;
-                    let next = self.rng.random_range(TICK / 4..TICK);
-                    self.after(next, Event::Tick);
-                }
+            Event::Tick(service) => self.tick(service).await,
+            Event::Beat(service) => self.beats(service).await?,
+            Event::Restart(service) => {
+                let turn = self.rng.random_bool(0.7).then(|| self.any_turn());
+                self.open(service, turn).await;
             }
-            Event::Restart => {
-                let death = self.rng.random_bool(0.7).then(|| self.any_death());
-                self.open(death).await;
+            Event::Replica(service, change) => self.changes(service, change).await?,
+            Event::LosesPatience(device, session) => self.loses_patience(device, session).await,
+            Event::FallsSilent(device, service, life, session) => {
+                self.falls_silent(device, service, life, session).await;
             }
+            Event::Secret(device, secret) => self.devices[device].secret = secret,
         }
         Ok(())
     }
 
-    /// The planner's turn; then what came down is on its way, and the books are looked at.
-    async fn pass(&mut self) -> Result<(), String> {
-        let Some(life) = &mut self.life else {
-            return Ok(());
+    async fn tick(&mut self, service: usize) {
+        let next = self.rng.random_range(TICK / 4..TICK);
+        self.after(next, Event::Tick(service));
+        let Some(life) = self.services[service].awake() else {
+            return;
         };
-        if !life.process.is_dead() {
-            life.dispatch().await;
+        // Whoever says nothing of an offer is there all the same.
+        let here = |device: &&Device| device.connection.is_some_and(|c| c.service == service);
+        for device in self.devices.iter().filter(here).filter(|d| d.is_mute()) {
+            let text = format!(r#"{{"version":"{}"}}"#, device.runs);
+            let heartbeat = report(Up::Heartbeat, &text);
+            life.submit(&device.reference, vec![heartbeat]).await;
         }
-        let down = life.came_down();
-        let commits = life.commits();
-        let (store, dead) = (life.store.clone(), life.process.is_dead());
-        if (commits.is_none() || commits != self.audited) && !dead {
-            self.audited = commits;
+        if life.is_awake() {
+            life.keep_time().await;
+        }
+    }
+
+    /// The planner's turn in each process; then what came down is on its way, and the books are looked at.
+    async fn pass(&mut self) -> Result<(), String> {
+        for service in self.whose_turn() {
+            self.heeds(service).await?;
+            let Some(life) = &mut self.services[service].life else {
+                continue;
+            };
+            if life.is_awake() {
+                life.dispatch().await;
+            }
+            self.all_comes_down(true).await?;
+        }
+        self.notice_who_stands();
+        Ok(())
+    }
+
+    /// Looks at the books, if anything was written, and at what came down. Whoever `acts` by themselves tell those alone that they hold.
+    pub(super) async fn all_comes_down(&mut self, acts: bool) -> Result<(), String> {
+        let (mut down, mut audited, mut store) = (Vec::new(), Vec::new(), None);
+        for service in &mut self.services {
+            let at = service.index;
+            let Some(life) = &mut service.life else {
+                continue;
+            };
+            let dead = life.process.is_dead();
+            down.extend(life.came_down().into_iter().map(|message| (at, message, dead)));
+            audited.push((life.number, life.process.commits()));
+            if !dead {
+                store = Some(life.store.clone());
+            }
+        }
+        if let Some(store) = store.filter(|_| audited != self.audited) {
+            self.audited = audited;
             let now = self.now();
             let news = self
                 .books
@@ -294,8 +333,9 @@ impl World {
                 self.tell(|| format!("    {line}"));
             }
         }
-        for message in down {
-            self.comes_down(message, dead)?;
+        down.sort_by_key(|(_, message, _): &(usize, Message, bool)| message.place);
+        for (service, message, dead) in down {
+            self.comes_down(service, &message, dead, acts)?;
         }
         Ok(())
     }
@@ -333,29 +373,10 @@ impl World {
     /// What it runs now it tells when it connects; it may have connected before it was done.
     async fn has_booted(&mut self, index: usize) {
         self.devices[index].restarted = true;
-        if self.devices[index].online {
+        if self.devices[index].is_online() {
             self.down(index).await;
             self.after(2, Event::Up(index));
         }
-    }
-
-    /// Buries a process that has died: all connections are gone, and a new one starts in a while.
-    async fn has_died(&mut self) -> bool {
-        let Some(life) = self.life.take_if(|life| life.process.is_dead()) else {
-            return self.life.is_none();
-        };
-        self.tell(|| "the service dies".to_owned());
-        life.end().await;
-        self.queue.retain(|_, event| !matches!(event, Event::Tick));
-        let pause = self.rng.random_range(1..300);
-        self.after(pause, Event::Restart);
-        for index in 0..self.devices.len() {
-            if std::mem::take(&mut self.devices[index].online) {
-                let back = pause + self.rng.random_range(0..60);
-                self.after(back, Event::Up(index));
-            }
-        }
-        true
     }
 
     /// The name of a device, for the books.
