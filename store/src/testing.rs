@@ -141,16 +141,14 @@ impl PostgresDatabase {
             .await
             .expect("a fresh PostgreSQL database opens")
     }
+}
 
-    /// Opens the database for a test that has a say in each transaction.
-    ///
-    /// # Panics
-    /// When it cannot be opened.
-    pub async fn open_watched(&self, watch: Arc<dyn Watch>) -> SqlStore<Postgres> {
-        SqlStore {
-            watched: Watched(Some(watch)),
-            ..self.open().await
-        }
+impl<D: Dialect> SqlStore<D> {
+    /// The same store, for a test that has a say in each transaction.
+    #[must_use]
+    pub fn watched(mut self, watch: Arc<dyn Watch>) -> Self {
+        self.watched = Watched(Some(watch));
+        self
     }
 }
 

@@ -38,6 +38,10 @@ const SEEDS: u64 = 45;
 const PACED_SEEDS: u64 = 15;
 /// The same on PostgreSQL, where a world takes longer.
 const POSTGRES_SEEDS: u64 = 4;
+/// The same where there are two processes.
+const REPLICA_SEEDS: u64 = 12;
+/// And on PostgreSQL.
+const POSTGRES_REPLICA_SEEDS: u64 = 2;
 /// A world that takes longer than this has come to a stop.
 const PATIENCE: std::time::Duration = std::time::Duration::from_mins(3);
 /// Lines of a story that are told.
@@ -328,10 +332,22 @@ fn everything_at_once_changes_no_rule_on_postgres() {
     play_some(few, trouble, |_| {});
 }
 
+/// In production several processes share PostgreSQL alone. The statements are the same on both.
+#[test]
+fn two_replicas_change_no_rule() {
+    let seeds = many_seeds();
+    let few = if is_whole() { 0..REPLICA_SEEDS } else { seeds };
+    let trouble = Trouble {
+        replicas: true,
+        ..Trouble::ALL
+    };
+    play_some(few, trouble, |_| {});
+}
+
 #[test]
 fn two_replicas_change_no_rule_on_postgres() {
     let seeds = many_seeds();
-    let few = if is_whole() { 0..POSTGRES_SEEDS } else { seeds };
+    let few = if is_whole() { 0..POSTGRES_REPLICA_SEEDS } else { seeds };
     let trouble = Trouble {
         postgres: true,
         replicas: true,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use device_ota_engine::ports::Store;
 use device_ota_store::testing::{PostgresDatabase, SqliteDatabase};
 
-use super::fate::{Effect, Process};
+use super::fate::{Effect, Pauses, Process};
 
 pub(super) enum Base {
     Sqlite(SqliteDatabase),
@@ -18,9 +18,10 @@ impl Base {
         match self {
             Self::Sqlite(database) => {
                 let may_commit = move || guard.may(Effect::Commit);
-                Arc::new(database.open_guarded(may_commit).await)
+                let store = database.open_guarded(may_commit).await;
+                Arc::new(store.watched(Arc::new(Pauses(process.clone()))))
             }
-            Self::Postgres(database) => Arc::new(database.open_watched(Arc::new(guard)).await),
+            Self::Postgres(database) => Arc::new(database.open().await.watched(Arc::new(guard))),
         }
     }
 }

@@ -19,6 +19,10 @@ impl World {
         let mut draft = any_draft(rng, names.len(), trouble);
         if trouble.paced {
             set_a_pace(rng, &mut draft);
+            // Most of the time of a long story, and the same whoever looks at them.
+            if !trouble.replicas {
+                set_hours(rng, &mut draft);
+            }
         }
         if trouble.faults {
             set_times(rng, &mut draft);
@@ -109,7 +113,7 @@ fn set_times(rng: &mut StdRng, draft: &mut Value) {
         json!(minutes.map(|m| f64::from(u32::try_from(m).unwrap()) / 60.0));
 }
 
-/// A rate, a budget of bandwidth, hours: each or not.
+/// A rate, a budget of bandwidth: each or not.
 fn set_a_pace(rng: &mut StdRng, draft: &mut Value) {
     let per_minute = rng.random_range(1..10);
     match rng.random_range(0..3) {
@@ -124,6 +128,10 @@ fn set_a_pace(rng: &mut StdRng, draft: &mut Value) {
     if rng.random_bool(0.4) {
         draft["bandwidth_bytes_per_second"] = json!(rng.random_range(2..200));
     }
+}
+
+/// Maintenance windows, or none.
+fn set_hours(rng: &mut StdRng, draft: &mut Value) {
     if rng.random_bool(0.3) {
         // In every hour, so that nobody waits for long.
         let (minute, lasts) = (rng.random_range(0..60), rng.random_range(5..50));

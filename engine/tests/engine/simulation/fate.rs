@@ -223,6 +223,24 @@ impl Watch for Process {
     }
 }
 
+/// The same where the database itself asks at each commit.
+pub(super) struct Pauses(pub(super) Process);
+
+#[async_trait]
+impl Watch for Pauses {
+    async fn begins(&self) {
+        self.0.goes_on().await;
+    }
+
+    fn may_commit(&self) -> bool {
+        true
+    }
+
+    async fn committed(&self) {
+        self.0.goes_on().await;
+    }
+}
+
 /// Tells a device that its message is safe.
 pub(super) struct Told {
     pub(super) process: Process,

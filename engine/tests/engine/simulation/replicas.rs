@@ -5,6 +5,7 @@ use device_ota_domain::DeviceId;
 use device_ota_engine::Member;
 use device_ota_engine::ports::Downlink as _;
 use device_ota_protocol::topics::Up;
+use jiff::SignedDuration;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -16,6 +17,8 @@ use crate::fixture::{alone, report};
 
 /// How often a process says that it lives, in seconds, while others have to find out that one does not.
 const BEAT: i64 = 5;
+/// Within so many seconds they have.
+const FOUND_OUT: SignedDuration = SignedDuration::from_secs(40);
 
 /// What happens to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,7 @@ impl World {
         if !self.several() {
             return;
         }
+        self.hurries_until = self.now().checked_add(FOUND_OUT).unwrap();
         self.queue
             .retain(|_, event| !matches!(event, Event::Beat(_)));
         for service in 0..self.services.len() {
@@ -114,13 +118,12 @@ impl World {
         }
     }
 
-    /// While all are well it makes no difference how often they say so.
+    /// While there is nobody to be found dead it makes no difference how often they say so.
     pub(super) async fn beats(&mut self, service: usize) -> Result<(), String> {
-        let all = self.services.iter().all(|service| service.is_awake());
-        let next = if all {
-            self.rng.random_range(4 * BEAT..20 * BEAT)
-        } else {
+        let next = if self.now() < self.hurries_until {
             BEAT
+        } else {
+            self.rng.random_range(4 * BEAT..20 * BEAT)
         };
         self.after(next, Event::Beat(service));
         self.beat(service).await
@@ -130,13 +133,18 @@ impl World {
         let Some(life) = self.services[service].awake() else {
             return Ok(());
         };
+        let commits = life.process.commits();
         life.act(|engine| async move {
             engine.renew().await?;
-            engine.take_up().await?;
             engine.heed_notes().await
         })
         .await;
-        let is_done = life.is_awake();
+        let (is_done, after) = (life.is_awake(), life.process.commits());
+        // What it writes of itself alone is of no interest.
+        let number = life.number;
+        if let Some(seen) = self.audited.iter_mut().find(|seen| **seen == (number, commits)) {
+            seen.1 = after;
+        }
         self.engine_has_ended(service).await;
         self.all_comes_down(false).await?;
         if is_done { self.no_session_is_over(service) } else { Ok(()) }
@@ -314,6 +322,8 @@ impl World {
             return Ok(());
         }
         life.go_on().await;
+        self.beat_faster();
+        let life = self.services[service].life.as_mut().expect("it went on");
         for act in &acts[..many] {
             match act {
                 0 => life.dispatch().await,

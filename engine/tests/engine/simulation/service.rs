@@ -97,9 +97,7 @@ impl World {
         life.begin(work, self.member(service)).await;
         self.services[service].life = Some(life);
         self.after(0, Event::Tick(service));
-        if self.several() {
-            self.after(0, Event::Beat(service));
-        }
+        self.beat_faster();
     }
 
     /// Begins with processes whose days are counted, where they are.

@@ -25,6 +25,8 @@ use super::template::{Template, device_name};
 use super::{Story, Trouble};
 use crate::fixture::{TestClock, report, root};
 
+/// Lives of several processes whose days may be counted; later ones last.
+const MAX_TURNS: u64 = 20;
 /// Processes of a service that has several.
 const REPLICAS: usize = 2;
 
@@ -113,7 +115,9 @@ pub(super) struct World {
     /// Events so far; those of the same time happen in the order in which they were planned.
     planned: u64,
     /// Commits of all lives when the books were last looked at.
-    audited: Vec<(u64, u64)>,
+    pub(super) audited: Vec<(u64, u64)>,
+    /// Until when processes of several look for those that are dead.
+    pub(super) hurries_until: Timestamp,
     /// Looks in a row at which nothing had happened.
     idle: usize,
 }
@@ -154,6 +158,7 @@ impl World {
             queue: BTreeMap::new(),
             planned: 0,
             audited: Vec::new(),
+            hurries_until: Timestamp::MIN,
             idle: 0,
         };
         world.open(0, None).await;
@@ -257,7 +262,9 @@ impl World {
             Event::Tick(service) => self.tick(service).await,
             Event::Beat(service) => self.beats(service).await?,
             Event::Restart(service) => {
-                let turn = self.rng.random_bool(0.7).then(|| self.any_turn());
+                let lasts = self.several() && self.lives > MAX_TURNS;
+                let turn = !lasts && self.rng.random_bool(0.7);
+                let turn = turn.then(|| self.any_turn());
                 self.open(service, turn).await;
             }
             Event::Replica(service, change) => self.changes(service, change).await?,
@@ -273,6 +280,7 @@ impl World {
     async fn tick(&mut self, service: usize) {
         let next = self.rng.random_range(TICK / 4..TICK);
         self.after(next, Event::Tick(service));
+        let several = self.several();
         let Some(life) = self.services[service].awake() else {
             return;
         };
@@ -285,6 +293,10 @@ impl World {
         }
         if life.is_awake() {
             life.keep_time().await;
+        }
+        if life.is_awake() && several {
+            // Every minute or so.
+            life.act(|engine| async move { engine.take_up().await }).await;
         }
     }
 
@@ -319,7 +331,9 @@ impl World {
                 store = Some(life.store.clone());
             }
         }
-        if let Some(store) = store.filter(|_| audited != self.audited) {
+        // Before anybody acts nothing has changed but by what is said anew.
+        let looks = audited != self.audited && (acts || !down.is_empty());
+        if let Some(store) = store.filter(|_| looks) {
             self.audited = audited;
             let now = self.now();
             let news = self
