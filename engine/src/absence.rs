@@ -25,6 +25,7 @@ impl Engine {
 
     /// Tells of some of them; true when there may be more.
     async fn tell_some(&self, before: Timestamp, now: Timestamp) -> Result<bool> {
+        let here = self.here();
         let away = self.store.away(before, PIECE).await?;
         if away.is_empty() {
             return Ok(false);
@@ -35,6 +36,9 @@ impl Engine {
             .map(|absence| (absence, absence.last_seen.filter(|at| *at > absence.since)))
             .collect();
         let mut tx = self.store.begin().await?;
+        if self.was_ended(tx.as_mut(), here).await? {
+            return Ok(false);
+        }
         // Who came back meanwhile, or was told of by another replica, is not among them.
         let same: HashSet<_> = tx.settle_absences(&settled).await?.into_iter().collect();
         let told = settled

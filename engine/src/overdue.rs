@@ -41,8 +41,8 @@ impl Engine {
     }
 
     async fn expire(&self) -> Result<usize> {
-        let now = self.clock.now();
-        let ripe = self.store.expired(now, self.here(), MAX_ROWS).await?;
+        let (now, here) = (self.clock.now(), self.here());
+        let ripe = self.store.expired(now, here, MAX_ROWS).await?;
         if !self.listening.for_a_lease(now, self.settings.lease) {
             return Ok(0);
         }
@@ -54,6 +54,9 @@ impl Engine {
         let kept_waiting = self.kept_waiting(&ripe, now).await?;
         let ids: Vec<_> = ripe.iter().map(|r| r.update.id.clone()).collect();
         let mut tx = self.store.begin().await?;
+        if self.was_ended(tx.as_mut(), here).await? {
+            return Ok(0);
+        }
         let mut changes = Changes::default();
         for update in tx.updates(&ids).await? {
             let Some(known) = seen.get(&update.id) else {

@@ -9,7 +9,7 @@ use device_ota_domain::device::DeviceKey;
 use super::PIECE;
 use crate::inbound::{DeviceRef, Inbound, Uplink};
 use crate::ports::StoreError;
-use crate::ports::replicas::{Away, Here};
+use crate::ports::replicas::{Away, Here, ReplicaKey};
 use crate::ports::store::Tx;
 use crate::{Engine, Result};
 
@@ -85,6 +85,19 @@ impl Engine {
             return Err(StoreError::Conflict(REPLICA));
         };
         Ok(over(messages, away, self.clock.now().as_microsecond()))
+    }
+
+    /// Whether this replica, which was `here` when it last looked, was taken for dead since: then what it saw of its own devices is that
+    /// they are away, and they are not. If not, it is not before the transaction ends. To be asked before devices are locked.
+    pub(crate) async fn was_ended(
+        &self,
+        tx: &mut dyn Tx,
+        here: Option<ReplicaKey>,
+    ) -> std::result::Result<bool, StoreError> {
+        match here.filter(|_| self.membership.is_one_of_several()) {
+            Some(here) => Ok(tx.away_from(here, &[]).await?.is_none()),
+            None => Ok(false),
+        }
     }
 
     /// Ends the sessions over which such messages came.
