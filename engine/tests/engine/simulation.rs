@@ -43,7 +43,7 @@ const REPLICA_SEEDS: u64 = 12;
 /// And on PostgreSQL.
 const POSTGRES_REPLICA_SEEDS: u64 = 2;
 /// A world that takes longer than this has come to a stop.
-const PATIENCE: std::time::Duration = std::time::Duration::from_mins(3);
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// Lines of a story that are told.
 const STORY_LINES: usize = 80;
 
@@ -177,13 +177,15 @@ fn play_some(seeds: std::ops::Range<u64>, trouble: Trouble, mut then: impl FnMut
         let quietly = || play(&template, seed, trouble, Story::default());
         match catch_unwind(AssertUnwindSafe(quietly)) {
             Ok(Ok(world)) if chosen.is_none() => then(&world),
-            _ => retell(&template, seed, trouble),
+            Ok(Ok(_)) => retell(&template, seed, trouble, "nothing"),
+            Ok(Err(broken)) => retell(&template, seed, trouble, &broken),
+            Err(_) => retell(&template, seed, trouble, "a panic, as above"),
         }
     }
 }
 
 /// Plays a seed again, this time with its story, and fails if it breaks a rule.
-fn retell(template: &Template, seed: u64, trouble: Trouble) {
+fn retell(template: &Template, seed: u64, trouble: Trouble, first: &str) {
     let story = Story(Rc::default(), true);
     let told = story.clone();
     let end = catch_unwind(AssertUnwindSafe(|| play(template, seed, trouble, story)));
@@ -196,7 +198,7 @@ fn retell(template: &Template, seed: u64, trouble: Trouble) {
     told.0.borrow().iter().for_each(|line| println!("{line}"));
     match end {
         Ok(Ok(_)) if std::env::var_os("DEVICE_OTA_SEED").is_some() => {}
-        Ok(Ok(_)) => panic!("seed {seed} broke a rule, and not when it was told again"),
+        Ok(Ok(_)) => panic!("seed {seed}, and not when it was told again: {first}"),
         Ok(Err(broken)) => panic!("seed {seed}: {broken}"),
         Err(panic) => resume_unwind(panic),
     }

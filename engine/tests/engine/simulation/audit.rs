@@ -178,7 +178,11 @@ impl Books {
                 let left = was_let_go(before) && !was_given_up(before);
                 left || again && row.campaign.as_ref().is_some_and(revived)
             }
-            _ => before.state == row.state || self.retried.contains(&row.id),
+            _ => {
+                // It was meant once more, and let go for another reason, within one step.
+                let returned = was_let_go(before) && !was_given_up(before) && was_let_go(row);
+                before.state == row.state || returned || self.retried.contains(&row.id)
+            }
         };
         let overtaken = matches!(
             row.state,
@@ -192,7 +196,7 @@ impl Books {
             || format!("{}: it was offered before it was let go", what()),
         )?;
         rule(stays, || {
-            format!("{}: it had ended as {:?}", what(), before.state)
+            format!("{} as {:?}: it had ended as {:?}", what(), row.state, before.state)
         })
     }
 
@@ -322,7 +326,9 @@ impl Books {
         let is_true = row.device == device.reference.key
             && attempt <= Some(u64::from(row.attempt))
             && report["phase"] == "completed"
-            && report["version"].as_str() == Some(&row.to_version);
+            && report["version"].as_str() == Some(&row.to_version)
+            // Who forges may have spoilt an attempt of its own.
+            && !device.forges();
         let known = matches!(row.state, UpdateState::Completed { .. });
         let lost = match &row.state {
             UpdateState::InFlight { phase, .. } => {

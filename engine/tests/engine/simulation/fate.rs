@@ -50,6 +50,8 @@ struct Fate {
     state: State,
     /// It may come to stand still in what it does at the moment.
     may_stand: bool,
+    /// It stands still in the middle of something.
+    is_within: bool,
     commits: u64,
     /// Devices that are told when it goes on.
     held: Vec<oneshot::Sender<()>>,
@@ -65,6 +67,7 @@ impl Process {
             turn,
             state: State::Lives,
             may_stand: false,
+            is_within: false,
             commits: 0,
             held: Vec::new(),
         };
@@ -101,6 +104,7 @@ impl Process {
             }
             Some(_) if fate.may_stand => {
                 fate.turn = None;
+                fate.is_within = true;
                 self.becomes(&mut fate, State::StandsStill);
             }
             _ => {}
@@ -130,16 +134,17 @@ impl Process {
         self.0.lock().unwrap().may_stand = may;
     }
 
-    /// It stands still from here on.
+    /// It stands still from here on, and was at nothing.
     pub(super) fn stand_still(&self) {
         let mut fate = self.0.lock().unwrap();
         if fate.state == State::Lives {
+            fate.is_within = false;
             self.becomes(&mut fate, State::StandsStill);
         }
     }
 
-    /// It goes on, and tells those that it has not told.
-    pub(super) fn go_on(&self) {
+    /// It goes on, and tells those that it has not told. Whether it was in the middle of something.
+    pub(super) fn go_on(&self) -> bool {
         let mut fate = self.0.lock().unwrap();
         if fate.state == State::StandsStill {
             self.becomes(&mut fate, State::Lives);
@@ -147,6 +152,7 @@ impl Process {
                 device.send(()).ok();
             }
         }
+        fate.is_within
     }
 
     pub(super) fn die(&self) {

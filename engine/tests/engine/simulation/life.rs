@@ -164,12 +164,13 @@ impl Life {
         }
     }
 
-    /// Goes on after it stood still, with what it was at.
-    pub(super) async fn go_on(&mut self) {
-        self.process.go_on();
+    /// Goes on after it stood still, with what it was at. Whether it was at anything.
+    pub(super) async fn go_on(&mut self) -> bool {
+        let was_at_it = self.process.go_on();
         for act in std::mem::take(&mut self.unfinished) {
             self.ok(act.await.unwrap());
         }
+        was_at_it
     }
 
     /// Puts messages of one device into the queue, in order.

@@ -36,11 +36,14 @@ impl World {
         // One process finds the device wherever it is.
         let over = |c: Connection| c.service == service && Some(c.session) == message.session;
         let arrives = connection.is_some_and(|c| !self.several() || over(c));
+        let elsewhere =
+            |c: Connection| c.known && c.service != service && self.services[c.service].is_awake();
         let way = Way {
             life: if self.several() { self.life(service).number } else { 0 },
             session: message.session,
             arrives: arrives || !self.several(),
             acts: acts && self.several(),
+            elsewhere: connection.is_some_and(elsewhere),
         };
         let payload = &message.payload;
         let lost = self.trouble.noise && self.rng.random_bool(0.15);

@@ -321,7 +321,9 @@ impl World {
             life.process.die();
             return Ok(());
         }
-        life.go_on().await;
+        // What it was at when it came to stand still goes first, so that a story is the same each time.
+        let was_at_it = life.go_on().await;
+        let (many, early) = if was_at_it { (0, false) } else { (many, early) };
         self.beat_faster();
         let life = self.services[service].life.as_mut().expect("it went on");
         for act in &acts[..many] {

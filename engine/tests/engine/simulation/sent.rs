@@ -17,6 +17,8 @@ pub(super) struct Way {
     pub(super) arrives: bool,
     /// A process of several sent it by itself, and did not stand still since it wrote that it would.
     pub(super) acts: bool,
+    /// Its device is connected to another process, which does not stand still.
+    pub(super) elsewhere: bool,
 }
 
 #[derive(Default)]
@@ -43,7 +45,8 @@ impl Sent {
                 format!("{} was sent seq {seq} after {highest}", name())
             })?;
         }
-        rule(!way.acts || way.session.is_some(), || {
+        let strays = way.session.is_none() && way.elsewhere;
+        rule(!way.acts || !strays, || {
             format!("{} was sent seq {seq} by a process that it is not connected to", name())
         })
     }

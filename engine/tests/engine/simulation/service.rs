@@ -57,6 +57,16 @@ impl Service {
     }
 }
 
+/// A story that was broken off leaves nobody who waits.
+impl Drop for World {
+    fn drop(&mut self) {
+        for life in self.services.iter().filter_map(|s| s.life.as_ref()) {
+            life.process.die();
+            life.stop();
+        }
+    }
+}
+
 impl World {
     /// One process that does something, if there is one.
     pub(super) fn somebody(&mut self) -> Option<usize> {

@@ -312,6 +312,7 @@ impl World {
             }
             self.all_comes_down(true).await?;
         }
+        self.all_comes_down(true).await?;
         self.notice_who_stands();
         Ok(())
     }
