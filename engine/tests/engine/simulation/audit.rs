@@ -75,6 +75,7 @@ impl Books {
         }
         let (mut news, mut claimed) = (Vec::new(), Vec::new());
         let earlier = self.rows.clone();
+        let mut changed = Vec::new();
         for row in rows {
             let before = earlier.get(&row.id);
             if before != Some(&row) {
@@ -89,12 +90,17 @@ impl Books {
                 }
                 self.may_change(before, &row, devices)?;
                 may_regress(before, &row, devices)?;
-                self.may_be_offered(before, &row, &campaigns, now)?;
                 let before_too = before.is_some_and(was_let_go);
                 self.let_go += usize::from(was_let_go(&row) && !before_too);
                 self.retried.remove(&row.id);
+                changed.push(row.id.clone());
                 self.rows.insert(row.id.clone(), row);
             }
+        }
+        // Of all that has changed in the step, one thing may be because of another.
+        for id in changed {
+            let row = self.rows[&id].clone();
+            self.may_be_offered(earlier.get(&id), &row, &campaigns, now)?;
         }
         let before = Seen {
             rows: &earlier,
