@@ -36,6 +36,7 @@ pub(super) enum Hand {
     Update(FirmwareId),
     RollBack,
     NewSecret,
+    Delete,
     /// Into the group of continuous campaigns or out of it, and to a ring or to none.
     Move {
         home: bool,
@@ -111,6 +112,10 @@ impl World {
                 let at = self.rng.random_range(0..3_000);
                 self.after(at, Event::Hand(index, Hand::NewSecret));
             }
+            if self.several() && self.rng.random_bool(0.1) {
+                let at = self.rng.random_range(0..4_000);
+                self.after(at, Event::Hand(index, Hand::Delete));
+            }
             if singles && self.rng.random_bool(0.4) {
                 let at = self.rng.random_range(0..3_000);
                 let version = ["2.0.0", "3.0.0"][self.rng.random_range(0..2)];
@@ -128,8 +133,11 @@ impl World {
         let Some(service) = self.somebody() else {
             return self.after(60, Event::Hand(index, what));
         };
-        if let Hand::NewSecret = what {
-            return self.new_secret(index, service).await;
+        match what {
+            _ if self.devices[index].deleted => return,
+            Hand::NewSecret => return self.new_secret(index, service).await,
+            Hand::Delete => return self.delete(index, service).await,
+            _ => {}
         }
         let life = self.life(service);
         let (id, by) = (&self.devices[index].reference.id, tester());
@@ -153,11 +161,27 @@ impl World {
                 };
                 engine.change_device(id, change, None, &by).await.map(drop)
             }
-            Hand::NewSecret => return,
+            Hand::NewSecret | Hand::Delete => return,
         };
         if !life.process.is_dead() {
             allowed(done);
         }
+    }
+
+    /// It is none of the fleet any more.
+    async fn delete(&mut self, index: usize, service: usize) {
+        let life = self.life(service);
+        let id = &self.devices[index].reference.id;
+        let deleted = life.engine.delete_device(id, None, &tester()).await;
+        let dead = life.process.is_dead();
+        assert!(dead || deleted.is_ok(), "{deleted:?}");
+        let is_left = life.store.device(id).await.unwrap().is_some();
+        let device = &mut self.devices[index];
+        device.refused_by.clear();
+        if is_left {
+            return self.after(30, Event::Hand(index, Hand::Delete));
+        }
+        (device.deleted, device.gone) = (true, true);
     }
 
     /// Its old secret opens nothing any more, and the device is given the new one in a while.
@@ -200,7 +224,9 @@ impl World {
         };
         let action = [Action::Update, Action::Rollback][self.rng.random_range(0..2)];
         let one = match what {
-            Admin::CancelOne => self.books.any_row(&mut self.rng, &self.rollouts[index].id, None),
+            Admin::CancelOne => self
+                .books
+                .any_row(&mut self.rng, &self.rollouts[index].id, None),
             Admin::RetryOne => {
                 let id = &self.rollouts[index].id;
                 self.books.any_row(&mut self.rng, id, Some(action))

@@ -190,19 +190,19 @@ impl Books {
                 before.state == row.state || returned || self.retried.contains(&row.id)
             }
         };
-        let overtaken = matches!(
-            row.state,
-            UpdateState::Cancelled {
-                because: Some(Exclusion::NewerInstalled),
-                ..
-            }
-        );
+        let overtaken = is_let_go_as(row, Exclusion::NewerInstalled);
+        let gone = is_let_go_as(row, Exclusion::UnknownDevice);
         rule(
-            !was_let_go(row) || overtaken || was_given_up(row) || row.attempt == 0,
+            !was_let_go(row) || overtaken || gone || was_given_up(row) || row.attempt == 0,
             || format!("{}: it was offered before it was let go", what()),
         )?;
         rule(stays, || {
-            format!("{} as {:?}: it had ended as {:?}", what(), row.state, before.state)
+            format!(
+                "{} as {:?}: it had ended as {:?}",
+                what(),
+                row.state,
+                before.state
+            )
         })
     }
 
@@ -443,15 +443,14 @@ fn may_regress(before: Option<&Update>, row: &Update, devices: &[Device]) -> Res
     })
 }
 
+/// It was let go for that reason.
+fn is_let_go_as(row: &Update, reason: Exclusion) -> bool {
+    matches!(row.state, UpdateState::Cancelled { because: Some(because), .. } if because == reason)
+}
+
 /// Its device did not begin with it in time.
-const fn was_given_up(row: &Update) -> bool {
-    matches!(
-        row.state,
-        UpdateState::Cancelled {
-            because: Some(Exclusion::OutOfTime),
-            ..
-        }
-    )
+fn was_given_up(row: &Update) -> bool {
+    is_let_go_as(row, Exclusion::OutOfTime)
 }
 
 /// Its device was none of its campaign's any more, or did not begin in time.

@@ -121,6 +121,10 @@ pub(super) struct Device {
     /// The secret that it has, and the one that is its own; `None`: nobody knows.
     pub(super) secret: String,
     pub(super) own_secret: Option<String>,
+    /// What it said when it connected.
+    pub(super) checked: String,
+    /// It is registered no more.
+    pub(super) deleted: bool,
     /// The processes that know which is its own.
     pub(super) refused_by: BTreeSet<usize>,
     pub(super) gone: bool,
@@ -159,6 +163,8 @@ impl Device {
             connection: None,
             secret: secret.to_owned(),
             own_secret: Some(secret.to_owned()),
+            checked: String::new(),
+            deleted: false,
             refused_by: BTreeSet::new(),
             gone: false,
             restarted: true,

@@ -48,6 +48,8 @@ enum State {
 struct Fate {
     turn: Option<Turn>,
     state: State,
+    /// What it is once the present commit is done: nobody shall look at the database in the middle of one.
+    next: Option<State>,
     /// It may come to stand still in what it does at the moment.
     may_stand: bool,
     /// It stands still in the middle of something.
@@ -66,15 +68,13 @@ impl Process {
         let fate = Fate {
             turn,
             state: State::Lives,
+            next: None,
             may_stand: false,
             is_within: false,
             commits: 0,
             held: Vec::new(),
         };
-        Self(
-            Arc::new(Mutex::new(fate)),
-            watch::channel(State::Lives).0,
-        )
+        Self(Arc::new(Mutex::new(fate)), watch::channel(State::Lives).0)
     }
 
     fn becomes(&self, fate: &mut Fate, state: State) {
@@ -96,18 +96,19 @@ impl Process {
             }
             turn => turn.map(|turn| *turn),
         };
-        let mut takes_place = true;
-        match due {
-            Some(turn) if turn.lot == Lot::Dies => {
-                takes_place = turn.too_late;
-                self.becomes(&mut fate, State::Dead);
-            }
+        let (takes_place, next) = match due {
+            Some(turn) if turn.lot == Lot::Dies => (turn.too_late, Some(State::Dead)),
             Some(_) if fate.may_stand => {
                 fate.turn = None;
                 fate.is_within = true;
-                self.becomes(&mut fate, State::StandsStill);
+                (true, Some(State::StandsStill))
             }
-            _ => {}
+            _ => (true, None),
+        };
+        match next {
+            Some(next) if takes_place && effect == Effect::Commit => fate.next = Some(next),
+            Some(next) => self.becomes(&mut fate, next),
+            None => {}
         }
         fate.commits += u64::from(takes_place && effect == Effect::Commit);
         takes_place
@@ -174,6 +175,17 @@ impl Process {
         }
     }
 
+    /// A commit is done.
+    async fn has_committed(&self) {
+        {
+            let mut fate = self.0.lock().unwrap();
+            if let Some(next) = fate.next.take() {
+                self.becomes(&mut fate, next);
+            }
+        }
+        self.goes_on().await;
+    }
+
     pub(super) fn is_dead(&self) -> bool {
         self.0.lock().unwrap().state == State::Dead
     }
@@ -225,7 +237,7 @@ impl Watch for Process {
     }
 
     async fn committed(&self) {
-        self.goes_on().await;
+        self.has_committed().await;
     }
 }
 
@@ -243,7 +255,7 @@ impl Watch for Pauses {
     }
 
     async fn committed(&self) {
-        self.0.goes_on().await;
+        self.0.has_committed().await;
     }
 }
 

@@ -316,10 +316,7 @@ impl Life {
     }
 
     /// Runs it as it runs in earnest, until it is told to stop.
-    pub(super) fn run(
-        &self,
-        work: Work,
-    ) -> JoinHandle<std::result::Result<(), &'static str>> {
+    pub(super) fn run(&self, work: Work) -> JoinHandle<std::result::Result<(), &'static str>> {
         tokio::spawn(self.engine.clone().run(work, self.stop.clone()))
     }
 

@@ -39,7 +39,11 @@ impl World {
         let elsewhere =
             |c: Connection| c.known && c.service != service && self.services[c.service].is_awake();
         let way = Way {
-            life: if self.several() { self.life(service).number } else { 0 },
+            life: if self.several() {
+                self.life(service).number
+            } else {
+                0
+            },
             session: message.session,
             arrives: arrives || !self.several(),
             acts: acts && self.several(),
@@ -134,7 +138,9 @@ impl World {
         };
         // Who is gone for good is missed one day.
         let noticed = self.devices[index].gone || self.rng.random_bool(0.8);
-        let Connection { service, session, .. } = connection;
+        let Connection {
+            service, session, ..
+        } = connection;
         if noticed {
             self.session_ends(index, service, session).await;
         } else if self.several() {
@@ -204,6 +210,7 @@ impl World {
             r#"{{"version":"{}","nonce":"n{}","reason":"{reason}"}}"#,
             device.runs, self.nonces
         );
+        device.checked.clone_from(&check);
         let reference = device.reference.clone();
         let uplinks = vec![Uplink::Online { session }, report(Up::Check, &check)];
         let life = self.services[service].awake().expect("it is awake");
@@ -272,7 +279,10 @@ impl World {
     fn keep(&mut self, index: usize, texts: Vec<String>) {
         let device = &mut self.devices[index];
         device.outbox.extend(texts.iter().cloned());
-        let Some(Connection { service, session, .. }) = device.connection else {
+        let Some(Connection {
+            service, session, ..
+        }) = device.connection
+        else {
             return;
         };
         let waiting = texts

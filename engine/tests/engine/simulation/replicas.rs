@@ -142,12 +142,20 @@ impl World {
         let (is_done, after) = (life.is_awake(), life.process.commits());
         // What it writes of itself alone is of no interest.
         let number = life.number;
-        if let Some(seen) = self.audited.iter_mut().find(|seen| **seen == (number, commits)) {
+        if let Some(seen) = self
+            .audited
+            .iter_mut()
+            .find(|seen| **seen == (number, commits))
+        {
             seen.1 = after;
         }
         self.engine_has_ended(service).await;
         self.all_comes_down(false).await?;
-        if is_done { self.no_session_is_over(service) } else { Ok(()) }
+        if is_done {
+            self.no_session_is_over(service)
+        } else {
+            Ok(())
+        }
     }
 
     /// Does what others have left notes about, now and then.
@@ -197,8 +205,13 @@ impl World {
             })?;
             let by = self.opened_by.get(&session);
             let own = device.own_secret.as_ref();
+            rule(!device.deleted, || {
+                format!("replica {service} has session {session} of {id}, which was deleted")
+            })?;
             rule(own.is_none() || own == by, || {
-                format!("replica {service} has session {session} of {id}, opened by a secret of before")
+                format!(
+                    "replica {service} has session {session} of {id}, opened by a secret of before"
+                )
             })?;
         }
         for device in &mut self.devices {
@@ -252,6 +265,12 @@ impl World {
                 let Some(here) = connection.filter(|c| c.service == service) else {
                     continue;
                 };
+                if self.rng.random_bool(0.5) {
+                    // It has heard no answer.
+                    let check = self.devices[index].checked.clone();
+                    let check = Waiting::Check(index, here.session, check);
+                    self.services[service].sockets.push(check);
+                }
                 if self.rng.random_bool(0.6) {
                     let patience = self.rng.random_range(5..90);
                     self.after(patience, Event::LosesPatience(index, here.session));
@@ -330,7 +349,10 @@ impl World {
             match act {
                 0 => life.dispatch().await,
                 1 => life.keep_time().await,
-                _ => life.act(|engine| async move { engine.heed_notes().await }).await,
+                _ => {
+                    life.act(|engine| async move { engine.heed_notes().await })
+                        .await
+                }
             }
         }
         if early {
@@ -353,22 +375,27 @@ impl World {
         let waiting = std::mem::take(&mut self.services[service].sockets);
         for waiting in waiting {
             let life = self.life(service);
+            let (Waiting::Report(index, session, _)
+            | Waiting::Check(index, session, _)
+            | Waiting::End(index, session)) = waiting;
+            let device = &self.devices[index].reference;
+            let here = (device.id.clone(), session);
+            let is_open = life.gateway.sessions().contains(&here);
             match waiting {
-                Waiting::Report(index, session, text) => {
-                    let device = &self.devices[index].reference;
-                    let here = (device.id.clone(), session);
-                    if !life.gateway.sessions().contains(&here) {
-                        continue; // it was ended before anybody read it
-                    }
+                Waiting::End(..) => {
+                    life.gateway.leave(&device.id, session);
+                    life.hand_over(device, Self::good_bye(session)).await;
+                }
+                _ if !is_open => {} // it was ended before anybody read it
+                Waiting::Check(_, _, text) => {
+                    let said = vec![report(Up::Check, &text)];
+                    life.hand_over(device, said).await;
+                }
+                Waiting::Report(_, _, text) => {
                     let said = vec![report(Up::Progress, &text)];
                     let acks = life.hand_over(device, said).await;
                     let owed = acks.into_iter().map(|ack| (index, text.clone(), ack));
                     self.services[service].owed.extend(owed);
-                }
-                Waiting::End(index, session) => {
-                    let device = &self.devices[index].reference;
-                    life.gateway.leave(&device.id, session);
-                    life.hand_over(device, Self::good_bye(session)).await;
                 }
             }
         }
@@ -430,7 +457,9 @@ impl World {
                 (device.reference.id.clone(), session)
             });
             let own: Vec<_> = own.collect();
-            rule(open == own, || format!("{name} has {open:?}, and there are {own:?}"))?;
+            rule(open == own, || {
+                format!("{name} has {open:?}, and there are {own:?}")
+            })?;
         }
         for device in &self.devices {
             let id = &device.reference.id;

@@ -47,7 +47,10 @@ impl Sent {
         }
         let strays = way.session.is_none() && way.elsewhere;
         rule(!way.acts || !strays, || {
-            format!("{} was sent seq {seq} by a process that it is not connected to", name())
+            format!(
+                "{} was sent seq {seq} by a process that it is not connected to",
+                name()
+            )
         })
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Service {
 pub(super) enum Waiting {
     /// A report of that device, over that session.
     Report(usize, i64, String),
+    /// A check, likewise.
+    Check(usize, i64, String),
     /// The end of a session.
     End(usize, i64),
 }
@@ -155,7 +157,11 @@ impl World {
             };
             self.tell(|| format!("the service dies{}", self.named(service)));
             life.end().await;
-            let most = if self.several() && self.rng.random_bool(0.5) { 30 } else { 300 };
+            let most = if self.several() && self.rng.random_bool(0.5) {
+                30
+            } else {
+                300
+            };
             let pause = self.rng.random_range(1..most);
             self.is_gone(service, pause);
         }

@@ -216,7 +216,11 @@ impl World {
             if self.bury_the_dead().await {
                 continue;
             }
-            self.idle = if idle { self.idle + usize::from(ticks) } else { 0 };
+            self.idle = if idle {
+                self.idle + usize::from(ticks)
+            } else {
+                0
+            };
             if self.is_resting() && self.books.all_is_over() && self.is_settled().await? {
                 return self.verdict().await;
             }
@@ -296,7 +300,8 @@ impl World {
         }
         if life.is_awake() && several {
             // Every minute or so.
-            life.act(|engine| async move { engine.take_up().await }).await;
+            life.act(|engine| async move { engine.take_up().await })
+                .await;
         }
     }
 
@@ -326,7 +331,11 @@ impl World {
                 continue;
             };
             let dead = life.process.is_dead();
-            down.extend(life.came_down().into_iter().map(|message| (at, message, dead)));
+            down.extend(
+                life.came_down()
+                    .into_iter()
+                    .map(|message| (at, message, dead)),
+            );
             audited.push((life.number, life.process.commits()));
             if !dead {
                 store = Some(life.store.clone());
