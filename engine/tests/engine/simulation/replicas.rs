@@ -351,7 +351,7 @@ impl World {
                 1 => life.keep_time().await,
                 _ => {
                     life.act(|engine| async move { engine.heed_notes().await })
-                        .await
+                        .await;
                 }
             }
         }
