@@ -219,6 +219,8 @@ impl Engine {
         work: Work,
         shutdown: CancellationToken,
     ) -> std::result::Result<(), &'static str> {
+        // Before the first report is taken.
+        self.keep_heartbeat_days().await;
         let mut loops: JoinSet<&'static str> = JoinSet::new();
         let Work {
             uplinks,

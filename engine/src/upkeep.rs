@@ -15,6 +15,8 @@ use crate::ports::StoreError;
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two looks at what is too old.
 const PRUNE_TICKS: u32 = 60;
+/// Ticks between two looks at the days of the history: those to come are made days ahead, and a day that is over has time.
+const DAYS_TICKS: u32 = 3_600;
 /// Heartbeats that wait longer are indexed even when they are few, so that a small fleet's history ends in time too.
 const OVERDUE: SignedDuration = SignedDuration::from_hours(1);
 /// Heartbeats that may wait for their index while reports queue: looking through them takes some 80 ms.
@@ -38,6 +40,8 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
         let prunes = ticks.is_multiple_of(PRUNE_TICKS);
         let reads = ticks.is_multiple_of(engine.settings.health_seconds.max(1));
         ticks = ticks.wrapping_add(1);
+        // The first time was at the start.
+        let turns_days = ticks.is_multiple_of(DAYS_TICKS);
         let work = async {
             report("indexing heartbeats", engine.index_heartbeats().await);
             // It looks through what is not indexed yet: little, but for a time of many reports.
@@ -53,6 +57,9 @@ pub(crate) async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
                     Ok(looked_at) => settled = looked_at - DELETED_OVERLAP,
                     Err(error) => tracing::debug!(%error, "deleted devices are looked at again"),
                 }
+            }
+            if turns_days {
+                engine.keep_heartbeat_days().await;
             }
             tokio::time::sleep(TICK).await;
         };
@@ -85,9 +92,17 @@ impl Engine {
     }
 
     async fn prune_heartbeats(&self) -> Result<(), StoreError> {
-        let before = self.heartbeats_kept_from();
-        while self.store.prune_heartbeats(before).await? {}
+        let (before, now) = (self.heartbeats_kept_from(), self.clock.now());
+        while self.store.prune_heartbeats(before, now).await? {}
         Ok(())
+    }
+
+    /// Makes room for the heartbeats of today and the days to come, and lets days go that are over.
+    pub(crate) async fn keep_heartbeat_days(&self) {
+        let (before, now) = (self.heartbeats_kept_from(), self.clock.now());
+        if let Err(error) = self.store.keep_heartbeat_days(now, before).await {
+            tracing::warn!(%error, "partitions of the history stay as they are; heartbeats are taken all the same");
+        }
     }
 
     /// Lets go what recent figures no longer look at.

@@ -53,6 +53,10 @@ pub trait Dialect: Database {
     /// Waits for all transactions that do, and holds those up that would begin to: while this is held, the numbers of
     /// heartbeats up to the newest are all committed. `None` where one writes at a time.
     const HISTORY_SETTLED: Option<&'static str>;
+    /// Lets one transaction at a time change the partitions by day in which heartbeats lie; `None` where they lie in one table.
+    const HISTORY_DAYS: Option<&'static str>;
+    /// The table in which heartbeats lie that no partition takes with it when its day is over.
+    const HISTORY_UNDATED: &'static str;
 
     /// The comparison "is one of the texts bound at `parameter`", to stand after an expression; fit for an index.
     fn any_of(parameter: &str) -> String;
@@ -188,6 +192,8 @@ impl Dialect for Sqlite {
     const HOLD_SLOTS: Option<&'static str> = None;
     const HOLD_REPLICAS: Option<&'static str> = None;
     const HISTORY_SETTLED: Option<&'static str> = None;
+    const HISTORY_DAYS: Option<&'static str> = None;
+    const HISTORY_UNDATED: &'static str = "device_heartbeats";
 
     fn any_of(parameter: &str) -> String {
         format!("IN (SELECT value FROM json_each({parameter}))")
@@ -252,6 +258,9 @@ impl Dialect for Postgres {
         Some("SELECT pg_advisory_xact_lock(7306085894296925285)");
     const HISTORY_SETTLED: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925283)");
+    const HISTORY_DAYS: Option<&'static str> =
+        Some("SELECT pg_advisory_xact_lock(7306085894296925286)");
+    const HISTORY_UNDATED: &'static str = "device_heartbeats_default";
 
     fn any_of(parameter: &str) -> String {
         format!("= ANY(CAST({parameter} AS TEXT[]))")

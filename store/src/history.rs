@@ -3,6 +3,9 @@
 //! An index by device and time over the growing table would cost ten times the insert. Instead a run of rows that is
 //! complete becomes a *segment*: its numbers are written once, sorted by device, at the end of `heartbeat_index`. A read
 //! looks through the rows behind the last segment and then seeks once in each segment, newest first, until it has enough.
+//!
+//! Where the rows lie in partitions by day (see [`days`](crate::days)), a segment that is let go leaves its rows to the end of
+//! their day; and a read looks, for each segment, into the partitions of its time.
 
 use device_ota_domain::page::Page;
 use device_ota_engine::ports::telemetry::HeartbeatQuery;
@@ -10,6 +13,7 @@ use device_ota_engine::ports::telemetry::HeartbeatRow;
 use jiff::Timestamp;
 
 use crate::SqlStore;
+use crate::days::DAY;
 use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, Record, statements};
@@ -26,6 +30,7 @@ statements! {
          CROSS JOIN heartbeat_index i CROSS JOIN device_heartbeats h \
          WHERE s.segment <= $1 AND s.last_at >= $3 AND s.first_at < $4 \
          AND i.segment = s.segment AND i.device_key = $2 AND h.number = i.number \
+         AND h.received_at >= s.first_at AND h.received_at <= s.last_at \
          AND h.received_at >= $3 AND h.received_at < $4 ORDER BY s.segment DESC, i.number DESC LIMIT $5 OFFSET $6";
     HEARTBEATS_BEHIND = "SELECT number, received_at, payload FROM device_heartbeats \
          WHERE number > $1 AND device_key = $2 AND received_at >= $3 AND received_at < $4 \
@@ -35,11 +40,13 @@ statements! {
          WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) run";
     INSERT_SEGMENT = "INSERT INTO heartbeat_segments (segment, last_number, first_at, last_at) VALUES ($1, $2, $3, $4)";
     INDEX_SEGMENT = "INSERT INTO heartbeat_index (segment, device_key, number) SELECT CAST($1 AS BIGINT), device_key, \
-         number FROM device_heartbeats WHERE number > $2 AND number <= $3 ORDER BY device_key, number";
+         number FROM device_heartbeats WHERE number > $2 AND number <= $3 AND received_at >= $4 AND received_at <= $5 \
+         ORDER BY device_key, number";
     OLDEST_SEGMENT = "SELECT segment, last_number, last_at FROM heartbeat_segments ORDER BY segment LIMIT 1";
     DELETE_SEGMENT = "DELETE FROM heartbeat_segments WHERE segment = $1";
     DELETE_INDEX = "DELETE FROM heartbeat_index WHERE segment = $1";
     DELETE_HEARTBEATS = "DELETE FROM device_heartbeats WHERE number <= $1";
+    DELETE_UNDATED = "DELETE FROM {undated} WHERE number <= $1";
 }
 
 /// How far the index reaches.
@@ -178,16 +185,19 @@ pub(crate) async fn index<D: Dialect>(
     let args = Args::<D>::new()
         .int(segment)
         .int(indexed.last_number)
-        .int(run.last_number);
+        .int(run.last_number)
+        .time(run.first_at)
+        .time(run.last_at);
     sql::execute::<D>(&mut tx, &INDEX_SEGMENT, args).await?;
     tx.commit().await?;
     Ok(true)
 }
 
-/// Deletes the oldest segment with its rows when all of them are older.
+/// Deletes the oldest segment when all of its rows are older, and with it those rows that do not go with their day.
 pub(crate) async fn prune<D: Dialect>(
     store: &SqlStore<D>,
     before: Timestamp,
+    now: Timestamp,
 ) -> Result<bool, DbError> {
     let mut conn = store.reader.acquire().await?;
     let oldest = sql::fetch_optional::<D, _>(&mut conn, &OLDEST_SEGMENT, Args::new(), |row| {
@@ -207,7 +217,15 @@ pub(crate) async fn prune<D: Dialect>(
     let mine = sql::execute::<D>(&mut tx, &DELETE_SEGMENT, Args::new().int(segment)).await? > 0;
     if mine {
         sql::execute::<D>(&mut tx, &DELETE_INDEX, Args::new().int(segment)).await?;
-        sql::execute::<D>(&mut tx, &DELETE_HEARTBEATS, Args::new().int(last_number)).await?;
+        // Who keeps less than a day does not wait for its end; and what is left behind the last segment would be indexed anew.
+        let kept = now.as_microsecond() - before.as_microsecond();
+        let is_last = indexed_to::<D>(&mut tx).await?.segment == 0;
+        let rows = if kept < DAY || is_last {
+            &DELETE_HEARTBEATS
+        } else {
+            &DELETE_UNDATED
+        };
+        sql::execute::<D>(&mut tx, rows, Args::new().int(last_number)).await?;
     }
     tx.commit().await?;
     Ok(mine)

@@ -16,6 +16,7 @@ mod campaigns;
 mod combine;
 mod conditions;
 mod counts;
+mod days;
 mod devices;
 mod dialect;
 mod dispatch;

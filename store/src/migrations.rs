@@ -57,6 +57,7 @@ const STEPS: &[Step] = &steps![
     (39, "times", "0039_times.sql"),
     (40, "rollback permits", "0040_permits.sql"),
     (41, "replicas", "0041_replicas.sql"),
+    (42, "days", "0042_days.sql"),
 ];
 
 /// The steps for SQLite.

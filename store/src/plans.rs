@@ -9,11 +9,12 @@ use device_ota_domain::ring::Ring;
 use device_ota_domain::update::{Action, Phase};
 use device_ota_engine::ports::replicas::ReplicaKey;
 use device_ota_engine::ports::store::{Ahead, ClaimQuery, Prior, UpdateFilter};
-use device_ota_engine::ports::telemetry::DeviceFilter;
+use device_ota_engine::ports::telemetry::{DeviceFilter, Telemetry as _};
 use jiff::Timestamp;
 use sqlx::SqlSafeStr as _;
 use sqlx::{AssertSqlSafe, SqlStr};
 
+use crate::days::DAY;
 use crate::sql::{Args, Statement};
 use crate::testing::{PostgresDatabase, SqliteDatabase};
 use crate::{
@@ -446,6 +447,17 @@ async fn no_hot_statement_scans_a_table_on_postgres() {
     sqlx::Postgres::batch(&mut conn, fleet(&series))
         .await
         .expect("the fleet is made");
+    // And more of the history, in partitions of days and in the default one.
+    let day = Timestamp::from_second(4_102_444_800).expect("a time");
+    let made = store.keep_heartbeat_days(day, Timestamp::UNIX_EPOCH).await;
+    made.expect("the days are made");
+    let more = format!(
+        "INSERT INTO device_heartbeats (device_key, received_at, payload) \
+         SELECT device_key, {} + device_key % 5 * {DAY}, '{{}}' FROM devices",
+        day.as_microsecond()
+    );
+    let inserted = sqlx::Postgres::batch(&mut conn, more).await;
+    inserted.expect("more is made");
     drop(conn);
     for analysed in [false, true] {
         if analysed {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use crate::dialect::Dialect;
 use crate::writes::seen;
-use crate::{SqlStore, figures, fleet, history, outbox, snapshot, vitals};
+use crate::{SqlStore, days, figures, fleet, history, outbox, snapshot, vitals};
 
 #[async_trait]
 impl<D: Dialect> Telemetry for SqlStore<D> {
@@ -46,8 +46,12 @@ impl<D: Dialect> Telemetry for SqlStore<D> {
     async fn index_heartbeats(&self, overdue: Timestamp, spare: u64) -> Result<bool> {
         seen(history::index(self, overdue, spare).await, &self.writes)
     }
-    async fn prune_heartbeats(&self, before: Timestamp) -> Result<bool> {
-        seen(history::prune(self, before).await, &self.writes)
+    async fn prune_heartbeats(&self, before: Timestamp, now: Timestamp) -> Result<bool> {
+        seen(history::prune(self, before, now).await, &self.writes)
+    }
+    async fn keep_heartbeat_days(&self, now: Timestamp, before: Timestamp) -> Result<()> {
+        // Whatever comes of it says nothing of whether rows are taken.
+        Ok(days::keep(self, now, before).await?)
     }
     async fn prune_events(
         &self,

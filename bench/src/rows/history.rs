@@ -123,7 +123,10 @@ async fn fill(store: &dyn Store, options: &Options) -> anyhow::Result<f64> {
 /// Deletes all of it as upkeep does when it is too old; answers the rows a second.
 async fn let_go(store: &dyn Store, options: &Options) -> anyhow::Result<f64> {
     let (began, mut segments) = (Instant::now(), 0_u64);
-    while store.prune_heartbeats(Timestamp::MAX).await? {
+    while store
+        .prune_heartbeats(Timestamp::MAX, Timestamp::MAX)
+        .await?
+    {
         segments += 1;
     }
     let rate = real(options.heartbeats) / began.elapsed().as_secs_f64();

@@ -159,8 +159,12 @@ pub trait Telemetry: Send + Sync + 'static {
     /// Indexes the oldest run of heartbeats that is not indexed, when it is full and more than `spare` heartbeats wait,
     /// or when it begins before `overdue`. Answers whether there was one; there may be more.
     async fn index_heartbeats(&self, overdue: Timestamp, spare: u64) -> Result<bool>;
-    /// Deletes the oldest run of indexed heartbeats when all of it is older. Answers whether there was one.
-    async fn prune_heartbeats(&self, before: Timestamp) -> Result<bool>;
+    /// Lets the oldest run of indexed heartbeats go when all of it is from before `before`. Answers whether there was one. Where a
+    /// database keeps heartbeats by day and a day of them or more is kept, the heartbeats themselves go with their day.
+    async fn prune_heartbeats(&self, before: Timestamp, now: Timestamp) -> Result<bool>;
+    /// Makes room for the day of `now` and some days after it, and lets days go that were over at `before`, where a database keeps
+    /// heartbeats by day. Nobody waits long for it: what is in use stays as it is until the next call.
+    async fn keep_heartbeat_days(&self, now: Timestamp, before: Timestamp) -> Result<()>;
     /// Deletes up to `limit` of the oldest events: those from before `before` that all of `sinks` have taken, and those
     /// from before `whatever`. Answers how many.
     async fn prune_events(

@@ -126,7 +126,10 @@ async fn old_heartbeats_are_let_go_and_young_ones_stay(store: &dyn Store) {
     let keys = fleet(store, usize::try_from(DEVICES).unwrap()).await;
     beat(store, &keys, 0..HEARTBEATS).await;
     assert!(
-        !store.prune_heartbeats(at(HEARTBEATS)).await.unwrap(),
+        !store
+            .prune_heartbeats(at(HEARTBEATS), at(HEARTBEATS))
+            .await
+            .unwrap(),
         "nothing is indexed"
     );
     while store.index_heartbeats(NEVER, 0).await.unwrap() {}
@@ -140,12 +143,25 @@ async fn old_heartbeats_are_let_go_and_young_ones_stay(store: &dyn Store) {
     };
     let all = count().await;
     assert!(
-        !store.prune_heartbeats(at(16_383)).await.unwrap(),
+        !store
+            .prune_heartbeats(at(16_383), at(HEARTBEATS))
+            .await
+            .unwrap(),
         "one of its rows is young"
     );
     assert_eq!(count().await, all);
-    assert!(store.prune_heartbeats(at(16_384)).await.unwrap());
-    assert!(!store.prune_heartbeats(at(16_384)).await.unwrap());
+    assert!(
+        store
+            .prune_heartbeats(at(16_384), at(HEARTBEATS))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .prune_heartbeats(at(16_384), at(HEARTBEATS))
+            .await
+            .unwrap()
+    );
     assert_eq!(count().await, all - 16_384 / 7 - 1);
 }
 
@@ -161,7 +177,7 @@ async fn a_history_that_was_let_go_begins_anew(store: &dyn Store) {
                 .len(),
             10
         );
-        assert!(store.prune_heartbeats(at(1_000)).await.unwrap());
+        assert!(store.prune_heartbeats(at(1_000), at(1_000)).await.unwrap());
         assert_eq!(
             page(store, keys[0], (None, None), Page::default()).await,
             [""; 0]

@@ -17,6 +17,7 @@ mod claims;
 mod combined;
 mod continuous;
 mod counters;
+mod days;
 mod devices;
 mod events;
 mod figures;
