@@ -104,30 +104,36 @@ pub(crate) async fn keep<D: Dialect>(
     let today = now.as_microsecond().div_euclid(DAY);
     let days = (today..=today + AHEAD).filter_map(Partition::of_day);
     for day in days.filter(|day| !there.iter().any(|other| other.overlaps(day))) {
-        passed_over(&day, "made", make(store, lock, &day).await)?;
+        if !went(&day, "made", make(store, lock, &day).await)? {
+            return Ok(());
+        }
     }
     // Never a day that goes on.
     let over = before.min(now).as_microsecond();
     for old in there.iter().filter(|partition| partition.to <= over) {
-        passed_over(old, "dropped", let_go(store, lock, old).await)?;
+        if !went(old, "dropped", let_go(store, lock, old).await)? {
+            return Ok(());
+        }
     }
     Ok(())
 }
 
-/// A change that did not come through is no error when another time may do.
-fn passed_over(
+/// Whether a change came through. That it did not is no error when another time may do.
+fn went(
     partition: &Partition,
     change: &'static str,
     done: Result<(), DbError>,
-) -> Result<(), DbError> {
+) -> Result<bool, DbError> {
     match done {
+        Ok(()) => Ok(true),
         Err(DbError::Sql(sqlx::Error::Database(error)))
             if error.code().is_some_and(|code| PASSING.contains(&&*code)) =>
         {
-            tracing::debug!(partition = partition.name, change, %error, "partition waits for another time");
-            Ok(())
+            let partition = partition.name.as_str();
+            tracing::debug!(partition, change, %error, "the history's partitions wait for another time");
+            Ok(false)
         }
-        done => done,
+        Err(error) => Err(error),
     }
 }
 

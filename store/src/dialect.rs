@@ -55,6 +55,9 @@ pub trait Dialect: Database {
     const HISTORY_SETTLED: Option<&'static str>;
     /// Lets one transaction at a time change the partitions by day in which heartbeats lie; `None` where they lie in one table.
     const HISTORY_DAYS: Option<&'static str>;
+    /// The heartbeats among which a read looks for the number of the row `i` of the index of the segment `s`: where they lie in partitions,
+    /// only those of the segment's time.
+    const HISTORY_OF_SEGMENT: &'static str;
     /// The table in which heartbeats lie that no partition takes with it when its day is over.
     const HISTORY_UNDATED: &'static str;
 
@@ -193,6 +196,7 @@ impl Dialect for Sqlite {
     const HOLD_REPLICAS: Option<&'static str> = None;
     const HISTORY_SETTLED: Option<&'static str> = None;
     const HISTORY_DAYS: Option<&'static str> = None;
+    const HISTORY_OF_SEGMENT: &'static str = "device_heartbeats";
     const HISTORY_UNDATED: &'static str = "device_heartbeats";
 
     fn any_of(parameter: &str) -> String {
@@ -260,6 +264,10 @@ impl Dialect for Postgres {
         Some("SELECT pg_advisory_xact_lock(7306085894296925283)");
     const HISTORY_DAYS: Option<&'static str> =
         Some("SELECT pg_advisory_xact_lock(7306085894296925286)");
+    // `OFFSET 0` keeps it apart: merged into the join, the times of `s` would filter rows of all partitions instead of choosing among these.
+    const HISTORY_OF_SEGMENT: &'static str = "LATERAL (SELECT d.number, d.received_at, d.payload \
+         FROM device_heartbeats d WHERE d.number = i.number AND d.received_at >= s.first_at \
+         AND d.received_at <= s.last_at OFFSET 0)";
     const HISTORY_UNDATED: &'static str = "device_heartbeats_default";
 
     fn any_of(parameter: &str) -> String {

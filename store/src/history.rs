@@ -27,10 +27,9 @@ statements! {
     NEWEST = "SELECT COALESCE(MAX(number), 0) AS number FROM device_heartbeats";
     // The outer joins of a `CROSS JOIN` are taken in their order: segments from the newest, then the device in each.
     HEARTBEATS_INDEXED = "SELECT h.number, h.received_at, h.payload FROM heartbeat_segments s \
-         CROSS JOIN heartbeat_index i CROSS JOIN device_heartbeats h \
+         CROSS JOIN heartbeat_index i CROSS JOIN {of_segment} h \
          WHERE s.segment <= $1 AND s.last_at >= $3 AND s.first_at < $4 \
          AND i.segment = s.segment AND i.device_key = $2 AND h.number = i.number \
-         AND h.received_at >= s.first_at AND h.received_at <= s.last_at \
          AND h.received_at >= $3 AND h.received_at < $4 ORDER BY s.segment DESC, i.number DESC LIMIT $5 OFFSET $6";
     HEARTBEATS_BEHIND = "SELECT number, received_at, payload FROM device_heartbeats \
          WHERE number > $1 AND device_key = $2 AND received_at >= $3 AND received_at < $4 \

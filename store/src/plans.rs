@@ -362,23 +362,34 @@ async fn plans<D: Dialect>(
         .chain(hot_events())
         .map(|(statement, args)| (statement.name.to_owned(), statement.text::<D>(), args));
     for (name, text, args) in hot.chain(of_claims_behind()).chain(of_lists()) {
-        let text = format!("{explain} {}", text.as_str());
-        let args = args.finish().expect("arguments encode");
-        let rows = D::fetch_all(&mut conn, AssertSqlSafe(text).into_sql_str(), args).await;
-        let lines: Vec<String> = rows
-            .unwrap_or_else(|error| panic!("{name}: {error}"))
-            .iter()
-            .map(|row| {
-                D::text(row, column)
-                    .ok()
-                    .flatten()
-                    .unwrap_or_default()
-                    .to_owned()
-            })
-            .collect();
-        plans.push((name, lines.join("\n")));
+        let plan = plan::<D>(&mut conn, explain, column, (&name, text, args)).await;
+        plans.push((name, plan));
     }
     plans
+}
+
+/// The plan of one statement.
+async fn plan<D: Dialect>(
+    conn: &mut D::Connection,
+    explain: &str,
+    column: &str,
+    (name, text, args): (&str, SqlStr, Args<D>),
+) -> String {
+    let text = format!("{explain} {}", text.as_str());
+    let args = args.finish().expect("arguments encode");
+    let rows = D::fetch_all(conn, AssertSqlSafe(text).into_sql_str(), args).await;
+    let lines: Vec<String> = rows
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
+        .iter()
+        .map(|row| {
+            D::text(row, column)
+                .ok()
+                .flatten()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect();
+    lines.join("\n")
 }
 
 /// What looks at every row of a table that grows with the fleet.
@@ -474,5 +485,18 @@ async fn no_hot_statement_scans_a_table_on_postgres() {
             .collect();
         assert_eq!(found, Vec::<String>::new(), "analysed: {analysed}");
     }
+    // Of the partitions, a read touches those of its segments' times.
+    let statement = &history::HEARTBEATS_INDEXED;
+    let args = Args::new().int(100).int(77).int(i64::MIN).int(i64::MAX);
+    let args = args.page(Page::default());
+    let read = (statement.name, statement.text::<sqlx::Postgres>(), args);
+    let mut conn = store.writer.acquire().await.expect("a connection");
+    let plan = plan::<sqlx::Postgres>(&mut conn, "EXPLAIN (ANALYZE)", "QUERY PLAN", read).await;
+    let touched: Vec<&str> = plan
+        .lines()
+        .filter(|line| line.contains(" on device_heartbeats_") && !line.contains("never executed"))
+        .collect();
+    assert_eq!(touched.len(), 1, "{plan}");
+    drop(conn);
     store.close().await;
 }

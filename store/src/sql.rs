@@ -8,6 +8,7 @@
 //! | `{any:$3}`, `{any_int:$3}` | "is one of the list bound at `$3`" |
 //! | `{within:$3}` | the same, hashed |
 //! | `{hex:expression}` | sixteen hex digits |
+//! | `{of_segment}` | heartbeats, fit to be looked up by the number of the row `i` of the index of the segment `s` |
 //! | `{undated}` | the table of heartbeats that no partition takes with it |
 //! | `{json_object}` | the function that makes a JSON object of names and values |
 //! | `{each:$3}` | a table `e` with the list bound at `$3` in its column `value` |
@@ -151,6 +152,7 @@ impl Statement {
             ("within", parameter) => out.push_str(&D::within(parameter)),
             ("each", parameter) => out.push_str(&D::each(parameter)),
             ("hex", expression) => out.push_str(&D::hex(expression)),
+            ("of_segment", _) => out.push_str(D::HISTORY_OF_SEGMENT),
             ("undated", _) => out.push_str(D::HISTORY_UNDATED),
             ("json_object", _) => out.push_str(D::JSON_OBJECT),
             ("skip_locked", _) => out.push_str(D::SKIP_LOCKED),
