@@ -11,7 +11,8 @@ matrix!(heartbeats_are_read_back_newest_first: sqlite_gateway, postgres_mosquitt
 matrix!(the_fleet_is_seen_at_a_glance: sqlite_gateway, postgres_gateway);
 matrix!(a_device_is_changed_and_found_by_what_it_is: sqlite_gateway, postgres_gateway);
 matrix!(a_deleted_device_ends_what_it_had_open: sqlite_gateway, postgres_gateway);
-matrix!(no_history_is_shown_when_none_is_kept: sqlite_gateway);
+matrix!(no_history_is_shown_when_none_is_kept: sqlite_gateway, postgres_gateway);
+matrix!(days_to_come_have_their_partition_from_the_start: postgres_gateway);
 matrix!(a_device_sends_its_heartbeat_over_http_and_nobody_else_does: sqlite_gateway, postgres_gateway);
 matrix!(health_is_found_with_and_without_a_slash: sqlite_gateway);
 
@@ -361,6 +362,17 @@ async fn no_history_is_shown_when_none_is_kept(options: Options) {
     assert_eq!(history["count"], 0);
     let seen = admin.get(&format!("{DEVICES}/talks")).await.expect(200);
     assert_eq!(seen["firmware_version"], "2.0.7", "its last word is kept");
+}
+
+async fn days_to_come_have_their_partition_from_the_start(options: Options) {
+    let service = Service::start(options).await;
+    // Of the day that comes first behind what the migration holds.
+    let look = "DO $$ BEGIN ASSERT to_regclass(to_char(NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days', \
+         '\"device_heartbeats_\"YYYYMMDD')) IS NOT NULL; END $$";
+    eventually("the partition is there", async || {
+        service.tamper(look).await
+    })
+    .await;
 }
 
 async fn health_is_found_with_and_without_a_slash(options: Options) {
