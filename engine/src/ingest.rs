@@ -24,7 +24,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
-use crate::chunks::Wanted;
 use crate::inbound::Inbound;
 use crate::offers::Due;
 use crate::ports::StoreError;
@@ -44,8 +43,6 @@ const FIRST_ROOM: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause before a failed batch is tried again.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// Chunk requests that wait for the chunk server, of all devices together.
-const MAX_CHUNK_REQUESTS: usize = 4_096;
 
 /// Devices whose last word was `rebooting`: their next heartbeat may show that they fell back. A hint only; a
 /// check is always compared, and the attempt's deadline ends what nobody noticed.
@@ -102,7 +99,6 @@ impl Rebooting {
 pub(crate) struct Answers {
     replies: BTreeMap<DeviceKey, Reply>,
     due: BTreeMap<UpdateId, Due>,
-    chunks: Vec<Wanted>,
 }
 
 /// The answer to a device's last check.
@@ -119,8 +115,6 @@ impl Answers {
     fn join(&mut self, more: Self) {
         self.replies.extend(more.replies);
         self.due.extend(more.due);
-        self.chunks.extend(more.chunks);
-        self.chunks.truncate(MAX_CHUNK_REQUESTS); // what is lost is asked for again
     }
 }
 
@@ -270,6 +264,7 @@ async fn settle(
 /// Tells the senders of what is settled, and those whom it concerns.
 async fn conclude(engine: Arc<Engine>, mut settled: mpsc::Receiver<Settled>, outbox: Arc<Outbox>) {
     while let Some(Settled { batch, outcome }) = settled.recv().await {
+        engine.want_chunks(outcome.chunks);
         batch.acknowledge();
         outbox.put(outcome.answers);
         if outcome.moved {
@@ -331,8 +326,5 @@ async fn answer(engine: Arc<Engine>, outbox: Arc<Outbox>) {
                 .await;
         }
         engine.send_due(answers.due.into_values().collect()).await;
-        for wanted in answers.chunks {
-            engine.want_chunks(wanted);
-        }
     }
 }

@@ -139,7 +139,7 @@ pub struct Engine {
     registrations: AtomicU64,
     recording: firmware::Recording,
     handover: firmware::Standing,
-    chunks: mpsc::Sender<chunks::Wanted>,
+    chunks: chunks::Waiting,
     api_keys: ApiKeys,
     last_look: health::LastLook,
     feed: feed::Feed,
@@ -151,7 +151,6 @@ pub struct Engine {
 /// The far ends of the engine's queues; [`Engine::run`] empties them.
 pub struct Work {
     uplinks: mpsc::Receiver<Inbound>,
-    chunks: mpsc::Receiver<chunks::Wanted>,
     uses: Uses,
     sinks: Vec<Arc<dyn EventSink>>,
 }
@@ -160,7 +159,6 @@ impl Engine {
     /// Puts the parts together; nothing runs before [`Engine::run`].
     pub fn new(parts: Parts) -> (Arc<Self>, Work) {
         let (uplinks, uplinks_end) = Uplinks::channel();
-        let (chunks, chunks_end) = mpsc::channel(chunks::QUEUE);
         let (api_keys, uses) = ApiKeys::new(
             parts.store.clone(),
             parts.clock.clone(),
@@ -195,7 +193,7 @@ impl Engine {
             registrations: AtomicU64::new(0),
             recording: firmware::Recording::default(),
             handover: firmware::Standing::default(),
-            chunks,
+            chunks: chunks::Waiting::default(),
             api_keys,
             last_look: health::LastLook::default(),
             feed: feed::Feed::default(),
@@ -205,7 +203,6 @@ impl Engine {
         };
         let work = Work {
             uplinks: uplinks_end,
-            chunks: chunks_end,
             uses,
             sinks: parts.sinks,
         };
@@ -224,7 +221,6 @@ impl Engine {
         let mut loops: JoinSet<&'static str> = JoinSet::new();
         let Work {
             uplinks,
-            chunks,
             uses,
             sinks,
         } = work;
@@ -245,10 +241,7 @@ impl Engine {
         });
         let (engine, stop) = (self.clone(), shutdown.clone());
         loops.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = chunks::run(engine, chunks) => {}
-            }
+            chunks::run(engine, stop).await;
             "chunks"
         });
         let (engine, stop) = (self.clone(), shutdown.clone());

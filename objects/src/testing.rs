@@ -1,8 +1,9 @@
 //! A real S3 server for tests, of this and other crates: it listens on a port of its own, keeps its objects in a folder that
-//! goes with it, can be stopped and started again, and can hold requests.
+//! goes with it, can be stopped and started again, can hold requests, and can be far away.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +33,7 @@ pub struct S3Server {
     running: Option<JoinHandle<()>>,
     held: watch::Sender<bool>,
     waiting: watch::Sender<u64>,
+    distance: watch::Sender<Duration>,
 }
 
 impl S3Server {
@@ -51,6 +53,7 @@ impl S3Server {
             running: None,
             held: watch::Sender::new(false),
             waiting: watch::Sender::new(0),
+            distance: watch::Sender::new(Duration::ZERO),
         };
         server.start_again().await;
         server
@@ -63,19 +66,23 @@ impl S3Server {
     pub async fn start_again(&mut self) {
         let listener = TcpListener::bind(self.addr).await.expect("a port");
         self.addr = listener.local_addr().expect("its address");
-        let (service, held, waiting) = (
+        let (service, held, waiting, distance) = (
             self.service.clone(),
             self.held.subscribe(),
             self.waiting.clone(),
+            self.distance.subscribe(),
         );
         self.running = Some(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 let (service, held, waiting) = (service.clone(), held.clone(), waiting.clone());
+                let distance = distance.clone();
                 let answer = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
                     let (service, mut held, waiting) =
                         (service.clone(), held.clone(), waiting.clone());
+                    let distance = *distance.borrow();
                     async move {
+                        tokio::time::sleep(distance).await;
                         if is_later_part(&request) {
                             waiting.send_modify(|count| *count += 1);
                             // The owner is gone when it does not become free any more.
@@ -113,6 +120,11 @@ impl S3Server {
             access_key: ACCESS_KEY.to_owned(),
             secret_key: SECRET_KEY.to_owned(),
         }
+    }
+
+    /// From now on it takes so long before it answers a request.
+    pub fn is_far(&self, distance: Duration) {
+        self.distance.send_replace(distance);
     }
 
     /// Holds every part of an object after its first one, or lets them all go on.

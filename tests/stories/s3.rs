@@ -2,16 +2,20 @@
 
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use device_ota_objects::testing::{BUCKET, S3Server};
+use device_sim::fleet::Verdict;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::fleet;
 use crate::harness::{
     Admin, Device, MqttVersion, Options, Service, Trust, device_json, eventually, image_metadata,
 };
 
 matrix!(an_image_in_the_bucket_is_rolled_out_and_downloaded: sqlite_gateway, postgres_mosquitto);
+matrix!(a_fleet_without_http_has_its_image_from_a_bucket_far_away: sqlite_gateway);
 matrix!(links_lead_to_the_service_where_clients_do_not_reach_the_server: sqlite_gateway);
 matrix!(memory_stays_flat_while_an_image_goes_to_the_bucket: sqlite_gateway);
 matrix!(a_server_that_is_away_is_made_up_for: sqlite_gateway, postgres_gateway);
@@ -167,6 +171,29 @@ async fn an_image_in_the_bucket_is_rolled_out_and_downloaded(options: Options) {
     });
     assert_eq!(counted.await, 2, "one link, and the device began once");
     device.leave().await;
+}
+
+async fn a_fleet_without_http_has_its_image_from_a_bucket_far_away(options: Options) {
+    let server = S3Server::start().await;
+    let service = Service::start(on(&server, options)).await;
+    let file = service.scratch().join("image.bin");
+    std::fs::write(&file, &large()[..1_500_000]).unwrap();
+    server.is_far(Duration::from_millis(40));
+    let rollout = [
+        "--rollout",
+        file.to_str().unwrap(),
+        "--to-version",
+        "2.0.0",
+        "--strategy",
+        "immediate",
+        "--chunks",
+        "100%",
+    ];
+    let summary = fleet::run(fleet::arguments(&service, 30, &rollout)).await;
+    assert_eq!(summary.verdict, Verdict::Good, "{summary:#?}");
+    assert_eq!(summary.by_version.get("2.0.0"), Some(&30), "{summary:#?}");
+    let here = here(&service);
+    assert_eq!(here, [] as [String; 0], "the image came from the bucket");
 }
 
 async fn links_lead_to_the_service_where_clients_do_not_reach_the_server(options: Options) {

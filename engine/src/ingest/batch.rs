@@ -31,6 +31,8 @@ pub(crate) struct Batch {
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) answers: Answers,
+    /// Chunks that are asked for.
+    pub(crate) chunks: Vec<Wanted>,
     /// A counter moved, a device has answered or appeared: the planner may have something to do.
     pub(crate) moved: bool,
     /// Messages that are not to be taken. While there are any, nothing was written.
@@ -118,6 +120,7 @@ impl Batch {
         said.answers.due = due.map(|due| (due.update.id.clone(), due)).collect();
         Ok(Outcome {
             answers: said.answers,
+            chunks: said.chunks,
             moved: said.moved || self.present.appeared,
             stale: Vec::new(),
         })
@@ -129,7 +132,11 @@ impl Batch {
         for message in &self.messages {
             rows.take(engine, message);
         }
-        let Pending { answers, again } = self.answers(&rows);
+        let Pending {
+            answers,
+            again,
+            chunks,
+        } = self.answers(&rows);
         let (answered, runs) = (rows.answered, std::mem::take(&mut rows.runs));
         let (changes, after) = rows.into_changes();
         let moved = answered || changes.moves_counters();
@@ -143,6 +150,7 @@ impl Batch {
                 .filter(|update| update.group() == Group::InFlight)
                 .cloned()
                 .collect(),
+            chunks,
             after,
             runs,
             moved,
@@ -188,7 +196,7 @@ impl Batch {
                         device: message.device.clone(),
                         request: *request,
                     };
-                    pending.answers.chunks.push(wanted);
+                    pending.chunks.push(wanted);
                 }
                 Report::Heartbeat(_) | Report::Status(_) => {}
             }
@@ -197,11 +205,12 @@ impl Batch {
     }
 }
 
-/// Answers, and the updates whose offer or command shall be said again.
+/// Answers, the updates whose offer or command shall be said again, and chunks that are asked for.
 #[derive(Default)]
 struct Pending {
     answers: Answers,
     again: BTreeSet<UpdateId>,
+    chunks: Vec<Wanted>,
 }
 
 /// What a batch's reports lead to.
@@ -210,6 +219,8 @@ struct Said {
     answers: Answers,
     /// Updates whose offer or command shall be said again.
     again: Vec<Update>,
+    /// Chunks that are asked for.
+    chunks: Vec<Wanted>,
     /// Every update that the batch spoke of.
     after: HashMap<UpdateId, Update>,
     /// What devices run, where a report of progress says it last.

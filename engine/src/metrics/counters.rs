@@ -22,12 +22,12 @@ const DESCRIBED: &[(&str, &str, &str)] = &[
     (
         "chunk_requests_dropped",
         "reason",
-        "Requests for pieces of an image that found the queue full",
+        "Requests for pieces of an image that were asked anew, or too many, before their turn came",
     ),
     (
         "chunk_requests_refused",
         "reason",
-        "Requests for pieces of an image that were not served",
+        "Requests for pieces of an image that were not served, or not to their end",
     ),
     (
         "device_events",

@@ -1,8 +1,10 @@
 //! An engine with real parts; only the clock, the randomness and the devices' end of the wire are the test's.
 
+mod chunks;
 mod fleet;
 mod images;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +14,7 @@ use bytes::Bytes;
 use device_ota_domain::audit::{Actor, Authentication};
 use device_ota_domain::campaign::Counts;
 use device_ota_domain::update::UpdateState;
-use device_ota_domain::{CampaignId, DeviceId, Roles, UpdateId};
+use device_ota_domain::{CampaignId, DeviceId, FirmwareId, Roles, UpdateId};
 use device_ota_engine::inbound::{Ack, AckSink, DeviceRef, Inbound, Uplink};
 use device_ota_engine::keyring::Keyring;
 use device_ota_engine::ports::store::UpdateFilter;
@@ -31,7 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::held::HeldObjects;
+pub(crate) use chunks::Chunk;
 
 /// Who asks for everything here.
 pub(crate) fn tester() -> Caller {
@@ -75,7 +77,11 @@ struct Wire {
     sent: mpsc::UnboundedSender<(DeviceId, Down, Bytes)>,
     disconnected: mpsc::UnboundedSender<DeviceId>,
     sessions: Sessions,
+    deliveries: Deliveries,
 }
+
+/// What becomes of messages to some devices; all others have theirs.
+type Deliveries = Arc<Mutex<HashMap<DeviceId, Delivery>>>;
 
 /// The sessions that a gateway would have.
 pub(crate) type Sessions = Arc<Mutex<Vec<(DeviceId, i64)>>>;
@@ -83,6 +89,10 @@ pub(crate) type Sessions = Arc<Mutex<Vec<(DeviceId, i64)>>>;
 #[async_trait]
 impl Downlink for Wire {
     async fn send(&self, device: &DeviceId, to: &Down, payload: Bytes) -> Delivery {
+        let deliveries = self.deliveries.lock().unwrap();
+        if let Some(delivery @ (Delivery::Busy | Delivery::NotConnected)) = deliveries.get(device) {
+            return *delivery;
+        }
         match self.sent.send((device.clone(), *to, payload)) {
             Ok(()) => Delivery::Queued,
             Err(_) => Delivery::NotConnected,
@@ -141,6 +151,7 @@ pub(crate) struct Fixture {
     /// Whose sessions were ended.
     pub(crate) disconnected: mpsc::UnboundedReceiver<DeviceId>,
     pub(crate) sessions: Sessions,
+    deliveries: Deliveries,
     max_in_flight: Option<u64>,
     device_service: Option<Arc<dyn DeviceService>>,
     stop: CancellationToken,
@@ -170,6 +181,7 @@ struct Made {
     wire: mpsc::UnboundedReceiver<(DeviceId, Down, Bytes)>,
     disconnected: mpsc::UnboundedReceiver<DeviceId>,
     sessions: Sessions,
+    deliveries: Deliveries,
 }
 
 impl Made {
@@ -185,6 +197,7 @@ impl Made {
         let (sent, wire) = mpsc::unbounded_channel();
         let (sender, disconnected) = mpsc::unbounded_channel();
         let sessions = Sessions::default();
+        let deliveries = Deliveries::default();
         let (engine, work) = Engine::new(Parts {
             store: store.clone(),
             objects,
@@ -192,6 +205,7 @@ impl Made {
                 sent,
                 disconnected: sender,
                 sessions: sessions.clone(),
+                deliveries: deliveries.clone(),
             }),
             sinks: Vec::new(),
             device_service,
@@ -213,6 +227,7 @@ impl Made {
             wire,
             disconnected,
             sessions,
+            deliveries,
         }
     }
 }
@@ -261,8 +276,8 @@ impl Fixture {
     }
 
     /// With an object store that the test holds up.
-    pub(crate) async fn with_objects(objects: HeldObjects) -> Self {
-        let (mut fixture, work) = Self::over(|folder| objects.over(folder), None, None).await;
+    pub(crate) async fn with_objects(objects: impl FnOnce(&Path) -> Arc<dyn Objects>) -> Self {
+        let (mut fixture, work) = Self::over(objects, None, None).await;
         fixture.start(work);
         fixture
     }
@@ -302,6 +317,7 @@ impl Fixture {
             wire: made.wire,
             disconnected: made.disconnected,
             sessions: made.sessions,
+            deliveries: made.deliveries,
             max_in_flight,
             device_service,
             stop: CancellationToken::new(),
@@ -332,6 +348,7 @@ impl Fixture {
         self.wire = made.wire;
         self.disconnected = made.disconnected;
         self.sessions = made.sessions;
+        self.deliveries = made.deliveries;
         self.stop = CancellationToken::new();
         self.engine.take_up().await.unwrap();
         self.start(made.work);
@@ -351,6 +368,7 @@ impl Fixture {
             wire: made.wire,
             disconnected: made.disconnected,
             sessions: made.sessions,
+            deliveries: made.deliveries,
             max_in_flight: self.max_in_flight,
             device_service: self.device_service.clone(),
             stop: CancellationToken::new(),
@@ -411,15 +429,17 @@ impl Fixture {
     pub(crate) async fn campaign(&self, version: &str, more: &str) -> CampaignId {
         let (Uploaded::Created(firmware) | Uploaded::Existing(firmware)) =
             self.upload(version, version.as_bytes()).await;
+        self.campaign_of(&firmware.id, more).await
+    }
+
+    /// The same of an image that is there.
+    pub(crate) async fn campaign_of(&self, firmware: &FirmwareId, more: &str) -> CampaignId {
         let strategy = if more.contains("deployment_strategy") {
             ""
         } else {
             r#","deployment_strategy":"immediate""#
         };
-        let draft = format!(
-            r#"{{"name":"c","firmware_id":"{}"{strategy}{more}}}"#,
-            firmware.id
-        );
+        let draft = format!(r#"{{"name":"c","firmware_id":"{firmware}"{strategy}{more}}}"#);
         let view = self
             .engine
             .create_campaign(serde_json::from_str(&draft).unwrap(), &tester())

@@ -203,7 +203,7 @@ async fn sql(fixture: &Fixture, sql: &str) {
 #[tokio::test]
 async fn a_client_that_hangs_up_at_the_last_moment_leaves_all_or_nothing() {
     let (objects, held) = HeldObjects::new();
-    let fixture = Fixture::with_objects(objects).await;
+    let fixture = Fixture::with_objects(|folder| objects.over(folder)).await;
     let upload = uploading(&fixture.engine, "1.0.0", b"image");
     let release = held.committed().await;
     upload.abort();
@@ -227,7 +227,7 @@ async fn a_client_that_hangs_up_at_the_last_moment_leaves_all_or_nothing() {
 #[tokio::test]
 async fn who_is_beaten_to_a_name_leaves_nothing() {
     let (objects, held) = HeldObjects::new();
-    let fixture = Fixture::with_objects(objects).await;
+    let fixture = Fixture::with_objects(|folder| objects.over(folder)).await;
     let slow = uploading(&fixture.engine, "1.0.0", b"slow");
     let release = held.committed().await;
     let fast = uploading(&fixture.engine, "1.0.0", b"fast");
@@ -242,7 +242,7 @@ async fn who_is_beaten_to_a_name_leaves_nothing() {
 #[tokio::test]
 async fn an_upload_that_fails_takes_no_others_bytes_away() {
     let (objects, held) = HeldObjects::new();
-    let fixture = Fixture::with_objects(objects).await;
+    let fixture = Fixture::with_objects(|folder| objects.over(folder)).await;
     let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON firmware WHEN NEW.version = '1.0.0' \
                   BEGIN SELECT RAISE(ABORT, 'for a test'); END";
     sql(&fixture, refuse).await;
@@ -275,7 +275,7 @@ async fn an_upload_that_fails_takes_no_others_bytes_away() {
 #[tokio::test]
 async fn an_object_that_could_not_be_taken_back_goes_once_the_database_is_there() {
     let (objects, held) = HeldObjects::new();
-    let fixture = Fixture::with_objects(objects).await;
+    let fixture = Fixture::with_objects(|folder| objects.over(folder)).await;
     let upload = uploading(&fixture.engine, "1.0.0", b"image");
     let release = held.committed().await;
     sql(&fixture, "ALTER TABLE firmware RENAME TO away").await;
