@@ -92,7 +92,7 @@ async fn what_was_given_up_is_not_served_and_who_asks_anew_has_it_by_the_last_nu
     second.go_on();
     assert_eq!(fixture.chunk().await.request, 5);
     fixture
-        .counted("chunk_requests_dropped", "asked_anew", 2)
+        .comes_to("chunk_requests_dropped", "asked_anew", 2)
         .await;
     fixture.stop().await;
 }
@@ -155,7 +155,7 @@ async fn a_read_that_hangs_is_ended_and_holds_up_nobody_else() {
     tokio::time::advance(Duration::from_secs(11)).await;
     tokio::time::resume();
     fixture
-        .counted("chunk_requests_refused", "storage_hangs", 1)
+        .comes_to("chunk_requests_refused", "storage_hangs", 1)
         .await;
     fixture.ask(&fleet[0], &image, 2, (0, 1)).await;
     reads.next().await.go_on();
@@ -179,7 +179,7 @@ async fn who_is_gone_reads_slowly_or_has_no_offer_is_sent_no_more() {
     fixture.deliver(device, Delivery::NotConnected);
     first.go_on();
     fixture
-        .counted("chunk_requests_refused", "not_connected", 2)
+        .comes_to("chunk_requests_refused", "not_connected", 2)
         .await;
     // Of what is read slowly the rest is left out, and what follows is tried.
     fixture.deliver(device, Delivery::Busy);
@@ -189,7 +189,7 @@ async fn who_is_gone_reads_slowly_or_has_no_offer_is_sent_no_more() {
     fixture.ask(device, &image, 4, behind).await;
     third.go_on();
     fixture
-        .counted("chunk_requests_refused", "device_reads_slowly", 1)
+        .comes_to("chunk_requests_refused", "device_reads_slowly", 1)
         .await;
     let fourth = reads.next().await;
     assert_eq!(fourth.from, behind.0);
@@ -203,11 +203,11 @@ async fn who_is_gone_reads_slowly_or_has_no_offer_is_sent_no_more() {
     let stranger = fixture.device("stranger").await;
     fixture.ask(&stranger, &image, 1, (0, 1)).await;
     fixture
-        .counted("chunk_requests_refused", "no_offer", 1)
+        .comes_to("chunk_requests_refused", "no_offer", 1)
         .await;
     fixture.ask(device, b"another image", 5, (0, 1)).await;
     fixture
-        .counted("chunk_requests_refused", "other_image", 1)
+        .comes_to("chunk_requests_refused", "other_image", 1)
         .await;
     assert_eq!(reads.now(), None);
     fixture.stop().await;
