@@ -254,7 +254,7 @@ mod tests {
         let mut line = Line::default();
         line.put(of(1, asks(1, 0, 3)));
         let served = line.take().unwrap().request;
-        let mut by = |line: &mut Line, offset| line.asked_anew(DeviceKey(1), &served, offset);
+        let by = |line: &mut Line, offset| line.asked_anew(DeviceKey(1), &served, offset);
         assert_eq!(by(&mut line, 0), None);
         line.put(of(1, asks(2, 10, 3)));
         assert_eq!(by(&mut line, 10), Some(2));
