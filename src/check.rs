@@ -1,7 +1,8 @@
-//! `device-ota check-config`: what a start would say of its configuration, without a start. Reads and makes nothing: the
+//! `device-ota config check`: what a start would say of its configuration, without a start. Reads and makes nothing: the
 //! service may run meanwhile.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use device_ota_mqtt::LinkOptions;
 use crate::config::{Broker, Config, Database};
 use crate::services::Services;
 use crate::system::SystemClock;
-use crate::{access, admin, edge, keys, serve, tls};
+use crate::{access, admin, edge, keys, password_file, places, serve, tls};
 
 /// Prints what the settings come to, and everything that is wrong with what they name.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
@@ -36,8 +37,8 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
     let looks = [
         serve::log_filter(config).map(drop),
         signing_keys(config),
-        is_folder(folder).context("DATA_DIR"),
-        is_folder(&config.storage_path).context("STORAGE_BASE_PATH"),
+        places::can_hold(folder).context("DATA_DIR"),
+        storage(config),
         database(config),
         made(folder),
         keys::check_made_downloads(folder).context("DATA_DIR"),
@@ -47,7 +48,8 @@ fn wrong(config: &Config) -> Vec<anyhow::Error> {
     ];
     let looks = looks.into_iter();
     let looks = looks.chain(certificates(config).map(|look| look.map(drop)));
-    looks.filter_map(Result::err).collect()
+    let wrong = looks.filter_map(Result::err);
+    wrong.chain(shared_ports(&listeners(config))).collect()
 }
 
 fn signing_keys(config: &Config) -> anyhow::Result<()> {
@@ -68,16 +70,58 @@ fn certificates(config: &Config) -> impl Iterator<Item = anyhow::Result<Option<S
     files.map(move |files| tls::check(files, now))
 }
 
-/// One that is missing, a start makes.
-fn is_folder(path: &Path) -> anyhow::Result<()> {
-    let found = path.try_exists();
-    let found = found.with_context(|| format!("{} cannot be looked at", path.display()))?;
-    anyhow::ensure!(
-        !found || path.is_dir(),
-        "{} is not a folder",
-        path.display()
-    );
-    Ok(())
+/// Within the data folder it is as that one is.
+fn storage(config: &Config) -> anyhow::Result<()> {
+    let is_of_data = config.storage_path.starts_with(&config.data_dir);
+    if is_of_data && places::can_hold(&config.data_dir).is_err() {
+        return Ok(());
+    }
+    places::can_hold(&config.storage_path).context("STORAGE_BASE_PATH")
+}
+
+type Listener = (&'static str, SocketAddr);
+
+/// By which setting each listens, and where.
+fn listeners(config: &Config) -> Vec<Listener> {
+    let (mqtt, mqtt_tls) = match &config.broker {
+        Broker::Embedded { addr, tls } => (*addr, tls.as_ref().map(|tls| tls.addr)),
+        Broker::External { .. } => (None, None),
+    };
+    let all = [
+        ("HTTP_ADDR", Some(config.http_addr)),
+        ("INTERNAL_ADDR", config.internal_addr),
+        ("MQTT_ADDR", mqtt),
+        ("MQTT_TLS_ADDR", mqtt_tls),
+        ("MQTT_BUS_ADDR", config.bus_addr),
+    ];
+    let all = all.into_iter();
+    all.filter_map(|(name, addr)| Some((name, addr?))).collect()
+}
+
+/// Of those that listen where one before them does.
+fn shared_ports(listeners: &[Listener]) -> Vec<anyhow::Error> {
+    let later = |n| listeners.iter().skip(n + 1);
+    let pairs = listeners.iter().enumerate();
+    let pairs = pairs.flat_map(|(n, first)| later(n).map(move |second| (first, second)));
+    let clashing = pairs.filter(|((_, one), (_, other))| clash(*one, *other));
+    clashing
+        .map(|((first, taken), (second, addr))| {
+            anyhow::anyhow!(
+                "{second}: {addr} cannot be had beside {first}, which is {taken}; give each a port of its own"
+            )
+        })
+        .collect()
+}
+
+/// Whether the system refuses the second of the two. Port 0 is one that is free.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    // Every address of the machine, in IPv6 those of IPv4 too.
+    let takes = |all: SocketAddr, addr: SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv6() || addr.is_ipv4())
+    };
+    one.port() != 0
+        && one.port() == other.port()
+        && (one.ip() == other.ip() || takes(one, other) || takes(other, one))
 }
 
 /// A file that a start opens, or makes in a folder that is there.
@@ -99,7 +143,10 @@ fn database(config: &Config) -> anyhow::Result<()> {
         "DATABASE_URL: the folder of {} is not there",
         path.display()
     );
-    Ok(())
+    match folder {
+        Some(folder) if !is_of_data => places::can_hold(folder).context("DATABASE_URL"),
+        _ => Ok(()),
+    }
 }
 
 fn made(folder: &Path) -> anyhow::Result<()> {
@@ -118,9 +165,18 @@ fn services(config: &Config) -> anyhow::Result<()> {
 }
 
 fn broker(config: &Config) -> anyhow::Result<()> {
-    let Broker::External { url, tls, .. } = &config.broker else {
+    let Broker::External {
+        url,
+        tls,
+        password_file,
+        ..
+    } = &config.broker
+    else {
         return Ok(());
     };
+    if let Some(path) = password_file {
+        password_file::check(path, &config.data_dir)?;
+    }
     LinkOptions::parse(&url.0, "").context("MQTT_BROKER")?;
     let path = config.data_dir.join(edge::GROUPS);
     if path.try_exists()? {
@@ -131,5 +187,31 @@ fn broker(config: &Config) -> anyhow::Result<()> {
     match tls {
         Some(tls) => tls::broker::config(tls).map(drop),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_listeners_clash_as_the_system_has_it() {
+        for (one, other, clashes) in [
+            ("127.0.0.1:1883", "127.0.0.1:1883", true),
+            ("127.0.0.1:1883", "127.0.0.1:1884", false),
+            ("127.0.0.1:1883", "127.0.0.2:1883", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("0.0.0.0:1883", "127.0.0.1:1883", true),
+            ("0.0.0.0:1883", "0.0.0.0:1883", true),
+            ("0.0.0.0:1883", "[::1]:1883", false),
+            ("[::]:1883", "127.0.0.1:1883", true),
+            ("[::]:1883", "[::1]:1883", true),
+        ] {
+            let (one, other): (SocketAddr, SocketAddr) =
+                (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(clash(one, other), clashes, "{one} {other}");
+            assert_eq!(clash(other, one), clashes, "{other} {one}");
+        }
     }
 }

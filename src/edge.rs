@@ -172,8 +172,14 @@ impl Edge {
                 Ok(Self::Gateway(Box::new(devices)))
             }
             Broker::External {
-                url, tls, group, ..
+                url,
+                tls,
+                group,
+                password_file,
             } => {
+                if let Some(path) = password_file {
+                    password_file::check(path, &config.data_dir)?;
+                }
                 // The broker keeps our session under this name while we are away, so it must outlive a restart.
                 let id = data.name(entropy)?;
                 let options = LinkOptions::parse(&url.0, format!("device-ota-{id}"));

@@ -16,6 +16,7 @@ mod keys;
 mod open_files;
 mod password_file;
 mod permit;
+mod places;
 mod replica;
 mod screen;
 mod serve;

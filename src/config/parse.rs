@@ -9,6 +9,7 @@ use device_ota_domain::bandwidth::{Budgets, MAX_BYTES_PER_SECOND};
 use device_ota_http::{CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS};
 use device_ota_platform::{NatsAddress, NatsAddressError};
 use device_ota_protocol::topics::Prefix;
+use device_ota_store::check_address;
 
 use super::raw::RawConfig;
 use super::values::{Checked, addr, base_url, flag, number, rate};
@@ -158,6 +159,8 @@ fn database(raw: &RawConfig, data_dir: &std::path::Path) -> Checked<Database> {
         return Ok(Database::Sqlite(data_dir.join("device-ota.db")));
     };
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        let checked = check_address(url);
+        checked.map_err(|error| ConfigError::new("DATABASE_URL", error.to_string()))?;
         return Ok(Database::Postgres(Secret(url.to_owned())));
     }
     let file = url.strip_prefix("sqlite:");

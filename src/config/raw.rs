@@ -408,6 +408,16 @@ mod tests {
             "sqlite::memory:",
             "DATABASE_URL: ",
         ),
+        (
+            "DEVICE_OTA_DATABASE_URL",
+            "postgres://u:p@ss#w@h/x",
+            "DATABASE_URL: has a #",
+        ),
+        (
+            "DEVICE_OTA_DATABASE_URL",
+            "postgres://u@h:99999/x",
+            "DATABASE_URL: cannot be read",
+        ),
         ("DEVICE_OTA_STORAGE_TYPE", "tape", "STORAGE_TYPE: "),
         ("DEVICE_OTA_STORAGE_TYPE", "s3", "STORAGE_S3_BUCKET: "),
         (

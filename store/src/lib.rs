@@ -9,6 +9,7 @@
 //! * **a migration**: a file of the next number in both folders of `migrations/`, and a line in `migrations.rs`.
 //! * **a database**: an implementation of [`Dialect`] and a folder of migrations.
 
+mod address;
 mod api_keys;
 mod audit;
 mod bandwidth;
@@ -55,6 +56,7 @@ mod writes;
 
 use std::sync::Arc;
 
+pub use address::{AddressError, check_address};
 use combine::Combiner;
 use device_ota_domain::update::Update;
 use device_ota_engine::ports::store::Credentials;

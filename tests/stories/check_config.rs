@@ -38,9 +38,14 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
         assert!(usable, "{said}");
     }
 
+    let (usable, said) = check(&service, &none, &[], &["--help"]);
+    let told = said.lines().any(|line| line.trim().starts_with("config "));
+    assert!(usable && told, "{said}");
+
     let path = |name: &str| service.scratch().join(name).display().to_string();
     let (missing, odd) = (path("missing/key.pem"), path("odd.pem"));
     std::fs::write(&odd, "no key").unwrap();
+    let within_a_file = path("odd.pem/data");
     let database = format!("sqlite:{missing}");
     for (settings, names) in [
         (vec![("LOG", "device_ota=loud")], "LOG: "),
@@ -69,10 +74,51 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
             "STORAGE_BASE_PATH: ",
         ),
         (vec![("DATABASE_URL", database.as_str())], "DATABASE_URL: "),
+        (vec![("DATABASE_URL", "postgres://")], "DATABASE_URL: "),
+        (
+            vec![("DATABASE_URL", "postgres://ota:secret@#@db/ota")],
+            "DATABASE_URL: has a #",
+        ),
+        (
+            vec![("DATABASE_URL", "postgres://ota:secret@db:99999/ota")],
+            "DATABASE_URL: cannot be read (invalid port",
+        ),
+        (vec![("DATA_DIR", within_a_file.as_str())], "DATA_DIR: "),
+        // Not even root can.
+        (vec![("DATA_DIR", "/proc/ota")], "DATA_DIR: /proc "),
+        (
+            vec![("STORAGE_BASE_PATH", "/proc/ota/storage")],
+            "STORAGE_BASE_PATH: /proc ",
+        ),
+        (
+            vec![
+                ("MQTT_BROKER", "mqtt://ota:secret@broker"),
+                ("MQTT_PASSWORD_FILE", missing.as_str()),
+            ],
+            "MQTT_PASSWORD_FILE: ",
+        ),
+        (
+            vec![
+                ("HTTP_ADDR", "127.0.0.1:8216"),
+                ("MQTT_BUS_ADDR", "127.0.0.1:8216"),
+            ],
+            "MQTT_BUS_ADDR: 127.0.0.1:8216 cannot be had beside HTTP_ADDR",
+        ),
+        (
+            vec![
+                ("HTTP_ADDR", "0.0.0.0:8216"),
+                ("PUBLIC_URL", "http://ota.example.com:8216"),
+                ("INTERNAL_ADDR", "127.0.0.1:8216"),
+            ],
+            "INTERNAL_ADDR: 127.0.0.1:8216 cannot be had beside HTTP_ADDR",
+        ),
     ] {
-        let (usable, said) = check(&service, &none, &settings, &["check-config"]);
+        let (usable, said) = check(&service, &none, &settings, &["config", "check"]);
         assert!(!usable, "{settings:?}: {said}");
-        let told = said.lines().any(|line| line.starts_with(names));
+        let told = said.lines().any(|line| {
+            let line = line.strip_prefix("device-ota: ").unwrap_or(line);
+            line.starts_with(names)
+        });
         assert!(told, "{settings:?}: {said}");
         assert!(!said.contains("secret@"), "{said}");
         assert!(!none.exists(), "nothing is made");
@@ -83,7 +129,7 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
         ("LOG", "device_ota=loud"),
         ("JWT_PUBLIC_KEY", missing.as_str()),
     ];
-    let (_, said) = check(&service, &none, &settings, &["check-config"]);
+    let (_, said) = check(&service, &none, &settings, &["config", "check"]);
     assert!(
         said.contains("LOG: ") && said.contains("JWT_PUBLIC_KEY: "),
         "{said}"
@@ -99,13 +145,13 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
     ] {
         let file = spoilt.join(name);
         std::fs::write(&file, "short").unwrap();
-        let (usable, said) = check(&service, &spoilt, &[], &["check-config"]);
+        let (usable, said) = check(&service, &spoilt, &[], &["config", "check"]);
         assert!(!usable && said.contains(names), "{said}");
         std::fs::remove_file(file).unwrap();
     }
     std::fs::write(spoilt.join("mqtt.groups"), "ota\nnot/one\n").unwrap();
     let settings = [("MQTT_BROKER", "mqtt://device-ota:x@127.0.0.1:1")];
-    let (usable, said) = check(&service, &spoilt, &settings, &["check-config"]);
+    let (usable, said) = check(&service, &spoilt, &settings, &["config", "check"]);
     assert!(!usable && said.contains("mqtt.groups"), "{said}");
 }
 
@@ -135,7 +181,7 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
             settings.retain(|(known, _)| known != name);
             settings.push((name, value));
         }
-        check(&service, &none, &settings, &["check-config"])
+        check(&service, &none, &settings, &["config", "check"])
     };
     let (usable, said) = judged(&[]);
     assert!(usable, "{said}");
@@ -219,7 +265,7 @@ fn told_of_the_brokers(
             ("MQTT_BROKER_CA", ca),
         ];
         let settings = [&broker[..], settings].concat();
-        check(service, &none, &settings, &["check-config"])
+        check(service, &none, &settings, &["config", "check"])
     };
     let (usable, said) = judged(&[("MQTT_BROKER_CERT", cert), ("MQTT_BROKER_KEY", key)]);
     assert!(usable, "{said}");
