@@ -35,18 +35,19 @@ enum Command {
     /// It permits one device, or those of a campaign, to go from one image back to another that is below their security floor. The service
     /// takes it at `POST /api/v1/ota/permits`.
     Permit(PermitCommand),
-    /// Say what the configuration comes to, and what of it cannot be used: settings, key files, what earlier starts made.
-    ///
-    /// Nothing is made or changed, no port is opened, and no other server is asked.
-    CheckConfig,
-    /// `config check` is `check-config`.
-    #[command(subcommand, hide = true)]
+    /// Look at the configuration without a start.
+    #[command(subcommand)]
     Config(ConfigCommand),
+    /// `config check` in one word.
+    #[command(name = "check-config", hide = true)]
+    CheckConfig,
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// The same as `check-config`.
+    /// Say what the configuration comes to, and what of it cannot be used: settings, key files, what earlier starts made.
+    ///
+    /// Nothing is made or changed, no port is opened, and no other server is asked.
     Check,
 }
 

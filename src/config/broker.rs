@@ -51,7 +51,7 @@ fn external(raw: &RawConfig, url: &str) -> Checked<Broker> {
             "is a listener of the embedded gateway; with MQTT_BROKER devices connect to that broker",
         ));
     }
-    // All of it is looked at when the link is made, and by check-config.
+    // All of it is looked at when the link is made, and by `config check`.
     let secured = match url.split_once("://") {
         Some(("mqtt", rest)) if !rest.is_empty() => false,
         Some(("mqtts", rest)) if !rest.is_empty() => true,
