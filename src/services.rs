@@ -65,7 +65,11 @@ impl Services {
         let devices = devices.map(|devices| asked("device_service", devices.status()));
         let consul = self.consul.as_ref().map(|consul| {
             let words = ["being registered", "registered"];
-            let component = component("consul", consul.status(), words, |_| "not registered");
+            let how = |fault: &Fault| match fault {
+                Fault::Odd(_) => "not registered, answers oddly",
+                Fault::Away(_) | Fault::Busy(_) | Fault::Failed(_) => "not registered",
+            };
+            let component = component("consul", consul.status(), words, how);
             let detail = component
                 .detail
                 .map(|detail| format!("{}: {detail}", consul.id()));

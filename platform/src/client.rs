@@ -128,6 +128,32 @@ impl Client {
         request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
         read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
     ) -> Result<T, Unavailable> {
+        let read = self.question(request, read).await?;
+        self.note(read.as_ref().err().cloned());
+        read.map_err(|fault| Unavailable(fault.to_string()))
+    }
+
+    /// The same for the first of two questions of which the second shows whether the first was understood: a good answer to this one
+    /// says nothing yet of how the service is.
+    pub(crate) async fn ask_first<T>(
+        &self,
+        request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
+        read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
+    ) -> Result<T, Unavailable> {
+        let read = self.question(request, read).await?;
+        read.map_err(|fault| {
+            let why = Unavailable(fault.to_string());
+            self.note(Some(fault));
+            why
+        })
+    }
+
+    /// One question with its tries; `Unavailable`: it was not asked.
+    async fn question<T>(
+        &self,
+        request: impl Fn(&reqwest::Client, &str) -> RequestBuilder,
+        read: impl FnOnce(StatusCode, &[u8]) -> Result<T, String>,
+    ) -> Result<Result<T, Fault>, Unavailable> {
         if self.circuit.refuses(Instant::now()) {
             return Err(self.refused());
         }
@@ -145,12 +171,10 @@ impl Client {
             Err(Fault::Away(_) | Fault::Busy(_)) => pass.failed(Instant::now()),
             _ => pass.succeeded(),
         }
-        let read = answered.and_then(|answer| {
+        Ok(answered.and_then(|answer| {
             let Answer { status, body } = answer;
             read(status, &body).map_err(Fault::Odd)
-        });
-        self.note(read.as_ref().err().cloned());
-        read.map_err(|fault| Unavailable(fault.to_string()))
+        }))
     }
 
     /// Asks once, whatever is known of the service, and keeps nothing of what comes of it: for what cannot wait until it is back.

@@ -1,5 +1,6 @@
 //! This service in Consul (docs/operations.md, *Consul*): registered with a health check once it listens, again whenever Consul
-//! has forgotten it, and taken out at an orderly end. Nothing waits for Consul.
+//! has forgotten it, and taken out at an orderly end. Nothing waits for Consul. What it says it has taken is read back: whatever is at
+//! a wrong address may say yes to everything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use device_ota_engine::ports::Clock;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
 use reqwest::{StatusCode, Url};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +71,12 @@ impl Instance {
         })
     }
 
+    /// Whether what Consul shows under the id is this.
+    fn is(&self, shown: &Shown) -> bool {
+        let Shown { id, address, port } = shown;
+        (id, address, port) == (&self.id, &self.address, &self.port)
+    }
+
     /// Its entry.
     fn entry(&self) -> Value {
         json!({
@@ -88,6 +96,17 @@ impl Instance {
             },
         })
     }
+}
+
+/// What is looked at of an entry that Consul shows.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Address")]
+    address: String,
+    #[serde(rename = "Port")]
+    port: u16,
 }
 
 /// A Consul agent.
@@ -174,22 +193,44 @@ impl Consul {
             return Ok(());
         }
         self.register().await?;
+        self.read_back().await?;
         *is_registered = true;
         tracing::info!(id = self.instance.id, "registered in Consul");
         Ok(())
     }
 
+    /// Whether it shows this instance. Whatever else it shows is a reason to register again, which ends well or tells why not.
     async fn is_known(&self) -> Result<bool, Unavailable> {
-        let id = &self.instance.id;
-        let request = |client: &reqwest::Client, base: &str| {
-            client.get(format!("{base}/v1/agent/service/{id}"))
-        };
-        let known = |status, _: &[u8]| match status {
-            StatusCode::OK => Ok(true),
+        let known = |status, body: &[u8]| match status {
+            StatusCode::OK => Ok(shown(body).is_ok_and(|shown| self.instance.is(&shown))),
             StatusCode::NOT_FOUND => Ok(false),
             other => Err(refused(other)),
         };
-        self.client.ask(request, known).await
+        self.client.ask(self.look(), known).await
+    }
+
+    /// Looks whether what was registered is there.
+    async fn read_back(&self) -> Result<(), Unavailable> {
+        let taken = |status, body: &[u8]| match status {
+            StatusCode::OK => match shown(body) {
+                Ok(shown) if self.instance.is(&shown) => Ok(()),
+                Ok(_) => Err("it shows another service under our id".to_owned()),
+                Err(_) => {
+                    Err("what it answers is no entry of Consul: look at CONSUL_URL".to_owned())
+                }
+            },
+            StatusCode::NOT_FOUND => Err(
+                "it says yes to a registration and does not know of it: look at CONSUL_URL"
+                    .to_owned(),
+            ),
+            other => Err(refused(other)),
+        };
+        self.client.ask(self.look(), taken).await
+    }
+
+    fn look(&self) -> impl Fn(&reqwest::Client, &str) -> reqwest::RequestBuilder {
+        let id = &self.instance.id;
+        move |client, base| client.get(format!("{base}/v1/agent/service/{id}"))
     }
 
     async fn register(&self) -> Result<(), Unavailable> {
@@ -203,7 +244,7 @@ impl Consul {
             StatusCode::OK => Ok(()),
             other => Err(refused(other)),
         };
-        self.client.ask(request, taken).await
+        self.client.ask_first(request, taken).await
     }
 
     /// There is no time to wait for its circuit any more.
@@ -218,6 +259,10 @@ impl Consul {
         };
         self.client.ask_once(request, gone).await
     }
+}
+
+fn shown(body: &[u8]) -> serde_json::Result<Shown> {
+    serde_json::from_slice(body)
 }
 
 /// An answer that says no. What it says beside that may be long, and health tells it to everybody.
@@ -239,6 +284,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::Fault;
 
     #[test]
     fn an_instance_is_where_others_find_it() {
@@ -291,22 +337,70 @@ mod tests {
 
     /// An agent that answers every request so.
     async fn answering(status: &'static str) -> Consul {
+        saying(status, "").await
+    }
+
+    async fn saying(status: &'static str, body: &'static str) -> Consul {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
+                let body_of = |request: &[u8]| {
+                    let text = String::from_utf8_lossy(request).to_lowercase();
+                    let (head, sent) = text.split_once("\r\n\r\n")?;
+                    let length = head.split("content-length: ").nth(1);
+                    let length = length.and_then(|rest| rest.lines().next()?.parse().ok());
+                    Some(sent.len() >= length.unwrap_or(0_usize))
+                };
+                while body_of(&request) != Some(true) {
                     stream.read_buf(&mut request).await.unwrap();
                 }
-                let answer =
-                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let length = body.len();
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+                );
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
         let instance = Instance::at("http://h:1", "1.2.3").unwrap();
         Consul::new(&base, None, instance, Arc::new(Still)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_it_says_it_has_taken_is_read_back() {
+        for (body, is_ours) in [
+            (
+                r#"{"ID": "ota_service-h-1", "Service": "ota_service", "Address": "h", "Port": 1}"#,
+                true,
+            ),
+            (
+                r#"{"ID": "ota_service-h-1", "Address": "h", "Port": 2}"#,
+                false,
+            ),
+            (
+                r#"{"ID": "ota_service-g-1", "Address": "h", "Port": 1}"#,
+                false,
+            ),
+            ("[]", false),
+            ("<html>", false),
+            ("", false),
+        ] {
+            let consul = saying("200 OK", body).await;
+            let mut is_registered = false;
+            let kept = consul.keep(&mut is_registered).await;
+            assert_eq!((kept.is_ok(), is_registered), (is_ours, is_ours), "{body}");
+            // It neither seems well in between, nor after another look.
+            let _ = consul.keep(&mut is_registered).await;
+            assert_eq!(is_registered, is_ours, "{body}");
+            let status = consul.status();
+            assert!(status.is_known);
+            match status.trouble {
+                None => assert!(is_ours, "{body}"),
+                trouble => assert!(matches!(trouble, Some(Fault::Odd(_))) && !is_ours, "{body}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -175,6 +175,19 @@ async fn consul_that_is_away_delays_nothing(options: Options) {
     assert!(asked.elapsed() < END_WITHIN, "took {:?}", asked.elapsed());
     assert!(!registry.is_empty());
 
+    // Something else is there that says yes to everything; then it is Consul again.
+    agent.thinks(|_| Says::Text(200, "<html>Please log in</html>".to_owned()));
+    service.start_again().await;
+    let detail = is_told(&admin, "unhealthy").await;
+    assert!(
+        detail.contains(": not registered, answers oddly since 20"),
+        "{detail}"
+    );
+    let known = registry.clone();
+    agent.thinks(move |asked| known.answer(asked));
+    is_told(&admin, "healthy").await;
+    service.stop().await;
+
     // It talks nonsense, then does not know the token.
     agent.thinks(|_| Says::Text(418, "teapot".to_owned()));
     service.start_again().await;
