@@ -81,7 +81,7 @@ use keyring::Keyring;
 use metrics::Metrics;
 use ports::{Clock, DeviceService, Downlink, Entropy, EventSink, Objects, Store};
 pub use rate::{NotARate, Rate};
-pub use replica::Member;
+pub use replica::{Member, Standing};
 pub use settings::Settings;
 pub use statistics::{CampaignStatistics, Recent, Statistics, Totals};
 pub use telemetry::FleetStatus;
@@ -141,7 +141,7 @@ pub struct Engine {
     handover: firmware::Standing,
     chunks: chunks::Waiting,
     api_keys: ApiKeys,
-    last_look: health::LastLook,
+    last_looks: health::LastLooks,
     feed: feed::Feed,
     following: following::Following,
     rests: rests::Rests,
@@ -195,7 +195,7 @@ impl Engine {
             handover: firmware::Standing::default(),
             chunks: chunks::Waiting::default(),
             api_keys,
-            last_look: health::LastLook::default(),
+            last_looks: health::LastLooks::default(),
             feed: feed::Feed::default(),
             following: following::Following::default(),
             rests: rests::Rests::default(),

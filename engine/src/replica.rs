@@ -50,6 +50,17 @@ pub struct Member {
     pub shares_reports: bool,
 }
 
+/// This process among the replicas on its database, as it saw them last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// How many live, this one included.
+    pub live: usize,
+    /// The number of this one.
+    pub here: ReplicaKey,
+    /// The number of the one that does what one does for all: it lives, and no other that does is older.
+    pub leader: ReplicaKey,
+}
+
 /// This process among the replicas.
 #[derive(Default)]
 pub(crate) struct Membership {
@@ -63,6 +74,7 @@ pub(crate) struct Membership {
     /// It has begun anew, and its sessions have not all been announced.
     unannounced: AtomicBool,
     others: Mutex<Life>,
+    seen: Mutex<Option<Standing>>,
 }
 
 impl Membership {
@@ -99,6 +111,18 @@ impl Membership {
         self.several.store(!others.is_empty(), Ordering::SeqCst);
         self.key.store(key.0, Ordering::SeqCst);
         self.eldest.store(others.is_empty(), Ordering::SeqCst);
+        let leader = others.iter().map(|other| other.key).min();
+        self.sees(others.len() + 1, leader.unwrap_or(key));
+    }
+
+    fn sees(&self, live: usize, leader: ReplicaKey) {
+        let standing = self.key().map(|here| Standing { live, here, leader });
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    /// As it saw the others last; `None`: it has not begun.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -242,9 +266,13 @@ impl Engine {
             others.look(&all, now)
         };
         let is_dead = |replica: &Replica| dead.iter().any(|one| one.key == replica.key);
-        let eldest = all.iter().find(|replica| !is_dead(replica));
-        let leads = eldest.map(|eldest| eldest.key) == self.here();
+        let live = || all.iter().filter(|replica| !is_dead(replica));
+        let eldest = live().next().map(|eldest| eldest.key);
+        let leads = eldest == self.here();
         self.membership.eldest.store(leads, Ordering::SeqCst);
+        if let Some(leader) = eldest {
+            self.membership.sees(live().count(), leader);
+        }
         self.membership
             .several
             .store(all.len() > 1, Ordering::SeqCst);

@@ -74,8 +74,23 @@ struct Detailed {
     components: BTreeMap<&'static str, State>,
     #[schema(value_type = BTreeMap<String, String>)]
     listening: BTreeMap<&'static str, SocketAddr>,
+    /// Of the services on this database; a few seconds old.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<Replicas>,
     uplinks_waiting: usize,
     counters: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+}
+
+/// This process among the replicas, which have numbers in the order in which they began.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ReplicasHealth)]
+struct Replicas {
+    /// How many live, this one included.
+    live: usize,
+    /// The number of this one.
+    this: i64,
+    /// The number of the one that serves webhooks and NATS for all.
+    leader: i64,
 }
 
 /// One part.
@@ -216,6 +231,11 @@ fn describe(
         version,
         components: own.into_iter().chain(parts).collect(),
         listening,
+        replicas: health.replicas.map(|standing| Replicas {
+            live: standing.live,
+            this: standing.here.0,
+            leader: standing.leader.0,
+        }),
         uplinks_waiting: health.uplinks_waiting,
         counters,
     }
@@ -234,6 +254,9 @@ impl State {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use device_ota_engine::Standing;
+    use device_ota_engine::ports::ReplicaKey;
+
     use super::*;
 
     fn health(database: Result<(), String>) -> Health {
@@ -244,6 +267,11 @@ mod tests {
         Health {
             database,
             objects: Ok(()),
+            replicas: Some(Standing {
+                live: 2,
+                here: ReplicaKey(7),
+                leader: ReplicaKey(5),
+            }),
             uplinks_waiting: 3,
             counters,
         }
@@ -289,6 +317,11 @@ mod tests {
           "listening": {
             "http": "127.0.0.1:8216",
             "mqtt_gateway": "127.0.0.1:1883"
+          },
+          "replicas": {
+            "live": 2,
+            "this": 7,
+            "leader": 5
           },
           "uplinks_waiting": 3,
           "counters": {

@@ -351,6 +351,30 @@ impl PrivateServer {
         self.control("restart"); // takes the options of the last start, as `start` does not
     }
 
+    /// Lets the server stand still with all that it does, as a machine that is suspended; until the answer is dropped.
+    ///
+    /// # Panics
+    /// When it cannot be stopped so.
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.send("STOP");
+        Frozen(self)
+    }
+
+    /// Sends a signal to the server and to each of its processes.
+    fn send(&self, signal: &str) {
+        let script = format!(
+            "server=$(head -n 1 '{}/data/postmaster.pid') && kill -{signal} $server $(ps -o pid= --ppid $server)",
+            self.folder.display()
+        );
+        let status = shell_as_postgres()
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .current_dir("/")
+            .status()
+            .expect("a shell can be started");
+        assert!(status.success(), "the PostgreSQL server took no {signal}");
+    }
+
     fn control(&self, what: &str) {
         let programs = programs().expect("PostgreSQL was there");
         let script = format!(
@@ -370,6 +394,16 @@ impl PrivateServer {
     /// The URL of the server's maintenance database.
     pub fn url(&self) -> &str {
         &self.url
+    }
+}
+
+/// A server that stands still; it goes on when this is dropped.
+#[derive(Debug)]
+pub struct Frozen<'s>(&'s PrivateServer);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.send("CONT");
     }
 }
 

@@ -1,13 +1,49 @@
 //! The database server goes away under the running service, and comes back.
 
+use std::time::{Duration, Instant};
+
 use device_ota_store::testing::{Durability, PrivateServer};
 use serde_json::{Value, json};
 
 use crate::harness::{Options, Service, device_json, eventually};
 
+matrix!(health_does_not_wait_for_a_database_that_stands_still: sqlite_gateway);
 matrix!(who_asks_while_the_database_is_away_is_told_to_come_back: sqlite_gateway);
 
+/// Longest that health takes to answer: a second, and what a busy machine adds. A look at a database that is silent takes five.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 const DEVICES: &str = "/api/v1/ota/devices";
+
+async fn health_does_not_wait_for_a_database_that_stands_still(options: Options) {
+    let server = PrivateServer::start(Durability::Off);
+    let service = Service::start(options.with("DATABASE_URL", server.url())).await;
+    let admin = service.admin();
+    let ask = async |path| {
+        let asked = Instant::now();
+        let answer = admin.get(path).await;
+        assert!(asked.elapsed() < TOLD_WITHIN, "took {:?}", asked.elapsed());
+        answer
+    };
+    admin.get("/health/ready").await.expect(200);
+    let frozen = server.freeze();
+    for path in ["/health/ready", "/health/detailed"] {
+        eventually("it is told that the database is away", async || {
+            let answer = ask(path).await;
+            (answer.status == 503)
+                .then_some(())
+                .ok_or(answer.body.to_string())
+        })
+        .await;
+    }
+    drop(frozen);
+    eventually("it is ready by itself", async || {
+        let answer = ask("/health/ready").await;
+        (answer.status == 200)
+            .then_some(())
+            .ok_or(answer.body.to_string())
+    })
+    .await;
+}
 
 /// The harness's own database is not used: the server is the story's, which stops it.
 async fn who_asks_while_the_database_is_away_is_told_to_come_back(options: Options) {

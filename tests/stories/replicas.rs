@@ -139,8 +139,37 @@ async fn all_well(
     assert_eq!(campaign["completed_devices"], FLEET, "{campaign:#}");
 }
 
+/// Waits until health tells of so many replicas, and of this one whether it leads; answers the number of the one that does.
+async fn counted(service: &Service, live: u64, leads: bool) -> u64 {
+    eventually("health tells of the replicas", async || {
+        let replicas = service.admin().health().await["replicas"].clone();
+        let is_so = replicas["live"] == live && (replicas["this"] == replicas["leader"]) == leads;
+        let leader = replicas["leader"].as_u64().filter(|_| is_so);
+        leader.ok_or(replicas.to_string())
+    })
+    .await
+}
+
+/// A figure of this one.
+async fn figure(service: &Service, name: &str) -> String {
+    let admin = service.admin();
+    let request = admin.client().get(admin.url("/metrics"));
+    let answer = request.bearer_auth(service.key()).send().await.unwrap();
+    let text = answer.text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.unwrap_or_default().to_owned()
+}
+
 async fn a_rollout_over_both_gateways_survives_the_kill_of_one(options: Options) {
     let mut pair = pair(options.with("LEASE_SECONDS", "10")).await;
+    let leader = counted(&pair.one, 2, true).await;
+    assert_eq!(counted(&pair.two, 2, false).await, leader);
+    let figures = ["device_ota_replicas ", "device_ota_replica_leads "];
+    assert_eq!(figure(&pair.two, figures[0]).await, "device_ota_replicas 2");
+    assert_eq!(
+        figure(&pair.two, figures[1]).await,
+        "device_ota_replica_leads 0"
+    );
     let (fleet, admin, campaign) = pair.rollout().await;
     completed(&admin, &campaign, FLEET as u64 / 4).await;
     for service in [&pair.one, &pair.two] {
@@ -158,6 +187,11 @@ async fn a_rollout_over_both_gateways_survives_the_kill_of_one(options: Options)
     within("the other finds out that it is dead", left)
         .await
         .unwrap();
+    assert_ne!(counted(&pair.two, 1, true).await, leader);
+    assert_eq!(
+        figure(&pair.two, figures[1]).await,
+        "device_ota_replica_leads 1"
+    );
 }
 
 async fn a_rolling_restart_loses_nothing(options: Options) {

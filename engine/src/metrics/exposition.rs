@@ -85,6 +85,18 @@ impl Engine {
             "Streams of server-sent events that are open",
             self.feed.readers() as u64,
         );
+        if let Some(standing) = self.membership.standing() {
+            gauge(
+                "replicas",
+                "Replicas on this database that live, as this one saw them last",
+                standing.live as u64,
+            );
+            gauge(
+                "replica_leads",
+                "Whether this replica does what one does for all: webhooks, NATS",
+                u64::from(standing.leader == standing.here),
+            );
+        }
         let Some(kept) = kept else {
             return registry;
         };
