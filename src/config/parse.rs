@@ -18,6 +18,11 @@ use super::{
     storage, tls,
 };
 
+/// What is logged unless it is said. Of parts whose failures we tell ourselves, nothing; and not of each client that names an IP
+/// address where TLS has a host name.
+const LOG: &str =
+    "info,rumqttd=off,async_nats=off,rustls_platform_verifier=off,rustls::msgs::handshake=error";
+
 impl Config {
     /// Checks the texts.
     pub(super) fn check(raw: &RawConfig) -> Checked<Self> {
@@ -114,9 +119,7 @@ impl Config {
                 raw.webhook_allow_private.as_deref(),
             )?,
             webhook_tries: number("WEBHOOK_TRIES", raw.webhook_tries.as_deref(), 8, 1..=20)?,
-            log: raw.log.clone().unwrap_or_else(|| {
-                "info,rumqttd=off,async_nats=off,rustls_platform_verifier=off".to_owned()
-            }),
+            log: raw.log.clone().unwrap_or_else(|| LOG.to_owned()),
             log_format: log_format(raw)?,
             data_dir,
         })

@@ -164,7 +164,7 @@ settings! {
     webhook_allow_private "webhook-allow-private" "webhook_allow_private",
     /// Refusals of one event before a webhook's next one has its turn [default: 8]
     webhook_tries "webhook-tries" "webhook_tries",
-    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: `info,rumqttd=off,async_nats=off,rustls_platform_verifier=off`]
+    /// Log filter, e.g. `info,device_ota_mqtt=debug` [default: `info,rumqttd=off,async_nats=off,rustls_platform_verifier=off,rustls::msgs::handshake=error`]
     log "log" "log",
     /// `json` or `pretty` [default: pretty on a terminal, json elsewhere]
     log_format "log-format" "log_format",

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use device_sim::fleet::Verdict;
 use device_sim::mqtt::{Client, Error, Event, Options as Connecting, Tls, Topic, User, Version};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, rustls};
 
@@ -17,6 +18,7 @@ use crate::harness::{Authority, Certified, Options, Service, device_json, eventu
 matrix!(a_fleet_updates_over_tls_alone: sqlite_gateway, postgres_gateway);
 matrix!(a_certificate_is_its_device_and_nobody_else: sqlite_gateway, postgres_gateway);
 matrix!(certificates_change_while_devices_are_connected: sqlite_gateway);
+matrix!(who_connects_by_an_address_does_not_fill_the_log: sqlite_gateway);
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
@@ -305,4 +307,45 @@ async fn until_expired(service: &Service, house: &Authority) {
     assert_eq!(health["status"], "degraded");
     let state = &health["components"]["mqtt_certificate"];
     assert_eq!(state["detail"], "expired at 2001-01-01T00:00:00Z");
+}
+
+/// What a client says first that names an IP address where TLS has a host name, as some do.
+fn hello_by_address(tls: &Tls) -> Vec<u8> {
+    let name = "127x0x0x1";
+    let server = ServerName::try_from(name).unwrap();
+    let mut client = rustls::ClientConnection::new(tls.config.clone(), server).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let place = hello.windows(name.len());
+    let place = place
+        .clone()
+        .position(|part| part == name.as_bytes())
+        .unwrap();
+    hello[place..place + name.len()].copy_from_slice(b"127.0.0.1");
+    hello
+}
+
+async fn who_connects_by_an_address_does_not_fill_the_log(options: Options) {
+    let folder = TempDir::new().unwrap();
+    let house = Authority::new(folder.path(), "house");
+    let options = options.with_mqtts(&house.server("service"));
+    let hello = hello_by_address(&house.tls(None));
+    for (options, is_told) in [
+        (options.clone(), false),
+        (options.with("LOG", "info,rumqttd=off"), true),
+    ] {
+        let mut service = Service::start(options).await;
+        let mut stream = TcpStream::connect(service.mqtts()).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        let mut answer = [0; 1];
+        let read = stream.read_exact(&mut answer);
+        within("the service goes on with it", read).await.unwrap();
+        assert_eq!(answer, [22], "a handshake, and no alert");
+        service.stop().await;
+        // All that it has said.
+        let never = service.log().find(|_| None::<()>);
+        within("the log ends", never).await;
+        let told = service.log().lines().join("\n");
+        assert_eq!(told.contains("Illegal SNI"), is_told, "{told}");
+    }
 }
