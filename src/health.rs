@@ -63,14 +63,11 @@ fn of_nats(status: &NatsStatus) -> Component {
         since,
         trouble,
     } = status;
-    let is = if *is_connected {
-        "connected"
-    } else {
-        "not connected"
-    };
-    let detail = match trouble {
-        None => format!("{is} since {since}"),
-        Some(trouble) => format!("{is} since {since}: {trouble}"),
+    let detail = match (is_connected, trouble) {
+        (true, None) => format!("connected since {since}"),
+        (true, Some(trouble)) => format!("connected, and fails: {trouble}"),
+        (false, None) => format!("not connected since {since}"),
+        (false, Some(trouble)) => format!("not connected since {since}: {trouble}"),
     };
     Component {
         name: "nats",
@@ -78,5 +75,36 @@ fn of_nats(status: &NatsStatus) -> Component {
         essential: false,
         detail: Some(detail),
         address: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn nats_that_is_connected_and_fails_is_not_called_well() {
+        let told = |is_connected, trouble: Option<&str>| {
+            let component = of_nats(&NatsStatus {
+                is_connected,
+                since: Timestamp::UNIX_EPOCH,
+                trouble: trouble.map(str::to_owned),
+            });
+            (component.healthy, component.detail.unwrap_or_default())
+        };
+        for (is_connected, trouble, healthy, detail) in [
+            (true, None, true, "connected since 1970-01-01T00:00:00Z"),
+            (true, Some("x"), false, "connected, and fails: x"),
+            (
+                false,
+                Some("x"),
+                false,
+                "not connected since 1970-01-01T00:00:00Z: x",
+            ),
+        ] {
+            assert_eq!(told(is_connected, trouble), (healthy, detail.to_owned()));
+        }
     }
 }

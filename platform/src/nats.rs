@@ -12,7 +12,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::rustls::crypto::aws_lc_rs;
-use async_nats::{ConnectOptions, Event};
+use async_nats::{ConnectOptions, Event, ServerError};
 use async_trait::async_trait;
 use device_ota_domain::event::StoredEvent;
 use device_ota_engine::Engine;
@@ -47,7 +47,7 @@ pub struct NatsStatus {
     pub is_connected: bool,
     /// Since when that is so.
     pub since: Timestamp,
-    /// What failed last, and has not succeeded since.
+    /// What failed last, and has not succeeded since: where, and what to look at.
     pub trouble: Option<String>,
 }
 
@@ -71,11 +71,27 @@ impl Standing {
             listening: None,
         }
     }
+
+    /// What fails of it, where that is, and what to look at.
+    fn trouble(&self, servers: &str) -> Option<String> {
+        let of = |trouble: &Option<String>, what: &str| {
+            let trouble = trouble.as_ref()?;
+            Some(format!(
+                "{what} {servers}: {trouble}; look whether its JetStream is on and answers, and what our user may do there"
+            ))
+        };
+        let connecting = self.connecting.clone();
+        connecting
+            .or_else(|| of(&self.publishing, "events cannot be published at"))
+            .or_else(|| of(&self.listening, "what others tell cannot be heard at"))
+    }
 }
 
 /// A connection to NATS, which is made again whenever it is lost.
 pub struct Nats {
     context: Context,
+    /// Where it is, without user and password.
+    servers: Arc<str>,
     standing: Arc<watch::Sender<Standing>>,
     /// Told whenever the connection is made.
     back: Arc<Notify>,
@@ -88,7 +104,12 @@ impl Nats {
         let _ = aws_lc_rs::default_provider().install_default();
         let standing = Arc::new(watch::Sender::new(Standing::new(false, clock.now())));
         let back = Arc::new(Notify::new());
-        let (noted, told) = (Arc::clone(&standing), Arc::clone(&back));
+        let servers: Arc<str> = address.servers().into();
+        let (noted, told, named) = (
+            Arc::clone(&standing),
+            Arc::clone(&back),
+            Arc::clone(&servers),
+        );
         let options = ConnectOptions::new()
             .name("device-ota")
             .retry_on_initial_connect()
@@ -96,16 +117,18 @@ impl Nats {
             .ping_interval(PING_EVERY)
             .reconnect_delay_callback(pause_before)
             .event_callback(move |event| {
-                hear(&noted, &event, clock.now());
+                hear(&noted, &event, &named, clock.now());
                 if event == Event::Connected {
                     told.notify_one();
                 }
                 std::future::ready(())
             });
-        let client = address.connect(options).await?;
+        let client = address.connect(options).await;
+        let client = client.map_err(|error| format!("{servers}: {error}"))?;
         let context = ContextBuilder::new().timeout(ANSWER).build(client);
         Ok(Self {
             context,
+            servers,
             standing,
             back,
         })
@@ -114,15 +137,10 @@ impl Nats {
     /// How the connection is now.
     pub fn status(&self) -> NatsStatus {
         let standing = self.standing.borrow();
-        let troubles = [
-            &standing.connecting,
-            &standing.publishing,
-            &standing.listening,
-        ];
         NatsStatus {
             is_connected: standing.is_connected,
             since: standing.since,
-            trouble: troubles.into_iter().flatten().next().cloned(),
+            trouble: standing.trouble(&self.servers),
         }
     }
 
@@ -145,7 +163,8 @@ impl Nats {
                 error = self.take_in(&engine) => error,
             };
             if self.note(|standing| &mut standing.listening, Some(error.to_string())) {
-                tracing::warn!(%error, "what NATS keeps for us cannot be taken in; it is tried again");
+                let servers = &*self.servers;
+                tracing::warn!(servers, %error, "what NATS keeps for us cannot be taken in; it is tried again");
             }
             if began.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
@@ -222,8 +241,27 @@ fn message_id(event: &StoredEvent) -> String {
     format!("{}-{}", event.id, event.at.as_microsecond())
 }
 
+/// What the client tells of a connection that cannot be made, or is refused: where, and what to look at.
+fn describe(event: &Event, servers: &str) -> Option<String> {
+    match event {
+        Event::ServerError(ServerError::AuthorizationViolation) => Some(format!(
+            "{servers} does not let us in: look at the user and the password, or the token, in NATS_URL"
+        )),
+        Event::ServerError(error) => Some(format!("{servers} refuses: {error}")),
+        Event::ClientError(error) => {
+            let error = error.to_string();
+            let error = error.trim_start_matches("nats: ");
+            Some(format!(
+                "{servers} cannot be connected to ({error}): look whether a NATS server listens there, and whether both sides want \
+                 TLS (tls:// in NATS_URL) or neither does"
+            ))
+        }
+        _ => None,
+    }
+}
+
 /// What the client tells of the connection; each turn is logged once.
-fn hear(standing: &watch::Sender<Standing>, event: &Event, now: Timestamp) {
+fn hear(standing: &watch::Sender<Standing>, event: &Event, servers: &str, now: Timestamp) {
     let became = |is_connected| {
         standing.send_if_modified(|standing| {
             let is_news = standing.is_connected != is_connected;
@@ -236,21 +274,25 @@ fn hear(standing: &watch::Sender<Standing>, event: &Event, now: Timestamp) {
     match event {
         Event::Connected => {
             if became(true) {
-                tracing::info!("NATS is connected");
+                tracing::info!(servers, "NATS is connected");
             }
         }
         Event::Disconnected | Event::Closed => {
             if became(false) {
-                tracing::warn!("NATS is away; events wait until it is back");
+                tracing::warn!(servers, "NATS is away; events wait until it is back");
             }
         }
         Event::ServerError(_) | Event::ClientError(_) => {
-            let error = event.to_string();
             let first = standing.borrow().connecting.is_none();
-            standing.send_modify(|standing| standing.connecting = Some(error.clone()));
+            let trouble = describe(event, servers);
             if first {
-                tracing::warn!(%error, "NATS cannot be reached, or refuses; it is tried again");
+                let error = trouble.as_deref();
+                tracing::warn!(
+                    error,
+                    "NATS cannot be reached, or refuses; it is tried again"
+                );
             }
+            standing.send_modify(|standing| standing.connecting = trouble);
         }
         Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
     }
@@ -264,7 +306,8 @@ impl EventSink for Nats {
 
     async fn deliver(&self, event: &StoredEvent) -> Result<(), SinkError> {
         if !self.standing.borrow().is_connected {
-            return Err(SinkError("NATS is not connected".to_owned()));
+            let servers = &self.servers;
+            return Err(SinkError(format!("NATS is not connected ({servers})")));
         }
         let published = match timeout(DELIVERY, self.publish(event)).await {
             Ok(published) => published.map_err(|error| error.to_string()),
@@ -289,6 +332,40 @@ mod tests {
         assert_eq!(pause_before(1), FIRST_TRY);
         assert_eq!(pause_before(2), FIRST_TRY * 2);
         assert_eq!(pause_before(usize::MAX), LONGEST_TRY);
+    }
+
+    #[test]
+    fn what_fails_is_told_with_where_and_what_to_look_at() {
+        let servers = "nats://h:4222";
+        let (standing, _) = watch::channel(Standing::new(false, Timestamp::UNIX_EPOCH));
+        let told = |event: &Event| {
+            hear(&standing, event, servers, Timestamp::UNIX_EPOCH);
+            let trouble = standing.borrow().trouble(servers);
+            trouble.unwrap_or_default()
+        };
+        let away = async_nats::ClientError::Other("IO error".to_owned());
+        let away = told(&Event::ClientError(away));
+        assert!(
+            away.starts_with("nats://h:4222 cannot be connected to (IO error): look whether"),
+            "{away}"
+        );
+        let foreign = told(&Event::ServerError(ServerError::AuthorizationViolation));
+        assert!(foreign.contains("password"), "{foreign}");
+        assert_eq!(told(&Event::Connected), "", "all of that is over");
+        for (part, what) in [
+            (
+                (|standing| &mut standing.listening) as fn(&mut Standing) -> &mut Option<String>,
+                "what others tell cannot be heard at nats://h:4222: timed out; look whether",
+            ),
+            (
+                |standing| &mut standing.publishing,
+                "events cannot be published at nats://h:4222: timed out; look whether",
+            ),
+        ] {
+            standing.send_modify(|standing| *part(standing) = Some("timed out".to_owned()));
+            let told = standing.borrow().trouble(servers).unwrap_or_default();
+            assert!(told.starts_with(what), "{told}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ matrix!(nats_that_is_away_delays_events_and_blocks_nothing: postgres_gateway);
 matrix!(a_device_that_is_deleted_elsewhere_ends_here: sqlite_gateway, postgres_mosquitto);
 
 const DELETED: &str = "device_service.device.deleted";
+const SECRET: &str = "n0t-to-be-told";
 /// What is told of a campaign of one device, in order.
 const ROLLOUT: [&str; 5] = [
     "firmware.uploaded",
@@ -130,10 +131,20 @@ async fn events_arrive_on_their_subjects_once(options: Options) {
 async fn nats_that_is_away_delays_events_and_blocks_nothing(options: Options) {
     let (mut server, _folder) = server().await;
     server.kill();
-    let service = Service::start(on(&server, options)).await;
+    let secured = server.url().replace("://", &format!("://ota:{SECRET}@"));
+    let service = Service::start(options.with("NATS_URL", secured)).await;
     let admin = service.admin();
     let detail = is_told(&admin, "unhealthy").await;
     assert!(detail.starts_with("not connected since 20"), "{detail}");
+    // Where it was looked for, and what to do; not the password.
+    let url = server.url();
+    let detail = eventually("health says where NATS was looked for", async || {
+        let detail = is_told(&admin, "unhealthy").await;
+        let told = detail.contains(&url) && detail.contains("look whether");
+        if told { Ok(detail) } else { Err(detail) }
+    })
+    .await;
+    assert!(!detail.contains(SECRET), "{detail}");
     assert_eq!(admin.health().await["status"], "degraded");
     admin.get("/health/ready").await.expect(200);
     let credentials = service.register(device_json("frame-1")).await;

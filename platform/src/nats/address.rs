@@ -84,8 +84,8 @@ fn is_secured(server: &ServerAddr) -> bool {
 }
 
 impl NatsAddress {
-    /// The servers, without password, for people.
-    fn servers(&self) -> String {
+    /// The servers, without user and password, for people.
+    pub(super) fn servers(&self) -> String {
         let names: Vec<String> = self
             .servers
             .iter()
