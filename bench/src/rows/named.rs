@@ -94,10 +94,15 @@ async fn measure(plan: Plan, devices: usize) -> anyhow::Result<()> {
     let all = fleet::names(devices);
     let (mut named, mut meant) = (Side::new("named"), Side::new("by model"));
     for _ in 0..plan.rounds {
-        for (side, names) in [(&mut named, all.as_slice()), (&mut meant, &[])] {
-            let draft = json!({
-                "name": "bench", "firmware_id": firmware, "deployment_strategy": "immediate", "target_devices": names,
-            });
+        for (side, ids) in [(&mut named, Some(&all)), (&mut meant, None)] {
+            let draft = match ids {
+                Some(ids) => json!({
+                    "name": "bench", "firmware_id": firmware, "deployment_strategy": "immediate", "target_devices": ids,
+                }),
+                None => json!({
+                    "name": "bench", "firmware_id": firmware, "deployment_strategy": "immediate",
+                }),
+            };
             round(&admin, side, &draft)?;
         }
     }
