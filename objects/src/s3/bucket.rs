@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::S3Settings;
 use super::error::{S3Error, Why};
+use super::mark::{MARK, MAX_MARK};
 
 /// How long an answer without a body may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -32,11 +33,6 @@ const PART: Duration = Duration::from_mins(1);
 const COMPLETE: Duration = Duration::from_mins(2);
 /// How long the next piece of a body may take.
 const PIECE: Duration = Duration::from_secs(30);
-
-/// The object in which a bucket says which one it is, whatever name it goes by.
-pub(super) const MARK: &str = "device-ota-id";
-/// More bytes than a mark has.
-const MAX_MARK: usize = 256;
 
 /// A bucket and the keys to it.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use device_ota_engine::ports::ObjectError;
 use minio::s3::error::{Error, NetworkError, S3ServerError};
 
-use super::bucket::MARK;
+use super::mark::MARK;
 
 /// Codes of answers that say that these settings will never do. In lower case: the client writes those that it does not know
 /// itself so.

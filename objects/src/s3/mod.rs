@@ -6,6 +6,7 @@
 
 mod bucket;
 mod error;
+mod mark;
 mod upload;
 
 use std::fmt;
