@@ -366,13 +366,7 @@ impl PrivateServer {
             "server=$(head -n 1 '{}/data/postmaster.pid') && kill -{signal} $server $(ps -o pid= --ppid $server)",
             self.folder.display()
         );
-        let status = shell_as_postgres()
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .current_dir("/")
-            .status()
-            .expect("a shell can be started");
-        assert!(status.success(), "the PostgreSQL server took no {signal}");
+        assert!(runs(&script), "the PostgreSQL server took no {signal}");
     }
 
     fn control(&self, what: &str) {
@@ -382,19 +376,23 @@ impl PrivateServer {
             programs.join("pg_ctl").display(),
             self.folder.display()
         );
-        let status = shell_as_postgres()
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .current_dir("/")
-            .status()
-            .expect("a shell can be started");
-        assert!(status.success(), "the PostgreSQL server did not {what}");
+        assert!(runs(&script), "the PostgreSQL server did not {what}");
     }
 
     /// The URL of the server's maintenance database.
     pub fn url(&self) -> &str {
         &self.url
     }
+}
+
+/// Runs a script as who runs the server; answers whether it went well.
+fn runs(script: &str) -> bool {
+    let status = shell_as_postgres()
+        .args(["-c", script])
+        .stdin(Stdio::null())
+        .current_dir("/")
+        .status();
+    status.expect("a shell can be started").success()
 }
 
 /// A server that stands still; it goes on when this is dropped.
