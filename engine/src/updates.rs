@@ -41,6 +41,12 @@ impl Engine {
             .update(id)
             .await?
             .ok_or_else(|| Error::not_found("update", &id))?;
+        self.explain(update).await
+    }
+
+    /// The update as it is here, also where it has gone on meanwhile: what an admin asked for is answered as it was written.
+    pub(crate) async fn explain(&self, update: Update) -> Result<UpdateView> {
+        let id = update.id.clone();
         let views = self.explained(vec![update]).await?;
         views
             .into_iter()
@@ -110,10 +116,10 @@ impl Engine {
         };
         self.commit(tx).await?;
         tracing::info!(update.id = %id, by = by.subject(), "update cancelled");
-        self.send_due(crate::offers::pair(vec![update], grounds))
+        self.send_due(crate::offers::pair(vec![update.clone()], grounds))
             .await;
         self.wake();
-        self.update(id).await
+        self.explain(update).await
     }
 
     /// Schedules a failed update once more. 409 when it has not failed, its campaign has ended, its firmware is out of use or its device was asked for the same anew; a failed rollback of a
@@ -161,12 +167,12 @@ impl Engine {
         tx.append_audit(by.did(Act::UpdateRetried, now, id, states))
             .await?;
         let mut changes = Changes::default();
-        changes.record(&before, update, now);
+        changes.record(&before, update.clone(), now);
         changes.write(tx.as_mut()).await?;
         self.commit(tx).await?;
         tracing::info!(update.id = %id, by = by.subject(), "update retried");
         self.wake();
-        self.update(id).await
+        self.explain(update).await
     }
 }
 

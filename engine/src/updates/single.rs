@@ -107,7 +107,7 @@ impl Engine {
             .await?;
         self.commit(tx).await?;
         self.wake();
-        self.update(&update.id).await
+        self.explain(update).await
     }
 
     /// Takes one device back to a version that it once ran (PRD, E4-US2). 409 when it is not known to have, when it runs that
