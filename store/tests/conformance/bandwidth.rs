@@ -93,9 +93,7 @@ async fn found(
         open_for,
         ..all_due(campaign, at(9))
     };
-    let mut tx = store.begin().await.unwrap();
-    let found = tx.claimable(&query).await.unwrap();
-    tx.commit().await.unwrap();
+    let found = claimable(store, &query).await;
     let numbers = found.iter().map(|found| {
         let id = found.update.device_id.as_str();
         (0..6).find(|n| name(*n) == id).unwrap()

@@ -249,6 +249,14 @@ pub(crate) async fn claim(store: &dyn Store, query: &ClaimQuery) -> Vec<Update> 
     claimed
 }
 
+/// What a claim would find. Its locks are gone with it: those of a transaction that is dropped go some time later.
+pub(crate) async fn claimable(store: &dyn Store, query: &ClaimQuery) -> Vec<Claimable> {
+    let mut tx = store.begin().await.expect("begins");
+    let found = tx.claimable(query).await.expect("claims");
+    tx.commit().await.expect("commits");
+    found
+}
+
 /// The same inside a transaction.
 pub(crate) async fn claim_in(tx: &mut dyn Tx, query: &ClaimQuery) -> Vec<Update> {
     let found = tx.claimable(query).await.expect("claims");

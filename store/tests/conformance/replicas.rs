@@ -127,12 +127,11 @@ async fn claimed(
     query: &ClaimQuery,
     here: Option<ReplicaKey>,
 ) -> Vec<DeviceKey> {
-    let mut tx = store.begin().await.unwrap();
     let query = ClaimQuery {
         here,
         ..query.clone()
     };
-    let found = tx.claimable(&query).await.unwrap();
+    let found = claimable(store, &query).await;
     found.iter().map(|found| found.update.device).collect()
 }
 

@@ -68,8 +68,7 @@ async fn devices(store: &dyn Store, rows: &BTreeMap<String, Update>) -> BTreeMap
 
 /// Whose updates a query finds.
 async fn found(store: &dyn Store, query: &ClaimQuery) -> BTreeSet<String> {
-    let mut tx = store.begin().await.unwrap();
-    let found = tx.claimable(query).await.unwrap();
+    let found = claimable(store, query).await;
     let ids = found.iter().map(|f| f.update.device_id.to_string());
     ids.collect()
 }

@@ -57,11 +57,9 @@ async fn those_that_hold_are_found_first_and_only_when_they_are_to_flip(store: &
         hold: true,
         ..all_due(&campaign, at(7))
     };
-    let mut tx = store.begin().await.unwrap();
-    let found = tx.claimable(&query).await.unwrap();
+    let found = claimable(store, &query).await;
     assert_eq!(found.len(), 3, "those that wait for an offer");
     assert!(found.iter().all(|f| f.update.group() == Group::Pending));
-    tx.commit().await.unwrap(); // lets go of what it has locked
     let mut counts = store.counts(&campaign.id).await.unwrap().updates();
     assert_eq!((counts.staged, counts.pending), (3, 3));
 
@@ -116,12 +114,10 @@ async fn a_device_that_holds_is_kept_from_what_comes_after(store: &dyn Store) {
     for (n, draft) in [(2, ""), (4, r#""priority":"low""#)] {
         let other = crate::fixture::campaign(n, &firmware, draft);
         let other = start(store, other, &firmware).await;
-        let mut tx = store.begin().await.unwrap();
-        let found = tx.claimable(&all_due(&other, at(7))).await.unwrap();
+        let found = claimable(store, &all_due(&other, at(7))).await;
         let devices: Vec<_> = found.iter().map(|f| f.update.device).collect();
         assert_eq!(devices, [keys[3]], "{draft}");
         assert!(found[0].displaces.is_none());
-        tx.commit().await.unwrap();
     }
     let held = store.busy_with(&keys).await.unwrap();
     assert!(
@@ -141,15 +137,13 @@ async fn a_device_that_holds_is_given_to_what_comes_before(store: &dyn Store) {
         hold: true,
         ..all_due(&urgent, at(7))
     };
-    let mut tx = store.begin().await.unwrap();
-    let found = tx.claimable(&query).await.unwrap();
+    let found = claimable(store, &query).await;
     assert_eq!(found.len(), 4);
     for found in &found {
         let gives_way = found.displaces.as_ref();
         assert_eq!(gives_way.is_some(), found.update.device != keys[3]);
         assert!(gives_way.is_none_or(|held| held.gives_way_to(&found.update)));
     }
-    tx.commit().await.unwrap(); // lets go of what it has locked
     let claimed = claim(store, &query).await;
     stage(store, claimed).await;
     let counts = store.counts(&campaign.id).await.unwrap();

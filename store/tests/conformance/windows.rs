@@ -40,9 +40,7 @@ async fn only_devices_of_open_time_zones_are_found(store: &dyn Store) {
             open_for,
             ..all_due(&campaign, at(9))
         };
-        let mut tx = store.begin().await.unwrap();
-        let found = tx.claimable(&query).await.unwrap();
-        tx.commit().await.unwrap(); // lets go of what it has locked
+        let found = claimable(store, &query).await;
         let found = found.into_iter().map(|f| f.update.device_id.to_string());
         found.collect::<BTreeSet<_>>()
     };
