@@ -35,6 +35,12 @@ async fn health_does_not_wait_for_a_database_that_stands_still(options: Options)
         })
         .await;
     }
+    eventually("the figures of the process itself are there", async || {
+        let figures = admin.figures().await;
+        let told = figures.contains("device_ota_database_up 0");
+        told.then_some(()).ok_or(figures)
+    })
+    .await;
     drop(frozen);
     eventually("it is ready by itself", async || {
         let answer = ask("/health/ready").await;

@@ -101,15 +101,7 @@ impl Scrape {
 }
 
 async fn scrape(service: &Service) -> (String, Scrape) {
-    let admin = service.admin();
-    let request = admin.client().get(admin.url("/metrics"));
-    let response = request.bearer_auth(service.key()).send().await.unwrap();
-    assert_eq!(response.status(), 200);
-    assert_eq!(
-        response.headers()["content-type"],
-        "text/plain; version=0.0.4; charset=utf-8"
-    );
-    let text = response.text().await.unwrap();
+    let text = service.admin().figures().await;
     let scrape = Scrape::of(&text);
     (text, scrape)
 }

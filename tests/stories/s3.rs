@@ -426,9 +426,7 @@ async fn an_image_that_does_not_get_there_is_told_of(options: Options) {
         told.contains("images that wait in the local folder: 1"),
         "{told}"
     );
-    let request = admin.client().get(admin.url("/metrics"));
-    let answer = request.bearer_auth(service.key()).send().await.unwrap();
-    let metrics = answer.text().await.unwrap();
+    let metrics = admin.figures().await;
     assert!(metrics.contains("device_ota_images_waiting 1"), "{metrics}");
 
     std::fs::write(folder.join(&name), b"an image").unwrap();

@@ -59,9 +59,7 @@ async fn a_fleet_updates_over_tls_alone(options: Options) {
         let detail = parts[part]["detail"].as_str();
         assert_eq!(detail, Some("expires at 2090-01-01T00:00:00Z"), "{parts:#}");
     }
-    let figures = admin.client().get(admin.url("/metrics"));
-    let figures = figures.bearer_auth(service.key()).send().await.unwrap();
-    let figures = figures.text().await.unwrap();
+    let figures = admin.figures().await;
     for listener in ["http", "mqtt"] {
         let line = format!(
             "device_ota_certificate_expiry_timestamp_seconds{{listener=\"{listener}\"}} 3786912000"

@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::PREFIX;
 use crate::Engine;
@@ -16,6 +16,8 @@ use crate::ports::telemetry::Snapshot;
 
 /// How long what the database said is shown before it is asked again.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long the database is waited for: half of what Prometheus waits for all of it, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the database said last; `None` when it did not answer. One asks, the others wait for its answer.
 #[derive(Debug, Default)]
@@ -44,10 +46,12 @@ impl Engine {
         let places = self.sinks.iter();
         let places = places.map(|sink| (sink.0, self.membership.place(*sink)));
         let places: Vec<_> = places.collect();
-        let read = self.store.snapshot(&places).await;
-        let snapshot = read
-            .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
-            .ok();
+        let snapshot = match timeout(PATIENCE, self.store.snapshot(&places)).await {
+            Ok(read) => read
+                .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
+                .ok(),
+            Err(_) => None,
+        };
         *kept = Some((Instant::now(), snapshot.clone()));
         snapshot
     }

@@ -104,6 +104,18 @@ impl Admin {
         self.try_send(self.client.get(self.url(path))).await
     }
 
+    /// What `/metrics` says.
+    pub async fn figures(&self) -> String {
+        let request = self.client.get(self.url("/metrics"));
+        let answer = request.bearer_auth(&self.key).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(
+            answer.headers()["content-type"],
+            "text/plain; version=0.0.4; charset=utf-8"
+        );
+        answer.text().await.unwrap()
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(self.client.post(self.url(path)).json(&body))
             .await
