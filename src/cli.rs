@@ -8,7 +8,7 @@ use crate::audit::{self, AuditCommand};
 use crate::check;
 use crate::config::{Config, RawConfig};
 use crate::permit::{self, PermitCommand};
-use crate::serve;
+use crate::{serve, tls};
 
 /// MQTT-native firmware updates over the air: devices speak MQTT, admins speak HTTP, this one binary does the rest.
 #[derive(Debug, Parser)]
@@ -56,6 +56,7 @@ impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         // What is written here (database, keys, images) is its owner's alone.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        tls::set_provider();
         let config = Config::from_sources(self.config, std::env::vars())?;
         match self.command.unwrap_or(Command::Serve) {
             Command::Keys(command) => api_keys::run(&config, command),

@@ -9,7 +9,16 @@ mod pem;
 pub(crate) use files::check;
 pub(crate) use keeper::{Keeper, Standing};
 
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+
 use crate::config::TlsOf;
+
+/// Names the provider for libraries that leave it to the process: sqlx panics without one where it looks at a server's authority and
+/// not at its name.
+pub(crate) fn set_provider() {
+    // Only a second call finds one there, which is the same.
+    let _ = aws_lc_rs::default_provider().install_default();
+}
 
 impl TlsOf {
     /// How its settings begin.

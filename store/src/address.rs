@@ -1,7 +1,9 @@
 //! The address of a PostgreSQL server, looked at without a connection.
 
+use std::path::PathBuf;
 use std::str::FromStr as _;
 
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// Why an address cannot be connected to. It never holds the address, in which there may be a password.
@@ -22,12 +24,25 @@ pub enum AddressError {
          is percent-encoded (# as %23, @ as %40, / as %2F, ? as %3F, : as %3A, % as %25)"
     )]
     Unreadable(String),
-    /// It asks for TLS.
+    /// A file of its TLS cannot be read.
+    #[error("names {} as its {parameter}, which cannot be read ({error})", file.display())]
+    File {
+        /// What names it in the address.
+        parameter: String,
+        /// The file.
+        file: PathBuf,
+        /// Why, as the system says it.
+        error: String,
+    },
+    /// A certificate without its key, or the other way round.
+    #[error("names one of sslcert and sslkey: a certificate of one's own goes with its key")]
+    Half,
+    /// A mode that sounds like TLS, and is none.
     #[error(
-        "asks for TLS by its sslmode, which this service does not speak to a database: leave sslmode out, and reach the server \
-         over the same machine, a private network or a tunnel"
+        "has sslmode=allow, by which nothing is encrypted here: use prefer (which is so by itself), require, verify-ca or verify-full, \
+         or disable"
     )]
-    Secured,
+    Allow,
 }
 
 /// Whether `url`, which begins with `postgres://` or `postgresql://`, is an address that a store can be opened at. Nobody is asked.
@@ -41,6 +56,56 @@ pub enum AddressError {
 /// assert_eq!(check_address("postgres://ota:p@ss#w@db/ota"), Err(AddressError::Unescaped('#')));
 /// ```
 pub fn check_address(url: &str) -> Result<(), AddressError> {
+    options(url).map(drop)
+}
+
+/// How to connect to an address.
+///
+/// Its `sslmode` means what it means to libpq, where sqlx differs: with an authority in `sslrootcert`, `require` looks at the server's
+/// certificate as `verify-ca` does; over a socket of this machine there is no TLS (PostgreSQL, "SSL Support", 34.19.1 and 34.19.3).
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, AddressError> {
+    is_escaped(url)?;
+    let options = PgConnectOptions::from_str(url).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        AddressError::Unreadable(cause.unwrap_or_else(|| error.to_string()))
+    })?;
+    let is_local = options.get_socket().is_some() || options.get_host().starts_with('/');
+    let mode = match options.get_ssl_mode() {
+        _ if is_local => return Ok(options.ssl_mode(PgSslMode::Disable)),
+        PgSslMode::Disable => return Ok(options),
+        PgSslMode::Allow => return Err(AddressError::Allow),
+        mode => mode,
+    };
+    // The files are named by the environment, too (PGSSLROOTCERT), and nothing but the address tells what was understood.
+    let understood = options.to_url_lossy();
+    let [authority, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|parameter| {
+        let mut pairs = understood.query_pairs();
+        let Some((_, named)) = pairs.find(|(name, _)| name == parameter) else {
+            return Ok(false);
+        };
+        // What is no file is the PEM itself.
+        let Some(file) = named.strip_prefix("file: ") else {
+            return Ok(true);
+        };
+        match std::fs::read(file) {
+            Ok(_) => Ok(true),
+            Err(error) => Err(AddressError::File {
+                parameter: parameter.to_owned(),
+                file: file.into(),
+                error: error.to_string(),
+            }),
+        }
+    });
+    if certificate? != key? {
+        return Err(AddressError::Half);
+    }
+    Ok(match (mode, authority?) {
+        (PgSslMode::Require, true) => options.ssl_mode(PgSslMode::VerifyCa),
+        _ => options,
+    })
+}
+
+fn is_escaped(url: &str) -> Result<(), AddressError> {
     let rest = url.split_once("://").map_or("", |(_, rest)| rest);
     if rest.trim_matches('/').is_empty() {
         return Err(AddressError::Empty);
@@ -56,16 +121,7 @@ pub fn check_address(url: &str) -> Result<(), AddressError> {
     if !server.contains('@') && path.contains('@') {
         return Err(AddressError::Unescaped('/'));
     }
-    let options = PgConnectOptions::from_str(url).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        AddressError::Unreadable(cause.unwrap_or_else(|| error.to_string()))
-    })?;
-    match options.get_ssl_mode() {
-        PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Ok(()),
-        PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => {
-            Err(AddressError::Secured)
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -82,6 +138,10 @@ mod tests {
             "postgres:///x?host=/run/postgresql",
             "postgres://u@localhost/x?host=/tmp/a&sslmode=prefer",
             "postgres://h/x?user=u@house",
+            "postgres://h/x?sslmode=disable&sslrootcert=/none/ca.pem",
+            "postgres://h/x?sslmode=verify-full",
+            // Of no use over a socket of this machine, as for libpq.
+            "postgres:///x?host=/run/postgresql&sslmode=require&sslrootcert=/none/ca.pem",
         ] {
             assert_eq!(check_address(url), Ok(()), "{url}");
         }
@@ -101,12 +161,38 @@ mod tests {
             ("postgres://u:s3cret?w@h/x", "cannot be read (invalid port"),
             ("postgres://h/x?sslmode=maybe", "cannot be read ("),
             ("postgres://h/x?port=y", "cannot be read ("),
-            ("postgres://h/x?sslmode=require", "asks for TLS"),
+            ("postgres://h/x?sslmode=allow", "has sslmode=allow"),
+            (
+                "postgres://u:s3cret@h/x?sslmode=verify-ca&sslrootcert=/none/ca.pem",
+                "names /none/ca.pem as its sslrootcert, which cannot be read (No such file",
+            ),
+            (
+                "postgres://h/x?sslcert=/dev/null",
+                "names one of sslcert and sslkey",
+            ),
         ] {
             let told = check_address(url).map_err(|error| error.to_string());
             let told = told.err().unwrap_or_default();
             assert!(told.starts_with(says), "{url}: {told}");
             assert!(!told.contains("s3cret"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_mode_means_what_it_means_to_libpq() {
+        let mode = |query| {
+            let url = format!("postgres://h/x?{query}");
+            format!("{:?}", options(&url).expect(query).get_ssl_mode())
+        };
+        for (query, means) in [
+            ("", "Prefer"),
+            ("sslmode=require", "Require"),
+            ("sslmode=require&sslrootcert=/dev/null", "VerifyCa"),
+            ("sslmode=verify-full&sslrootcert=/dev/null", "VerifyFull"),
+            ("sslmode=prefer&sslrootcert=/dev/null", "Prefer"),
+            ("sslmode=verify-full&host=/run/postgresql", "Disable"),
+        ] {
+            assert_eq!(mode(query), means, "{query}");
         }
     }
 }

@@ -121,6 +121,9 @@ pub struct SqlStore<D: Dialect> {
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// Its address says nothing that can be connected to.
+    #[error("its address {0}")]
+    Address(#[from] AddressError),
     /// It cannot be reached or refuses us.
     #[error("the database cannot be opened")]
     Connect(#[from] sqlx::Error),

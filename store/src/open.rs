@@ -1,12 +1,10 @@
 //! Opening a database: pools with their limits, the settings that durability and speed need, and the migrations.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolOptions;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Pool, Postgres, Sqlite};
 
@@ -18,7 +16,7 @@ use crate::dialect::Dialect;
 use crate::error::DbError;
 use crate::sql::{self, Args, statements};
 use crate::writes::Writes;
-use crate::{OpenError, SqlStore, devices, updates};
+use crate::{OpenError, SqlStore, address, devices, updates};
 
 /// Connections to PostgreSQL a process may hold (the requirements allow 50).
 pub const POSTGRES_MAX_CONNECTIONS: u32 = 50;
@@ -147,7 +145,7 @@ async fn server(
     max_connections: u32,
     session: &'static str,
 ) -> Result<Pool<Postgres>, OpenError> {
-    let options = PgConnectOptions::from_str(url)?
+    let options = address::options(url)?
         .application_name("device-ota")
         .statement_cache_capacity(STATEMENT_CACHE)
         .log_statements(log::LevelFilter::Trace)

@@ -9,6 +9,7 @@ mod watch;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::str::FromStr;
@@ -294,6 +295,34 @@ impl PrivateServer {
     /// # Panics
     /// When PostgreSQL is not installed or does not start.
     pub fn start(durability: Durability) -> Self {
+        Self::tried(durability, &[]).expect("the PostgreSQL server starts")
+    }
+
+    /// Starts one that is spoken to over TLS alone, on a port of 127.0.0.1. Its database `certified` is for whoever shows a certificate
+    /// of `authority`. All three are PEM.
+    ///
+    /// # Panics
+    /// When PostgreSQL is not installed or does not start.
+    pub fn start_with_tls(certificate: &str, key: &str, authority: &str) -> Self {
+        let tried = (0..5).find_map(|_| {
+            // PostgreSQL cannot be asked for a free port, and somebody else may take this one before it.
+            let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+            let port = free.expect("there is a free port").port().to_string();
+            let words = [
+                ("TLS_PORT", &*port),
+                ("TLS_CERTIFICATE", certificate),
+                ("TLS_KEY", key),
+                ("TLS_AUTHORITY", authority),
+            ];
+            let mut server = Self::tried(Durability::On, &words)?;
+            server.url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+            Some(server)
+        });
+        tried.expect("the PostgreSQL server starts")
+    }
+
+    /// `None` when it does not start.
+    fn tried(durability: Durability, words: &[(&str, &str)]) -> Option<Self> {
         use std::os::unix::process::CommandExt as _;
         let programs =
             programs().expect("PostgreSQL is installed below /usr/lib/postgresql or on PATH");
@@ -306,6 +335,7 @@ impl PrivateServer {
             .arg(&programs)
             .arg(std::env::temp_dir())
             .arg(fsync)
+            .envs(words.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -316,23 +346,22 @@ impl PrivateServer {
             .expect("a shell can be started");
         let lifeline = keeper.stdin.take();
         let mut folder = String::new();
-        if let Some(stdout) = keeper.stdout.take() {
-            let read = BufReader::new(stdout).read_line(&mut folder);
-            assert!(
-                matches!(read, Ok(length) if length > 0),
-                "the PostgreSQL server did not start"
-            );
+        let stdout = keeper.stdout.take().expect("its output is piped");
+        let read = BufReader::new(stdout).read_line(&mut folder);
+        if !matches!(read, Ok(length) if length > 0) {
+            let _ = keeper.wait();
+            return None;
         }
-        let url = format!(
-            "postgres://postgres@localhost/postgres?host={}",
-            folder.trim()
-        );
-        Self {
-            url,
-            folder: folder.trim().into(),
+        let folder = PathBuf::from(folder.trim());
+        Some(Self {
+            url: format!(
+                "postgres://postgres@localhost/postgres?host={}",
+                folder.display()
+            ),
+            folder,
             keeper,
             lifeline,
-        }
+        })
     }
 
     /// Stops the server, in the middle of whatever it does; who is connected is cut off.

@@ -1,7 +1,6 @@
 //! What is wrong with a configuration is told before a start, and nothing is touched.
 
 use std::path::Path;
-use std::process::Command;
 
 use crate::harness::{Authority, Options, Service};
 
@@ -9,33 +8,15 @@ matrix!(what_a_start_would_refuse_is_told_without_one: sqlite_gateway, postgres_
 matrix!(what_an_earlier_start_made_is_looked_at_too: sqlite_gateway);
 matrix!(what_is_wrong_with_certificates_is_told_by_name: sqlite_gateway);
 
-/// Whether it can be used, and all that was said.
-fn check(
-    service: &Service,
-    folder: &Path,
-    settings: &[(&str, &str)],
-    words: &[&str],
-) -> (bool, String) {
-    let mut command: Command = service.command(folder);
-    for (name, value) in settings {
-        command.env(format!("DEVICE_OTA_{name}"), value);
-    }
-    let output = command.args(words).output().unwrap();
-    let said =
-        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("panicked"), "{said}");
-    (output.status.success(), said)
-}
-
 async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
     let service = Service::start(options).await;
     let none = service.scratch().join("none");
     for words in [&["check-config"][..], &["config", "check"]] {
-        let (usable, said) = check(&service, &none, &[], words);
+        let (usable, said) = service.said(&none, &[], words).await;
         assert!(usable, "{said}");
         assert!(!none.exists(), "nothing is made");
         // Also of one that is in use.
-        let (usable, said) = check(&service, &service.data_dir(), &[], words);
+        let (usable, said) = service.said(&service.data_dir(), &[], words).await;
         assert!(usable, "{said}");
     }
 
@@ -110,7 +91,7 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
             "INTERNAL_ADDR: 127.0.0.1:8216 cannot be had beside HTTP_ADDR",
         ),
     ] {
-        let (usable, said) = check(&service, &none, &settings, &["config", "check"]);
+        let (usable, said) = service.said(&none, &settings, &["config", "check"]).await;
         assert!(!usable, "{settings:?}: {said}");
         let told = said.lines().any(|line| {
             let line = line.strip_prefix("device-ota: ").unwrap_or(line);
@@ -126,7 +107,7 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
         ("LOG", "device_ota=loud"),
         ("JWT_PUBLIC_KEY", missing.as_str()),
     ];
-    let (_, said) = check(&service, &none, &settings, &["config", "check"]);
+    let (_, said) = service.said(&none, &settings, &["config", "check"]).await;
     assert!(
         said.contains("LOG: ") && said.contains("JWT_PUBLIC_KEY: "),
         "{said}"
@@ -137,7 +118,7 @@ async fn what_a_start_would_refuse_is_told_without_one(options: Options) {
 async fn what_an_earlier_start_made_is_looked_at_too(options: Options) {
     let service = Service::start(options).await;
     let none = service.scratch().join("none");
-    let (usable, said) = check(&service, &none, &[], &["--help"]);
+    let (usable, said) = service.said(&none, &[], &["--help"]).await;
     let told = said.lines().any(|line| line.trim().starts_with("config "));
     assert!(usable && told, "{said}");
     let spoilt = service.scratch().join("spoilt");
@@ -149,13 +130,13 @@ async fn what_an_earlier_start_made_is_looked_at_too(options: Options) {
     ] {
         let file = spoilt.join(name);
         std::fs::write(&file, "short").unwrap();
-        let (usable, said) = check(&service, &spoilt, &[], &["config", "check"]);
+        let (usable, said) = service.said(&spoilt, &[], &["config", "check"]).await;
         assert!(!usable && said.contains(names), "{said}");
         std::fs::remove_file(file).unwrap();
     }
     std::fs::write(spoilt.join("mqtt.groups"), "ota\nnot/one\n").unwrap();
     let settings = [("MQTT_BROKER", "mqtt://device-ota:x@127.0.0.1:1")];
-    let (usable, said) = check(&service, &spoilt, &settings, &["config", "check"]);
+    let (usable, said) = service.said(&spoilt, &settings, &["config", "check"]).await;
     assert!(!usable && said.contains("mqtt.groups"), "{said}");
 }
 
@@ -179,15 +160,15 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
         ("MQTT_TLS_CRL", text(&crl)),
     ];
     let none = service.scratch().join("none");
-    let judged = |changes: &[(&str, &str)]| {
+    let judged = async |changes: &[(&str, &str)]| {
         let mut settings: Vec<_> = good.iter().map(|(n, v)| (*n, v.as_str())).collect();
         for (name, value) in changes {
             settings.retain(|(known, _)| known != name);
             settings.push((name, value));
         }
-        check(&service, &none, &settings, &["config", "check"])
+        service.said(&none, &settings, &["config", "check"]).await
     };
-    let (usable, said) = judged(&[]);
+    let (usable, said) = judged(&[]).await;
     assert!(usable, "{said}");
     let (cert, key) = (text(&other.cert), text(&own.key));
     let (old, old_key) = (text(&expired.cert), text(&expired.key));
@@ -228,7 +209,7 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
             "no revocation list",
         ),
     ] {
-        let (usable, said) = judged(&changes);
+        let (usable, said) = judged(&changes).await;
         assert!(!usable, "{changes:?}: {said}");
         let told = said
             .lines()
@@ -241,14 +222,15 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
         &service,
         [&odd, &missing],
         files.each_ref().map(String::as_str),
-    );
+    )
+    .await;
 
     // A start would use it and say so, as whoever does not look at dates need not be kept out.
     let expired = [
         ("MQTT_TLS_CERT", old.as_str()),
         ("MQTT_TLS_KEY", old_key.as_str()),
     ];
-    let (usable, said) = judged(&expired);
+    let (usable, said) = judged(&expired).await;
     assert!(usable, "{said}");
     assert!(
         said.contains("MQTT_TLS_CERT: expired at 2001-01-01"),
@@ -257,21 +239,21 @@ async fn what_is_wrong_with_certificates_is_told_by_name(options: Options) {
 }
 
 /// The same of what is shown to a broker, and by what it is believed.
-fn told_of_the_brokers(
+async fn told_of_the_brokers(
     service: &Service,
     [odd, missing]: [&str; 2],
     [ca, cert, key, other]: [&str; 4],
 ) {
     let none = service.scratch().join("none");
-    let judged = |settings: &[(&str, &str)]| {
+    let judged = async |settings: &[(&str, &str)]| {
         let broker = [
             ("MQTT_BROKER", "mqtts://ota:secret@broker"),
             ("MQTT_BROKER_CA", ca),
         ];
         let settings = [&broker[..], settings].concat();
-        check(service, &none, &settings, &["config", "check"])
+        service.said(&none, &settings, &["config", "check"]).await
     };
-    let (usable, said) = judged(&[("MQTT_BROKER_CERT", cert), ("MQTT_BROKER_KEY", key)]);
+    let (usable, said) = judged(&[("MQTT_BROKER_CERT", cert), ("MQTT_BROKER_KEY", key)]).await;
     assert!(usable, "{said}");
     for (changes, name, what) in [
         (
@@ -295,7 +277,7 @@ fn told_of_the_brokers(
             "is not the key",
         ),
     ] {
-        let (usable, said) = judged(&changes);
+        let (usable, said) = judged(&changes).await;
         let told = said
             .lines()
             .any(|line| line.starts_with(name) && line.contains(what));

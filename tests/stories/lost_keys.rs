@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::harness::{Options, Service, device_json, within};
+use crate::harness::{Options, Service, device_json};
 
 /// What the first start makes, and no later one.
 const MADE: [&str; 4] = [
@@ -21,13 +21,7 @@ matrix!(firmware_keeps_its_keys: sqlite_gateway, postgres_gateway);
 
 /// Whether it ended well, and all that it said.
 async fn said(service: &Service, words: &[&str]) -> (bool, String) {
-    let mut command = tokio::process::Command::from(service.command(&service.data_dir()));
-    command.args(words).kill_on_drop(true);
-    let output = within("it ends by itself", command.output()).await.unwrap();
-    let said =
-        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("panicked"), "{said}");
-    (output.status.success(), said)
+    service.said(&service.data_dir(), &[], words).await
 }
 
 /// A start is refused, names all of these, and leaves every file as it was.

@@ -31,6 +31,7 @@ mod consul;
 mod continuous;
 mod crowded;
 mod database_away;
+mod database_tls;
 mod deployment;
 mod device_service;
 mod disk_full;

@@ -311,6 +311,26 @@ impl Service {
         command
     }
 
+    /// Runs the binary until it ends by itself, on some data folder with settings that come before those of the service: whether it
+    /// ended well, and all that it said.
+    pub async fn said(
+        &self,
+        data_dir: &Path,
+        settings: &[(&str, &str)],
+        words: &[&str],
+    ) -> (bool, String) {
+        let mut command = tokio::process::Command::from(self.command(data_dir));
+        for (name, value) in settings {
+            command.env(format!("DEVICE_OTA_{name}"), value);
+        }
+        command.args(words).kill_on_drop(true);
+        let output = within("it ends by itself", command.output()).await.unwrap();
+        let said =
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.success(), said)
+    }
+
     /// Its data folder.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
