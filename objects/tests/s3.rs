@@ -80,7 +80,7 @@ async fn what_breaks_off_leaves_nothing_and_is_done_again() {
         let (store, name) = (store.clone(), name.clone());
         async move { store.hand_over(&name).await }
     });
-    server.parts(1).await;
+    server.parts(2).await; // both that follow the first are on their way
     server.stop().await;
     let error = under_way.await.unwrap().unwrap_err();
     let text = told(&error);
@@ -93,7 +93,7 @@ async fn what_breaks_off_leaves_nothing_and_is_done_again() {
         let (store, name) = (store.clone(), name.clone());
         async move { store.hand_over(&name).await }
     });
-    server.parts(2).await;
+    server.parts(4).await;
     under_way.abort();
     assert!(under_way.await.unwrap_err().is_cancelled());
     assert!(!server.object(&name).exists());

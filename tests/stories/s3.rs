@@ -288,7 +288,7 @@ async fn a_kill_in_the_middle_of_the_move_loses_nothing(options: Options) {
             admin.try_upload(&metadata, "image.bin", large()).await
         }
     });
-    server.parts(1).await;
+    server.parts(2).await;
     service.kill();
     assert!(uploading.await.unwrap().is_err(), "nobody was told of it");
     assert!(!server.unfinished().is_empty(), "parts are left");
@@ -296,7 +296,7 @@ async fn a_kill_in_the_middle_of_the_move_loses_nothing(options: Options) {
 
     // And once more, by itself.
     service.start_again().await;
-    server.parts(2).await;
+    server.parts(4).await;
     service.kill();
     server.hold(false);
     service.start_again().await;

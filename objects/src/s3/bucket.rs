@@ -27,8 +27,8 @@ use super::mark::{MARK, MAX_MARK};
 
 /// How long an answer without a body may take.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long a part may take: 8 MiB at some 140 kB/s.
-const PART: Duration = Duration::from_mins(1);
+/// How long a part may take: 8 MiB at some 70 kB/s, beside another one.
+const PART: Duration = Duration::from_mins(2);
 /// How long the server may take to put the parts of an image together.
 const COMPLETE: Duration = Duration::from_mins(2);
 /// How long the next piece of a body may take.

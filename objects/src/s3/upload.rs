@@ -1,4 +1,4 @@
-//! An object on its way to the bucket: in parts, one of them in memory at a time.
+//! An object on its way to the bucket: in parts, of which a few are in memory at a time.
 //!
 //! The id of an upload in parts is noted in a file before the first part is sent, so that whatever ends the process, the next
 //! attempt takes back what this one left there.
@@ -8,14 +8,17 @@ use std::path::{Path, PathBuf};
 
 use device_ota_engine::ports::{ObjectError, ObjectStream};
 use futures_util::TryStreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use minio::s3::segmented_bytes::SegmentedBytes;
 use minio::s3::types::UploadId;
 use tokio::fs;
 
 use super::bucket::Bucket;
 
-/// Bytes of a part: as much memory as an upload takes, and 60 parts for the largest image.
+/// Bytes of a part: 60 parts for the largest image.
 pub(super) const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Parts that are on their way at once: as much memory as an upload takes. While one waits for its answer, the other is sent.
+const PARTS_AT_ONCE: usize = 2;
 
 /// Where the ids of uploads under way are noted.
 #[derive(Debug)]
@@ -94,15 +97,21 @@ async fn put_parts(
     upload: &UploadId,
     mut bytes: ObjectStream,
 ) -> Result<(), ObjectError> {
-    let mut parts = Vec::new();
+    let (mut under_way, mut sent) = (FuturesOrdered::new(), Vec::new());
     for number in 1.. {
+        if under_way.len() == PARTS_AT_ONCE {
+            sent.extend(under_way.try_next().await?);
+        }
         let part = next_part(&mut bytes).await?;
         if part.is_empty() {
             break;
         }
-        parts.push(bucket.put_part(name, upload, number, part).await?);
+        under_way.push_back(bucket.put_part(name, upload, number, part));
     }
-    Ok(bucket.complete(name, upload, parts).await?)
+    while let Some(part) = under_way.try_next().await? {
+        sent.push(part);
+    }
+    Ok(bucket.complete(name, upload, sent).await?)
 }
 
 /// The next bytes, [`PART_BYTES`] of them or what is left. The pieces of the local folder divide a part without a rest.
