@@ -128,6 +128,9 @@ impl<D: Dialect> Store for SqlStore<D> {
     async fn target_summary(&self, aim: Aim<'_>) -> Result<TargetSummary> {
         Ok(targets::summary::<D>(&mut *self.read().await?, aim).await?)
     }
+    async fn no_way_back(&self, aim: Aim<'_>) -> Result<Vec<(Option<String>, u64)>> {
+        Ok(targets::no_way_back::<D>(&mut *self.read().await?, aim).await?)
+    }
     async fn targets(
         &self,
         aim: Aim<'_>,

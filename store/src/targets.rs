@@ -12,7 +12,7 @@ use device_ota_domain::filter::{Filter, Test, VersionTest};
 use device_ota_domain::page::Page;
 use device_ota_domain::ring::Ring;
 use device_ota_domain::targeting::{Cuts, Exclusion, Place};
-use device_ota_engine::ports::store::{Aim, TargetDevice, TargetSummary};
+use device_ota_engine::ports::store::{Aim, NO_WAY_BACK, TargetDevice, TargetSummary};
 
 use crate::devices::{self, read_device, select_device};
 use crate::dialect::Dialect;
@@ -88,6 +88,15 @@ statements! {
         judged!("-2", "-3", "-4", "-5", "-6", "{stage}"),
         " AS BIGINT) AS code FROM devices d JOIN device_latest l ON l.device_key = d.device_key \
          WHERE {given} LIMIT 9223372036854775807) v GROUP BY v.code"
+    );
+    // Whoever says no version has nothing to go back to either.
+    NO_WAY_BACK_FROM = concat!(
+        "SELECT v.version, COUNT(*) AS devices FROM (SELECT d.device_model, ",
+        running!(),
+        " AS version FROM devices d JOIN device_latest l ON l.device_key = d.device_key WHERE {given} AND ",
+        verdict!(),
+        " = 'target') v WHERE NOT EXISTS (SELECT 1 FROM firmware f WHERE f.device_model = v.device_model \
+         AND f.version = v.version) GROUP BY v.version ORDER BY devices DESC, v.version LIMIT $11"
     );
     // The last of so many devices, in the order in which the campaign takes them.
     CUT = concat!(
@@ -335,6 +344,24 @@ async fn unknown<D: Dialect>(conn: &mut D::Connection, named: &[DeviceId]) -> Re
     let args = Args::<D>::new().texts(&texts(named));
     let count = sql::fetch_optional(conn, &UNKNOWN, args, |row| row.uint("devices"));
     Ok(count.await?.unwrap_or(0))
+}
+
+/// The versions of devices that the campaign would mean that have no image, and how many devices run each.
+pub(crate) async fn no_way_back<D: Dialect>(
+    conn: &mut D::Connection,
+    aim: Aim<'_>,
+) -> Result<Vec<(Option<String>, u64)>, DbError> {
+    let args = bind_aim(aim).int(i64::from(NO_WAY_BACK));
+    let mut meant = meant::<D>(conn, aim, None, args, AIM + 1).await?;
+    let (given, args) = meant.split();
+    sql::fetch_given(
+        conn,
+        &NO_WAY_BACK_FROM,
+        given,
+        args,
+        |row: &Record<'_, D>| Ok((row.string_opt("version")?, row.uint("devices")?)),
+    )
+    .await
 }
 
 /// The devices that the campaign would mean, of one stage or of all, in id order.

@@ -94,6 +94,9 @@ async fn a_dry_run_names_the_devices_that_the_campaign_then_means(options: Optio
                 ],
                 "devices": [],
             },
+            "no_way_back": [
+                {"firmware_version": "2.0.0", "devices": 2}, {"firmware_version": "1.9.0", "devices": 1},
+            ],
             "targets": [
                 target("a-lobby", "canary", "2.0.0"),
                 target("c-old", "early", "1.9.0"),

@@ -18,6 +18,8 @@ pub struct DryRun {
     pub firmware: Firmware,
     /// How many, by stage, and how many are left out.
     pub summary: TargetSummary,
+    /// Versions that its devices run and that a rollback could not bring back, for want of an image, each with how many run it.
+    pub no_way_back: Vec<(Option<String>, u64)>,
     /// A page of the devices, each with its stage; empty where those that are left out are asked for.
     pub targets: Vec<(TargetDevice, u16)>,
     /// A page of the devices that are left out for the reason that was asked for.
@@ -81,6 +83,7 @@ impl Engine {
         let stage = query.stage.as_deref().map(|name| stage_of(&spec, name));
         let summary = self.store.target_summary(aim).await?;
         let stage = stage.transpose()?;
+        let no_way_back = self.store.no_way_back(aim).await?;
         let (targets, excluded) = match query.left_out {
             None => {
                 let cuts = &summary.cuts;
@@ -118,6 +121,7 @@ impl Engine {
             spec,
             firmware,
             summary,
+            no_way_back,
             targets,
             excluded,
             left_out,

@@ -90,6 +90,9 @@ pub struct Aim<'c> {
     pub now: Timestamp,
 }
 
+/// As many versions without an image are told at once.
+pub const NO_WAY_BACK: u32 = 100;
+
 /// What a campaign's targets come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TargetSummary {
@@ -437,6 +440,9 @@ pub trait Store: Webhooks + Telemetry + Figures + Outbox + AuditLog + Bandwidth 
     async fn counts_by_rows(&self, campaign: &CampaignId) -> Result<Counts>;
     /// How many devices of each stage a campaign would mean if it started now, and how many it would leave out.
     async fn target_summary(&self, aim: Aim<'_>) -> Result<TargetSummary>;
+    /// The versions that devices which it would mean run, and of which no image for their model is there to go back to, each with how
+    /// many devices run it (`None`: nobody knows which); the most frequent ones, at most [`NO_WAY_BACK`].
+    async fn no_way_back(&self, aim: Aim<'_>) -> Result<Vec<(Option<String>, u64)>>;
     /// The devices that it would mean, of one stage or of all, in id order; stages end at the `cuts` of the summary.
     async fn targets(
         &self,

@@ -25,6 +25,9 @@ pub(crate) struct DryRunDto<'a> {
     target_device_count: u64,
     stages: Vec<StageDto<'a>>,
     left_out: LeftOutDto<'a>,
+    /// Versions that devices which would be updated run, and of which there is no image: upload these first, or a rollback has nothing to
+    /// send. The most frequent hundred.
+    no_way_back: Vec<NoWayBackDto<'a>>,
     targets: Vec<TargetDto<'a>>,
     count: usize,
     limit: u32,
@@ -65,6 +68,15 @@ struct NamedDto<'a> {
     device_id: &'a DeviceId,
     code: Exclusion,
     detail: String,
+}
+
+/// A version that a rollback could not bring back.
+#[derive(Serialize, ToSchema)]
+#[schema(as = NoWayBack)]
+struct NoWayBackDto<'a> {
+    /// Null: of devices that never said what they run.
+    firmware_version: Option<&'a str>,
+    devices: u64,
 }
 
 /// A device that would be updated.
@@ -114,6 +126,14 @@ impl<'a> DryRunDto<'a> {
                         .collect()
                 }),
             },
+            no_way_back: run
+                .no_way_back
+                .iter()
+                .map(|(version, devices)| NoWayBackDto {
+                    firmware_version: version.as_deref(),
+                    devices: *devices,
+                })
+                .collect(),
             count: targets.len() + run.excluded.len(),
             targets,
             limit: asked.page.limit,

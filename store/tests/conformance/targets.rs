@@ -22,6 +22,7 @@ crate::stories!(
     the_database_means_whom_the_domain_means,
     named_devices_that_are_left_out_are_told_with_the_reason,
     targets_are_paged_by_stage_and_say_what_they_wait_for,
+    versions_without_an_image_are_told,
 );
 
 /// Devices of the random fleet.
@@ -407,6 +408,43 @@ async fn named_devices_that_are_left_out_are_told_with_the_reason(store: &dyn St
     assert_eq!(summary.left_out.values().sum::<u64>(), 6);
     assert_eq!(summary.left_out[&Exclusion::UnknownDevice], 2);
     assert_eq!(summary.total(), 1);
+}
+
+/// A version has an image when one of the device's own model has it, in use or not.
+async fn versions_without_an_image_are_told(store: &dyn Store) {
+    let new = image("frame", "3.0.0", 1);
+    let mut other = image("frame", "1.0.0", 3);
+    other.metadata.device_model = "other".into();
+    for image in [&new, &image("frame", "2.0.0", 2), &other] {
+        upload(store, image).await;
+    }
+    let runs = [
+        Some("2.0.0"),
+        Some("1.0.0"),
+        Some("1.0.0"),
+        Some("0.9.0"),
+        None,
+        Some("3.0.0"),
+    ];
+    let devices = (0..).zip(runs).map(|(n, version)| {
+        let mut new = new_device(&name(n), 0);
+        new.registration.firmware_version = version.map(str::to_owned);
+        new
+    });
+    register(store, &devices.collect::<Vec<_>>()).await;
+    let campaign = campaign_naming(1, &new, "");
+    let aim = Aim {
+        spec: &campaign.0.spec,
+        named: &campaign.1,
+        firmware: &new,
+        now: at(NOW),
+    };
+    let told = |version: Option<&str>, devices| (version.map(str::to_owned), devices);
+    let found = store.no_way_back(aim).await.unwrap();
+    assert_eq!(found.first(), Some(&told(Some("1.0.0"), 2)));
+    let rest: std::collections::BTreeSet<_> = found.into_iter().skip(1).collect();
+    let others = [told(None, 1), told(Some("0.9.0"), 1)];
+    assert_eq!(rest, others.into_iter().collect());
 }
 
 async fn targets_are_paged_by_stage_and_say_what_they_wait_for(store: &dyn Store) {
