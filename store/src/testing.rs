@@ -251,8 +251,11 @@ fn unique() -> String {
 
 /// The URL of another database on the server.
 fn url_of(database: &str) -> String {
-    let options = PgConnectOptions::from_str(server_url()).expect("the server's URL is valid");
-    options.database(database).to_url_lossy().to_string()
+    let (server, query) = server_url().split_once('?').unwrap_or((server_url(), ""));
+    let (server, _) = server
+        .rsplit_once('/')
+        .expect("the server's URL names a database");
+    format!("{server}/{database}?{query}")
 }
 
 /// The maintenance database of the server to use, which is started when there is none.
