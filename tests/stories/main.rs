@@ -60,6 +60,7 @@ mod refusals;
 mod registration;
 mod replicas;
 mod requests;
+mod restore;
 mod rings;
 mod rivals;
 mod rollback;

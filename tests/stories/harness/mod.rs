@@ -21,6 +21,7 @@ mod wait;
 pub use admin::{Admin, Answer, Credentials, device_json, image, image_metadata};
 pub use authority::{Authority, Certified};
 pub use balancer::Balancer;
+pub use database::DatabaseKind;
 pub use device::{Device, Offer};
 pub use disk::SmallDisk;
 pub use dsse::Trust;
