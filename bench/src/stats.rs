@@ -106,6 +106,11 @@ pub(crate) fn ratio(what: &str, ours: &Series, peer: &Series, target: Target) {
     verdict(what, ours.median() / peer.median(), "", target);
 }
 
+/// One value beside another, where no target would say anything of the service.
+pub(crate) fn compared(what: &str, ours: &Series, other: &Series) {
+    println!("  => {what}: {}", number(ours.median() / other.median()));
+}
+
 /// A value against a target.
 pub(crate) fn verdict(what: &str, value: f64, unit: &str, target: Target) {
     let said = if target.is_met(value) {

@@ -1,11 +1,19 @@
-//! Images in a bucket beside images in the local folder: an upload until it is answered, the move to the bucket and its reading back
-//! included; and a download by the link that clients are given.
+//! Images in a bucket beside the S3 server by itself, and beside images in the local folder: an upload until it is answered, the move
+//! to the bucket and its reading back included; and a download by the link that clients are given.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use device_ota_objects::testing::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use futures_util::TryStreamExt as _;
+use minio::s3::creds::StaticProvider;
+use minio::s3::http::BaseUrl;
+use minio::s3::types::S3Api as _;
+use minio::s3::{MinioClient, MinioClientBuilder};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use super::upload::{MB, Options, piece};
 use crate::Plan;
@@ -13,7 +21,10 @@ use crate::fleet::{Database, MODEL};
 use crate::http::{Admin, Image, fetch};
 use crate::peers::start_bucket;
 use crate::service::{Beside, Service};
-use crate::stats::{Series, Target as Wanted, ratio, real, title};
+use crate::stats::{Series, Target as Wanted, compared, ratio, real, title};
+
+/// Bytes of a part, as the service has them.
+const PART: u64 = 8 * 1024 * 1024;
 
 pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     title(&format!(
@@ -24,29 +35,82 @@ pub(crate) fn run(plan: Plan, options: &Options) -> anyhow::Result<()> {
     let (_server, bucket) = start_bucket(files.path())?;
     let (here, there) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let mut local = Side::start(here.path(), "local", Vec::new())?;
+    let mut straight = Straight::new(&bucket)?;
     let mut remote = Side::start(there.path(), "s3", bucket)?;
     let piece = piece();
     for round in 0..plan.rounds {
         local.round(round, options, &piece)?;
+        straight.round(round, options, &piece)?;
         remote.round(round, options, &piece)?;
     }
-    for series in [&local.up, &remote.up, &local.down, &remote.down] {
+    for series in [
+        &straight.both,
+        &local.up,
+        &remote.up,
+        &local.down,
+        &remote.down,
+    ] {
         series.print();
     }
-    // The bytes go to the disk twice, and are read and hashed once more.
+    // The service has it on its own disk before, and hashes what it reads.
     ratio(
-        "upload, bucket / local folder",
+        "upload, bucket by the service / the S3 server by itself",
         &remote.up,
-        &local.up,
-        Wanted::AtLeast(0.25),
+        &straight.both,
+        Wanted::AtLeast(0.6),
     );
-    ratio(
+    // What follows is said of the S3 server rather than of the service.
+    compared("upload, bucket / local folder", &remote.up, &local.up);
+    compared(
         "download, presigned / from the service",
         &remote.down,
         &local.down,
-        Wanted::AtLeast(0.5),
     );
     Ok(())
+}
+
+/// The S3 server by itself: the same bytes, written by the client library's own upload in parts and read once.
+struct Straight {
+    runtime: Runtime,
+    client: MinioClient,
+    both: Series,
+}
+
+impl Straight {
+    fn new(flags: &[(&'static str, String)]) -> anyhow::Result<Self> {
+        let endpoint = flags.iter().find(|(f, _)| *f == "--storage-s3-endpoint");
+        let url: BaseUrl = endpoint.context("an endpoint")?.1.parse()?;
+        let keys = StaticProvider::new(ACCESS_KEY, SECRET_KEY, None);
+        Ok(Self {
+            runtime: Runtime::new()?,
+            client: MinioClientBuilder::new(url).provider(Some(keys)).build()?,
+            both: Series::new("s3 by itself: written and read".to_owned(), "MB/s"),
+        })
+    }
+
+    fn round(&mut self, round: u32, options: &Options, piece: &[u8]) -> anyhow::Result<()> {
+        let size = u64::from(options.megabytes) * MB;
+        let pieces = usize::try_from(size)?.div_ceil(piece.len());
+        let mut bytes = Bytes::from(piece.repeat(pieces));
+        bytes.truncate(usize::try_from(size)?);
+        let (client, key) = (&self.client, format!("straight-{round}"));
+        let began = Instant::now();
+        let read = self.runtime.block_on(async {
+            let put = client.put_object_content(BUCKET, key.as_str(), bytes)?;
+            put.part_size(PART).build().send().await?;
+            let got = client.get_object(BUCKET, key.as_str())?.build().send();
+            let (mut pieces, _) = got.await?.into_boxed_stream()?;
+            let mut read = 0;
+            while let Some(piece) = pieces.try_next().await? {
+                read += piece.len() as u64;
+            }
+            anyhow::Ok(read)
+        })?;
+        anyhow::ensure!(read == size, "{read} bytes came back");
+        self.both
+            .push(real(size / MB) / began.elapsed().as_secs_f64());
+        Ok(())
+    }
 }
 
 /// A service and its figures.
