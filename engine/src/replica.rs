@@ -67,8 +67,6 @@ pub(crate) struct Membership {
     member: OnceLock<Member>,
     /// 0: it has not begun.
     key: AtomicI64,
-    /// None of those that live is older.
-    eldest: AtomicBool,
     /// There are others.
     several: AtomicBool,
     /// It has begun anew, and its sessions have not all been announced.
@@ -99,7 +97,8 @@ impl Membership {
 
     /// Of things that one replica does for all: whether it is this one. Who is not one of several does them all.
     pub(crate) fn leads(&self) -> bool {
-        !self.is_one_of_several() || self.eldest.load(Ordering::SeqCst)
+        let is_leader = |standing: Standing| standing.leader == standing.here;
+        !self.is_one_of_several() || self.standing().is_some_and(is_leader)
     }
 
     /// There are others at the moment, as far as is known.
@@ -110,17 +109,18 @@ impl Membership {
     fn begins(&self, key: ReplicaKey, others: &[Replica]) {
         self.several.store(!others.is_empty(), Ordering::SeqCst);
         self.key.store(key.0, Ordering::SeqCst);
-        self.eldest.store(others.is_empty(), Ordering::SeqCst);
-        let leader = others.iter().map(|other| other.key).min();
-        self.sees(others.len() + 1, leader.unwrap_or(key));
+        let eldest = others.iter().map(|other| other.key).min();
+        self.sees(others.len() + 1, eldest.or(Some(key)));
     }
 
-    fn sees(&self, live: usize, leader: ReplicaKey) {
-        let standing = self.key().map(|here| Standing { live, here, leader });
+    /// The eldest of those that live leads.
+    fn sees(&self, live: usize, eldest: Option<ReplicaKey>) {
+        let standing = self.key().zip(eldest);
+        let standing = standing.map(|(here, leader)| Standing { live, here, leader });
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
-    /// As it saw the others last; `None`: it has not begun.
+    /// As it saw the others last; `None`: it has not begun, or saw nobody who lives, itself included.
     pub(crate) fn standing(&self) -> Option<Standing> {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,11 +268,7 @@ impl Engine {
         let is_dead = |replica: &Replica| dead.iter().any(|one| one.key == replica.key);
         let live = || all.iter().filter(|replica| !is_dead(replica));
         let eldest = live().next().map(|eldest| eldest.key);
-        let leads = eldest == self.here();
-        self.membership.eldest.store(leads, Ordering::SeqCst);
-        if let Some(leader) = eldest {
-            self.membership.sees(live().count(), leader);
-        }
+        self.membership.sees(live().count(), eldest);
         self.membership
             .several
             .store(all.len() > 1, Ordering::SeqCst);
