@@ -22,22 +22,22 @@ use crate::{Engine, Error, Result};
 const ASKED_FOR: &str = "-";
 
 /// Whose link it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Holder {
     /// A device has it from its offer.
-    Offer,
+    Offer(DeviceId),
     /// A device has asked for it.
-    Device,
+    Device(DeviceId),
     /// A person has.
     Person,
 }
 
 impl Holder {
-    fn of(text: &str) -> Self {
+    fn of(text: &str) -> Option<Self> {
         match text.strip_prefix(ASKED_FOR) {
-            None => Self::Offer,
-            Some("") => Self::Person,
-            Some(_) => Self::Device,
+            None => text.parse().ok().map(Self::Offer),
+            Some("") => Some(Self::Person),
+            Some(device) => device.parse().ok().map(Self::Device),
         }
     }
 }
@@ -101,7 +101,7 @@ impl Grants {
         let mut parts = text.splitn(3, '.');
         let firmware = parts.next()?.parse().ok()?;
         let expires: i64 = parts.next()?.parse().ok()?;
-        let holder = Holder::of(parts.next()?);
+        let holder = Holder::of(parts.next()?)?;
         (expires > now.as_second()).then_some((firmware, holder))
     }
 
@@ -191,13 +191,13 @@ impl Engine {
         self.grants.count(firmware, 1);
     }
 
-    /// What a URL's token is good for: 403 when it is forged or has expired, 409 when a person has it and the image was taken
-    /// out of use since; devices may have to go back to it.
+    /// What a URL's token is good for: 403 when it is forged, has expired, or is of a device that was deleted; 409 when a person has it
+    /// and the image was taken out of use since; devices may have to go back to it.
     pub async fn redeem(&self, token: &str) -> Result<Download> {
         let refused = || {
             Error::forbidden(
                 "download_refused",
-                "the download link is not valid or has expired; ask for a new one",
+                "the download link is not valid, has expired, or is of a device that was deleted; ask for a new one",
             )
         };
         let (id, holder) = self
@@ -205,14 +205,17 @@ impl Engine {
             .check(token, self.clock.now())
             .ok_or_else(refused)?;
         let mut firmware = self.firmware(&id).await?;
-        if holder == Holder::Person {
-            firmware = firmware.in_use()?;
+        match &holder {
+            Holder::Person => firmware = firmware.in_use()?,
+            Holder::Offer(device) | Holder::Device(device) => {
+                self.resolve(device).await?.ok_or_else(refused)?;
+            }
         }
         let file_name = file_name(&firmware);
         Ok(Download {
             firmware,
             file_name,
-            is_offered: holder == Holder::Offer,
+            is_offered: matches!(holder, Holder::Offer(_)),
         })
     }
 
@@ -254,13 +257,14 @@ mod tests {
         let grants = Grants::new([7; 32]);
         let firmware = FirmwareId::of("a", "1.0.0", "m");
         let expires = Timestamp::from_second(1_000)?;
+        let device: DeviceId = "dev.1:x-".parse()?;
         let token = grants.token(&firmware, expires, "dev.1:x-");
         assert_eq!(
             grants.check(&token, Timestamp::from_second(999)?),
-            Some((firmware.clone(), Holder::Offer))
+            Some((firmware.clone(), Holder::Offer(device.clone())))
         );
         assert_eq!(grants.check(&token, expires), None);
-        for (holder, whose) in [("-", Holder::Person), ("-dev.1:x-", Holder::Device)] {
+        for (holder, whose) in [("-", Holder::Person), ("-dev.1:x-", Holder::Device(device))] {
             let token = grants.token(&firmware, expires, holder);
             let asked_for = Some((firmware.clone(), whose));
             assert_eq!(grants.check(&token, Timestamp::from_second(1)?), asked_for);

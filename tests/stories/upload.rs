@@ -478,9 +478,9 @@ async fn a_download_counts_once_and_a_device_gets_what_it_is_offered(options: Op
         [&before, expires, &after].map(|time| time.parse::<jiff::Timestamp>().unwrap());
     assert!(before <= expires && expires <= after, "one hour: {expires}");
     admin.get(&path).await.expect(200);
-    let url = grant["url"].as_str().unwrap();
+    let of_a_person = grant["url"].as_str().unwrap();
     for _ in 0..3 {
-        let read = admin.client().get(url).send().await.unwrap();
+        let read = admin.client().get(of_a_person).send().await.unwrap();
         assert_eq!(read.bytes().await.unwrap(), image("2.1.0"));
     }
     let head = admin.client().head(admin.url(&path));
@@ -523,6 +523,20 @@ async fn a_download_counts_once_and_a_device_gets_what_it_is_offered(options: Op
     })
     .await;
     assert_eq!(counted, 5, "three links, and the device began twice");
+
+    // A device that is deleted keeps no link; whoever else asked for one does.
+    admin
+        .delete("/api/v1/ota/devices/frame-1")
+        .await
+        .expect(200);
+    for link in [url, link] {
+        let refused = admin.client().get(link).send().await.unwrap();
+        assert_eq!(refused.status(), 403);
+        let refused: Value = refused.json().await.unwrap();
+        assert_eq!(refused["code"], "download_refused");
+    }
+    let read = admin.client().get(of_a_person).send().await.unwrap();
+    assert_eq!(read.status(), 200);
 }
 
 /// Whatever digit or letter of the link's last part is another, the link is none.
