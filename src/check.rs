@@ -25,7 +25,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     }
     let wrong = wrong(config);
     for error in &wrong {
-        eprintln!("{error:#}");
+        eprintln!("{}", crate::told(error));
     }
     anyhow::ensure!(wrong.is_empty(), "this configuration cannot be used");
     eprintln!("nothing is wrong with it; ports, database and other servers are not tried");

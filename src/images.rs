@@ -79,6 +79,13 @@ async fn first(bucket: &S3Store, store: &dyn Store, new: &str) -> anyhow::Result
 fn named(error: impl Into<OpenError>) -> anyhow::Error {
     match error.into() {
         OpenError::Folder(error) => anyhow::Error::new(error).context("STORAGE_BASE_PATH"),
-        OpenError::Bucket(error) => anyhow::Error::new(error).context("STORAGE_S3_ENDPOINT"),
+        OpenError::Bucket(error) => {
+            let setting = if error.is_of_another_bucket() {
+                "STORAGE_S3_BUCKET"
+            } else {
+                "STORAGE_S3_ENDPOINT"
+            };
+            anyhow::Error::new(error).context(setting)
+        }
     }
 }

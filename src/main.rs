@@ -41,8 +41,23 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be there to read it.
-            let _ = writeln!(std::io::stderr(), "device-ota: {error:#}");
+            let _ = writeln!(std::io::stderr(), "device-ota: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, but for those that its text tells of already.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .fold(error.to_string(), |told, cause| {
+            let cause = cause.to_string();
+            if told.contains(&cause) {
+                told
+            } else {
+                format!("{told}: {cause}")
+            }
+        })
 }

@@ -92,6 +92,11 @@ impl S3Error {
         )
     }
 
+    /// What was found is a bucket, or none, and not the one that is looked for.
+    pub fn is_of_another_bucket(&self) -> bool {
+        matches!(self.why, Why::Another { .. })
+    }
+
     /// The code of the answer, if there was one, in lower case.
     pub(super) fn code(&self) -> Option<&str> {
         match &self.why {
