@@ -42,13 +42,7 @@ async fn health_does_not_wait_for_a_database_that_stands_still(options: Options)
     })
     .await;
     drop(frozen);
-    eventually("it is ready by itself", async || {
-        let answer = ask("/health/ready").await;
-        (answer.status == 200)
-            .then_some(())
-            .ok_or(answer.body.to_string())
-    })
-    .await;
+    admin.is_ready(true).await;
 }
 
 /// The harness's own database is not used: the server is the story's, which stops it.
@@ -59,13 +53,7 @@ async fn who_asks_while_the_database_is_away_is_told_to_come_back(options: Optio
     admin.register(&[device_json("frame-1")]).await;
 
     server.stop();
-    eventually("it is not ready", async || {
-        let ready = admin.get("/health/ready").await;
-        (ready.status == 503)
-            .then_some(())
-            .ok_or(ready.body.to_string())
-    })
-    .await;
+    admin.is_ready(false).await;
     for path in [DEVICES, "/api/v1/ota/campaigns", "/api/v1/ota/stats"] {
         let request = admin.client().get(admin.url(path));
         is_told_to_come_back(request.bearer_auth(service.key()), path).await;
@@ -76,13 +64,7 @@ async fn who_asks_while_the_database_is_away_is_told_to_come_back(options: Optio
     admin.get("/health/live").await.expect(200);
 
     server.start_again();
-    eventually("it is ready by itself", async || {
-        let ready = admin.get("/health/ready").await;
-        (ready.status == 200)
-            .then_some(())
-            .ok_or(ready.body.to_string())
-    })
-    .await;
+    admin.is_ready(true).await;
     admin.get(&format!("{DEVICES}/frame-1")).await.expect(200);
     admin.get(&format!("{DEVICES}/frame-2")).await.refused(404);
     admin.register(&[device_json("frame-2")]).await;

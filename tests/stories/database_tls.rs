@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{
-    Authority, Certified, Device, MqttVersion, Options, Service, Trust, device_json, eventually,
+    Authority, Certified, Device, MqttVersion, Options, Service, Trust, device_json,
 };
 
 matrix!(a_device_is_updated_over_tls_to_the_database: sqlite_gateway);
@@ -42,13 +42,7 @@ async fn a_device_is_updated_over_tls_to_the_database(options: Options) {
     // What is cut off is connected to in the same way again.
     server.stop();
     server.start_again();
-    eventually("it is ready by itself", async || {
-        let ready = admin.get("/health/ready").await;
-        (ready.status == 200)
-            .then_some(())
-            .ok_or(ready.body.to_string())
-    })
-    .await;
+    admin.is_ready(true).await;
     let path = "/api/v1/ota/devices/frame-1/update";
     let made = admin.post(path, json!({ "firmware_id": new })).await;
     let update = made.expect(201)["update_id"].as_str().unwrap().to_owned();
@@ -99,5 +93,6 @@ async fn a_server_that_is_not_to_be_believed_is_not(options: Options) {
             "{url}: {said}"
         );
         assert!(said.contains(says), "{url}: {said}");
+        assert_eq!(said.matches(says).count(), 1, "said once: {said}");
     }
 }

@@ -1,29 +1,16 @@
 //! The README's walk of five minutes, as it stands there, but for the ports and for binaries that are built already.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::harness::{Options, Service, eventually};
+use crate::harness::{Options, Service, eventually, shell_blocks};
 use crate::sim_binary::sim;
 
 matrix!(the_five_minutes_work_when_they_are_pasted: sqlite_gateway);
 
-/// The shell blocks of the walk, in order.
-fn blocks(readme: &str) -> Vec<&str> {
-    let (_, walk) = readme.split_once("\n## Five minutes").unwrap();
-    let (walk, _) = walk.split_once("\n## ").unwrap();
-    let blocks = walk.split("```sh\n").skip(1);
-    blocks
-        .map(|block| block.split_once("```").unwrap().0)
-        .collect()
-}
-
 async fn the_five_minutes_work_when_they_are_pasted(options: Options) {
     let service = Service::start(options).await;
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
     let fleet = format!(
         "exec {} --http {} --mqtt {}",
         sim().display(),
@@ -34,7 +21,7 @@ async fn the_five_minutes_work_when_they_are_pasted(options: Options) {
         let text = text.replace("http://127.0.0.1:8216", &service.admin().url(""));
         text.replace("cargo run --release --bin device-sim --", &fleet)
     };
-    let blocks = blocks(&readme);
+    let blocks = shell_blocks("README.md", "Five minutes: from an upload to a rollback");
     let [first, second] = blocks.as_slice() else {
         panic!("{} blocks", blocks.len())
     };

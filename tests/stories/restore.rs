@@ -6,20 +6,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    BINARY, DatabaseKind, Device, MqttVersion, Offer, Options, Service, Trust, device_json, within,
+    BINARY, DatabaseKind, Device, MqttVersion, Offer, Options, Service, Trust, device_json,
+    shell_blocks, within,
 };
 
 matrix!(a_device_believes_what_is_offered_after_a_restore: sqlite_gateway, postgres_gateway);
-
-/// The shell blocks of the section, in order: a backup and a restore of each database.
-fn blocks(operations: &str) -> Vec<&str> {
-    let (_, section) = operations.split_once("\n## Backup and restore").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
-    let blocks = section.split("```sh\n").skip(1);
-    blocks
-        .map(|block| block.split_once("```").unwrap().0)
-        .collect()
-}
 
 /// Pasted into a terminal where the data folder lies, with the settings of the service.
 async fn pasted(service: &Service, block: &str) {
@@ -52,13 +43,13 @@ async fn updated(service: &Service, device: &mut Device, trust: &Trust, firmware
 }
 
 async fn a_device_believes_what_is_offered_after_a_restore(options: Options) {
-    let operations = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let operations = std::fs::read_to_string(operations).unwrap();
-    let blocks = blocks(&operations);
-    assert_eq!(blocks.len(), 4);
+    let blocks = shell_blocks("docs/operations.md", "Backup and restore");
+    let [of_file, of_server, to_file, to_server] = blocks.as_slice() else {
+        panic!("{} blocks", blocks.len())
+    };
     let (backup, restore) = match options.database {
-        DatabaseKind::Sqlite => (blocks[0], blocks[2]),
-        DatabaseKind::Postgres => (blocks[1], blocks[3]),
+        DatabaseKind::Sqlite => (of_file, to_file),
+        DatabaseKind::Postgres => (of_server, to_server),
     };
     let mut service = Service::start(options).await;
     let admin = service.admin();

@@ -357,15 +357,13 @@ async fn another_bucket_is_refused_and_none_is_made(options: Options) {
     let mistyped = || on(&server, options.clone()).with("STORAGE_S3_BUCKET", "firmwaer");
     let refusal = async |service: &mut Service| {
         service.reconfigure(mistyped());
-        let mut again = service.command(&service.data_dir());
-        let output = tokio::task::spawn_blocking(move || again.output().unwrap());
-        let output = output.await.unwrap();
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
+        let (started, said) = service.said(&service.data_dir(), &[], &[]).await;
+        assert!(!started, "{said}");
+        said
     };
     let said = refusal(&mut service).await;
     assert!(said.contains("there is no such bucket"), "{said}");
-    assert!(said.contains("STORAGE_S3_BUCKET"), "{said}");
+    assert!(said.contains("STORAGE_S3_BUCKET: S3 at "), "{said}");
     let made = server
         .object("")
         .ancestors()

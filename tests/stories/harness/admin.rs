@@ -104,6 +104,21 @@ impl Admin {
         self.try_send(self.client.get(self.url(path))).await
     }
 
+    /// Waits until the service says that it is ready, or that it is not.
+    pub async fn is_ready(&self, ready: bool) {
+        let what = if ready {
+            "it is ready"
+        } else {
+            "it is not ready"
+        };
+        eventually(what, async || {
+            let answer = self.get("/health/ready").await;
+            let is_so = answer.status == if ready { 200 } else { 503 };
+            is_so.then_some(()).ok_or(answer.body.to_string())
+        })
+        .await;
+    }
+
     /// What `/metrics` says.
     pub async fn figures(&self) -> String {
         let request = self.client.get(self.url("/metrics"));
