@@ -29,8 +29,11 @@ pub(crate) async fn open(
     let bucket = S3Store::open(&config.storage_path, settings).await;
     let bucket = bucket.map_err(named)?;
     match first(&bucket, store, &new).await? {
-        // Another replica was faster.
-        Some(id) => again(config, settings, id).await,
+        // Another replica was faster. The folder is one process's, and one opening's.
+        Some(id) => {
+            drop(bucket);
+            again(config, settings, id).await
+        }
         None => Ok(Arc::new(bucket)),
     }
 }

@@ -23,6 +23,7 @@ matrix!(a_replica_that_stood_still_finds_out_and_goes_on: postgres_gateway);
 matrix!(who_does_not_fit_is_refused: postgres_gateway);
 matrix!(events_are_on_each_bus_and_go_to_a_webhook_once: postgres_gateway);
 matrix!(a_link_of_one_is_taken_by_the_other: postgres_gateway);
+matrix!(replicas_that_claim_a_bucket_at_once_share_it: postgres_gateway);
 
 const FLEET: usize = 40;
 /// Well below the time after which what was not answered is said again by itself.
@@ -34,7 +35,7 @@ struct Pair {
     two: Service,
     http: Balancer,
     mqtt: Balancer,
-    _server: S3Server,
+    server: S3Server,
 }
 
 /// With images in a bucket.
@@ -64,7 +65,7 @@ async fn pair(options: Options) -> Pair {
         two,
         http,
         mqtt,
-        _server: server,
+        server,
     }
 }
 
@@ -95,6 +96,21 @@ impl Pair {
         let fleet = tokio::spawn(run(arguments_at(at, FLEET, &more)));
         let campaign = started(&admin).await;
         (fleet, admin, campaign)
+    }
+}
+
+/// Neither knows which bucket it is, and both ask while it is far away: one claims it, and the other is content with that.
+async fn replicas_that_claim_a_bucket_at_once_share_it(options: Options) {
+    let mut pair = pair(options).await;
+    pair.one.stop().await;
+    pair.two.stop().await;
+    let forgotten = "DELETE FROM shared_keys WHERE name = 'bucket'";
+    pair.one.tamper(forgotten).await.unwrap();
+    pair.server.is_far(Duration::from_millis(500));
+    tokio::join!(pair.one.start_again(), pair.two.start_again());
+    pair.server.is_far(Duration::ZERO);
+    for replica in [&pair.one, &pair.two] {
+        replica.admin().is_ready(true).await;
     }
 }
 
