@@ -1,6 +1,7 @@
 //! What `/metrics` shows: the figures of this process, and with them what the database knows, read at most every few
 //! seconds however often somebody looks.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::prometheus_text;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::PREFIX;
@@ -19,9 +21,17 @@ const FRESH: Duration = Duration::from_secs(5);
 /// How long the database is waited for: half of what Prometheus waits for all of it, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the database said last; `None` when it did not answer. One asks, the others wait for its answer.
+/// What the database said last. One asks, the others wait for its answer.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Option<(Instant, Option<Snapshot>)>>);
+pub(crate) struct Kept(Mutex<Said>);
+
+#[derive(Debug, Default)]
+struct Said {
+    /// When it was waited for, and what came; `None` when it did not answer.
+    last: Option<(Instant, Option<Snapshot>)>,
+    /// A question that it has not answered yet, and goes on with: a second one would only take another of its connections.
+    asked: Option<JoinHandle<Option<Snapshot>>>,
+}
 
 impl Engine {
     /// All figures in the text format of Prometheus, version 0.0.4.
@@ -37,23 +47,31 @@ impl Engine {
     }
 
     async fn kept_snapshot(&self) -> Option<Snapshot> {
-        let mut kept = self.snapshot.0.lock().await;
-        if let Some((at, snapshot)) = kept.as_ref()
+        let mut said = self.snapshot.0.lock().await;
+        if let Some((at, snapshot)) = &said.last
             && at.elapsed() < FRESH
         {
             return snapshot.clone();
         }
+        let asked = said.asked.get_or_insert_with(|| self.ask());
+        let answer = timeout(PATIENCE, asked).await;
+        if answer.is_ok() {
+            said.asked = None;
+        }
+        let snapshot = answer.ok().and_then(Result::ok).flatten();
+        said.last = Some((Instant::now(), snapshot.clone()));
+        snapshot
+    }
+
+    fn ask(&self) -> JoinHandle<Option<Snapshot>> {
         let places = self.sinks.iter();
         let places = places.map(|sink| (sink.0, self.membership.place(*sink)));
-        let places: Vec<_> = places.collect();
-        let snapshot = match timeout(PATIENCE, self.store.snapshot(&places)).await {
-            Ok(read) => read
-                .inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
-                .ok(),
-            Err(_) => None,
-        };
-        *kept = Some((Instant::now(), snapshot.clone()));
-        snapshot
+        let (places, store): (Vec<_>, _) = (places.collect(), Arc::clone(&self.store));
+        tokio::spawn(async move {
+            let read = store.snapshot(&places).await;
+            read.inspect_err(|error| tracing::debug!(%error, "metrics without the database's part"))
+                .ok()
+        })
     }
 
     /// What is true at the moment.
