@@ -6,6 +6,28 @@ use std::str::FromStr as _;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+/// What may stand behind the `?` of an address.
+const PARAMETERS: [&str; 18] = [
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "application_name",
+    "statement-cache-capacity",
+    "options",
+];
+
 /// Why an address cannot be connected to. It never holds the address, in which there may be a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -24,6 +46,12 @@ pub enum AddressError {
          is percent-encoded (# as %23, @ as %40, / as %2F, ? as %3F, : as %3A, % as %25)"
     )]
     Unreadable(String),
+    /// Something stands behind its `?` that no address has. It is not told, because it may be the end of a password.
+    #[error(
+        "has something behind its ? that is unknown; known are {}. A ? in a user or a password is written as %3F",
+        PARAMETERS.join(", ")
+    )]
+    Parameter,
     /// A file of its TLS cannot be read.
     #[error("names {} as its {parameter}, which cannot be read ({error})", file.display())]
     File {
@@ -77,7 +105,8 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, AddressError> {
         mode => mode,
     };
     // The files are named by the environment, too (PGSSLROOTCERT), and nothing but the address tells what was understood.
-    let understood = options.to_url_lossy();
+    // Without host and user, which it cannot write whatever they are.
+    let understood = options.clone().host("h").username("u").to_url_lossy();
     let [authority, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|parameter| {
         let mut pairs = understood.query_pairs();
         let Some((_, named)) = pairs.find(|(name, _)| name == parameter) else {
@@ -121,7 +150,14 @@ fn is_escaped(url: &str) -> Result<(), AddressError> {
     if !server.contains('@') && path.contains('@') {
         return Err(AddressError::Unescaped('/'));
     }
-    Ok(())
+    let (_, query) = rest.split_once('?').unwrap_or_default();
+    let mut names = query.split('&').map(|pair| pair.split('=').next());
+    let is_known = |name: &str| name.starts_with("options[") || PARAMETERS.contains(&name);
+    if query.is_empty() || names.all(|name| name.is_some_and(is_known)) {
+        Ok(())
+    } else {
+        Err(AddressError::Parameter)
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +176,8 @@ mod tests {
             "postgres://h/x?user=u@house",
             "postgres://h/x?sslmode=disable&sslrootcert=/none/ca.pem",
             "postgres://h/x?sslmode=verify-full",
+            "postgres://h/x?hostaddr=fd00::5&options[statement_timeout]=9s",
+            "postgres://u:p@[fd00::5]:5432/x?sslmode=require",
             // Of no use over a socket of this machine, as for libpq.
             "postgres:///x?host=/run/postgresql&sslmode=require&sslrootcert=/none/ca.pem",
         ] {
@@ -158,7 +196,19 @@ mod tests {
             ("postgres://u:1/w@h/x", "has a /"),
             ("postgres://u:s3cret@w@h/x", "has a @"),
             ("postgres://u:s3cret#w@h/x", "has a #"),
-            ("postgres://u:s3cret?w@h/x", "cannot be read (invalid port"),
+            ("postgres://u:s3cret?w@h/x", "has something behind its ?"),
+            (
+                "postgres://ota:123?s3cret@h/x",
+                "has something behind its ?",
+            ),
+            (
+                "postgres://ota:?s3cret=1&x@h/x",
+                "has something behind its ?",
+            ),
+            (
+                "postgres://h/x?sslmod=verify-full",
+                "has something behind its ?",
+            ),
             ("postgres://h/x?sslmode=maybe", "cannot be read ("),
             ("postgres://h/x?port=y", "cannot be read ("),
             ("postgres://h/x?sslmode=allow", "has sslmode=allow"),
