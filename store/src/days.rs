@@ -104,24 +104,27 @@ pub(crate) async fn keep<D: Dialect>(
     let today = now.as_microsecond().div_euclid(DAY);
     let days = (today..=today + AHEAD).filter_map(Partition::of_day);
     for day in days.filter(|day| !there.iter().any(|other| other.overlaps(day))) {
-        if !went(&day, "made", make(store, lock, &day).await)? {
-            return Ok(());
+        let is_late = day.from <= now.as_microsecond();
+        if !went(&day, "made", is_late, make(store, lock, &day).await)? {
+            break; // what is over is another matter
         }
     }
     // Never a day that goes on.
     let over = before.min(now).as_microsecond();
     for old in there.iter().filter(|partition| partition.to <= over) {
-        if !went(old, "dropped", let_go(store, lock, old).await)? {
-            return Ok(());
+        let is_late = old.to.saturating_add(DAY) <= over;
+        if !went(old, "dropped", is_late, let_go(store, lock, old).await)? {
+            break;
         }
     }
     Ok(())
 }
 
-/// Whether a change came through. That it did not is no error when another time may do.
+/// Whether a change came through. That it did not is no error when another time may do; it is told when it is late.
 fn went(
     partition: &Partition,
     change: &'static str,
+    is_late: bool,
     done: Result<(), DbError>,
 ) -> Result<bool, DbError> {
     match done {
@@ -130,7 +133,16 @@ fn went(
             if error.code().is_some_and(|code| PASSING.contains(&&*code)) =>
         {
             let partition = partition.name.as_str();
-            tracing::debug!(partition, change, %error, "the history's partitions wait for another time");
+            if is_late {
+                tracing::warn!(
+                    partition,
+                    change,
+                    %error,
+                    "a day of the history waits to be made or dropped: who holds its table for so long (pg_stat_activity)?"
+                );
+            } else {
+                tracing::debug!(partition, change, %error, "the history's partitions wait for another time");
+            }
             Ok(false)
         }
         Err(error) => Err(error),

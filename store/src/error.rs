@@ -81,6 +81,11 @@ fn is_refusal(code: Option<&str>) -> bool {
     }
 }
 
+/// A row was on its way to the default partition while its day got one of its own: it is no row's fault, and the next try has it.
+fn is_of_partitions(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().as_deref() == Some("23514") && error.constraint().is_none()
+}
+
 /// What it means for whoever writes that a database's code says that it takes no writes: PostgreSQL's 53100 (disk full) and
 /// 25006 (read-only); SQLite's 13 (full) and 8 (read-only), in the low byte.
 fn unwritable(code: Option<&str>) -> Option<&'static str> {
@@ -119,7 +124,9 @@ impl From<DbError> for StoreError {
                 let known = PROTECTED.iter().find(|(table, _)| text.contains(table));
                 Self::Conflict(known.map_or("the row", |(_, what)| what))
             }
-            DbError::Sql(sqlx::Error::Database(error)) if is_refusal(error.code().as_deref()) => {
+            DbError::Sql(sqlx::Error::Database(error))
+                if is_refusal(error.code().as_deref()) && !is_of_partitions(error.as_ref()) =>
+            {
                 Self::Refused(error.message().to_owned())
             }
             DbError::Sql(error) => {
