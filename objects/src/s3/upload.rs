@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use device_ota_engine::ports::{ObjectError, ObjectStream};
-use futures_util::TryStreamExt as _;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use minio::s3::segmented_bytes::SegmentedBytes;
 use minio::s3::types::UploadId;
 use tokio::fs;
@@ -98,18 +98,26 @@ async fn put_parts(
     mut bytes: ObjectStream,
 ) -> Result<(), ObjectError> {
     let (mut under_way, mut sent) = (FuturesOrdered::new(), Vec::new());
-    for number in 1.. {
-        if under_way.len() == PARTS_AT_ONCE {
-            sent.extend(under_way.try_next().await?);
+    let done = async {
+        for number in 1.. {
+            if under_way.len() == PARTS_AT_ONCE {
+                sent.extend(under_way.try_next().await?);
+            }
+            let part = next_part(&mut bytes).await?;
+            if part.is_empty() {
+                break;
+            }
+            under_way.push_back(bucket.put_part(name, upload, number, part));
         }
-        let part = next_part(&mut bytes).await?;
-        if part.is_empty() {
-            break;
+        while let Some(part) = under_way.try_next().await? {
+            sent.push(part);
         }
-        under_way.push_back(bucket.put_part(name, upload, number, part));
-    }
-    while let Some(part) = under_way.try_next().await? {
-        sent.push(part);
+        Ok(())
+    };
+    if let Err(error) = done.await {
+        // A part that came after the upload was taken back would stay.
+        while under_way.next().await.is_some() {}
+        return Err(error);
     }
     Ok(bucket.complete(name, upload, sent).await?)
 }
