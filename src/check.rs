@@ -20,15 +20,17 @@ use crate::{access, admin, edge, keys, password_file, places, serve, tls};
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     // Whoever reads only the beginning has gone by the end.
     writeln!(std::io::stdout(), "{config:#?}").ok();
+    let mut told = std::io::stderr();
     for note in certificates(config).filter_map(|look| look.ok().flatten()) {
-        eprintln!("{note}; it would be used all the same");
+        writeln!(told, "{note}; it would be used all the same").ok();
     }
     let wrong = wrong(config);
     for error in &wrong {
-        eprintln!("{}", crate::told(error));
+        writeln!(told, "{}", crate::told(error)).ok();
     }
     anyhow::ensure!(wrong.is_empty(), "this configuration cannot be used");
-    eprintln!("nothing is wrong with it; ports, database and other servers are not tried");
+    let nothing = "nothing is wrong with it; ports, database and other servers are not tried";
+    writeln!(told, "{nothing}").ok();
     Ok(())
 }
 
