@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::bus::Subscriber;
 use crate::harness::{
-    Admin, Answer, Device, MqttVersion, Options, Service, Trust, device_json, image, image_metadata,
+    Admin, Answer, Device, MqttVersion, Options, Service, Trust, device_json, eventually, image,
+    image_metadata,
 };
 use crate::identity::key;
 
@@ -46,6 +47,15 @@ async fn an_image_out_of_use_leaves_the_lists_and_is_offered_to_nobody(options: 
     let link = admin.client().get(link["url"].as_str().unwrap());
     let served = link.try_clone().unwrap().send().await.unwrap();
     assert_eq!(served.status(), 200);
+    eventually(
+        "the link is counted, which would change what follows",
+        async || {
+            let image = admin.get(&path).await.expect(200);
+            let counted = image["download_count"] == 1;
+            counted.then_some(()).ok_or(image.to_string())
+        },
+    )
+    .await;
     let gone = admin.delete(&path).await.expect(200);
     assert_eq!(gone["status"], "deprecated");
     let recalled = link.send().await.unwrap();

@@ -401,12 +401,19 @@ async fn events_are_on_each_bus_and_go_to_a_webhook_once(options: Options) {
         Subscriber::start(&pair.two, "ota/v1/events/campaign/#").await,
     ];
     let mut receiver = Receiver::start(200, "").await;
-    hook(&admin, &receiver.url(), &["campaign.*"]).await;
+    let (path, _) = hook(&admin, &receiver.url(), &["campaign.*"]).await;
     campaign(&admin, &firmware, "first").await;
     for bus in &mut buses {
         assert_eq!(bus.event().await.1["data"]["name"], "first");
     }
     assert_eq!(receiver.next().await.event()["data"]["name"], "first");
+    // Who ends before it has written that down sends it again, by the other one.
+    eventually("it is written down that it came", async || {
+        let webhook = admin.get(&path).await.expect(200);
+        let came = webhook["last_delivered_at"].is_string();
+        came.then_some(()).ok_or(webhook.to_string())
+    })
+    .await;
     // The one that has served it ends, and the other goes on where it was.
     pair.one.stop().await;
     campaign(&admin, &firmware, "second").await;
